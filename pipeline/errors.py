@@ -1,0 +1,5 @@
+"""The one exception that is the user's to mend: the command prints it without a traceback, exit code 2."""
+
+
+class UserError(Exception):
+    """What is wrong, where (file and line, or the configuration key), and what to do about it."""
