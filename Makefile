@@ -1,0 +1,54 @@
+# Needs make, git and Python >= 3.11; no compiler, no GPU. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo ui test check format lint clean clean-all
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## train and evaluate a small translator, in about five minutes on two cores
+	@$(BIN)/transloom run experiment=demo
+
+ui: $(VENV)/.installed  ## serve MLflow's pages on the runs, on this machine only
+	@$(BIN)/transloom ui
+
+test: check  ## lint, types, layers and all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## lint, formatting, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: check
+
+clean:  ## remove caches and build leftovers
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-all: clean  ## also remove the environment and every output
+	rm -rf $(VENV) outputs
+
+# The stamps make the environment anew only when what it is made from changed.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Transloom needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Transloom into $(VENV): a minute or two, depending on the network"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Transloom and its development tools into $(VENV): a minute or two, depending on the network"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed $@
