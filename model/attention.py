@@ -1,0 +1,167 @@
+"""Scaled dot-product attention with many heads (sections 3.2.1 and 3.2.2).
+
+Letters in shapes: N packed tokens, B sentences, L the longest one, H heads, K width of a head, R hypotheses.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.packing import Layout, regroup
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(K) + bias) value, equation 1 of the paper.
+
+    Explicit products: on a CPU the backward of torch's scaled_dot_product_attention takes longer than all of this.
+
+    Args:
+        query: (..., Lq, K). key, value: (..., Lk, K).
+        bias: broadcastable to (..., Lq, Lk): 0 where a query sees a key, -inf where it does not. None: sees all.
+    Returns:
+        (..., Lq, K)
+    """
+    # Keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
+    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias
+    return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+
+def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """Hides padding: (B, L) bool -> (B, 1, 1, L), -inf at True."""
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, -math.inf)[:, None, None]
+
+
+def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Hides the future: (length, length), -inf above the diagonal."""
+    return torch.full((length, length), -math.inf, dtype=dtype, device=device).triu_(1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every layer's attention needs to know of one packed side, made once a batch.
+
+    Attributes:
+        shape: (B, L)
+        rows: by number of projections, the gather of `Layout.head_rows`.
+        padding_bias: (B, 1, 1, L), or None without padding.
+        causal_bias: (L, L)
+    """
+
+    shape: tuple[int, int]
+    rows: dict[int, tuple[Tensor, Tensor]]
+    padding_bias: Tensor | None
+    causal_bias: Tensor
+
+    @staticmethod
+    def of(layout: Layout, num_heads: int, dtype: torch.dtype) -> "Grid":
+        return Grid(
+            shape=layout.grid,
+            rows={projections: layout.head_rows(num_heads, projections) for projections in (1, 2, 3)},
+            padding_bias=None if layout.padding is None else padding_bias(layout.padding, dtype),
+            causal_bias=causal_bias(layout.grid[1], dtype, layout.lengths.device),
+        )
+
+
+class KeyValueCache:
+    """Keys and values of the tokens decoded so far: two tensors (R, H, room, K) that grow by doubling."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds one position, key and value (R, H, K); returns all of them, (R, H, length, K)."""
+        if self._keys is None or self._values is None or self.length == self._keys.shape[2]:
+            room = key.new_empty(2, key.shape[0], key.shape[1], max(16, 2 * self.length), key.shape[2])
+            if self._keys is not None and self._values is not None:
+                room[0, :, :, : self.length] = self._keys
+                room[1, :, :, : self.length] = self._values
+            self._keys, self._values = room[0], room[1]
+        self._keys[:, :, self.length] = key
+        self._values[:, :, self.length] = value
+        self.length += 1
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from what was row rows[r]; rows (R',), R' may be smaller."""
+        if self._keys is not None and self._values is not None:
+            self._keys = self._keys.index_select(0, rows)
+            self._values = self._values.index_select(0, rows)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of packed sentences to themselves."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        for weight in self.query_key_value.weight.chunk(3):
+            nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
+        nn.init.zeros_(self.query_key_value.bias)
+
+    def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
+        """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
+        width = x.shape[1]
+        (sentences, longest), heads = grid.shape, self.num_heads
+        rows, places = grid.rows[3]
+        heads_of = regroup(self.query_key_value(x).view(-1, width // heads), rows, places)
+        query, key, value = heads_of.view(3, sentences, heads, longest, width // heads)
+        # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
+        context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
+        rows, places = grid.rows[1]
+        return self.output(regroup(context.reshape(-1, width // heads), places, rows).view(-1, width))
+
+    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
+        query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (R, H, K)
+        keys, values = cache.append(key, value)
+        return self.output(attend(query[:, :, None], keys, values, None).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of the target's tokens to the encoder's output."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        for weight in (self.query.weight, *self.key_value.weight.chunk(2)):
+            nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
+        nn.init.zeros_(self.key_value.bias)
+
+    def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
+        """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
+        width = x.shape[1] // self.num_heads
+        rows, places = target.rows[1]
+        query = regroup(self.query(x).view(-1, width), rows, places)
+        query = query.view(target.shape[0], self.num_heads, target.shape[1], width)
+        key, value = self.keys_and_values(memory, source)
+        context = attend(query, key, value, source.padding_bias)
+        return self.output(regroup(context.reshape(-1, width), places, rows).view(x.shape))
+
+    def keys_and_values(self, memory: Tensor, source: Grid) -> Tensor:
+        """memory: (N source tokens, d_model) -> (2, B, H, L, K), what `step` sees."""
+        width = memory.shape[1] // self.num_heads
+        rows, places = source.rows[2]
+        grid = regroup(self.key_value(memory).view(-1, width), rows, places)
+        return grid.view(2, source.shape[0], self.num_heads, source.shape[1], width)
+
+    def step(self, x: Tensor, keys_and_values: Tensor, bias: Tensor | None) -> Tensor:
+        """One more token of each hypothesis; the B sentences have R / B hypotheses each, which share their keys.
+
+        Args:
+            x: (R, d_model). keys_and_values: (2, B, H, L, K). bias: (B, 1, 1, L) or None.
+        """
+        sentences, heads = keys_and_values.shape[1], self.num_heads
+        query = self.query(x).view(sentences, -1, heads, keys_and_values.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
+        context = attend(query, keys_and_values[0], keys_and_values[1], bias)
+        return self.output(context.transpose(1, 2).reshape(x.shape))

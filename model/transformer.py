@@ -1,0 +1,113 @@
+"""The Transformer of "Attention Is All You Need", in the order of the paper's figure 1.
+
+Source, target and output share one embedding matrix (section 3.4). Letters in shapes: N packed tokens, B sentences,
+R hypotheses, V the vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Grid, KeyValueCache
+from model.config import Norm, Positions, TransformerConfig
+from model.layers import DecoderLayer, Dropout, EncoderLayer, sinusoids
+from model.packing import Layout
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        d_model = config.d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(d_model): variance 1
+        if config.positions is Positions.learned:
+            self.learned_positions = nn.Embedding(config.max_positions, d_model)
+            nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
+        else:
+            self.register_buffer("sinusoids", sinusoids(config.max_positions, d_model), persistent=False)
+        self.dropout = Dropout(config.dropout)
+        layer = (d_model, config.d_ff, config.num_heads, config.dropout, config.norm)
+        self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(config.decoder_layers))
+        # Post-norm layers end in a normalisation of their own.
+        is_pre = config.norm is Norm.pre
+        self.encoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
+
+    def forward(self, source: Tensor, source_layout: Layout, target: Tensor, target_layout: Layout) -> Tensor:
+        """Teacher forcing: the decoder's output at every target position.
+
+        Args:
+            source: (N source tokens,) ids. target: (N target tokens,) ids, each sentence shifted right by one.
+        Returns:
+            (N target tokens, d_model); times `embedding.weight` transposed it gives the logits.
+        """
+        source_grid = self.grid(source_layout)
+        target_grid = self.grid(target_layout)
+        memory = self.encode(source, source_layout, source_grid)
+        x = self.embed(target, target_layout.positions)
+        for layer in self.decoder:
+            x = layer(x, memory, target_grid, source_grid)
+        return self.decoder_norm(x)
+
+    def encode(self, source: Tensor, layout: Layout, grid: Grid) -> Tensor:
+        """source: (N,) ids -> memory (N, d_model)."""
+        x = self.embed(source, layout.positions)
+        for layer in self.encoder:
+            x = layer(x, grid)
+        return self.encoder_norm(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (N,) -> (N, d_model).
+
+        Raises:
+            ValueError: a position behind max_positions.
+        """
+        if self.config.positions is Positions.learned:
+            place = self.learned_positions(positions)
+        else:
+            place = self.sinusoids.index_select(0, positions)
+        return self.dropout(self.embedding(tokens) * math.sqrt(self.config.d_model) + place)
+
+    def grid(self, layout: Layout) -> Grid:
+        longest = layout.grid[1]
+        if longest > self.config.max_positions:
+            raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
+        return Grid.of(layout, self.config.num_heads, self.embedding.weight.dtype)
+
+    def start_decoding(self, source: Tensor, layout: Layout) -> "TransformerDecoding":
+        """Encodes packed source sentences and prepares to decode them, one hypothesis each."""
+        return TransformerDecoding(self, source, layout)
+
+
+class TransformerDecoding:
+    """Incremental decoding of B sentences: what `pipeline.decode` steps through (its protocol `Decoding`)."""
+
+    def __init__(self, model: Transformer, source: Tensor, layout: Layout) -> None:
+        self.model = model
+        grid = model.grid(layout)
+        memory = model.encode(source, layout, grid)
+        self.bias = grid.padding_bias
+        self.memories = [layer.cross_attention.keys_and_values(memory, grid) for layer in model.decoder]
+        self.caches = [KeyValueCache() for _ in model.decoder]
+        self.position = 0
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
+        positions = torch.full_like(tokens, self.position)
+        x = self.model.embed(tokens, positions)
+        for layer, cache, memory in zip(self.model.decoder, self.caches, self.memories, strict=True):
+            x = layer.step(x, cache, memory, self.bias)
+        self.position += 1
+        return nn.functional.linear(self.model.decoder_norm(x), self.model.embedding.weight)
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
+        """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        for cache in self.caches:
+            cache.reorder(rows)
+        if sentences is not None:
+            self.memories = [memory.index_select(1, sentences) for memory in self.memories]
+            self.bias = None if self.bias is None else self.bias.index_select(0, sentences)

@@ -1,0 +1,183 @@
+"""Which pairs make which step: a pure function of (lengths, budgets, seed, epoch), never of the number of workers.
+
+An epoch is shuffled, sorted by length within pools of a few dozen steps, and cut into micro-batches of about
+`micro_tokens` tokens; a step is `tokens / micro_tokens` micro-batches, of which rank r of W takes every W-th. So the
+effective batch stays the same when the cluster shrinks or grows, and (epoch, step) says where to resume.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.packing import Layout
+from pipeline.data.shards import PairDataset
+from pipeline.data.tokenizer import BOS_ID
+from pipeline.errors import UserError
+
+STEPS_PER_POOL = 64  # sorted together: more makes purer lengths, fewer makes steps more alike
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How much a step reads.
+
+    Attributes:
+        tokens: a step's budget in tokens, counted on each side without padding (the paper: 25,000).
+        micro_tokens: what one worker holds in memory at a time; tokens / micro_tokens is the largest number of
+            workers that share a step.
+    """
+
+    tokens: int = 4096
+    micro_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.micro_tokens < 1:
+            raise ValueError(f"micro_tokens: must be at least 1, not {self.micro_tokens}")
+        if self.tokens < 1 or self.tokens % self.micro_tokens:
+            raise ValueError(f"tokens: {self.tokens} is not a multiple of micro_tokens: {self.micro_tokens}")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in a step."""
+        return self.tokens // self.micro_tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of packed pairs. Letters: B pairs, S source tokens, T target tokens.
+
+    Attributes:
+        source: (S,) ids, each sentence ending in </s>.
+        target: (T,) ids the decoder reads: <s> and all but the last of each sentence.
+        labels: (T,) ids the decoder should say: each sentence with its </s>.
+    """
+
+    source: Tensor
+    source_layout: Layout
+    target: Tensor
+    target_layout: Layout
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        tensors = [x.to(device, non_blocking=True) for x in (self.source, self.target, self.labels)]
+        return Batch(tensors[0], self.source_layout.to(device), tensors[1], self.target_layout.to(device), tensors[2])
+
+    @property
+    def padding_share(self) -> float:
+        """What part of both sides' padded grids, where attention works, is padding."""
+        cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
+        return 1.0 - (self.source.numel() + self.target.numel()) / cells
+
+
+def plan_epoch(
+    source_lengths: np.ndarray, target_lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The epoch's micro-batches in order, each an array of pair indices; every pair stands in exactly one.
+
+    Args:
+        source_lengths, target_lengths: (pairs,) tokens with </s>.
+    Raises:
+        UserError: a pair alone is larger than batch.micro_tokens.
+    """
+    sizes = np.maximum(source_lengths, target_lengths)
+    if len(sizes) and sizes.max() > config.micro_tokens:
+        raise UserError(
+            f"batch.micro_tokens: {config.micro_tokens} is less than the longest training pair, {sizes.max()} tokens; "
+            "raise it, or lower clean.max_words"
+        )
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(sizes))
+    micro_batches: list[np.ndarray] = []
+    pool_tokens = STEPS_PER_POOL * config.tokens
+    pool_of = np.cumsum(sizes[order]) // pool_tokens
+    for pool in np.split(order, np.flatnonzero(np.diff(pool_of)) + 1):
+        by_length = pool[np.lexsort((source_lengths[pool], target_lengths[pool]))]
+        cut = _cut(source_lengths[by_length], target_lengths[by_length], config.micro_tokens)
+        pool_batches = np.split(by_length, cut)
+        micro_batches += [pool_batches[i] for i in random.permutation(len(pool_batches))]
+    return micro_batches
+
+
+def _cut(source_lengths: np.ndarray, target_lengths: np.ndarray, budget: int) -> list[int]:
+    """Where to cut a row of pairs so that neither side of a piece has more than `budget` tokens."""
+    source_ends, target_ends = np.cumsum(source_lengths), np.cumsum(target_lengths)
+    cuts, start = [], 0
+    while True:
+        source_room = budget + (source_ends[start - 1] if start else 0)
+        target_room = budget + (target_ends[start - 1] if start else 0)
+        end = min(
+            int(np.searchsorted(source_ends, source_room, side="right")),
+            int(np.searchsorted(target_ends, target_room, side="right")),
+        )
+        if end >= len(source_ends):
+            return cuts
+        cuts.append(end)
+        start = end
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as one rank sees it.
+
+    Attributes:
+        epoch, index: where it stands; index counts the epoch's steps from 0.
+        batches: this rank's micro-batches. All ranks have equally many; a rank that has none left gets None, and
+            must take part in the step without weight.
+        micro_indices: the place of each in the epoch's plan; seeds dropout, so that it is the same on any rank.
+        source_tokens, target_tokens: of the whole step, over all ranks.
+    """
+
+    epoch: int
+    index: int
+    batches: list[Batch | None]
+    micro_indices: list[int]
+    source_tokens: int
+    target_tokens: int
+
+
+def iterate_steps(
+    pairs: PairDataset, config: BatchConfig, seed: int, *, rank: int, world_size: int, epoch: int = 0, index: int = 0
+) -> Iterator[Step]:
+    """Steps for ever, from (epoch, index) on.
+
+    Raises:
+        UserError: there are no pairs, or one is too long.
+    """
+    if not len(pairs):
+        raise UserError("corpus.train: no training pairs are left after cleaning")
+    while True:
+        plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, config, seed, epoch)
+        per_step = config.micro_batches
+        for index in range(index, -(-len(plan) // per_step)):
+            first = index * per_step
+            micro = plan[first : first + per_step]
+            indices = list(range(first + rank, first + len(micro), world_size))
+            batches: list[Batch | None] = [make_batch(pairs, plan[i]) for i in indices]
+            missing = -(-len(micro) // world_size) - len(batches)
+            yield Step(
+                epoch=epoch,
+                index=index,
+                batches=batches + [None] * missing,
+                micro_indices=indices + [first] * missing,
+                source_tokens=int(sum(pairs.source_lengths[part].sum() for part in micro)),
+                target_tokens=int(sum(pairs.target_lengths[part].sum() for part in micro)),
+            )
+        epoch, index = epoch + 1, 0
+
+
+def make_batch(pairs: PairDataset, indices: np.ndarray) -> Batch:
+    """Packs the named pairs."""
+    sources = [pairs.source(i) for i in indices]
+    labels = [pairs.target(i) for i in indices]
+    source = torch.from_numpy(np.concatenate(sources).astype(np.int64))
+    label_row = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    source_layout = Layout.of(torch.tensor([len(x) for x in sources]))
+    target_layout = Layout.of(torch.tensor([len(x) for x in labels]))
+    target = label_row.roll(1)
+    target[target_layout.positions == 0] = BOS_ID
+    return Batch(source, source_layout, target, target_layout, label_row)

@@ -1,0 +1,159 @@
+"""Beam search that knows no model: it steps a `Decoding`, batched over sentences and hypotheses.
+
+Letters in shapes: B sentences still being decoded, K beam width, V vocabulary, T tokens so far.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BeamConfig:
+    """How to search.
+
+    Attributes:
+        beam: hypotheses kept for a sentence; 1 is greedy search.
+        length_penalty: alpha of ((5 + length) / 6)^alpha, by which a hypothesis' log-probability is divided
+            (Wu et al. 2016, equation 14; the paper: 0.6).
+        extra_tokens: a translation has at most the source's tokens + this (the paper: 50).
+        batch_sentences: sentences decoded at a time.
+    """
+
+    beam: int = 4
+    length_penalty: float = 0.6
+    extra_tokens: int = 50
+    batch_sentences: int = 64
+
+    def __post_init__(self) -> None:
+        for field in ("beam", "batch_sentences"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, not {getattr(self, field)}")
+        for field in ("length_penalty", "extra_tokens"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: must be at least 0, not {getattr(self, field)}")
+
+
+class Decoding(Protocol):
+    """Sentences being decoded by some model, R = B * hypotheses rows."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Feeds one token to each row: (R,) -> logits (R, V)."""
+        ...
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
+        """Row r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A translation.
+
+    Attributes:
+        tokens: ids, without <s> and without </s>.
+        score: log-probability (nats, with </s>) divided by the length penalty.
+    """
+
+    tokens: list[int]
+    score: float
+
+
+def length_penalty(length: int | Tensor, alpha: float):
+    """((5 + length) / 6)^alpha; length counts </s>."""
+    return ((5.0 + length) / 6.0) ** alpha
+
+
+@torch.inference_mode()
+def beam_search(decoding: Decoding, max_lengths: Tensor, config: BeamConfig, bos_id: int, eos_id: int) -> list[Hypothesis]:
+    """The best hypothesis of each sentence.
+
+    A sentence is done when it has K ended hypotheses, or when no open one can still beat its best ended one. At
+    max_lengths it must end: </s> is the only token allowed.
+
+    Args:
+        decoding: with one row a sentence, nothing fed yet.
+        max_lengths: (B,) most tokens of each translation, </s> included, each at least 1.
+    """
+    beam, alpha = config.beam, config.length_penalty
+    device = max_lengths.device
+    count = len(max_lengths)
+    best: list[Hypothesis | None] = [None] * count
+    # Of the sentences still open: which they are, their limits, their best ended score and number of ended ones.
+    sentence = torch.arange(count, device=device)
+    best_ended = torch.full((count,), -torch.inf, device=device)
+    num_ended = torch.zeros(count, dtype=torch.int64, device=device)
+    tokens = torch.full((count, 1, 1), bos_id, dtype=torch.int64, device=device)  # (B, K, T + 1)
+    scores = torch.zeros(count, 1, device=device)  # (B, K) log-probability; K is 1 before the first step
+    length = 0
+    while len(sentence):
+        length += 1
+        width = tokens.shape[1]
+        logits = decoding.step(tokens[:, :, -1].flatten())
+        vocab = logits.shape[-1]
+        extended, choice = _best_extensions(logits, scores, 2 * beam)  # (B, <= 2K) each
+        at_limit = max_lengths == length
+        if bool(at_limit.any()):
+            ending = logits.float().log_softmax(-1).view(len(sentence), width, vocab)[:, :, eos_id] + scores
+            flat = torch.arange(width, device=device) * vocab + eos_id
+            forced = torch.full_like(extended, -torch.inf)
+            forced_choice = torch.full_like(choice, eos_id)
+            kept = min(width, extended.shape[1])
+            order = ending.argsort(dim=1, descending=True)[:, :kept]
+            forced[:, :kept] = ending.gather(1, order)
+            forced_choice[:, :kept] = flat[order]
+            extended = torch.where(at_limit[:, None], forced, extended)
+            choice = torch.where(at_limit[:, None], forced_choice, choice)
+        parent, token = choice // vocab, choice % vocab
+        is_end = token == eos_id
+
+        # Ended hypotheses: only those among the first K count, as if the beam had no more room.
+        ended = torch.where(is_end, extended / length_penalty(length, alpha), -torch.inf)[:, :beam]
+        top, where = ended.max(dim=1)
+        improved = top > best_ended
+        best_ended = torch.where(improved, top, best_ended)
+        num_ended = num_ended + (ended > -torch.inf).sum(1)
+        for row in improved.nonzero().squeeze(1).tolist():
+            said = tokens[row, int(parent[row, where[row]]), 1:].tolist()
+            best[int(sentence[row])] = Hypothesis(said, float(top[row]))
+
+        # Open hypotheses: the first K that did not end. They are sorted, so the first is the best.
+        open_scores = extended.masked_fill(is_end, -torch.inf)
+        scores, order = open_scores.topk(min(beam, open_scores.shape[1]), dim=1)
+        parent, token = parent.gather(1, order), token.gather(1, order)
+        # Log-probabilities only fall, so with alpha >= 0 this bounds what an open hypothesis can still reach.
+        bound = scores[:, 0] / length_penalty(max_lengths, alpha)
+        stays = ~at_limit & (num_ended < beam) & (best_ended < bound)
+        kept_rows = stays.nonzero().squeeze(1)
+        is_shrunk = len(kept_rows) < len(sentence)
+        if is_shrunk:
+            sentence, max_lengths = sentence[kept_rows], max_lengths[kept_rows]
+            best_ended, num_ended = best_ended[kept_rows], num_ended[kept_rows]
+            scores, parent, token = scores[kept_rows], parent[kept_rows], token[kept_rows]
+        if not len(sentence):
+            break
+        rows = kept_rows[:, None] * width + parent  # (B', K) rows of the step just made
+        history = tokens.view(-1, length)[rows.flatten()].view(len(sentence), -1, length)
+        tokens = torch.cat((history, token[:, :, None]), dim=2)
+        decoding.reorder(rows.flatten(), kept_rows if is_shrunk else None)
+    return [hypothesis or Hypothesis([], -torch.inf) for hypothesis in best]
+
+
+def _best_extensions(logits: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best continuations over all of a sentence's hypotheses.
+
+    Args:
+        logits: (B * K, V). scores: (B, K).
+    Returns:
+        scores and choices (hypothesis * V + token), each (B, min(count, K * V)), best first.
+    """
+    sentences, width = scores.shape
+    vocab = logits.shape[-1]
+    # A row's best need no normalised copy of all V logits: subtract logsumexp from the few chosen.
+    top, token = logits.float().topk(min(count, vocab), dim=-1)
+    top = top - logits.float().logsumexp(-1, keepdim=True) + scores.view(-1, 1)
+    choice = token.view(sentences, width, -1) + torch.arange(width, device=logits.device)[:, None] * vocab
+    best, where = top.view(sentences, -1).topk(min(count, width * top.shape[-1]), dim=-1)
+    return best, choice.view(sentences, -1).gather(1, where)
