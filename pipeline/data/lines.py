@@ -1,0 +1,63 @@
+"""Text files as lines of bytes, one line for each line feed, in memory that does not grow with the file."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import UserError
+
+MAX_LINE_BYTES = 1 << 20  # no sentence is longer; beyond it a line is not even held in memory
+BOM = b"\xef\xbb\xbf"
+
+
+def existing_file(path: str | Path) -> Path:
+    """The file itself, or the one with .gz behind its name where only that exists.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    for candidate in (Path(path), Path(f"{path}.gz")):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"no such file: {path} (nor {path}.gz)")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def count_lines(path: Path) -> int:
+    """As `wc -l`, but a last line without a line feed counts too."""
+    lines, last = 0, b"\n"
+    with _open(path) as file:
+        while block := file.read(1 << 20):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yields each line without its line feed, one carriage return before it, and the byte order mark of the file.
+
+    Lines end at the line feed only: U+2028, U+0085, form feeds and lone carriage returns are part of a line.
+    Of a line longer than MAX_LINE_BYTES only the first MAX_LINE_BYTES + 1 bytes are yielded.
+    """
+    with _open(path) as file:
+        at_start = True
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield line
+            else:
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                yield line.removeprefix(BOM) if at_start else line
+            at_start = False

@@ -1,0 +1,163 @@
+"""From a corpus to tokenised shards: three stages, each skipped when its inputs and settings are unchanged."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.clean import CleanConfig, CleanReport, Invalid, clean_pairs
+from pipeline.data.corpus import (
+    SPLITS,
+    CorpusConfig,
+    corpus_fingerprint,
+    count_pairs,
+    held_out_pairs,
+    read_pairs,
+    refuse,
+)
+from pipeline.data.pairs import SentencePair
+from pipeline.data.shards import shard_tasks, tokenize_shard
+from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, train_tokenizer
+from pipeline.errors import UserError
+from pipeline.files import Stage, atomic_write, stage
+
+MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The folders of the cleaned corpus, the tokenizer and the shards."""
+
+    corpus: Stage
+    tokenizer: Stage
+    shards: Stage
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Keeps quiet."""
+
+
+def prepare(
+    corpus: CorpusConfig,
+    clean: CleanConfig,
+    tokenizer: TokenizerConfig,
+    output_dir: Path,
+    map_tasks: MapTasks = map,
+    progress: Progress = no_progress,
+    shard_pairs: int = 50_000,
+) -> Prepared:
+    """Cleans the corpus, trains the tokenizer and tokenises everything, below `output_dir`.
+
+    Folders: corpora/<name>-<hash>/ with train, validation and test as .source and .target (train cleaned, the others
+    line for line as they came), tokenizers/<hash>/ and shards/<hash>/. What changes train alone (say a limit in
+    `clean`) makes new folders from there on; what changes nothing finds everything done.
+
+    Args:
+        map_tasks: as `map`, results in the order of the tasks; may run them at the same time in other processes that
+            see `output_dir`.
+        progress: called with (what, done, total); total is 0 while unknown.
+
+    Raises:
+        UserError: see `read_pairs`, `train_tokenizer` and `stage`.
+    """
+    corpus_stage = stage(
+        output_dir / "corpora",
+        f"{corpus.name}-",
+        {"clean": clean, "held_out": _held_out_key(corpus)},
+        corpus_fingerprint(corpus),
+        lambda folder: _build_corpus(folder, corpus, clean, progress),
+    )
+    hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
+    train_files = [corpus_stage.folder / f"train.{side}" for side in SentencePair._fields]
+    tokenizer_stage = stage(
+        output_dir / "tokenizers",
+        "",
+        tokenizer,
+        {file.name: hashes[file.name] for file in train_files},
+        lambda folder: train_tokenizer(train_files, tokenizer, folder),
+    )
+    shards_stage = stage(
+        output_dir / "shards",
+        "",
+        {"shard_pairs": shard_pairs},
+        hashes | {MODEL_FILE: tokenizer_stage.manifest["counts"]["sha256"]},
+        lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress),
+    )
+    return Prepared(corpus_stage, tokenizer_stage, shards_stage)
+
+
+def _held_out_key(corpus: CorpusConfig) -> dict[str, int]:
+    return {split: corpus.held_out for split in SPLITS if not corpus.has_own_data(split)}
+
+
+def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progress: Progress) -> dict[str, Any]:
+    totals = {split: count_pairs(corpus, split) for split in SPLITS}  # refuses unequal sides of any split at once
+    report = CleanReport()
+
+    def drop_or_refuse(reason: str, message: str) -> None:
+        if reason != "too_long" and clean.invalid is Invalid.error:
+            refuse(reason, message)
+        report.dropped[reason] += 1
+
+    # Counted while train itself is read, not while pairs are looked up to be held out.
+    held_out = held_out_pairs(corpus, drop_or_refuse)
+    report.dropped.clear()
+    counts: dict[str, Any] = {}
+    for split in SPLITS:
+        if split == "train":
+            pairs = clean_pairs(read_pairs(corpus, split, drop_or_refuse, held_out), clean, report)
+        else:
+            pairs = read_pairs(corpus, split, held_out=held_out)
+        counts[split] = _write_pairs(folder, split, pairs, totals[split], progress)
+    dropped = dict(sorted(report.dropped.items()))
+    if not report.kept:
+        raise UserError(f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}")
+    for split in SPLITS:
+        if not counts[split]["pairs"]:
+            raise UserError(f"corpus.{split}: has no pairs")
+    return {"splits": counts, "dropped": dropped}
+
+
+def _write_pairs(
+    folder: Path, split: str, pairs: Iterable[SentencePair], total: int, progress: Progress
+) -> dict[str, int]:
+    counts = {"pairs": 0, "source_words": 0, "target_words": 0}
+    with ExitStack() as files:
+        source, target = (
+            files.enter_context(atomic_write(folder / f"{split}.{side}")) for side in SentencePair._fields
+        )
+        for pair in pairs:
+            source_line, target_line = pair.source.encode(), pair.target.encode()
+            source.write(source_line + b"\n")
+            target.write(target_line + b"\n")
+            counts["pairs"] += 1
+            counts["source_words"] += len(source_line.split())
+            counts["target_words"] += len(target_line.split())
+            if counts["pairs"] % 10_000 == 0:
+                progress(f"clean {split}", counts["pairs"], total)
+    progress(f"clean {split}", counts["pairs"], counts["pairs"])
+    return counts
+
+
+def _build_shards(
+    folder: Path, corpus: Stage, tokenizer: Stage, shard_pairs: int, map_tasks: MapTasks, progress: Progress
+) -> dict[str, Any]:
+    tasks = [
+        task for split in SPLITS for task in shard_tasks(corpus.folder, tokenizer.folder, folder, split, shard_pairs)
+    ]
+    total = sum(task.pairs for task in tasks)
+    done = 0
+    splits: dict[str, dict[str, int]] = {split: defaultdict(int) for split in SPLITS}
+    for task, counts in zip(tasks, map_tasks(tokenize_shard, tasks), strict=True):
+        split = splits[task.split]
+        split["shards"] += 1
+        for name, count in dataclasses.asdict(counts).items():
+            split[name] = max(split[name], count) if name.startswith("longest") else split[name] + count
+        done += task.pairs
+        progress("tokenise", done, total)
+    model = {name: tokenizer.manifest["counts"][name] for name in ("vocab_size", "sha256")}
+    return {"splits": splits, "tokenizer": model}

@@ -1,0 +1,163 @@
+"""Tokenised sentence pairs on disk, read back through memory maps.
+
+A shard is four .npy files: the tokens of all its source sentences one after another and the length of each, and
+the same for the target. Sentences end with </s>, and lengths count it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.errors import UserError
+from pipeline.files import MANIFEST, atomic_write, explain_full_disk, read_json
+
+SIDES = ("source", "target")
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}"
+
+
+def write_shard(folder: Path, name: str, side: str, sentences: list[np.ndarray], vocab_size: int) -> None:
+    """Writes one side of a shard: `name`.`side`_tokens.npy and `name`.`side`_lengths.npy.
+
+    Args:
+        sentences: token ids of each sentence, </s> included.
+        vocab_size: tokens are uint16 where they fit, else int32.
+    """
+    token_type = np.uint16 if vocab_size <= 1 << 16 else np.int32
+    tokens = np.concatenate(sentences).astype(token_type) if sentences else np.empty(0, token_type)
+    _write_array(folder / f"{name}.{side}_tokens.npy", tokens)
+    _write_array(folder / f"{name}.{side}_lengths.npy", np.array([len(ids) for ids in sentences], dtype=np.int32))
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as file:
+        # Not np.save: when the disk is full its tofile() raises an OSError that doesn't say so.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard's share of the corpus: `pairs` lines from these byte offsets of `split`.source and `split`.target."""
+
+    corpus_folder: str
+    tokenizer_folder: str
+    output_folder: str
+    split: str
+    index: int
+    source_offset: int
+    target_offset: int
+    pairs: int
+
+
+def shard_tasks(
+    corpus_folder: Path, tokenizer_folder: Path, output_folder: Path, split: str, pairs_per_shard: int
+) -> Iterator[ShardTask]:
+    """Cuts a split of a corpus folder into shards of `pairs_per_shard` pairs; the last one has the rest."""
+    folders = (str(corpus_folder), str(tokenizer_folder), str(output_folder))
+    source_offset, target_offset, index = 0, 0, 0
+    with (
+        open(corpus_folder / f"{split}.source", "rb") as source,
+        open(corpus_folder / f"{split}.target", "rb") as target,
+    ):
+        while source_lengths := [len(line) for line in islice(source, pairs_per_shard)]:
+            target_lengths = [len(line) for line in islice(target, pairs_per_shard)]
+            assert len(source_lengths) == len(target_lengths), f"{corpus_folder}: sides of {split} differ"
+            yield ShardTask(*folders, split, index, source_offset, target_offset, len(source_lengths))
+            source_offset += sum(source_lengths)
+            target_offset += sum(target_lengths)
+            index += 1
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What a shard holds; tokens include </s>."""
+
+    pairs: int
+    source_tokens: int
+    target_tokens: int
+    longest_source: int
+    longest_target: int
+
+
+def tokenize_shard(task: ShardTask) -> ShardCounts:
+    """Tokenises one shard and writes it; returns its counts. Runs anywhere that sees the three folders."""
+    tokenizer = Tokenizer.load(Path(task.tokenizer_folder))
+    total, longest = {}, {}
+    for side, offset in zip(SIDES, (task.source_offset, task.target_offset), strict=True):
+        sentences: list[np.ndarray] = []
+        with open(Path(task.corpus_folder, f"{task.split}.{side}"), "rb") as file:
+            file.seek(offset)
+            lines = islice(file, task.pairs)
+            while texts := [line.decode() for line in islice(lines, 1000)]:
+                sentences += tokenizer.encode_arrays(texts)
+        lengths = [len(ids) for ids in sentences]
+        total[side], longest[side] = sum(lengths), max(lengths)
+        folder = Path(task.output_folder)
+        with explain_full_disk(folder):
+            write_shard(folder, shard_name(task.split, task.index), side, sentences, tokenizer.vocab_size)
+    return ShardCounts(task.pairs, total["source"], total["target"], longest["source"], longest["target"])
+
+
+class PairDataset:
+    """The tokenised pairs of one split, over all of its shards, in the corpus's order.
+
+    Attributes:
+        source_lengths, target_lengths: [num_pairs] int32, tokens of each sentence, </s> included.
+    """
+
+    def __init__(self, folder: Path, split: str, num_shards: int) -> None:
+        names = [shard_name(split, index) for index in range(num_shards)]
+        self._source = _Side(folder, names, "source")
+        self._target = _Side(folder, names, "target")
+        self.source_lengths = self._source.lengths
+        self.target_lengths = self._target.lengths
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def source(self, index: int) -> np.ndarray:
+        """[source_lengths[index]] token ids, a view of the memory map."""
+        return self._source[index]
+
+    def target(self, index: int) -> np.ndarray:
+        """[target_lengths[index]] token ids, a view of the memory map."""
+        return self._target[index]
+
+
+class _Side:
+    """One language of a split. Sentence i lies in the shard and at the offset that the lengths tell."""
+
+    def __init__(self, folder: Path, names: list[str], side: str) -> None:
+        self._tokens = [np.load(folder / f"{name}.{side}_tokens.npy", mmap_mode="r") for name in names]
+        lengths = [np.load(folder / f"{name}.{side}_lengths.npy") for name in names]
+        self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
+        self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), [len(part) for part in lengths])
+        # int64: the tokens of one shard would fit into int32, but nothing keeps them from growing.
+        starts = [np.cumsum(part, dtype=np.int64) - part for part in lengths]
+        self._starts = np.concatenate(starts) if starts else np.empty(0, np.int64)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = self._starts[index]
+        return self._tokens[self._shard_of[index]][start : start + self.lengths[index]]
+
+
+def open_shards(folder: Path, split: str) -> PairDataset:
+    """The pairs of "train", "validation" or "test" in a finished shards folder.
+
+    Raises:
+        UserError: the folder is not a finished one, or has no such split.
+    """
+    try:
+        splits = read_json(folder / MANIFEST)["counts"]["splits"]
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no finished shards: run the prepare job first") from None
+    if split not in splits:
+        raise UserError(f"{folder} has no split {split!r}, only {', '.join(splits)}")
+    return PairDataset(folder, split, splits[split]["shards"])

@@ -1,0 +1,156 @@
+"""A subword vocabulary shared by both languages: SentencePiece's byte pair encoding."""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from pipeline.data.clean import collapse_whitespace
+from pipeline.data.lines import count_lines, read_lines
+from pipeline.errors import UserError
+from pipeline.files import atomic_write, sha256_file
+
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+MODEL_FILE = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What to learn. `max_training_pairs` are taken evenly from the whole corpus when it has more.
+
+    Raises:
+        ValueError: if it can't be trained so, naming the field.
+    """
+
+    vocab_size: int = 10_000
+    character_coverage: float = 1.0
+    byte_fallback: bool = True
+    max_training_pairs: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        smallest = 4 + 256 * self.byte_fallback + 1
+        if self.vocab_size < smallest:
+            raise ValueError(
+                f"vocab_size: must be at least {smallest} (special pieces and bytes), not {self.vocab_size}"
+            )
+        if not 0.98 <= self.character_coverage <= 1.0:
+            raise ValueError(f"character_coverage: must be from 0.98 to 1.0, not {self.character_coverage}")
+        if self.max_training_pairs < 1:
+            raise ValueError(f"max_training_pairs: must be at least 1, not {self.max_training_pairs}")
+
+
+def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+    """Learns one vocabulary from the lines of all files and writes `folder`/tokenizer.model.
+
+    The same lines and settings give the same file, byte for byte. A corpus too small for `vocab_size` gives a
+    smaller vocabulary.
+
+    Args:
+        files: cleaned text, one sentence a line, equally many lines in each.
+
+    Returns:
+        What the manifest should say: vocab_size and requested_vocab_size, training_lines, sha256 of the model.
+
+    Raises:
+        UserError: there is nothing to learn from, or the vocabulary can't hold every character.
+    """
+    total = count_lines(files[0])
+    wanted = min(total, config.max_training_pairs)
+    if not wanted:
+        raise UserError(f"{files[0]} is empty: there is nothing to train a tokenizer on")
+    lines = (line for file in files for line in _evenly(read_lines(file), wanted, total))
+    model = io.BytesIO()
+    try:
+        # Read through an iterator: SentencePiece's own file reader leaves long lines out.
+        # "identity" changes no character, so that decoding gives back the text as it was: NFKC would turn ½ into
+        # 1⁄2 and ² into 2, which a reference written with ½ counts as an error. Spaces are not added or removed
+        # either; collapse_whitespace has seen to them. Only U+2581, SentencePiece's own mark, comes back as a space.
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,
+            pad_id=PAD_ID,
+            unk_id=UNK_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            num_threads=2,  # fixed: it changes no piece, but it is written into the file and so into its hash
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if "smaller than required_chars" not in str(error):
+            raise
+        raise UserError(
+            f"tokenizer.vocab_size={config.vocab_size} can't hold every character of the corpus: {error}. "
+            f"Raise tokenizer.vocab_size, or lower tokenizer.character_coverage (rare characters become bytes)."
+        ) from None
+    with atomic_write(folder / MODEL_FILE) as file:
+        file.write(model.getvalue())
+    tokenizer = Tokenizer.load(folder)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "requested_vocab_size": config.vocab_size,
+        "training_lines": wanted * len(files),
+        "sha256": tokenizer.sha256,
+        "sentencepiece_version": sentencepiece.__version__,
+    }
+
+
+def _evenly(lines: Iterable[bytes], wanted: int, total: int) -> Iterator[bytes]:
+    """`wanted` of the `total` lines, spread over all of them: the start of a corpus is often of one kind."""
+    return (line for i, line in enumerate(lines) if (i + 1) * wanted // total > i * wanted // total)
+
+
+class Tokenizer:
+    """Text to token ids and back. Ids: <pad> 0, <unk> 1, <s> 2, </s> 3."""
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, sha256: str) -> None:
+        self._processor = processor
+        self.sha256 = sha256
+        self.vocab_size: int = processor.vocab_size()
+        self.pad_id, self.bos_id, self.eos_id = PAD_ID, BOS_ID, EOS_ID
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Reads a tokenizer.model, or the folder that holds one.
+
+        Raises:
+            UserError: the file is missing, or is no SentencePiece model with our special ids.
+        """
+        file = path / MODEL_FILE if path.is_dir() else path
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"no tokenizer at {file}: run the prepare job first") from None
+        except RuntimeError as error:
+            raise UserError(f"{file} is not a SentencePiece model: {error}") from None
+        ids = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+        if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
+            raise UserError(f"{file}: its ids of <pad>, <unk>, <s>, </s> are {ids}, but must be 0, 1, 2, 3")
+        return cls(processor, sha256_file(file))
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of each text, ending in </s>; an empty text is </s> alone."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
+        """As `encode`, as arrays of int32."""
+        # One thread: work is spread over processes, by whoever knows how many there are.
+        return self._processor.encode(
+            [collapse_whitespace(text) for text in texts], add_eos=True, num_threads=1, return_type="numpy"
+        )
+
+    def decode(self, token_ids: list[list[int]]) -> list[str]:
+        """The text of each list of ids, without the special ones, each on one line."""
+        # A model may put out the byte of a line feed, and one hypothesis must stay one line.
+        return [text.replace("\n", " ") for text in self._processor.decode(token_ids, num_threads=1)]
