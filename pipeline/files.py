@@ -125,7 +125,10 @@ def stage(
         return Stage(folder, manifest, skipped=True, seconds=time.monotonic() - started_at)
 
     with explain_full_disk(folder):
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"can't make the folder {root}: {error.strerror}. Set output_dir elsewhere.") from error
         _remove_abandoned(folder)
         temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
         temporary.mkdir()

@@ -57,7 +57,7 @@ def collapse_whitespace(text: str) -> str:
     Other spaces inside stay as they are: a no-break space belongs to French punctuation.
     """
     # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
-    return b" ".join(text.strip().encode(errors="surrogatepass").split()).decode(errors="surrogatepass")
+    return b" ".join(text.strip().encode().split()).decode()
 
 
 def clean_pairs(pairs: Iterable[SentencePair], config: CleanConfig, report: CleanReport) -> Iterator[SentencePair]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.clean import collapse_whitespace
+from pipeline.data.hub import cell, load_rows
 from pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read_lines
 from pipeline.data.pairs import SentencePair
 from pipeline.errors import UserError
@@ -102,7 +102,7 @@ class _Unreadable(ValueError):
 
 def refuse(reason: str, message: str) -> None:
     """What to do about a pair that can't be read, unless told otherwise: stop."""
-    raise UserError(f"{message} Mend the corpus there, or leave such training pairs out with clean.invalid=drop.")
+    raise UserError(f"{message} Mend the corpus there.")
 
 
 def read_pairs(
@@ -147,11 +147,11 @@ def held_out_pairs(
     wanted = config.held_out * len(lacking)
     chosen: dict[int, SentencePair] = {}
     largest: list[int] = []  # a heap of the chosen hashes, negated: the largest one first
-    distinct_enough = 0
+    usable = 0
     for pair in _read_own(config, "train", unreadable):
         if not pair.source.strip() or not pair.target.strip():
             continue
-        distinct_enough += 1
+        usable += 1
         digest = _pair_hash(pair)
         if digest in chosen or (len(chosen) == wanted and digest > -largest[0]):
             continue
@@ -159,10 +159,11 @@ def held_out_pairs(
         heapq.heappush(largest, -digest)
         if len(chosen) > wanted:
             del chosen[-heapq.heappop(largest)]
-    if len(chosen) < wanted or 2 * wanted > distinct_enough:
+    if len(chosen) < wanted or 2 * wanted > usable:
         raise UserError(
-            f"corpus {config.name}: train has {distinct_enough} pairs, too few to hold out {config.held_out} each for "
-            f"{' and '.join(lacking)}. Set corpus.held_out lower, or give corpus.validation and corpus.test files."
+            f"corpus {config.name}: train has {usable} pairs that are not empty, too few to hold out "
+            f"{config.held_out} each for {' and '.join(lacking)}. "
+            f"Set corpus.held_out lower, or give corpus.validation and corpus.test files."
         )
     ordered = [chosen[digest] for digest in sorted(chosen)]
     return {split: ordered[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)}
@@ -283,56 +284,12 @@ def _text_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, by
 
 
 def _dataset_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
+    assert config.dataset is not None
     split_name = getattr(config, split).split
-    for number, row in enumerate(_load_rows(config, split_name), start=1):
+    rows = load_rows(config.dataset, config.dataset_config, split_name, config.revision, config.data_files)
+    for number, row in enumerate(rows, start=1):
         place = f"{config.dataset} {split_name} row {number}"
         yield (
-            (f"{place}, {config.source_column}", _cell(row, config.source_column, "corpus.source_column")),
-            (f"{place}, {config.target_column}", _cell(row, config.target_column, "corpus.target_column")),
+            (f"{place}, {config.source_column}", cell(row, config.source_column, "corpus.source_column")),
+            (f"{place}, {config.target_column}", cell(row, config.target_column, "corpus.target_column")),
         )
-
-
-def _load_rows(config: CorpusConfig, split_name: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset  # takes seconds to import, and only this kind of corpus needs it
-
-    assert config.dataset is not None
-    try:
-        # Streamed: each row is read once, so a second copy in the library's cache would be a waste.
-        dataset = load_dataset(
-            config.dataset,
-            config.dataset_config,
-            data_files=config.data_files,
-            revision=config.revision,
-            split=split_name,
-            streaming=True,
-        )
-        rows = iter(dataset)
-        first = next(rows, None)
-    except Exception as error:  # the library and its HTTP client raise dozens of unrelated classes
-        raise UserError(
-            f"corpus {config.name}: can't load {config.dataset} ({split_name}): {type(error).__name__}: {error}\n"
-            f"Check corpus.dataset, corpus.dataset_config, corpus.revision and corpus.{split_name}.split, and the "
-            f"network. Without a network, put the corpus's text files into a folder and set corpus.path=<folder>."
-        ) from error
-    if first is not None:
-        yield first
-        yield from rows
-
-
-def _cell(row: dict[str, Any], column: str, key: str) -> bytes:
-    """The text of a (dotted) column, one line of UTF-8; an absent value (None) is an empty text."""
-    value: Any = row
-    try:
-        for name in [column] if column in row else column.split("."):
-            value = value[name]
-    except (KeyError, TypeError):
-        names = [
-            f"{name}.{inner}" if isinstance(cell, dict) else name
-            for name, cell in row.items()
-            for inner in (cell if isinstance(cell, dict) else [""])
-        ]
-        raise UserError(f"{key}: no column {column!r}; the data set has {', '.join(names)}.") from None
-    if not isinstance(value, str | None):
-        raise UserError(f"{key}: {column!r} holds {type(value).__name__}, not text.")
-    # In files a line feed ends the sentence, so one inside a sentence can't stay.
-    return (value or "").replace("\n", " ").encode(errors="surrogatepass")

@@ -31,7 +31,9 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error})") from error
+        raise UserError(f"{path}: not a whole gzip file ({error}). Fetch it again.") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: not readable by this user. Change its permissions.") from error
 
 
 def count_lines(path: Path) -> int:

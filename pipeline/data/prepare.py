@@ -16,7 +16,6 @@ from pipeline.data.corpus import (
     count_pairs,
     held_out_pairs,
     read_pairs,
-    refuse,
 )
 from pipeline.data.pairs import SentencePair
 from pipeline.data.shards import shard_tasks, tokenize_shard
@@ -26,6 +25,8 @@ from pipeline.files import Stage, atomic_write, stage
 
 MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 Progress = Callable[[str, int, int], None]
+
+FORMAT = 1  # part of every key below: raise it when the same settings no longer give the same files
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def prepare(
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
-        {"clean": clean, "held_out": _held_out_key(corpus)},
+        {"format": FORMAT, "clean": clean, "held_out": _held_out_key(corpus)},
         corpus_fingerprint(corpus),
         lambda folder: _build_corpus(folder, corpus, clean, progress),
     )
@@ -76,14 +77,14 @@ def prepare(
     tokenizer_stage = stage(
         output_dir / "tokenizers",
         "",
-        tokenizer,
+        {"format": FORMAT, "tokenizer": tokenizer},
         {file.name: hashes[file.name] for file in train_files},
-        lambda folder: train_tokenizer(train_files, tokenizer, folder),
+        lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress),
     )
     shards_stage = stage(
         output_dir / "shards",
         "",
-        {"shard_pairs": shard_pairs},
+        {"format": FORMAT, "shard_pairs": shard_pairs},
         hashes | {MODEL_FILE: tokenizer_stage.manifest["counts"]["sha256"]},
         lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress),
     )
@@ -100,7 +101,7 @@ def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progre
 
     def drop_or_refuse(reason: str, message: str) -> None:
         if reason != "too_long" and clean.invalid is Invalid.error:
-            refuse(reason, message)
+            raise UserError(f"{message} Mend it, or set clean.invalid=drop to leave such pairs out of train.")
         report.dropped[reason] += 1
 
     # Counted while train itself is read, not while pairs are looked up to be held out.
@@ -140,6 +141,13 @@ def _write_pairs(
             if counts["pairs"] % 10_000 == 0:
                 progress(f"clean {split}", counts["pairs"], total)
     progress(f"clean {split}", counts["pairs"], counts["pairs"])
+    return counts
+
+
+def _build_tokenizer(folder: Path, files: list[Path], tokenizer: TokenizerConfig, progress: Progress) -> dict[str, Any]:
+    progress("train tokenizer", 0, 1)
+    counts = train_tokenizer(files, tokenizer, folder)
+    progress("train tokenizer", 1, 1)
     return counts
 
 
