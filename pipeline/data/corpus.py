@@ -59,7 +59,7 @@ class CorpusConfig:
     dataset: str | None = None
     dataset_config: str | None = None
     revision: str | None = None
-    data_files: dict[str, str] | None = None
+    data_files: dict[str, str] = field(default_factory=dict)
     source_column: str = "translation.en"
     target_column: str = "translation.de"
     held_out: int = 1000
@@ -193,7 +193,7 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
     identity = {"dataset": config.dataset, "config": config.dataset_config, "revision": config.revision}
     identity |= {f"{split}.split": getattr(config, split).split for split in SPLITS}
     identity |= {"source_column": config.source_column, "target_column": config.target_column}
-    for name, pattern in (config.data_files or {}).items():
+    for name, pattern in config.data_files.items():
         files = sorted(glob.glob(pattern, recursive=True))
         if not files and "://" not in pattern:
             raise UserError(f"corpus.data_files.{name}: no such file: {pattern}")
@@ -286,7 +286,7 @@ def _text_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, by
 def _dataset_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
     assert config.dataset is not None
     split_name = getattr(config, split).split
-    rows = load_rows(config.dataset, config.dataset_config, split_name, config.revision, config.data_files)
+    rows = load_rows(config.dataset, config.dataset_config, split_name, config.revision, config.data_files or None)
     for number, row in enumerate(rows, start=1):
         place = f"{config.dataset} {split_name} row {number}"
         yield (
