@@ -1,0 +1,160 @@
+"""What a run reports goes to a file first: a slow, failing or absent tracking server can't stop or slow a training.
+
+A spool is a file of JSON lines in the run's folder. Each file has one writer: rank 0 of the training writes
+`metrics.jsonl`, the driver `driver.jsonl`. `pipeline.tracking` follows them and uploads what it finds.
+A line is either a group of points
+
+    {"step": 100, "time_ms": 1795344607000, "metrics": {"train/loss": 4.2}}     (also "model" and "dataset", see below)
+
+or something else to be done, named by its "do": params, tags, text, artifact, table, dataset, model, status.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.files import read_json, write_json
+
+TRAINING_SPOOL = "metrics.jsonl"
+DRIVER_SPOOL = "driver.jsonl"
+SPOOLS = (TRAINING_SPOOL, DRIVER_SPOOL)
+
+log = logging.getLogger(__name__)
+
+_USER_INFO = re.compile(r"://[^\s@/]*(?::\S*)?@")
+_SECRET_QUERY = re.compile(r"(?i)([?&][\w-]*(?:token|password|passwd|pwd|secret|key|signature|sig)=)[^&\s#]+")
+
+
+def redact_uri(text: str) -> str:
+    """The text with the secrets of every URI in it (user:password@, ?token=…) replaced by ***."""
+    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("://***@", text))
+
+
+def redact(value: Any) -> Any:
+    """`redact_uri` on every string in nested dicts and lists."""
+    match value:
+        case str():
+            return redact_uri(value)
+        case Mapping():
+            return {key: redact(item) for key, item in value.items()}
+        case list() | tuple():
+            return [redact(item) for item in value]
+        case _:
+            return value
+
+
+class Point(NamedTuple):
+    """One value of one metric; `time_ms` is the wall clock in milliseconds since 1970."""
+
+    key: str
+    step: int
+    value: float
+    time_ms: int
+
+
+def _complete_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields (record, offset of the line's end) of the complete lines; the record is empty where a line is no object.
+
+    A last line without its newline is still being written, or was torn by a kill: it is left for later.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {}
+            yield record if isinstance(record, dict) else {}, offset
+
+
+def read_points(run_folder: Path) -> list[Point]:
+    """All points of a run, in the order in which they were written; torn lines are passed over."""
+    return [
+        Point(key, record["step"], value, record["time_ms"])
+        for name in SPOOLS
+        for record, _ in _complete_lines(run_folder / name)
+        for key, value in record.get("metrics", {}).items()
+    ]
+
+
+class MetricLog:
+    """Appends lines to one spool. A line is one `write` to a file opened for appending, so a SIGKILL can only tear the
+    last one, and what was written survives the process.
+
+    A run that resumes repeats steps it has logged before: a metric whose step is already there is not written again.
+    With `keep_changes` it is, where the value differs (a score measured anew with other settings).
+    """
+
+    def __init__(self, path: Path, keep_changes: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._keep_changes = keep_changes
+        self._logged: dict[tuple[str, int], float] = {}
+        end = 0
+        for record, offset in _complete_lines(path):
+            end = offset
+            self._logged |= {(key, record["step"]): value for key, value in record.get("metrics", {}).items()}
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._torn = os.fstat(self._file).st_size > end
+        self._failed = False
+
+    def append(self, metrics: Mapping[str, float], step: int, **extra: Any) -> None:
+        """Logs the metrics of a step that are not there yet. Never raises on a full disk: it warns, once."""
+        fresh = {key: float(value) for key, value in metrics.items() if not self._known(key, step, float(value))}
+        if fresh:
+            self.write({"step": step, "time_ms": time.time_ns() // 1_000_000, "metrics": fresh, **extra})
+            self._logged |= {(key, step): value for key, value in fresh.items()}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record as it is, without the secrets of any URI in it."""
+        line = json.dumps(redact(record), ensure_ascii=False).encode() + b"\n"
+        try:
+            # A newline first closes a torn line, so that it can't spoil this one.
+            line = b"\n" + line if self._torn else line
+            self._torn = os.write(self._file, line) < len(line)
+        except OSError as error:
+            self._torn = True
+            if not self._failed:
+                log.warning(
+                    "%s can't be written: %s. Until it can, metrics are lost; training goes on", self.path, error
+                )
+            self._failed = True
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _known(self, key: str, step: int, value: float) -> bool:
+        logged = self._logged.get((key, step))
+        return logged is not None and not (self._keep_changes and logged != value)
+
+
+class SpoolReader:
+    """Follows a spool from where its upload had got to, which is remembered in `<spool>.uploaded`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mark = path.with_suffix(".uploaded")
+        try:
+            self.offset = int(read_json(self._mark)["offset"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.offset = 0
+        if path.exists() and self.offset > path.stat().st_size:
+            self.offset = 0  # not the file that the mark was made for
+
+    def pending(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yields (record, offset to acknowledge once it is uploaded); the record of a torn line is empty."""
+        return _complete_lines(self.path, self.offset)
+
+    def acknowledge(self, offset: int) -> None:
+        self.offset = offset
+        write_json(self._mark, {"offset": offset})

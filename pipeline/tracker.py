@@ -1,0 +1,194 @@
+"""What stages report to: the protocol, the tracker that writes to a spool, and the one for tests. None needs mlflow."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.files import read_json, write_json
+from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point, redact
+
+MAX_PARAM_CHARS = 500
+
+log = logging.getLogger(__name__)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"model": {"d_model": 512}} -> {"model.d_model": "512"}; values of over 500 characters are cut, and say so."""
+    flat: dict[str, str] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+            continue
+        text = str(value)
+        if len(text) > MAX_PARAM_CHARS:
+            note = f"… (cut, {len(text)} characters)"
+            text = text[: MAX_PARAM_CHARS - len(note)] + note
+        flat[f"{prefix}{key}"] = text
+    return flat
+
+
+class Tracker(Protocol):
+    """Where a stage reports to. No method raises because of a server or a network, and none waits for one."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int,
+        model: str | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None: ...
+    def log_text(self, text: str, name: str) -> None: ...
+    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None: ...
+    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+    def log_figure(self, path: Path) -> None: ...
+    def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None: ...
+    def log_model(
+        self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
+    ) -> None: ...
+    def close(self, status: str = "FINISHED") -> None: ...
+
+
+class SpoolTracker:
+    """The tracker that writes to a spool and leaves the rest to whoever uploads it; it needs no mlflow.
+
+    Rank 0 makes one on `TRAINING_SPOOL`; the driver's is `pipeline.tracking.MlflowTracker`.
+    """
+
+    def __init__(self, run_folder: Path, spool: str = TRAINING_SPOOL) -> None:
+        self.run_folder = run_folder.absolute()
+        self._spool = MetricLog(self.run_folder / spool, keep_changes=spool == DRIVER_SPOOL)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nested settings, flattened with dots. A value that changes on a resume becomes a tag `resumed.<key>`."""
+        self._spool.write({"do": "params", "params": flatten(params)})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._spool.write({"do": "tags", "tags": {key: str(value) for key, value in tags.items()}})
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int,
+        model: str | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
+        """Points of the run; with `model` (a name given to `log_model`, before or after) also of that model, and with
+        `dataset` (name, digest) measured on that one."""
+        extra = {"model": model, "dataset": dataset}
+        self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None})
+
+    def log_text(self, text: str, name: str) -> None:
+        self._spool.write({"do": "text", "text": text, "name": name})
+
+    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Adds rows to the table `<name>.json`, which lies in the run's folder and shows in the UI. All calls for a
+        name have the same columns; a row that is there already is not added again.
+
+        Raises:
+            ValueError: if the columns are not of one length, or not those of the rows before.
+        """
+        path = self.run_folder / "tables" / f"{name}.json"
+        table = read_json(path) if path.exists() else {"columns": list(columns), "data": []}
+        if table["columns"] != list(columns):
+            raise ValueError(f"table {name}: columns {list(columns)} added to a table of {table['columns']}")
+        for row in redact([list(row) for row in zip(*columns.values(), strict=True)]):
+            if row not in table["data"]:
+                table["data"].append(row)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, table)
+        except OSError as error:
+            log.warning("%s can't be written: %s. The table lacks these rows; the run goes on", path, error)
+            return
+        self._spool.write({"do": "table", "path": self._portable(path), "name": f"{name}.json"})
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file, as it is when the upload gets to it."""
+        self._spool.write({"do": "artifact", "path": self._portable(path), "folder": folder})
+
+    def log_figure(self, path: Path) -> None:
+        self.log_artifact(path, "figures")
+
+    def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None:
+        """What the run was fed: `context` is training, validation or test; `digest` a hash of the content."""
+        self._spool.write(
+            {"do": "dataset", "name": name, "digest": digest[:36], "source": source, "counts": counts}
+            | {"context": context}
+        )
+
+    def log_model(
+        self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
+    ) -> None:
+        """A line in the Models tab: a checkpoint (no folder: it stays where it is) or, with the folder's files, an
+        exported model. The name should tell the run and the step, for the tab lists the models of all runs."""
+        self._spool.write(
+            {"do": "model", "name": name, "step": step, "folder": folder and self._portable(folder)}
+            | {"params": flatten(params or {})}
+        )
+
+    def close(self, status: str = "FINISHED") -> None:
+        """`status` is the driver's to tell (`MlflowTracker.close`); this only closes the file."""
+        self._spool.close()
+
+    def _portable(self, path: Path) -> str:
+        """Relative to the run's folder where it lies in it, so that the folder can be moved before it is uploaded."""
+        path = path.absolute()
+        return str(path.relative_to(self.run_folder) if path.is_relative_to(self.run_folder) else path)
+
+
+@dataclass
+class MemoryTracker:
+    """Keeps what it is told, for tests."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    artifacts: list[tuple[Path, str | None]] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    status: str = "RUNNING"
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self.params |= flatten(params)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int,
+        model: str | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
+        self.points += [Point(key, step, value, 0) for key, value in metrics.items()]
+
+    def log_text(self, text: str, name: str) -> None:
+        self.texts[name] = text
+
+    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.tables.setdefault(name, []).extend(rows)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        self.artifacts.append((path, folder))
+
+    def log_figure(self, path: Path) -> None:
+        self.log_artifact(path, "figures")
+
+    def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None:
+        self.datasets.append({"name": name, "digest": digest, "source": source, "counts": counts, "context": context})
+
+    def log_model(
+        self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
+    ) -> None:
+        self.models[name] = {"step": step, "folder": folder, "params": flatten(params or {})}
+
+    def close(self, status: str = "FINISHED") -> None:
+        self.status = status

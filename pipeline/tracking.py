@@ -1,0 +1,288 @@
+"""Reporting a run to MLflow: the driver's tracker, and the thread that uploads what the spools hold."""
+
+import getpass
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, system_monitors
+from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, redact_uri
+from pipeline.tracker import SpoolTracker
+
+RUN_RECORD = "run.json"
+POLL_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 30.0
+SYSTEM_METRICS_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the run is reported.
+
+    `uri` null means the environment's MLFLOW_TRACKING_URI, else a SQLite store in the output folder. Passwords belong
+    into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "transloom"
+    system_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise ValueError("experiment: must not be empty")
+        if self.uri is not None and not re.match(r"[\w+]+:", self.uri):
+            raise ValueError(
+                f"uri: {redact_uri(self.uri)!r} is no address; give http(s)://host:port, sqlite:////folder/mlflow.db "
+                "or another database, or null for a store in output_dir"
+            )
+
+
+def tracking_uri(config: TrackingConfig, output_dir: Path) -> str:
+    """The absolute URI of the store. It may hold a password: print it through `redact_uri` only."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir.absolute()}/mlflow.db"
+
+
+def artifact_location(uri: str, output_dir: Path) -> str | None:
+    """Where a new experiment's artifacts go: beside a database; a server has its own place (None)."""
+    return None if uri.startswith("http") else (output_dir.absolute() / "mlartifacts").as_uri()
+
+
+class MlflowTracker(SpoolTracker):
+    """The driver's tracker: owns the run's record `run.json`, the uploading thread and the system metrics.
+
+    Making one on a run folder that has a `run.json` goes on with that MLflow run. Nothing here waits for the store:
+    where it is away, the run is made there later, by this process or by `sync_run`.
+    """
+
+    def __init__(
+        self, config: TrackingConfig, output_dir: Path, run_folder: Path, run_name: str, tags: Mapping[str, str]
+    ) -> None:
+        super().__init__(run_folder, DRIVER_SPOOL)
+        uri = tracking_uri(config, output_dir)
+        record_file = self.run_folder / RUN_RECORD
+        if record_file.exists():
+            self._spool.write({"do": "status", "status": "RUNNING"})
+        else:
+            record = {
+                "run_id": None,
+                "key": uuid.uuid4().hex,
+                "run_name": run_name,
+                "experiment": config.experiment,
+                "tags": {"mlflow.user": getpass.getuser(), "mlflow.source.name": "transloom"} | dict(tags),
+                "started_ms": time.time_ns() // 1_000_000,
+                "tracking_uri": redact_uri(uri),
+                "artifact_location": artifact_location(uri, output_dir),
+            }
+            write_json(record_file, record)
+        self._started_ms = read_json(record_file)["started_ms"]
+        self._closing = threading.Event()
+        self._uploader = Uploader(self.run_folder, uri) if config.enabled else None
+        if self._uploader:
+            self._uploader.start()
+        self._monitor = threading.Thread(target=self._watch_system, name="system-metrics", daemon=True)
+        if config.enabled and config.system_metrics:
+            self._monitor.start()
+
+    def run_id(self, timeout: float = 0.0) -> str | None:
+        """The MLflow run's id; None where there is none yet after `timeout` seconds."""
+        return self._uploader.wait_for_run(timeout) if self._uploader else None
+
+    def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
+        """Records the end (FINISHED, FAILED or KILLED) and waits up to `timeout` seconds for the upload.
+
+        Returns whether everything is uploaded. If not, it is kept, and `sync_run` does the rest later.
+        """
+        self._closing.set()
+        if self._monitor.is_alive():
+            self._monitor.join(timeout)
+        self._spool.write({"do": "status", "status": status, "time_ms": time.time_ns() // 1_000_000})
+        super().close(status)
+        if self._uploader is None or self._uploader.close(timeout):
+            return True
+        log.warning("not everything is uploaded to MLflow yet; what is missing is kept in %s", self.run_folder)
+        return False
+
+    def _watch_system(self) -> None:
+        """Logs how busy the driver's node is, by seconds since the run's start."""
+        try:
+            monitors = system_monitors()
+            while not self._closing.wait(SYSTEM_METRICS_SECONDS):
+                metrics: dict[str, float] = {}
+                for monitor in monitors:
+                    monitor.collect_metrics()
+                    metrics |= {f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}
+                    monitor.clear_metrics()
+                self.log_metrics(metrics, step=max(0, round(time.time() - self._started_ms / 1000)))
+        except Exception as error:
+            log.warning("system metrics stopped: %s", redact_uri(str(error)))
+
+
+class Uploader:
+    """Brings the spools of a run folder into the MLflow store, in a thread (`start`) or at once (`upload`).
+
+    After a failure or a kill it begins again at the last acknowledged line; since what the store does can be repeated
+    without a trace, nothing is lost or doubled.
+    """
+
+    def __init__(self, run_folder: Path, uri: str) -> None:
+        self._folder = run_folder
+        self._uri = uri
+        self._record = read_json(run_folder / RUN_RECORD)
+        self._store = MlflowStore(uri, self._record)
+        self._readers = [SpoolReader(run_folder / name) for name in SPOOLS]
+        self._run_found = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mlflow-upload", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_for_run(self, timeout: float) -> str | None:
+        self._run_found.wait(timeout)
+        return self._store.run_id or None
+
+    def close(self, timeout: float) -> bool:
+        """Asks the thread to upload what is left and to end; False if it has not by then."""
+        self._closing.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def upload(self) -> None:
+        """Uploads what has been written so far.
+
+        Raises:
+            Exception: whatever the store or the network answers; calling again goes on where this stopped.
+        """
+        if not self._run_found.is_set():
+            if self._store.find_run():
+                for reader in self._readers:
+                    reader.acknowledge(0)
+                self._record |= {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
+                write_json(self._folder / RUN_RECORD, self._record)
+            self._run_found.set()
+        for reader in self._readers:
+            self._upload_spool(reader)
+
+    def _follow(self) -> None:
+        failures = 0
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self.upload()
+            except Exception as error:
+                self._run_found.clear()  # looked for again, for the store may have been replaced meanwhile
+                if failures == 0:
+                    what, where = redact_uri(str(error)), redact_uri(self._uri)
+                    log.warning("MLflow at %s: %s. It is tried again until it works; nothing is lost", where, what)
+                failures += 1
+                if closing:
+                    time.sleep(POLL_SECONDS)
+                else:
+                    self._closing.wait(min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 10)))
+                continue
+            if failures:
+                log.warning("MLflow works again; what had been kept is uploaded")
+            failures = 0
+            if closing:
+                return
+            self._closing.wait(POLL_SECONDS)
+
+    def _upload_spool(self, reader: SpoolReader) -> None:
+        points: list[dict[str, Any]] = []
+        size = 0
+        end = reader.offset
+        for record, offset in reader.pending():
+            metrics = record.get("metrics", {})
+            # What stands before is sent first: the order of the spool is kept.
+            if points and (not metrics or size + len(metrics) > MAX_METRICS_PER_BATCH):
+                self._send_points(points)
+                reader.acknowledge(end)
+                points, size = [], 0
+            if metrics:
+                points.append(record)
+                size += len(metrics)
+            elif record:
+                self._send(lambda record=record: self._store.do(record, self._folder))
+                reader.acknowledge(offset)
+            end = offset
+        if end != reader.offset:
+            self._send_points(points)
+            reader.acknowledge(end)
+
+    def _send_points(self, records: list[dict[str, Any]]) -> None:
+        if records and not self._send(lambda: self._store.log_points(records)) and len(records) > 1:
+            for record in records:  # one of them is refused: the others are not to suffer for it
+                self._send(lambda record=record: self._store.log_points([record]))
+
+    def _send(self, action: Callable[[], None]) -> bool:
+        """False, with a warning, where the store refuses the record for good; other failures are raised."""
+        try:
+            action()
+        except Exception as error:
+            if not self._store.refuses(error):
+                raise
+            log.warning("MLflow refuses a record of %s: %s", self._folder.name, redact_uri(str(error)))
+            return False
+        return True
+
+
+def sync_run(run_folder: Path, uri: str | None = None) -> str:
+    """Uploads what is left of a run and returns its MLflow id. `uri` is needed where the run's held a password.
+
+    Raises:
+        UserError: if the folder is no run's, the URI is missing, or the store can't be reached.
+    """
+    record_file = run_folder / RUN_RECORD
+    if not record_file.exists():
+        raise UserError(f"{run_folder} holds no {RUN_RECORD}: give the folder of a run, such as outputs/runs/<name>")
+    stored = read_json(record_file)["tracking_uri"]
+    if uri is None and "***" in stored:
+        raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri again")
+    uploader = Uploader(run_folder.absolute(), uri or stored)
+    try:
+        uploader.upload()
+    except Exception as error:
+        raise UserError(
+            f"uploading {run_folder} to {redact_uri(uri or stored)} failed: {redact_uri(str(error))}. "
+            "Nothing is lost: check that the server is up, and try again"
+        ) from None
+    return read_json(record_file)["run_id"]
+
+
+def run_url(server: str, experiment_id: str, run_id: str) -> str:
+    """The run's page in the UI that `server` (http://host:port) serves."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def ui_command(
+    uri: str, artifacts: Path, host: str = "127.0.0.1", port: int = 5000
+) -> tuple[list[str], dict[str, str]]:
+    """The command line that serves a store's UI, and what to add to its environment. (The store's address is in the
+    environment: every user of a machine can read command lines, and a database's address may hold a password.)
+
+    Raises:
+        UserError: if the store is a server, which has its own UI.
+    """
+    if uri.startswith("http"):
+        raise UserError(f"tracking.uri is a server with a UI of its own: open {redact_uri(uri)} in a browser")
+    options = ["--artifacts-destination", artifacts.absolute().as_uri(), "--host", host, "--port", str(port)]
+    # No background jobs: they are for language model applications, and cost processes and seconds.
+    environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *options]
+    return command, MLFLOW_ENVIRONMENT | environment
