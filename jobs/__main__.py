@@ -1,0 +1,42 @@
+"""`transloom <job> …`, also `python -m jobs <job> …`: finds the job, and turns its outcome into an exit code."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jobs.cli import JOBS, print_jobs
+from pipeline.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print_jobs()
+        return 0
+    job, rest = words[0], words[1:]
+    try:
+        if job not in JOBS:
+            raise UserError(_unknown(job))
+        return importlib.import_module(f"jobs.{job}").main(rest)
+    except UserError as error:
+        print(f"transloom: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ntransloom: interrupted. Finished stages and checkpoints are kept: the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _unknown(job: str) -> str:
+    if "=" in job:
+        return f"{job}: settings come after the job, for example: transloom run {job}"
+    nearest = difflib.get_close_matches(job, JOBS, n=1)
+    return f"{job}: no such job.{f' Did you mean {nearest[0]}?' if nearest else ''} The jobs are: {', '.join(JOBS)}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

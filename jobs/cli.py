@@ -1,0 +1,98 @@
+"""What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.groups import groups
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.config import Config
+
+# The job `name` is the module jobs/<name>.py with main(argv) -> exit code; it is imported only when it is called.
+JOBS = {
+    "run": "the whole pipeline: prepare, train, evaluate; finished stages are skipped",
+    "prepare": "clean a corpus, train its tokenizer, write the shards",
+    "train": "prepare what is missing, then train; resume=<run> goes on with a run",
+    "evaluate": "average the last checkpoints of a run, translate the test set, score it",
+    "translate": "translate text with a trained model: lines in, lines out",
+    "ui": "serve MLflow's pages on the runs, on this machine only",
+}
+
+USUAL_OVERRIDES = {
+    "corpus.path=<folder>": "read the corpus' text files from this folder, not from the hub",
+    "cluster.num_workers=2": "share the work out over two workers",
+    "precision=bf16": "mixed precision; fp32 for none",
+    "engine=torch": "plain PyTorch; zero0 to zero3 for DeepSpeed's stages",
+    "train.max_steps=1000": "end the training after this many steps",
+    "tracking.uri=http://host:5000": "report to an MLflow server",
+    "name=<name>": "the run's name and folder",
+    "output_dir=<folder>": "where everything is written",
+}
+
+EXAMPLES = [
+    "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
+    "corpus=text corpus.train.source=my.en corpus.train.target=my.de",
+    "experiment=paper_base_en_de cluster=gpu cluster.num_workers=8 precision=bf16",
+]
+
+
+def configuration(job: str, argv: Sequence[str]) -> "Config":
+    """The configuration that a job's words make. Answers `--help` and `--cfg job` itself, and then ends the command.
+
+    Raises:
+        UserError: if the words are refused.
+        SystemExit: 0, after help or the configuration was printed.
+    """
+    words = list(argv)
+    if "-h" in words or "--help" in words:
+        _print_help(job)
+        raise SystemExit(0)
+    show = "--cfg" in words
+    if show:
+        at = words.index("--cfg")
+        if words[at + 1 : at + 2] != ["job"]:
+            raise UserError("--cfg: the only thing to show is the job's configuration: --cfg job")
+        del words[at : at + 2]
+
+    from jobs.config import load_config, to_yaml  # takes the seconds of importing torch: not for help
+
+    config = load_config(words)
+    if show:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def print_jobs() -> None:
+    console = _console()
+    console.print("usage: transloom <job> [key=value | group=option] …\n")
+    console.print(_columns(JOBS))
+    console.print("\nStart with: transloom run            More about a job: transloom <job> --help")
+
+
+def _print_help(job: str) -> None:
+    console = _console()
+    console.print(f"usage: transloom {job} [key=value | group=option] …\n\n{JOBS[job][0].upper()}{JOBS[job][1:]}.\n")
+    console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
+    console.print(_columns({name: " ".join(options) for name, options in groups().items()}))
+    console.print("\nUsual settings:")
+    console.print(_columns(USUAL_OVERRIDES))
+    console.print("\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
+    console.print("Examples:")
+    for words in EXAMPLES:
+        console.print(f"  transloom {job} {words}", soft_wrap=True)
+
+
+def _columns(rows: dict[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        table.add_row(f"  {name}", text)
+    return table
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False, emoji=False)

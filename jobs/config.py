@@ -1,0 +1,247 @@
+"""The settings of a run: the schema, and how YAML groups and `key=value` words on the command line become it.
+
+Every part of the pipeline owns its settings; `Config` only nests them. Everything is checked here, before any job
+starts: whatever is wrong is raised as UserError with the key's full name.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from jobs.groups import CONF_DIR, groups
+from model.config import TransformerConfig
+from pipeline.data.batches import BatchConfig
+from pipeline.data.clean import CleanConfig
+from pipeline.data.corpus import CorpusConfig
+from pipeline.data.tokenizer import TokenizerConfig
+from pipeline.decode import BeamConfig
+from pipeline.errors import UserError
+from pipeline.tracking import TrackingConfig
+from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
+from pipeline.train.loop import TrainConfig
+from pipeline.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the workers run: on a Ray of this machine alone, or on an existing cluster.
+
+    `address` is Ray's: `auto` for the cluster this machine belongs to, `host:port`, or none for a local Ray.
+    """
+
+    address: str | None = None
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers: must be at least 1, not {self.num_workers}")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker: must be more than 0, not {self.cpus_per_worker}")
+        # One process drives one device: half a GPU or two would break the engines' rank-to-device rule.
+        if self.gpus_per_worker not in (0, 1):
+            raise ValueError(f"gpus_per_worker: must be 0 or 1, not {self.gpus_per_worker}; add workers for more GPUs")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures: must be at least 0, not {self.max_failures}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a pipeline run depends on.
+
+    `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
+    on with. A relative `output_dir` counts from where the command was given.
+    """
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: BeamConfig = field(default_factory=BeamConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 1
+    name: str | None = None
+    output_dir: str = "outputs"
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cluster.num_workers > self.batch.micro_batches:
+            raise ValueError(
+                f"cluster.num_workers: {self.cluster.num_workers} workers can't share a step of "
+                f"{self.batch.micro_batches} micro-batches; raise batch.tokens or lower batch.micro_tokens"
+            )
+
+
+def load_config(overrides: Sequence[str]) -> Config:
+    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar.
+
+    Raises:
+        UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
+    """
+    for override in _parse(overrides):
+        _check_name(override)
+    ConfigStore.instance().store(name="schema", node=_schema())
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            node = compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(_explain(error)) from error
+    return _build(node, "")
+
+
+def read_config(path: Path) -> Config:
+    """Reads back what `to_yaml` wrote, for example a run's config.yaml.
+
+    Raises:
+        UserError: if the file is missing, or no longer fits the schema.
+    """
+    try:
+        return _build(OmegaConf.merge(_schema(), OmegaConf.load(path)), "")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, strings and numbers: what YAML, JSON and the tracker take."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], plain)
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def _schema() -> DictConfig:
+    schema = OmegaConf.structured(Config)
+    _make_mergeable(schema)
+    return schema
+
+
+def _make_mergeable(node: DictConfig) -> None:
+    # OmegaConf makes nodes of frozen dataclasses read-only, and Hydra could not compose onto them.
+    node._set_flag("readonly", None)
+    for name in node:
+        child = node._get_node(name)
+        if _is_section(child):
+            _make_mergeable(child)
+        elif isinstance(child, DictConfig):
+            child._set_flag("struct", False)  # a dictionary whose keys the user chooses
+
+
+@cache
+def _keys() -> list[str]:
+    """Every setting by its full name."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for name in node:
+            child = node._get_node(name)
+            if _is_section(child):
+                yield from walk(child, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    return list(walk(_schema(), ""))
+
+
+def _is_section(node: Any) -> TypeGuard[DictConfig]:
+    return isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            raise UserError(
+                f"{text}: is not of the form key=value or group=option. "
+                "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
+            ) from error
+    return parsed
+
+
+def _check_name(override: Override) -> None:
+    """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
+    word, key, value = override.input_line, override.key_or_group, override.value()
+    if "_target_" in word or "${hydra:" in word:
+        raise UserError(f"{word}: _target_ and ${{hydra:…}} are not settings and are never run")
+    if override.is_sweep_override():
+        raise UserError(f"{word}: one value at a time; a value with a comma in it needs quotes: '{key}=\"a,b\"'")
+    known_groups, keys = groups(), _keys()
+    if key in known_groups:
+        options = known_groups[key]
+        if value not in options or override.package is not None:
+            nearest = _nearest(str(value), options)
+            hint = f" Did you mean {key}={nearest}?" if nearest else ""
+            raise UserError(f"{word}: no such option.{hint} There is: {', '.join(options)}.")
+    elif section := [name for name in keys if name.startswith(f"{key}.")]:
+        raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
+    elif key not in keys:
+        raise UserError(f"{key}: {_unknown(key)}")
+    if override.type is not OverrideType.CHANGE:
+        raise UserError(f"{word}: settings are neither added nor removed; write {key}=<value>")
+
+
+def _unknown(key: str) -> str:
+    names = [*_keys(), *groups()]
+    leaf = key.rpartition(".")[2]
+    # The right word in the wrong section comes before a word that only looks alike.
+    nearest = _nearest(key, [name for name in names if name.rpartition(".")[2] == leaf] or names)
+    hint = f"Did you mean {nearest}?" if nearest else "`--cfg job` prints all that there are."
+    return f"no such setting. {hint}"
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.3)), None)
+
+
+def _explain(error: BaseException) -> str:
+    """One line out of Hydra's chain of errors, starting with the key where one is known."""
+    cause: BaseException | None = error
+    while cause is not None:
+        key = getattr(cause, "full_key", None)
+        if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+            return f"{key}: {_unknown(key)}"
+        if key:
+            return f"{key}: {str(cause).splitlines()[0]}"
+        cause = cause.__cause__
+    return str(error)
+
+
+def _build(node: DictConfig, prefix: str) -> Any:
+    """The node as its dataclass, parts before the whole: so a ValueError's field gets the right full name."""
+    for name in node:
+        child = node._get_node(name)
+        if _is_section(child):
+            _build(child, f"{prefix}{name}.")
+    try:
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error

@@ -1,0 +1,14 @@
+"""The configuration groups: the folders of conf/ and, as their options, the files in them. Light enough for help."""
+
+from pathlib import Path
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Each group's name with its options, both sorted."""
+    return {
+        folder.name: options
+        for folder in sorted(CONF_DIR.iterdir())
+        if folder.is_dir() and (options := sorted(file.stem for file in folder.glob("*.yaml")))
+    }

@@ -1,0 +1,38 @@
+"""Serve MLflow's pages on the runs, on this machine only."""
+
+import os
+import socket
+from pathlib import Path
+
+from jobs.cli import configuration
+from pipeline.errors import UserError
+from pipeline.tracking import tracking_uri, ui_command
+
+HOST = "127.0.0.1"
+PORTS = range(5000, 5020)
+
+
+def main(argv: list[str]) -> int:
+    """Becomes the server (so a signal to this process ends it) on the first free port from 5000."""
+    config = configuration("ui", argv)
+    output_dir = Path(config.output_dir).absolute()
+    uri = tracking_uri(config.tracking, output_dir)
+    store = output_dir / "mlflow.db"
+    if uri == f"sqlite:///{store}" and not store.exists():
+        raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
+    port = _free_port()
+    command, environment = ui_command(uri, output_dir / "mlartifacts", HOST, port)
+    print(f"MLflow on http://{HOST}:{port} in a few seconds; Ctrl-C ends it.", flush=True)
+    os.execvpe(command[0], command, os.environ | environment)
+
+
+def _free_port() -> int:
+    for port in PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"ports {PORTS.start} to {PORTS.stop - 1} of this machine are in use; end a server first")

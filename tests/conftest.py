@@ -1,0 +1,16 @@
+"""What tests share: the folder of real text, which is never part of the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """The folder of real corpora: TRANSLOOM_CORPORA, else ../shared/corpora beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "corpora"
+    folder = Path(os.environ.get("TRANSLOOM_CORPORA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"there is no real text in {folder}; set TRANSLOOM_CORPORA to a folder of corpora")
+    return folder

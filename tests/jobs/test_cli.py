@@ -1,0 +1,109 @@
+"""The command line: the list of jobs, help, `--cfg job`, and what each outcome exits with."""
+
+import importlib
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs.__main__ import main
+from jobs.cli import EXAMPLES, JOBS, USUAL_OVERRIDES, configuration
+from jobs.config import load_config, read_config
+from jobs.groups import groups
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """Makes `run` do what a test says."""
+
+    def install(action):
+        monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=action))
+
+    return install
+
+
+def _raise(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_no_job_lists_the_jobs_with_a_line_each(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for name in JOBS:
+        assert len(re.findall(rf"^  {name}  ", printed, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_is_a_module_with_a_main(name):
+    assert find_spec(f"jobs.{name}") is not None
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian", "trian: no such job. Did you mean train?"),
+        ("zzz", "zzz: no such job. The jobs are: run, "),
+        ("experiment=demo", "for example: transloom run experiment=demo"),
+    ],
+)
+def test_an_unknown_job_names_the_nearest(word, message, capsys):
+    assert main([word]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_exit_code_is_the_jobs(job):
+    job(lambda argv: len(argv))
+    assert main(["run", "a", "b", "c"]) == 3
+
+
+def test_a_users_error_is_one_message_and_exit_code_2(job, capsys):
+    job(lambda argv: _raise(UserError("corpus.path: no such folder")))
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err == "transloom: corpus.path: no such folder\n"
+
+
+def test_an_interrupt_says_how_to_go_on(job, capsys):
+    job(lambda argv: _raise(KeyboardInterrupt()))
+    assert main(["run"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(job):
+    job(lambda argv: _raise(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["run"])
+
+
+def test_help_names_every_group_and_option_and_imports_nothing_heavy():
+    command = "import sys; from jobs.cli import configuration\ntry: configuration('run', ['model=tiny', '--help'])\n"
+    command += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert printed.endswith("0 False\n")
+    for group, options in groups().items():
+        assert re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE)
+        assert all(option in printed for option in options)
+
+
+def test_what_help_tells_is_accepted():
+    for word in USUAL_OVERRIDES:
+        load_config([re.sub(r"<\w+>", "example", word)])
+    for words in EXAMPLES:
+        load_config(words.split())
+
+
+def test_cfg_job_prints_the_resolved_configuration(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        configuration("run", ["seed=7", "--cfg", "job", "experiment=multi30k_en_de"])
+    assert end.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert read_config(tmp_path / "printed.yaml") == load_config(["seed=7", "experiment=multi30k_en_de"])
+    with pytest.raises(UserError, match="--cfg job"):
+        configuration("run", ["--cfg", "hydra"])

@@ -1,0 +1,126 @@
+"""Every file of conf/ composes; whatever is wrong is refused by its full name, before anything is started."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.groups import groups
+from pipeline.data.corpus import CorpusKind
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_FILES = {"text": ["corpus.train.source=a.en", "corpus.train.target=a.de"]}
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_composes(experiment):
+    assert isinstance(load_config([f"experiment={experiment}"]), Config)
+
+
+@pytest.mark.parametrize("word", [f"{group}={option}" for group, options in groups().items() for option in options])
+def test_every_option_composes(word):
+    assert isinstance(load_config([word, *NEEDS_FILES.get(word.rpartition("=")[2], [])]), Config)
+
+
+def test_every_group_of_the_schema_has_a_default_that_the_command_line_overrides():
+    assert load_config([]) == load_config(["experiment=demo"])
+    config = load_config(["model=big", "model.dropout=0.25", "corpus=multi30k_en_fr", "corpus.path=/a b/c"])
+    assert (config.model.d_model, config.model.dropout) == (1024, 0.25)
+    assert (config.corpus.target_language, config.corpus.path) == ("fr", "/a b/c")
+
+
+def test_data_files_take_names_of_ones_own():
+    words = ["corpus=wmt14_en_de", "corpus.dataset=parquet", "corpus.data_files={train: a.parquet, test: b.parquet}"]
+    assert load_config(words).corpus.data_files == {"train": "a.parquet", "test": "b.parquet"}
+
+
+def test_yaml_reads_back_as_the_same_configuration(tmp_path):
+    config = load_config(["experiment=paper_big_en_de", "corpus.data_files={train: a.parquet}", "name=a b"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == config
+    assert to_dict(config)["corpus"]["kind"] == CorpusKind.dataset.value
+
+
+def test_a_stored_configuration_that_no_longer_fits_is_refused_by_name(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {d_modle: 3}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"config.yaml: model.d_modle: .* Did you mean model.d_model\?"):
+        read_config(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+def test_the_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config([]).seed = 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+REFUSED = {
+    # a typo: in a key, in a section, in a group, in an option; the right word in the wrong place
+    "model.d_modle=512": ["model.d_modle: no such setting", "Did you mean model.d_model?"],
+    "modl.d_model=512": ["Did you mean model.d_model?"],
+    "corpus.train.sorce=a.en": ["Did you mean corpus.train.source?"],
+    "experimnt=demo": ["Did you mean experiment?"],
+    "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: demo, "],
+    "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
+    "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
+    # a wrong type
+    "model.d_model=wide": ["model.d_model: Value 'wide'", "Integer"],
+    "model.num_heads=1.5": ["model.num_heads: Value '1.5'"],
+    "tracking.enabled=perhaps": ["tracking.enabled: Value 'perhaps' is not a valid bool"],
+    "precision.dtype=bf61": ["precision.dtype: Invalid value 'bf61', expected one of [fp32, bf16, fp16]"],
+    "model=512": ["model=512: no such option", "base, big"],
+    "model=null": ["model=null: no such option"],
+    "model={d_model: 3}": ["model={d_model: 3}: no such option"],
+    "train=3": ["train: is a section, not a setting. In it: train."],
+    # an impossible value
+    "model.d_model=130": ["model.d_model: 130 is not divisible by num_heads: 4"],
+    "engine.zero_stage=4": ["engine.zero_stage: must be 0, 1, 2 or 3, not 4"],
+    "cluster.num_workers=0": ["cluster.num_workers: must be at least 1"],
+    "cluster.num_workers=1000": ["cluster.num_workers: 1000 workers", "batch.tokens"],
+    "cluster.cpus_per_worker=0": ["cluster.cpus_per_worker: must be more than 0"],
+    "cluster.gpus_per_worker=0.5": ["cluster.gpus_per_worker: must be 0 or 1"],
+    "cluster.max_failures=-1": ["cluster.max_failures: must be at least 0"],
+    "corpus=text": ["corpus.train: source and target must be set"],
+    "name=${nowhere}": ["name: Interpolation key 'nowhere' not found"],
+    # what Hydra knows and a run does not
+    "+model.colour=red": ["model.colour: no such setting"],
+    "++model.d_model=512": ["write model.d_model=<value>"],
+    "~seed": ["~seed: settings are neither added nor removed"],
+    "seed=1,2": ["seed=1,2: one value at a time"],
+    "corpus@model=text": ["corpus@model=text: no such option"],
+    "hydra.run.dir=x": ["hydra.run.dir: no such setting"],
+    "corpus._target_=os.system": ["_target_", "never run"],
+    "name=${hydra:runtime.cwd}": ["${hydra:…}", "never run"],
+    "demo": ["demo: is not of the form key=value"],
+    "": ["is not of the form key=value"],
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_a_mistake_is_refused_by_its_full_name(word):
+    with pytest.raises(UserError) as refusal:
+        load_config([word])
+    for part in REFUSED[word]:
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("word", ["model.d_modle=512", "model.d_model=wide", "model.d_model=130"])
+def test_a_mistake_is_refused_in_seconds_before_ray_is_imported(word):
+    """Fault 24: exit code 2, at most 5 s, one message and no traceback; ray is never imported."""
+    started_at = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "jobs", "run", word]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    elapsed_seconds = time.perf_counter() - started_at
+    messages = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len(messages) == 1
+    assert messages[0].startswith(f"transloom: {word.partition('=')[0]}: ")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch" in imported or "omegaconf" in imported
+    assert not imported & {"ray", "deepspeed", "mlflow", "datasets"}
+    assert elapsed_seconds <= 5
