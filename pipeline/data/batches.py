@@ -5,7 +5,7 @@ An epoch is shuffled, sorted by length within pools of a few dozen steps, and cu
 effective batch stays the same when the cluster shrinks or grows, and (epoch, step) says where to resume.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,16 +126,17 @@ class Step:
 
     Attributes:
         epoch, index: where it stands; index counts the epoch's steps from 0.
-        batches: this rank's micro-batches. All ranks have equally many; a rank that has none left gets None, and
-            must take part in the step without weight.
-        micro_indices: the place of each in the epoch's plan; seeds dropout, so that it is the same on any rank.
+        batches: this rank's micro-batches; all ranks have equally many.
+        weights: 1.0 each; 0.0 for the stand-in of a rank that has none left, which must take part all the same.
+        seeds: one for each micro-batch, by its place in the plan: dropout is the same on whichever rank it falls.
         source_tokens, target_tokens: of the whole step, over all ranks.
     """
 
     epoch: int
     index: int
-    batches: list[Batch | None]
-    micro_indices: list[int]
+    batches: list[Batch]
+    weights: list[float]
+    seeds: list[int]
     source_tokens: int
     target_tokens: int
 
@@ -152,25 +153,27 @@ def iterate_steps(
         raise UserError("corpus.train: no training pairs are left after cleaning")
     while True:
         plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, config, seed, epoch)
-        per_step = config.micro_batches
-        for index in range(index, -(-len(plan) // per_step)):
-            first = index * per_step
-            micro = plan[first : first + per_step]
-            indices = list(range(first + rank, first + len(micro), world_size))
-            batches: list[Batch | None] = [make_batch(pairs, plan[i]) for i in indices]
-            missing = -(-len(micro) // world_size) - len(batches)
+        first = index * config.micro_batches
+        while first < len(plan):
+            micro = plan[first : first + config.micro_batches]
+            mine = range(rank, len(micro), world_size)
+            missing = -(-len(micro) // world_size) - len(mine)
+            places = [*mine] + [0] * missing
+            chosen = [micro[i] for i in mine] + [micro[0][:1]] * missing
             yield Step(
                 epoch=epoch,
-                index=index,
-                batches=batches + [None] * missing,
-                micro_indices=indices + [first] * missing,
+                index=first // config.micro_batches,
+                batches=[make_batch(pairs, indices) for indices in chosen],
+                weights=[1.0] * len(mine) + [0.0] * missing,
+                seeds=[int(np.random.SeedSequence([seed, epoch, first + i]).generate_state(1)[0]) for i in places],
                 source_tokens=int(sum(pairs.source_lengths[part].sum() for part in micro)),
                 target_tokens=int(sum(pairs.target_lengths[part].sum() for part in micro)),
             )
+            first += config.micro_batches
         epoch, index = epoch + 1, 0
 
 
-def make_batch(pairs: PairDataset, indices: np.ndarray) -> Batch:
+def make_batch(pairs: PairDataset, indices: Sequence[int] | np.ndarray) -> Batch:
     """Packs the named pairs."""
     sources = [pairs.source(i) for i in indices]
     labels = [pairs.target(i) for i in indices]

@@ -1,0 +1,329 @@
+"""The training loop: steps from the plan, validation, checkpoints; it knows neither Ray nor MLflow.
+
+Read `train` from top to bottom: that is the path of a step.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from model.flops import training_flops
+from model.transformer import Transformer
+from pipeline.data.batches import BatchConfig, Step, iterate_steps
+from pipeline.data.shards import PairDataset
+from pipeline.errors import UserError
+from pipeline.ranks import on_rank_zero, rank, world_size
+from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
+from pipeline.train.engine import Engine
+from pipeline.train.schedule import ScheduleConfig, learning_rate
+
+
+class Average(Enum):
+    """Which snapshots make the final model: the last ones (the paper, section 6.1) or the best by validation BLEU."""
+
+    last = "last"
+    best = "best"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train and what to do meanwhile.
+
+    Attributes:
+        max_steps: optimizer steps.
+        label_smoothing: share of the target spread over the vocabulary (section 5.4).
+        log_every, validate_every, checkpoint_every: in steps. A checkpoint holds everything that training needs to
+            go on; a validation also keeps a snapshot of the weights alone.
+        keep_checkpoints: complete checkpoints kept, the newest.
+        patience: validations in a row without a better BLEU after which training stops; 0: never.
+        average, average_of: how many snapshots make the final model, and which.
+        validation_beam: 1 is greedy: quick, and close enough to choose by.
+        max_skipped: steps in a row with a loss or gradient that is no number, after which training stops.
+    """
+
+    max_steps: int = 100_000
+    label_smoothing: float = 0.1
+    log_every: int = 20
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    patience: int = 0
+    average: int = 5
+    average_of: Average = Average.last
+    validation_beam: int = 1
+    max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        positive = ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "average")
+        for name in (*positive, "validation_beam", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        if self.patience < 0:
+            raise ValueError(f"patience: must be at least 0, not {self.patience}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing: must be in [0, 1), not {self.label_smoothing}")
+
+
+@dataclass
+class TrainState:
+    """What the loop itself must know to go on; saved with each checkpoint.
+
+    Attributes:
+        epoch, index: where the next step stands in the plan.
+        validations: {"step", "loss", "bleu", "chrf"} of each validation, oldest first.
+        pending_validation: step of a validation whose result had not come yet.
+        seconds: of training, without validation and checkpoints; over all attempts.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    source_tokens: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    validations: list[dict[str, float]] = field(default_factory=list)
+    pending_validation: int | None = None
+
+    def best(self) -> dict[str, float] | None:
+        """The first validation of the highest BLEU."""
+        return max(self.validations, key=lambda one: one["bleu"], default=None)
+
+    def validations_without_gain(self) -> int:
+        best = self.best()
+        return len(self.validations) - 1 - self.validations.index(best) if best else 0
+
+
+class ValidationResult(Protocol):
+    @property
+    def loss(self) -> float: ...
+    @property
+    def bleu(self) -> float: ...
+    @property
+    def chrf(self) -> float: ...
+
+
+# Validates the snapshot of a step's weights. Gives the result, or where others do the work meanwhile a function that
+# waits for it. A collective, and so is that function: all ranks call, all get the same.
+Validate = Callable[[int, Path], "ValidationResult | Callable[[], ValidationResult]"]
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where rank 0 tells what happens; other ranks pass functions that do nothing.
+
+    Attributes:
+        metrics: metrics of a step, for the tracker.
+        validated: a step's validation; its snapshot lies in the weights folder.
+        progress: what the progress line shows, every `log_every` steps and around validations.
+    """
+
+    metrics: Callable[[Mapping[str, float], int], None]
+    validated: Callable[[int, Any], None]
+    progress: Callable[[Mapping[str, Any]], None]
+
+
+def train(
+    config: TrainConfig,
+    batch: BatchConfig,
+    schedule: ScheduleConfig,
+    *,
+    model: Transformer,
+    engine: Engine,
+    pairs: PairDataset,
+    seed: int,
+    state: TrainState,
+    folder: Path,
+    about: Mapping[str, Any],
+    validate: Validate,
+    reports: Reports,
+) -> str:
+    """Trains until max_steps or until BLEU has stopped rising; returns which: "max_steps" or "patience".
+
+    Args:
+        model: what the engine trains, for its shape only.
+        state: where to begin; moved along in place.
+        folder: the run's; gets checkpoints/ and weights/.
+        about: goes into the checkpoints' manifests (hashes of configuration and tokenizer, engine).
+    Raises:
+        UserError: too many steps in a row without a finite gradient; a full disk.
+    """
+    steps = iterate_steps(
+        pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index
+    )
+    meter = _Meter(model, config, reports, engine.device)
+    pending: Callable[[], ValidationResult] | None = None
+    if state.pending_validation is not None:  # its result was lost with the process that waited for it
+        pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
+    saved_step = state.step
+    while state.step < config.max_steps and not _is_out_of_patience(state, config):
+        meter.start()
+        step = next(steps)
+        rate = learning_rate(schedule, state.step + 1, model.config.d_model)
+        _take_step(engine, step, rate, state, meter, config)
+        meter.stop(step, state)
+        is_last = state.step == config.max_steps
+        if state.step % config.log_every == 0 or is_last:
+            meter.report(state, rate)
+        if state.step % config.validate_every == 0 or is_last:
+            _finish_validation(state, pending, reports)
+            _keep_snapshot(engine, state, folder, config)
+            pending = _begin_validation(state, state.step, folder, validate, reports)
+        if state.step % config.checkpoint_every == 0:
+            save(engine, state, folder, config, about, reports)
+            saved_step = state.step
+    _finish_validation(state, pending, reports)
+    if saved_step != state.step or pending is not None:
+        save(engine, state, folder, config, about, reports)
+    return "max_steps" if state.step >= config.max_steps else "patience"
+
+
+def _is_out_of_patience(state: TrainState, config: TrainConfig) -> bool:
+    return 0 < config.patience <= state.validations_without_gain()
+
+
+def save(
+    engine: Engine, state: TrainState, folder: Path, config: TrainConfig, about: Mapping[str, Any], reports: Reports
+) -> None:
+    """Writes a checkpoint of this moment; a collective."""
+    reports.progress({"doing": "saving a checkpoint", "step": state.step})
+    engine_state = engine.state()
+    manifest = {**about, "world_size": world_size()}
+    on_rank_zero(
+        lambda: save_checkpoint(
+            folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, config.keep_checkpoints
+        )
+    )
+
+
+def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: TrainConfig) -> None:
+    """Writes the weights alone, for validation and for the average; keeps the last and the best few. A collective."""
+    weights = {name.removeprefix("model."): tensor for name, tensor in engine.weights().items()}
+    best = sorted(state.validations, key=lambda one: one["bleu"], reverse=True)[: config.average]
+    keep = {int(one["step"]) for one in best}
+    on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
+
+
+def _take_step(
+    engine: Engine, step: Step, rate: float, state: TrainState, meter: "_Meter", config: TrainConfig
+) -> None:
+    """One optimizer step. The loss is a sum over tokens, normalised once, by the tokens of all ranks."""
+    last = len(step.batches) - 1
+    for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
+        torch.manual_seed(seed)
+        loss = engine.forward_backward(one.to(engine.device), scale=weight / step.target_tokens, last=i == last)
+        meter.add_loss(loss.total, weight)
+    result = engine.step(rate)
+    meter.gradient_norm = result.grad_norm
+    state.step += 1
+    state.epoch, state.index = step.epoch, step.index + 1
+    state.source_tokens += step.source_tokens
+    state.target_tokens += step.target_tokens
+    if result.skipped:
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row >= config.max_skipped:
+            raise UserError(
+                f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is no number, the last one step "
+                f"{state.step} (epoch {step.epoch}, batch {step.index} of its plan): training has diverged. Lower the "
+                "learning rate, warm up longer, or set optimizer.clip_norm=1; precision=bf16 has a wider range than "
+                "fp16. The checkpoints before are untouched"
+            )
+    else:
+        state.skipped_in_a_row = 0
+
+
+def _begin_validation(
+    state: TrainState, step: int, folder: Path, validate: Validate, reports: Reports
+) -> Callable[[], ValidationResult] | None:
+    """Has a snapshot validated; None when the result is there at once."""
+    reports.progress({"doing": "validating", "step": step})
+    found = validate(step, snapshot_path(folder / "weights", step))
+    state.pending_validation = step
+    if callable(found):
+        return found
+    _finish_validation(state, lambda: found, reports)
+    return None
+
+
+def _finish_validation(state: TrainState, pending: Callable[[], ValidationResult] | None, reports: Reports) -> None:
+    """Waits for a validation, and counts it. One that others did counts only when the next one begins, however early
+    it was there, so that a run that is stopped and resumed decides the same."""
+    if pending is None or state.pending_validation is None:
+        return
+    found = pending()
+    step, state.pending_validation = state.pending_validation, None
+    scores = {"loss": found.loss, "bleu": found.bleu, "chrf": found.chrf}
+    state.validations.append({"step": step, **scores})
+    reports.metrics({f"validation/{name}": value for name, value in scores.items()}, step)
+    reports.validated(step, found)
+    reports.progress({"validation_bleu": found.bleu, "validation_loss": found.loss, "step": state.step})
+
+
+class _Meter:
+    """Counts between two reports: loss, tokens without padding, time without validation and checkpoints."""
+
+    def __init__(
+        self, model: Transformer, config: TrainConfig, reports: Reports, device: torch.device
+    ) -> None:
+        self.model, self.config, self.reports, self.device = model, config, reports, device
+        self.gradient_norm = math.nan
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self.source_tokens, self.target_tokens, self.padding = 0, 0, 0.0
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def start(self) -> None:
+        self.started_at = time.monotonic()
+
+    def add_loss(self, total: Tensor, weight: float) -> None:
+        self.loss += total * weight  # stays on the device: reading it here would wait for the step
+
+    def stop(self, step: Step, state: TrainState) -> None:
+        elapsed = time.monotonic() - self.started_at
+        self.seconds += elapsed
+        state.seconds += elapsed
+        self.steps += 1
+        self.source_tokens += step.source_tokens
+        self.target_tokens += step.target_tokens
+        self.padding += sum(one.padding_share for one in step.batches) / len(step.batches)
+
+    def report(self, state: TrainState, rate: float) -> None:
+        """Sums up since the last report; a collective."""
+        if world_size() > 1:
+            dist.all_reduce(self.loss)
+        flops = training_flops(self.model.config, self.model.vocab_size, self.source_tokens, self.target_tokens)
+        metrics = {
+            "train/loss": float(self.loss) / self.target_tokens,
+            "train/learning_rate": rate,
+            "train/grad_norm": self.gradient_norm,
+            "train/source_tokens_per_second": self.source_tokens / self.seconds,
+            "train/target_tokens_per_second": self.target_tokens / self.seconds,
+            "train/padding_share": self.padding / self.steps,
+            "train/model_flops_per_second": flops / self.seconds,
+            "train/target_tokens": state.target_tokens,
+            "train/epoch": state.epoch,
+            "train/skipped_steps": state.skipped_steps,
+        }
+        self.reports.metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, state.step)
+        self.reports.progress(
+            {
+                "step": state.step,
+                "max_steps": self.config.max_steps,
+                "eta_seconds": (self.config.max_steps - state.step) * self.seconds / self.steps,
+                **{name.removeprefix("train/"): value for name, value in metrics.items()},
+            }
+        )
+        self._clear()

@@ -1,0 +1,21 @@
+"""What is minimised. New mathematics (a language model, a reward) is another module beside this one."""
+
+from torch import nn
+
+from model.losses import LossSum, label_smoothed_cross_entropy
+from model.transformer import Transformer
+from pipeline.data.batches import Batch
+
+
+class TranslationObjective(nn.Module):
+    """Label-smoothed cross-entropy of the target given the source. A module, so that an engine which shards or
+    gathers parameters around `forward` (ZeRO 3) sees every use of them, the tied output projection too."""
+
+    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch) -> LossSum:
+        hidden = self.model(batch.source, batch.source_layout, batch.target, batch.target_layout)
+        return label_smoothed_cross_entropy(hidden, self.model.embedding.weight, batch.labels, self.label_smoothing)

@@ -1,0 +1,129 @@
+"""A trained model as a folder, and translating with it.
+
+The folder holds weights (`model.safetensors`, fp32), shape and origin (`config.json`) and `tokenizer.model`: no
+pickle, nothing that runs code.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import Norm, Positions, TransformerConfig
+from model.packing import Layout
+from model.transformer import Transformer
+from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, Tokenizer
+from pipeline.decode import BeamConfig, Hypothesis, beam_search
+from pipeline.errors import UserError
+from pipeline.files import sha256_file, write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save_model(
+    folder: Path, config: TransformerConfig, weights: Mapping[str, Tensor], tokenizer: Path, about: Mapping[str, Any]
+) -> None:
+    """Writes a model folder.
+
+    Args:
+        tokenizer: a tokenizer.model, or the folder that holds it.
+        about: what else a reader should know: languages, run, steps, scores. JSON values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    source = tokenizer / MODEL_FILE if tokenizer.is_dir() else tokenizer
+    shutil.copyfile(source, folder / MODEL_FILE)
+    shape = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
+    files = {name: sha256_file(folder / name) for name in (WEIGHTS, MODEL_FILE)}
+    write_json(folder / CONFIG, {"architecture": "transformer", "model": shape, "sha256": files, **about})
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A model, its tokenizer, and what its folder says about it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    about: dict[str, Any]
+
+    @staticmethod
+    def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "Translator":
+        """Reads a folder that `save_model` wrote.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit the others.
+        """
+        try:
+            about = json.loads((folder / CONFIG).read_bytes())
+            shape = dict(about["model"])
+            shape |= {"norm": Norm(shape["norm"]), "positions": Positions(shape["positions"])}
+            config = TransformerConfig(**shape)
+            expected = about["sha256"]
+        except FileNotFoundError:
+            raise UserError(f"{folder} is not a model folder: it has no {CONFIG}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from None
+        for name in (WEIGHTS, MODEL_FILE):
+            if not (folder / name).exists() or sha256_file(folder / name) != expected.get(name):
+                raise UserError(f"{folder / name} is missing or damaged: its SHA-256 is not the one in {CONFIG}")
+        tokenizer = Tokenizer.load(folder)
+        model = Transformer(config, tokenizer.vocab_size)
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except RuntimeError as error:
+            raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from None
+        return Translator(model.to(device, dtype).eval(), tokenizer, about)
+
+    def translate(
+        self, lines: list[str], config: BeamConfig, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[str]:
+        """One translation a line, in the lines' order; an empty line stays empty.
+
+        A line longer than the model's positions allow is cut; nothing is lost of the others.
+        """
+        sources = self.tokenizer.encode_arrays(lines)
+        hypotheses = translate_tokens(self.model, sources, config, progress)
+        return self.tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
+
+
+@torch.inference_mode()
+def translate_tokens(
+    model: Transformer,
+    sources: list[np.ndarray],
+    config: BeamConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Hypothesis]:
+    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model is in evaluation mode.
+
+    Sentences are decoded in batches of like lengths, longest first.
+    """
+    room = model.config.max_positions
+    device = model.embedding.weight.device
+    results: list[Hypothesis] = [Hypothesis([], 0.0)] * len(sources)
+    # A sentence of </s> alone is an empty line: its translation is empty.
+    order = sorted((i for i, ids in enumerate(sources) if len(ids) > 1), key=lambda i: -len(sources[i]))
+    for start in range(0, len(order), config.batch_sentences):
+        chosen = order[start : start + config.batch_sentences]
+        batch = [_cut(sources[i], room) for i in chosen]
+        layout = Layout.of(torch.tensor([len(ids) for ids in batch])).to(device)
+        tokens = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
+        limits = (layout.lengths + config.extra_tokens).clamp(max=room)
+        decoding = model.start_decoding(tokens, layout)
+        found = beam_search(decoding, limits, config, BOS_ID, EOS_ID)
+        for i, hypothesis in zip(chosen, found, strict=True):
+            results[i] = hypothesis
+        progress(start + len(chosen), len(order))
+    return results
+
+
+def _cut(ids: np.ndarray, room: int) -> np.ndarray:
+    return ids if len(ids) <= room else np.concatenate((ids[: room - 1], ids[-1:]))
+
