@@ -26,13 +26,14 @@ def main(argv: list[str]) -> int:
     os.execvpe(command[0], command, os.environ | environment)
 
 
-def _free_port() -> int:
-    for port in PORTS:
+def _free_port(ports: range = PORTS) -> int:
+    for port in ports:
         with socket.socket() as probe:
+            # As a server does: a port whose last connections are still closing counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
             return port
-    raise UserError(f"ports {PORTS.start} to {PORTS.stop - 1} of this machine are in use; end a server first")
+    raise UserError(f"ports {ports.start} to {ports.stop - 1} of this machine are in use; end a server first")
