@@ -118,7 +118,10 @@ def read_config(path: Path) -> Config:
         UserError: if the file is missing, or no longer fits the schema.
     """
     try:
-        return _build(OmegaConf.merge(_schema(), OmegaConf.load(path)), "")
+        stored = OmegaConf.load(path)
+        if not isinstance(stored, DictConfig):
+            raise UserError(f"{path}: is a list, not a configuration")
+        return _build(cast(DictConfig, OmegaConf.merge(_schema(), stored)), "")
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (OmegaConfBaseException, YAMLError) as error:
@@ -129,6 +132,18 @@ def to_dict(config: Config) -> dict[str, Any]:
     """Plain dictionaries, strings and numbers: what YAML, JSON and the tracker take."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     return cast(dict[str, Any], plain)
+
+
+def from_dict(settings: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        UserError: if a value does not fit the schema.
+    """
+    try:
+        return _build(OmegaConf.merge(_schema(), settings), "")
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -187,7 +202,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 def _check_name(override: Override) -> None:
     """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
-    word, key, value = override.input_line, override.key_or_group, override.value()
+    word, key, value = str(override.input_line), override.key_or_group, override.value()
     if "_target_" in word or "${hydra:" in word:
         raise UserError(f"{word}: _target_ and ${{hydra:…}} are not settings and are never run")
     if override.is_sweep_override():

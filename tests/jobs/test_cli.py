@@ -85,9 +85,7 @@ def test_a_bug_keeps_its_traceback(job):
 def test_help_names_every_group_and_option_and_imports_nothing_heavy():
     code = "import sys; from jobs.cli import configuration\ntry: configuration('run', ['model=tiny', '--help'])\n"
     code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
-    printed = subprocess.run(
-        [sys.executable, "-c", command], capture_output=True, text=True, cwd=ROOT, check=True
-    ).stdout
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert printed.endswith("0 False\n")
     for group, options in groups().items():
         assert re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE)
