@@ -119,13 +119,14 @@ def read_config(path: Path) -> Config:
     """
     try:
         stored = OmegaConf.load(path)
-        if not isinstance(stored, DictConfig):
-            raise UserError(f"{path}: is a list, not a configuration")
-        return _build(cast(DictConfig, OmegaConf.merge(_schema(), stored)), "")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except YAMLError as error:
+        raise UserError(f"{path}: {error}") from error
+    try:
+        return from_dict(stored)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -134,14 +135,14 @@ def to_dict(config: Config) -> dict[str, Any]:
     return cast(dict[str, Any], plain)
 
 
-def from_dict(settings: dict[str, Any]) -> Config:
+def from_dict(settings: Any) -> Config:
     """The inverse of `to_dict`.
 
     Raises:
         UserError: if a value does not fit the schema.
     """
     try:
-        return _build(OmegaConf.merge(_schema(), settings), "")
+        return _build(cast(DictConfig, OmegaConf.merge(_schema(), settings)), "")
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
 
@@ -245,7 +246,7 @@ def _explain(error: BaseException) -> str:
         if key:
             return f"{key}: {str(cause).splitlines()[0]}"
         cause = cause.__cause__
-    return str(error)
+    return str(error).partition("\n    full_key")[0]
 
 
 def _build(node: DictConfig, prefix: str) -> Any:
