@@ -1,6 +1,5 @@
 import errno
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -119,29 +118,31 @@ def test_a_folder_that_can_not_be_made_is_told(tmp_path):
         stage(tmp_path / "file" / "corpora", "x-", {}, {}, build_one)
 
 
-def _build_with_another(root: Path, barrier, results) -> None:
-    def build(folder: Path) -> dict[str, int]:
-        counts = build_one(folder)
-        barrier.wait(timeout=30)  # both are building now
-        return counts
-
-    done = stage(root, "x-", {}, {}, build)
-    results.put((str(done.folder), done.manifest["counts"]))
+BUILD_WITH_ANOTHER = """
+    import sys, time
+    from pathlib import Path
+    from pipeline.files import stage
+    root, meeting, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    def build(folder):
+        (folder / "data").write_bytes(b"12345")
+        (meeting / name).touch()
+        while len(list(meeting.iterdir())) < 2:  # goes on when both are building
+            time.sleep(0.01)
+        return {"items": 5}
+    print(stage(root, "x-", {}, {}, build).folder)
+"""
 
 
 def test_two_processes_that_build_the_same_stage_both_end_well(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(2), context.Queue()
-    builders = [context.Process(target=_build_with_another, args=(tmp_path, barrier, results)) for _ in range(2)]
-    for builder in builders:
-        builder.start()
-    first, second = results.get(timeout=30), results.get(timeout=30)
-    for builder in builders:
-        builder.join(30)
-    assert [builder.exitcode for builder in builders] == [0, 0]
-    assert first == second
-    assert list(tmp_path.iterdir()) == [Path(first[0])]
-    assert stage(tmp_path, "x-", {}, {}, must_not_run).skipped
+    root, meeting = tmp_path / "root", tmp_path / "meeting"
+    meeting.mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(BUILD_WITH_ANOTHER), str(root), str(meeting)]
+    builders = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"]
+    printed = [builder.communicate(timeout=60)[0].strip() for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0]
+    assert printed[0] == printed[1]
+    assert list(root.iterdir()) == [Path(printed[0])]
+    assert stage(root, "x-", {}, {}, must_not_run).skipped
 
 
 def test_what_a_killed_builder_left_is_neither_used_nor_kept(tmp_path):

@@ -19,8 +19,6 @@ from pipeline.data.corpus import (
 from pipeline.data.lines import MAX_LINE_BYTES, count_lines, read_lines
 from pipeline.errors import UserError
 
-CORPORA = Path(os.environ.get("TRANSLOOM_CORPORA", Path(__file__).parents[4] / "shared" / "corpora"))
-
 
 def text_corpus(folder: Path, source: bytes, target: bytes, **settings) -> CorpusConfig:
     (folder / "a.en").write_bytes(source)
@@ -77,10 +75,8 @@ def test_what_is_no_text_is_refused_with_file_and_line(tmp_path, line, message):
     assert reasons.total() == 1
 
 
-def test_of_the_utf8_stress_file_exactly_the_invalid_lines_are_left_out(tmp_path):
-    path = CORPORA / "unicode-stress" / "utf8tests.bin"
-    if not path.exists():
-        pytest.skip(f"no {path}: set TRANSLOOM_CORPORA")
+def test_of_the_utf8_stress_file_exactly_the_invalid_lines_are_left_out(tmp_path, corpora):
+    path = corpora / "unicode-stress" / "utf8tests.bin"
     lines = path.read_bytes().split(b"\n")[:-1]
     corpus = text_corpus(tmp_path, path.read_bytes(), b"".join(b"%d\n" % i for i in range(len(lines))))
     dropped = Counter()

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from pipeline.data.shards import open_shards
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.errors import UserError
 
-CORPORA = Path(os.environ.get("TRANSLOOM_CORPORA", Path(__file__).parents[4] / "shared" / "corpora"))
 TOKENIZER = TokenizerConfig(vocab_size=500)
 SPLITS = ("train", "validation", "test")
 
@@ -109,7 +109,7 @@ def test_finished_stages_are_skipped_and_a_changed_setting_makes_new_ones_from_t
 def test_work_shared_out_to_processes_gives_the_same_bytes(tmp_path):
     corpus = write_corpus(tmp_path / "in")
     alone = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "alone", shard_pairs=16)
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         shared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "shared", map_tasks=pool.map, shard_pairs=16)
     assert [folder.name for folder in folders(alone)] == [folder.name for folder in folders(shared)]
     for one, other in zip(folders(alone), folders(shared), strict=True):
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_nothing_half_done_and_a_rerun_is_identical(tmp_path)
 
 def test_two_processes_prepare_the_same_corpus_at_once(tmp_path):
     corpus = write_corpus(tmp_path / "in")
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         runs = [pool.submit(prepare, corpus, CleanConfig(), TOKENIZER, tmp_path / "out") for _ in range(2)]
         first, second = (run.result(timeout=60) for run in runs)
     assert folders(first) == folders(second)
@@ -309,10 +309,8 @@ def test_two_processes_prepare_the_same_corpus_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "target"), [("en", "de"), ("en", "fr")])
-def test_multi30k(tmp_path, source, target):
-    folder = CORPORA / "multi30k"
-    if not folder.exists():
-        pytest.skip(f"no {folder}: set TRANSLOOM_CORPORA")
+def test_multi30k(tmp_path, corpora, source, target):
+    folder = corpora / "multi30k"
     names = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
     splits = {s: SplitConfig(f"{folder}/{name}.{source}", f"{folder}/{name}.{target}") for s, name in names.items()}
     corpus = CorpusConfig(kind=CorpusKind.text, name="multi30k", **splits)

@@ -1,6 +1,10 @@
+import errno
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
+from pipeline.data import shards
 from pipeline.data.shards import open_shards, shard_tasks, write_shard
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -9,19 +13,19 @@ SOURCE = [[5, 3], [3], [9, 8, 7, 3], [65_535, 3], [6, 3]]
 TARGET = [[3], [4, 3], [3], [1, 3], [2, 2, 3]]
 
 
-def write(folder, shards, vocab_size=65_536):
+def write(folder, sizes, vocab_size=65_536):
     start = 0
-    for index, size in enumerate(shards):
+    for index, size in enumerate(sizes):
         for side, sentences in (("source", SOURCE), ("target", TARGET)):
             arrays = [np.array(ids, dtype=np.int32) for ids in sentences[start : start + size]]
             write_shard(folder, f"train-{index:05d}", side, arrays, vocab_size)
         start += size
-    write_json(folder / "manifest.json", {"counts": {"splits": {"train": {"shards": len(shards)}}}})
+    write_json(folder / "manifest.json", {"counts": {"splits": {"train": {"shards": len(sizes)}}}})
 
 
-@pytest.mark.parametrize("shards", [[5], [2, 3], [1, 1, 1, 1, 1]])
-def test_pairs_come_back_whatever_the_shards(tmp_path, shards):
-    write(tmp_path, shards)
+@pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 1, 1, 1]])
+def test_pairs_come_back_whatever_the_shards(tmp_path, sizes):
+    write(tmp_path, sizes)
     pairs = open_shards(tmp_path, "train")
     assert len(pairs) == 5
     assert [pairs.source(i).tolist() for i in range(5)] == SOURCE
@@ -38,6 +42,18 @@ def test_tokens_take_two_bytes_where_they_fit_and_stay_on_disk(tmp_path):
     assert isinstance(tokens, np.memmap)
     write(tmp_path, [5], vocab_size=65_537)
     assert open_shards(tmp_path, "train").source(3).dtype == np.int32
+
+
+def test_a_full_disk_says_so_however_large_the_shard(tmp_path, monkeypatch):
+    @contextmanager
+    def write_to_a_full_disk(path):
+        with open("/dev/full", "wb") as file:
+            yield file
+
+    monkeypatch.setattr(shards, "atomic_write", write_to_a_full_disk)
+    with pytest.raises(OSError) as caught:
+        write_shard(tmp_path, "train-00000", "source", [np.arange(100_000)], 65_536)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_plain_numpy_reads_the_files(tmp_path):
