@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
+KEY_TAG = "mlflow.transloomKey"  # of the run; the UI does not show tags that begin with "mlflow."
 
 # A call that fails is repeated from the spool, so MLflow need not (its own patience is 4 minutes a call). The time
 # limit is above what a slow server takes, else no call would ever count as done.
@@ -63,18 +64,19 @@ class MlflowStore:
         experiment = self._client.get_experiment_by_name(self._record["experiment"])
         if experiment is None:
             name, location = self._record["experiment"], self._record["artifact_location"]
-            self.experiment_id = self._client.create_experiment(name, location)
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            self.experiment_id = self._client.create_experiment(name, location, kind)
         else:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage != "active":
                 self._client.restore_experiment(self.experiment_id)
         # Looked for by its key first: a server may have made it, and its answer been lost.
         key = self._record["key"]
-        found = self._client.search_runs([self.experiment_id], f"tags.`transloom.key` = '{key}'", max_results=1)
+        found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         if found:
             run = found[0]
         else:
-            tags = redact(self._record["tags"]) | {"transloom.key": key}
+            tags = redact(self._record["tags"]) | {KEY_TAG: key}
             started, name = self._record["started_ms"], self._record["run_name"]
             run = self._client.create_run(self.experiment_id, started, tags, name)
         self.run_id = run.info.run_id

@@ -10,6 +10,7 @@ from pipeline.files import read_json, write_json
 from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point, redact
 
 MAX_PARAM_CHARS = 500
+DIGEST_CHARS = 12
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class SpoolTracker:
     ) -> None:
         """Points of the run; with `model` (a name given to `log_model`, before or after) also of that model, and with
         `dataset` (name, digest) measured on that one."""
-        extra = {"model": model, "dataset": dataset}
+        extra = {"model": model, "dataset": dataset and (dataset[0], dataset[1][:DIGEST_CHARS])}
         self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None})
 
     def log_text(self, text: str, name: str) -> None:
@@ -114,9 +115,10 @@ class SpoolTracker:
         self.log_artifact(path, "figures")
 
     def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None:
-        """What the run was fed: `context` is training, validation or test; `digest` a hash of the content."""
+        """What the run was fed: `context` is training, validation or test; `digest` a hash of the content, of which
+        the first 12 characters are shown."""
         self._spool.write(
-            {"do": "dataset", "name": name, "digest": digest[:36], "source": source, "counts": counts}
+            {"do": "dataset", "name": name, "digest": digest[:DIGEST_CHARS], "source": source, "counts": counts}
             | {"context": context}
         )
 
@@ -124,7 +126,8 @@ class SpoolTracker:
         self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
     ) -> None:
         """A line in the Models tab: a checkpoint (no folder: it stays where it is) or, with the folder's files, an
-        exported model. The name should tell the run and the step, for the tab lists the models of all runs."""
+        exported model. The name is unique in the run and begins with what tells it apart, such as `step-4000`: the
+        column is narrow, and another shows the run."""
         self._spool.write(
             {"do": "model", "name": name, "step": step, "folder": folder and self._portable(folder)}
             | {"params": flatten(params or {})}

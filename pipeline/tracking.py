@@ -267,7 +267,8 @@ def sync_run(run_folder: Path, uri: str | None = None) -> str:
 
 def run_url(server: str, experiment_id: str, run_id: str) -> str:
     """The run's page in the UI that `server` (http://host:port) serves."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    # The UI has two faces; the parameter asks for the one that shows training.
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def ui_command(
