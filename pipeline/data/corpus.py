@@ -40,7 +40,8 @@ class SplitConfig:
 class CorpusConfig:
     """A parallel corpus.
 
-    `path`, when set, makes kind "dataset" read the text files of its splits instead of the data set.
+    `path` is the folder of the text files named in the splits; when set, kind "dataset" reads these files instead of
+    the data set.
     `source_column` and `target_column` are dotted paths into nested columns.
     `held_out` pairs are taken out of train for each of validation and test that has no data of its own.
 
@@ -268,7 +269,7 @@ def _text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
     files = []
     for side in ("source", "target"):
         try:
-            files.append(existing_file(getattr(where, side)))
+            files.append(existing_file(Path(config.path or "", getattr(where, side))))
         except UserError as error:
             hint = "corpus.path=<folder>" if config.path is not None else f"corpus.{split}.{side}=<file>"
             raise UserError(f"corpus.{split}.{side}: {error}. Set {hint} to where it is.") from None

@@ -261,7 +261,7 @@ def test_held_out_pairs_of_a_dataset(tmp_path, no_network):
 def test_a_folder_replaces_the_hub(tmp_path):
     (tmp_path / "train.en").write_bytes(b"a\n")
     (tmp_path / "train.de").write_bytes(b"b\n")
-    where = SplitConfig(source=f"{tmp_path}/train.en", target=f"{tmp_path}/train.de", split="train")
+    where = SplitConfig(source="train.en", target=f"{tmp_path}/train.de", split="train")
     corpus = CorpusConfig(kind=CorpusKind.dataset, name="a", dataset="nobody/nothing", path=str(tmp_path),
                           train=where, validation=where, test=where)  # fmt: skip
     assert list(read_pairs(corpus, "train")) == [("a", "b")]
