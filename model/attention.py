@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.packing import Layout, regroup
+from model.packing import Layout, from_grid, to_grid
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,7 +32,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
     """Hides padding: (B, L) bool -> (B, 1, 1, L), -inf at True."""
-    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, -math.inf)[:, None, None]
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, -math.inf)[
+        :, None, None
+    ]
 
 
 def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -111,12 +113,12 @@ class SelfAttention(nn.Module):
         width = x.shape[1]
         (sentences, longest), heads = grid.shape, self.num_heads
         rows, places = grid.rows[3]
-        heads_of = regroup(self.query_key_value(x).view(-1, width // heads), rows, places)
+        heads_of = to_grid(self.query_key_value(x).view(-1, width // heads), rows, places)
         query, key, value = heads_of.view(3, sentences, heads, longest, width // heads)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
         context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
         rows, places = grid.rows[1]
-        return self.output(regroup(context.reshape(-1, width // heads), places, rows).view(-1, width))
+        return self.output(from_grid(context.reshape(-1, width // heads), rows, places).view(-1, width))
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
@@ -142,17 +144,17 @@ class CrossAttention(nn.Module):
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
         width = x.shape[1] // self.num_heads
         rows, places = target.rows[1]
-        query = regroup(self.query(x).view(-1, width), rows, places)
+        query = to_grid(self.query(x).view(-1, width), rows, places)
         query = query.view(target.shape[0], self.num_heads, target.shape[1], width)
         key, value = self.keys_and_values(memory, source)
         context = attend(query, key, value, source.padding_bias)
-        return self.output(regroup(context.reshape(-1, width), places, rows).view(x.shape))
+        return self.output(from_grid(context.reshape(-1, width), rows, places).view(x.shape))
 
     def keys_and_values(self, memory: Tensor, source: Grid) -> Tensor:
         """memory: (N source tokens, d_model) -> (2, B, H, L, K), what `step` sees."""
         width = memory.shape[1] // self.num_heads
         rows, places = source.rows[2]
-        grid = regroup(self.key_value(memory).view(-1, width), rows, places)
+        grid = to_grid(self.key_value(memory).view(-1, width), rows, places)
         return grid.view(2, source.shape[0], self.num_heads, source.shape[1], width)
 
     def step(self, x: Tensor, keys_and_values: Tensor, bias: Tensor | None) -> Tensor:

@@ -69,27 +69,46 @@ class Layout:
         return rows.flatten(), places.flatten()
 
 
-class _Regroup(torch.autograd.Function):
-    """y = x[rows]. Every row of x has one place in y that counts; the other places are padding, whose gradient
-    attention makes exactly zero. So the backward is a gather too, where index_select would scatter and add."""
-
+class _ToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, places)
+        ctx.save_for_backward(places)
         return x.index_select(0, rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        _, places = ctx.saved_tensors
+        (places,) = ctx.saved_tensors
         return grad.index_select(0, places), None, None
 
 
-def regroup(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """Carries rows into a grid (rows, places as `Layout.head_rows` gives them) or, with the two swapped, back.
+class _FromGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grid: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, places)
+        return grid.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        rows, places = ctx.saved_tensors
+        if len(rows) == len(places):  # no padding: the permutation back
+            return grad.index_select(0, rows), None, None
+        return grad.new_zeros(len(rows), grad.shape[1]).index_copy_(0, places, grad), None, None
+
+
+def to_grid(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """Carries a row of tokens into a grid, with the indices of `Layout.head_rows`.
+
+    Padding repeats some row. The gradient there is taken to be zero, as attention makes it: so the backward is a
+    gather too, where index_select's would scatter and add.
 
     Args:
-        x: (R, K). rows: (G,) indices into x. places: (R,) with rows[places[r]] == r.
+        x: (N * P * H, K). rows: (P * B * H * L,). places: (N * P * H,).
     Returns:
-        (G, K). The gradient of places that repeat a row (padding) is taken to be zero.
+        (P * B * H * L, K)
     """
-    return _Regroup.apply(x, rows, places)
+    return _ToGrid.apply(x, rows, places)
+
+
+def from_grid(grid: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """The way back: (P * B * H * L, K) -> (N * P * H, K); padding is dropped and gets a gradient of zero."""
+    return _FromGrid.apply(grid, rows, places)

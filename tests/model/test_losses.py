@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+
+from model.losses import label_smoothed_cross_entropy
+
+
+def test_against_a_matrix_written_by_hand() -> None:
+    # One token, three words, logits (1, 0, -1); the label is word 0.
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[1.0], [0.0], [-1.0]])
+    normaliser = math.log(math.e + 1 + 1 / math.e)
+    log_p = [1 - normaliser, -normaliser, -1 - normaliser]
+    q = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
+    expected = -sum(a * b for a, b in zip(q, log_p, strict=True))
+    loss = label_smoothed_cross_entropy(hidden, weight, torch.tensor([0]), smoothing=0.1)
+    assert loss.total.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.num_tokens == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("tokens", [1, 64, 150])  # below, at and above the rows done at a time
+def test_value_and_gradient_equal_torch(smoothing: float, tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    labels = torch.randint(50, (tokens,))
+    ours = label_smoothed_cross_entropy(hidden, weight, labels, smoothing)
+    theirs = torch.nn.functional.cross_entropy(
+        hidden @ weight.T, labels, reduction="sum", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(ours.total, theirs)
+    for one, other in zip(
+        torch.autograd.grad(ours.total * 3.0, (hidden, weight)),
+        torch.autograd.grad(theirs * 3.0, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden = torch.tensor([[1000.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]])
+    loss = label_smoothed_cross_entropy(hidden, weight, torch.tensor([1]), smoothing=0.0)
+    assert loss.total.item() == pytest.approx(2000.0)
+
+
+def test_bf16_sums_in_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4000, 16).bfloat16(), torch.randn(100, 16).bfloat16()
+    labels = torch.randint(100, (4000,))
+    ours = label_smoothed_cross_entropy(hidden, weight, labels, 0.1).total
+    exact = label_smoothed_cross_entropy(hidden.double(), weight.double(), labels, 0.1).total
+    assert ours.item() == pytest.approx(exact.item(), rel=2e-3)
+    assert ours.dtype is torch.float32

@@ -1,0 +1,250 @@
+"""Laws of the model: what must hold whatever its weights."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.attention import attend, causal_bias
+from model.config import Norm, Positions, TransformerConfig
+from model.layers import Dropout, sinusoids
+from model.packing import Layout, from_grid, to_grid
+from model.transformer import Transformer
+
+VOCAB = 29
+SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
+
+
+def make_model(norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal) -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(**SIZES, norm=norm, positions=positions, max_positions=64)
+    return Transformer(config, VOCAB).double().eval()
+
+
+def sentences(*lengths: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, VOCAB, (length,), generator=generator) for length in lengths]
+
+
+def pack(parts: list[Tensor]) -> tuple[Tensor, Layout]:
+    return torch.cat(parts), Layout.of(torch.tensor([len(part) for part in parts]))
+
+
+def run(model: Transformer, sources: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
+    """The decoder's output by sentence."""
+    hidden = model(*pack(sources), *pack(targets))
+    return list(hidden.split([len(target) for target in targets]))
+
+
+@pytest.mark.parametrize("norm", Norm)
+@pytest.mark.parametrize("positions", Positions)
+def test_packing_and_padding_change_nothing(norm: Norm, positions: Positions) -> None:
+    model = make_model(norm, positions)
+    sources, targets = sentences(5, 9, 1, 7), sentences(8, 2, 6, 1, seed=1)
+    together = run(model, sources, targets)
+    for source, target, among_others in zip(sources, targets, together, strict=True):
+        alone = run(model, [source], [target])[0]
+        torch.testing.assert_close(among_others, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", Norm)
+def test_gradients_do_not_depend_on_the_packing(norm: Norm) -> None:
+    model = make_model(norm)
+    sources, targets = sentences(5, 9, 3), sentences(8, 2, 6, seed=1)
+    run_sum = sum(part.pow(2).sum() for part in run(model, sources, targets))
+    together = torch.autograd.grad(run_sum, list(model.parameters()))
+    alone_sum = sum(
+        run(model, [source], [target])[0].pow(2).sum() for source, target in zip(sources, targets, strict=True)
+    )
+    alone = torch.autograd.grad(alone_sum, list(model.parameters()))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_future_token_never_changes_the_past() -> None:
+    model = make_model()
+    sources, (target,) = sentences(5), sentences(8, seed=1)
+    before = run(model, sources, [target])[0]
+    for position in range(1, 8):
+        changed = target.clone()
+        changed[position] = 4 + (target[position] - 3) % (VOCAB - 4)
+        after = run(model, sources, [changed])[0]
+        assert torch.equal(before[:position], after[:position])
+        assert not torch.allclose(before[position:], after[position:])
+
+
+def test_every_source_token_matters() -> None:
+    model = make_model()
+    (source,), targets = sentences(6), sentences(4, seed=1)
+    before = run(model, [source], targets)[0]
+    for position in range(6):
+        changed = source.clone()
+        changed[position] = 4 + (source[position] - 3) % (VOCAB - 4)
+        assert not torch.allclose(before, run(model, [changed], targets)[0])
+
+
+@pytest.mark.parametrize("norm", Norm)
+@pytest.mark.parametrize("positions", Positions)
+def test_cached_decoding_equals_uncached(norm: Norm, positions: Positions) -> None:
+    model = make_model(norm, positions)
+    sources = sentences(5, 9, 2)
+    targets = torch.stack(sentences(20, 20, 20, seed=1))  # long enough for the cache to grow
+    decoding = model.start_decoding(*pack(sources))
+    stepped = torch.stack([decoding.step(targets[:, t]) for t in range(20)], dim=1)
+    whole = torch.stack(run(model, sources, list(targets))) @ model.embedding.weight.T
+    torch.testing.assert_close(stepped, whole, rtol=0, atol=1e-12)
+
+
+def test_reordered_hypotheses_go_on_from_their_parents() -> None:
+    model = make_model()
+    sources = sentences(5, 9)
+    prefixes = torch.stack(sentences(3, 3, 3, 3, seed=1))  # two hypotheses for each of the two sentences
+    nexts = torch.tensor([7, 8])
+    decoding = model.start_decoding(*pack(sources))
+    for t in range(3):
+        decoding.step(prefixes[:, t])
+    rows = torch.tensor([3, 2])  # the first sentence is done; the second's two change places
+    decoding.reorder(rows, torch.tensor([1]))
+    stepped = decoding.step(nexts)
+    targets = [torch.cat((prefixes[row], nexts[i : i + 1])) for i, row in enumerate(rows)]
+    whole = torch.stack([out[-1] for out in run(model, [sources[1], sources[1]], targets)])
+    torch.testing.assert_close(stepped, whole @ model.embedding.weight.T, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", Norm)
+def test_equals_torch_with_the_same_weights(norm: Norm) -> None:
+    model = make_model(norm)
+    reference = nn.Transformer(
+        d_model=16,
+        nhead=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        dim_feedforward=32,
+        dropout=0.0,
+        batch_first=True,
+        norm_first=norm is Norm.pre,
+        dtype=torch.float64,
+    ).eval()
+    if norm is Norm.post:  # torch adds a last normalisation that the paper's figure 1 does not have
+        reference.encoder.norm = reference.decoder.norm = None
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and normalisations of other than zeros and ones
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for ours, theirs in zip(model.encoder, reference.encoder.layers, strict=True):
+            copy_self_attention(ours.self_attention, theirs.self_attn)
+            copy_feed_forward(ours.feed_forward, theirs)
+            theirs.norm1.load_state_dict(ours.around_attention.norm.state_dict())
+            theirs.norm2.load_state_dict(ours.around_feed_forward.norm.state_dict())
+        for ours, theirs in zip(model.decoder, reference.decoder.layers, strict=True):
+            copy_self_attention(ours.self_attention, theirs.self_attn)
+            copy_feed_forward(ours.feed_forward, theirs)
+            cross = ours.cross_attention
+            theirs.multihead_attn.in_proj_weight.copy_(torch.cat((cross.query.weight, cross.key_value.weight)))
+            theirs.multihead_attn.in_proj_bias.copy_(torch.cat((cross.query.bias, cross.key_value.bias)))
+            theirs.multihead_attn.out_proj.load_state_dict(cross.output.state_dict())
+            theirs.norm1.load_state_dict(ours.around_self_attention.norm.state_dict())
+            theirs.norm2.load_state_dict(ours.around_cross_attention.norm.state_dict())
+            theirs.norm3.load_state_dict(ours.around_feed_forward.norm.state_dict())
+        if norm is Norm.pre:
+            reference.encoder.norm.load_state_dict(model.encoder_norm.state_dict())
+            reference.decoder.norm.load_state_dict(model.decoder_norm.state_dict())
+        sources, targets = sentences(5, 9, 2), sentences(8, 3, 6, seed=1)
+
+        def embed(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+            tokens = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            padding = torch.arange(tokens.shape[1]) >= torch.tensor([len(part) for part in parts])[:, None]
+            return model.embedding(tokens) * 4.0 + sinusoids(tokens.shape[1], 16).double(), padding
+
+        (source, source_padding), (target, _) = embed(sources), embed(targets)
+        expected = reference(
+            source,
+            target,
+            tgt_mask=nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64),
+            src_key_padding_mask=source_padding,
+            memory_key_padding_mask=source_padding,
+        )
+        for i, ours in enumerate(run(model, sources, targets)):
+            torch.testing.assert_close(ours, expected[i, : len(ours)], rtol=0, atol=1e-12)
+
+
+def copy_self_attention(ours: nn.Module, theirs: nn.MultiheadAttention) -> None:
+    theirs.in_proj_weight.copy_(ours.query_key_value.weight)
+    theirs.in_proj_bias.copy_(ours.query_key_value.bias)
+    theirs.out_proj.load_state_dict(ours.output.state_dict())
+
+
+def copy_feed_forward(ours: nn.Module, theirs: nn.Module) -> None:
+    theirs.linear1.load_state_dict(ours.inner.state_dict())
+    theirs.linear2.load_state_dict(ours.outer.state_dict())
+
+
+def test_attend_against_equation_one() -> None:
+    query, key, value = (torch.randn(4, 8, dtype=torch.float64) for _ in range(3))
+    scores = query @ key.T / math.sqrt(8) + causal_bias(4, torch.float64, query.device)
+    weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+    expected = weights @ value
+    torch.testing.assert_close(attend(query, key, value, causal_bias(4, torch.float64, query.device)), expected)
+    torch.testing.assert_close(expected[0], value[0])  # the first token sees itself alone
+
+
+def test_sinusoids_against_the_formula() -> None:
+    table = sinusoids(50, 16)
+    for position in (0, 1, 7, 49):
+        for i in range(8):
+            angle = position / 10000 ** (2 * i / 16)
+            assert table[position, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_the_way_to_the_grid_and_back_has_the_gradient_of_a_gather() -> None:
+    layout = Layout.of(torch.tensor([3, 1, 2]))
+    rows, places = layout.head_rows(2, 3)
+    x = torch.randn(6 * 3 * 2, 5, dtype=torch.float64, requires_grad=True)
+    grid = to_grid(x, rows, places)
+    assert torch.equal(from_grid(grid, rows, places), x)
+    weight = torch.randn_like(grid)
+    is_token = torch.zeros(len(rows)).scatter_(0, places, 1.0)[:, None]  # padding takes no part, as in attention
+    (ours,) = torch.autograd.grad((grid * weight * is_token).sum(), x)
+    (reference,) = torch.autograd.grad((x.index_select(0, rows) * weight * is_token).sum(), x)
+    torch.testing.assert_close(ours, reference)
+    filled = torch.randn(len(rows), 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: from_grid(y, rows, places), filled)
+
+
+def test_dropout_keeps_the_mean_and_its_share() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(200_000, requires_grad=True)
+    y = Dropout(0.3)(x)
+    dropped = (y == 0).double().mean().item()
+    assert dropped == pytest.approx(77 / 256, abs=0.005)  # 0.3 rounded to a multiple of 1/256
+    assert y.mean().item() == pytest.approx(1.0, abs=0.01)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(Dropout(0.3).eval()(x), x)
+
+
+def test_dropout_positions_are_independent() -> None:
+    torch.manual_seed(1)
+    keep = (Dropout(0.5)(torch.ones(1 << 18)) > 0).double() - 0.5
+    for lag in (1, 2, 7, 8):  # eight come from one random word
+        assert abs((keep[:-lag] * keep[lag:]).mean().item()) < 0.002
+
+
+def test_too_long_a_sentence_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="max_positions is 64"):
+        run(make_model(), sentences(65), sentences(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"d_model": 0}, "d_model"),
+        ({"num_heads": 3}, "d_model"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"encoder_layers": 0}, "encoder_layers"),
+    ],
+)
+def test_impossible_shapes_are_refused_by_field(change: dict[str, int], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        TransformerConfig(**{**SIZES, **change})
