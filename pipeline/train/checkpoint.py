@@ -1,0 +1,275 @@
+"""Checkpoints that exist only when their manifest verifies, and snapshots of the weights alone.
+
+    <folder>/step_00001000/   state.safetensors trainer.json manifest.json      (a checkpoint)
+    <folder>/step_00001000/   weights.safetensors manifest.json                 (a snapshot)
+    <folder>/latest           the newest one's name, for people: nothing here trusts it
+
+Each is written into a folder of another name, which is renamed when all of it is on the disk. The manifest holds the
+size and SHA-256 of every file, and its own. No pickle anywhere: loading can't run code.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.files import MANIFEST, atomic_write, fsync_folder, sha256_file
+from pipeline.train.optimizer import EngineState
+
+STATE = "state.safetensors"
+TRAINER = "trainer.json"
+WEIGHTS = "weights.safetensors"
+LATEST = "latest"
+STEP_FOLDER = re.compile(r"step_(\d{8,})")
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    engine_state: EngineState,
+    trainer_state: Mapping[str, Any],
+    about: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes a checkpoint and keeps the `keep` newest up to it; for rank 0 alone, which has the engine's tensors.
+
+    Checkpoints of later steps are removed: the run went back to before them, and they are no longer its future.
+
+    Args:
+        trainer_state: JSON values that the loop needs to go on.
+        about: JSON values for the manifest: who wrote it, from which configuration.
+    Raises:
+        UserError: the files can't be written, for want of space above all. What was there before stays.
+    """
+
+    def write(temporary: Path) -> None:
+        save_file(engine_state.tensors, temporary / STATE)
+        trainer = {"engine": engine_state.scalars, "trainer": dict(trainer_state)}
+        (temporary / TRAINER).write_bytes(_json_bytes(trainer))
+
+    path = _install(folder, step, write, about)
+    prune(folder, keep, step)
+    return path
+
+
+def load_checkpoint(path: Path) -> tuple[EngineState, dict[str, Any]]:
+    """The engine's state and the loop's.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    verify(path)
+    trainer = json.loads((path / TRAINER).read_bytes())
+    return EngineState(load_file(path / STATE), trainer["engine"]), trainer["trainer"]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; None where none was ever finished.
+
+    Raises:
+        UserError: there are checkpoints and none verifies: better to stop than to begin again unasked.
+    """
+    damaged = []
+    for path in reversed(_steps(folder)):
+        try:
+            verify(path)
+        except UserError as error:
+            log.warning("%s. Going back to the checkpoint before it", error)
+            damaged.append(path.name)
+        else:
+            return path
+    if damaged or (folder / LATEST).exists():
+        found = f"damaged: {', '.join(damaged)}" if damaged else f"gone, though the file {LATEST} names one"
+        raise UserError(
+            f"no checkpoint in {folder} can be used; {found}. Restore one from a copy, or move the folder away to "
+            "start again from step 0"
+        )
+    return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint or snapshot.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+        manifest = json.loads(data)
+        intact = data == _sealed_manifest({key: value for key, value in manifest.items() if key != "sha256"})
+    except (OSError, ValueError, AttributeError):
+        intact = False
+        manifest = {}
+    if not intact:
+        raise UserError(f"{file} is missing or damaged")
+    return manifest
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest, once every file is found to be what was written.
+
+    Raises:
+        UserError: naming the first file that is missing or damaged.
+    """
+    manifest = read_manifest(path)
+    for name, written in manifest["files"].items():
+        file = path / name
+        try:
+            found = _measure(file)
+        except OSError as error:
+            raise UserError(f"{file} can't be read: {error.strerror}") from error
+        if found["bytes"] != written["bytes"]:
+            raise UserError(f"{file} is damaged: {found['bytes']} bytes instead of {written['bytes']}")
+        if found["sha256"] != written["sha256"]:
+            raise UserError(f"{file} is damaged: its SHA-256 is not what was written")
+    return manifest
+
+
+def prune(folder: Path, keep_last: int, newest_step: int, keep: Collection[int] = ()) -> None:
+    """Removes the steps after newest_step, and all but the `keep_last` newest and those in `keep`."""
+    paths = _steps(folder)
+    past = [path for path in paths if _step_of(path) <= newest_step]
+    kept = {*past[-keep_last:], *(path for path in past if _step_of(path) in keep)}
+    for path in paths:
+        if path not in kept:
+            _remove(path)
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
+
+
+def save_weights(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    *,
+    keep_last: int,
+    keep: Collection[int] = (),
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a snapshot; then removes later steps and all but the `keep_last` newest and those in `keep`.
+
+    Raises:
+        UserError: as save_checkpoint.
+    """
+    path = _install(folder, step, lambda temporary: save_file(dict(weights), temporary / WEIGHTS), about or {})
+    prune(folder, keep_last, step, keep)
+    return path
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """The snapshots, oldest first."""
+    return _steps(folder)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a snapshot, fp32.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    verify(path)
+    return load_file(path / WEIGHTS)
+
+
+def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of snapshots (section 6.1 of the paper), summed in fp64, given in fp32.
+
+    Raises:
+        UserError: a file is missing or damaged, or the snapshots are of different models.
+    """
+    if not paths:
+        raise ValueError("paths: no snapshots to average")
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        weights = load_weights(path)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if sums and shapes != {name: tensor.shape for name, tensor in sums.items()}:
+            raise UserError(f"can't average {path} with {paths[0]}: they are of different models")
+        for name, tensor in weights.items():
+            sums[name] = sums[name] + tensor if name in sums else tensor.to(torch.float64)
+    return {name: (total / len(paths)).to(torch.float32) for name, total in sums.items()}
+
+
+def _steps(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if STEP_FOLDER.fullmatch(path.name)), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapping[str, Any]) -> Path:
+    final = snapshot_path(folder, step)
+    temporary = folder / f"{final.name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("step_*.tmp*"):  # by a writer that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        _seal(temporary, {**about, "step": step})
+        if final.exists():  # a run that went back has come here again
+            _remove(final)
+        os.rename(temporary, final)
+        fsync_folder(folder)
+        with atomic_write(folder / LATEST) as file:
+            file.write(f"{final.name}\n".encode())
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{final} could not be written: {error}. What was written before it is kept. Free some space on that "
+            "disk, or set output_dir to a folder on a larger one, then give the same command again to go on"
+        ) from error
+    return final
+
+
+def _seal(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes the manifest of all files in the folder, and has everything reach the disk."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = _measure(path)
+    with open(folder / MANIFEST, "wb") as file:
+        file.write(_sealed_manifest({**about, "files": files}))
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _sealed_manifest(body: dict[str, Any]) -> bytes:
+    """The manifest's bytes, its own hash in it; any other bytes are not a manifest."""
+    return _json_bytes({**body, "sha256": hashlib.sha256(_json_bytes(body)).hexdigest()})
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=2).encode() + b"\n"
+
+
+def _remove(path: Path) -> None:
+    """Removes a step's folder; a kill half-way does not leave one that looks damaged."""
+    doomed = path.with_name(f"{path.name}.tmp-removed")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,257 @@
+"""The engine protocol on DeepSpeed: ZeRO 0 to 3. The one file that imports deepspeed (0.19).
+
+Its checkpoints are not used: `latest` can name one that was never finished, and a flipped byte loads without an error.
+The state is gathered tensor by tensor instead, and is the same for every stage, engine and number of ranks.
+"""
+
+import os
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed import utils as access
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from model.losses import LossSum
+from pipeline.errors import UserError
+from pipeline.ranks import rank, world_size
+from pipeline.train.engine import Engine, TorchEngine
+from pipeline.train.optimizer import (
+    KINDS,
+    TORCH_DTYPES,
+    EngineState,
+    LossScale,
+    OptimizerConfig,
+    Precision,
+    PrecisionConfig,
+    StepResult,
+    adam_arguments,
+    create_adam_state,
+    share_scalars,
+)
+
+# Without this the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a
+# C++ compiler) that is never used: it needs MPI's environment.
+vars(deepspeed.ops)["__compatible_ops__"] = {}
+# torch's new names for two collectives, which DeepSpeed does not use yet.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def make_deepspeed_engine(
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    precision: PrecisionConfig,
+    zero_stage: int,
+    device: torch.device,
+    initial: EngineState | None,
+) -> Engine:
+    """See make_engine. Makes a process group of one where there is none."""
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed asks for it
+    accelerator = get_accelerator()
+    assert accelerator is not None
+    if precision.dtype is Precision.fp16 and zero_stage > 0 and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"DeepSpeed does not run ZeRO {zero_stage} in fp16 on this device ({device}): precision.dtype=fp16 needs "
+            "engine.zero_stage=0 or engine.name=torch here. precision.dtype=bf16 runs with all of them."
+        )
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    if zero_stage == 0:
+        engine: Stage0Engine | ZeroEngine = Stage0Engine(module, optimizer, precision, device)
+    else:
+        engine = ZeroEngine(module, optimizer, precision, zero_stage, device)
+    engine.load_state(initial)
+    return engine
+
+
+def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # unused: batches are counted in tokens, by the loop
+        "gradient_accumulation_steps": 1,  # unused: the loop says which micro-batch is the last
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+        **settings,
+    }
+    with redirect_stdout(StringIO()):  # it prints its memory use
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine
+
+
+class Stage0Engine(TorchEngine):
+    """DeepSpeed's data parallelism around the same fp32 masters as plain torch.
+
+    Its own 16-bit optimizers of stage 0 accumulate gradients in 16 bits, and the fp16 one unscales a loss that was
+    never scaled; so DeepSpeed runs its fp32 path here, in which the optimizer it was given decides.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
+    ) -> None:
+        super().__init__(module, optimizer, precision, device)
+        self._deepspeed = _initialize(module, self._optimizer, {"gradient_clipping": 0.0})  # the optimizer clips
+        self._deepspeed.enable_backward_allreduce = False  # the fp32 sum over the micro-batches is reduced, in step
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        loss: LossSum = self._deepspeed(batch)
+        # DeepSpeed averages over the ranks; the contract is a sum.
+        factor = scale * self._loss_scale.value * world_size()
+        self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
+        self._optimizer.accumulate()
+        return LossSum(loss.total.detach(), loss.num_tokens)
+
+    def step(self, learning_rate: float) -> StepResult:
+        if world_size() > 1:
+            self._deepspeed.buffered_allreduce_fallback(grads=[self._optimizer.gradient])
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._deepspeed.step()
+        return self._optimizer.result
+
+
+class ZeroEngine:
+    """ZeRO 1, 2 and 3 (Rajbhandari et al. 2020): masters and moments, gradients, parameters shared out over ranks."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        precision: PrecisionConfig,
+        zero_stage: int,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self._stage = zero_stage
+        self._loss_scale = LossScale(precision)
+        self._named = dict(module.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
+        weights = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()} if rank() == 0 else {}
+        module.to(TORCH_DTYPES[precision.dtype])
+        self._adam = torch.optim.Adam(self._named.values(), **adam_arguments(optimizer))
+        size = sum(shape.numel() for shape in self._shapes.values())
+        settings = _zero_settings(zero_stage, precision.dtype, optimizer.clip_norm, size)
+        self._deepspeed = _initialize(module, self._adam, settings)
+        self._zero = self._deepspeed.optimizer
+        self._create_adam_state()
+        # DeepSpeed made its masters from the module's parameters, which the compute type had rounded.
+        self._set("weights", weights)
+        self._apply_loss_scale()
+
+    def _create_adam_state(self) -> None:
+        if self._stage == 3:
+            self._flats = list(self._zero.fp32_partitioned_groups_flat)
+        else:
+            self._flats = list(self._zero.param_groups[0]["params"])
+        for flat in self._flats:
+            create_adam_state(self._adam, flat)
+        if self._stage != 3:
+            self._zero._lazy_init_hp_params_optimizer_state()  # what DeepSpeed does after Adam's first step
+
+    def _apply_loss_scale(self) -> None:
+        if self._loss_scale.dynamic:
+            self._zero.override_loss_scale(self._loss_scale.value)
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        loss: LossSum = self._deepspeed(batch)
+        # DeepSpeed averages over the ranks; the contract is a sum. It multiplies by the loss scale itself.
+        self._deepspeed.backward(loss.total * (scale * world_size()), scale_wrt_gas=False)
+        return LossSum(loss.total.detach(), loss.num_tokens)
+
+    def step(self, learning_rate: float) -> StepResult:
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._deepspeed.step()
+        skipped = not self._deepspeed.was_step_applied()
+        norm = float("inf") if skipped else float(self._deepspeed.get_global_grad_norm())
+        result = StepResult(norm, skipped, self._loss_scale.value)
+        self._loss_scale.update(skipped)
+        self._apply_loss_scale()
+        return result
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: self._get("weights", parameter).cpu() for name, parameter in self._named.items()}
+
+    def state(self) -> EngineState:
+        steps = int(self._adam.state[self._flats[0]]["step"].item())
+        tensors: dict[str, Tensor] = {}
+        for kind in KINDS:
+            for name, parameter in self._named.items():
+                value = self._get(kind, parameter)
+                if rank() == 0:
+                    tensors[f"{kind}/{name}"] = value.cpu()
+        return EngineState(tensors, {"adam_step": steps, **self._loss_scale.state()})
+
+    def load_state(self, state: EngineState | None) -> None:
+        scalars = share_scalars(state, self._shapes)
+        if scalars is None:
+            return
+        tensors = state.tensors if state is not None else {}
+        for kind in KINDS:
+            prefix = f"{kind}/"
+            self._set(kind, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        for flat in self._flats:
+            self._adam.state[flat]["step"].fill_(scalars["adam_step"])
+        self._loss_scale.load_state(scalars)
+        self._apply_loss_scale()
+
+    def _get(self, kind: str, parameter: nn.Parameter) -> Tensor:
+        if kind == "weights":
+            value = access.safe_get_full_fp32_param(parameter)
+        else:
+            value = access.safe_get_full_optimizer_state(parameter, kind)
+        assert value is not None
+        return value
+
+    @torch.no_grad()
+    def _set(self, kind: str, tensors: dict[str, Tensor]) -> None:
+        """Share rank 0's tensors out; the parameters in the compute type follow the weights."""
+        for name, parameter in self._named.items():
+            if rank() == 0:
+                value = tensors[name].to(self.device)
+            else:
+                value = torch.empty(self._shapes[name], device=self.device)
+            if world_size() > 1:
+                dist.broadcast(value, 0)
+            self._set_one(kind, parameter, value)
+        if kind == "weights" and self._stage != 3:
+            self._zero.update_lp_params()
+
+    def _set_one(self, kind: str, parameter: nn.Parameter, value: Tensor) -> None:
+        if self._stage != 3:
+            if kind == "weights":
+                access.safe_set_full_fp32_param(parameter, value)
+            else:
+                access.safe_set_full_optimizer_state(parameter, value, kind)
+            return
+        # The full setters of stage 3 fail where the ranks do not divide the parameter's size.
+        share = self._zero.get_local_fp32_param(parameter).numel()
+        padded = torch.zeros(share * world_size(), device=value.device)
+        padded[: value.numel()] = value.flatten()
+        mine = padded[share * rank() : share * (rank() + 1)]
+        if kind == "weights":
+            access.safe_set_local_fp32_param(parameter, mine)
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                if rank() == 0:
+                    parameter.data.copy_(value)
+        else:
+            access.safe_set_local_optimizer_state(parameter, mine, kind)
+
+
+def _zero_settings(stage: int, dtype: Precision, clip_norm: float, size: int) -> dict[str, Any]:
+    # Buffers of this many elements are allocated whole, so no larger than the model.
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(size, 50_000_000)}
+    settings: dict[str, Any] = {"zero_optimization": zero, "gradient_clipping": clip_norm}
+    if dtype is Precision.bf16:
+        settings["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
+    elif dtype is Precision.fp16:
+        settings["fp16"] = {"enabled": True, "loss_scale": 1.0}  # overridden: the loss scale is ours
+    return settings

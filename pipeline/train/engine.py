@@ -1,0 +1,158 @@
+"""One training step behind a small protocol: plain torch here, DeepSpeed in `deepspeed.py`.
+
+The module's parameters live in the compute type (bf16, fp16 or fp32); the weights that are trained are fp32 masters,
+updated by Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: whoever calls has already divided
+by the step's number of target tokens over all ranks, so neither the number of ranks nor that of micro-batches matters.
+"""
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from model.losses import LossSum
+from pipeline.ranks import rank, world_size
+from pipeline.train.optimizer import (
+    KINDS,
+    TORCH_DTYPES,
+    EngineState,
+    LossScale,
+    MasterAdam,
+    OptimizerConfig,
+    PrecisionConfig,
+    StepResult,
+)
+
+
+class EngineName(Enum):
+    torch = "torch"
+    deepspeed = "deepspeed"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Which engine takes the steps; zero_stage is DeepSpeed's ZeRO stage and means nothing to plain torch."""
+
+    name: EngineName = EngineName.deepspeed
+    zero_stage: int = 1
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage: must be 0, 1, 2 or 3, not {self.zero_stage}")
+
+
+class Engine(Protocol):
+    """Takes training steps on one rank's share of the micro-batches.
+
+    Every method but forward_backward of a micro-batch that is not the last is a collective: all ranks call it. Under
+    ZeRO 2 and 3 forward_backward always is one. The buffers of the module are constants of the model: not saved.
+    """
+
+    device: torch.device
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        """Add the gradient of scale × the micro-batch's summed loss.
+
+        Every rank makes the same number of calls per step; `last` marks the step's last one. The returned total is
+        detached and on `device`.
+        """
+        ...
+
+    def step(self, learning_rate: float) -> StepResult:
+        """Sum the gradients over the ranks, clip, update; NaN or inf anywhere skips the update on every rank.
+
+        Raises:
+            UserError: when fp16 gradients overflow at the smallest loss scale.
+        """
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 master weights, on the CPU, on every rank; names as in the module's state_dict, tied ones once."""
+        ...
+
+    def state(self) -> EngineState: ...
+
+    def load_state(self, state: EngineState | None) -> None:
+        """Go on from rank 0's `state`; what other ranks pass is not looked at.
+
+        Raises:
+            UserError: on every rank, if the state is of another model.
+        """
+        ...
+
+
+class TorchEngine:
+    """Plain torch: every rank holds everything; one all-reduce of the flat fp32 gradient a step."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
+    ) -> None:
+        self.device = device
+        self._module = module
+        self._loss_scale = LossScale(precision)
+        dtype = TORCH_DTYPES[precision.dtype]
+        self._optimizer = MasterAdam(module, optimizer, self._loss_scale, dtype)
+        module.to(dtype)  # the buffers: the parameters are already
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        loss: LossSum = self._module(batch)
+        (loss.total * (scale * self._loss_scale.value)).backward()
+        self._optimizer.accumulate()
+        return LossSum(loss.total.detach(), loss.num_tokens)
+
+    def step(self, learning_rate: float) -> StepResult:
+        if world_size() > 1:
+            dist.all_reduce(self._optimizer.gradient)
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._optimizer.step()
+        return self._optimizer.result
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._optimizer.named("weights")
+
+    def state(self) -> EngineState:
+        masters = self._optimizer.masters
+        scalars = {"adam_step": int(self._optimizer.state[masters]["step"].item()), **self._loss_scale.state()}
+        if rank() != 0:
+            return EngineState({}, scalars)
+        tensors = {f"{kind}/{name}": t for kind in KINDS for name, t in self._optimizer.named(kind).items()}
+        return EngineState(tensors, scalars)
+
+    def load_state(self, state: EngineState | None) -> None:
+        self._optimizer.load(state)
+
+
+def make_engine(
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    precision: PrecisionConfig,
+    engine: EngineConfig,
+    device: torch.device,
+    initial: EngineState | None = None,
+) -> Engine:
+    """The engine that trains `module`, whose forward(batch) returns a LossSum; a collective.
+
+    Uses torch.distributed's default group where there is one. All ranks start from rank 0's `initial` or, without one,
+    from rank 0's weights. The module is moved to `device` and to the compute type; it may be called directly for
+    validation, under ZeRO 3 by all ranks alike.
+
+    Raises:
+        ValueError: if a parameter is frozen.
+        UserError: if `initial` is of another model.
+    """
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(f"every parameter of the module must be trained; frozen: {', '.join(frozen)}")
+    module.to(device)
+    if engine.name is EngineName.deepspeed:
+        os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when deepspeed is imported
+        from pipeline.train.deepspeed import make_deepspeed_engine  # takes seconds
+
+        return make_deepspeed_engine(module, optimizer, precision, engine.zero_stage, device, initial)
+    torch_engine = TorchEngine(module, optimizer, precision, device)
+    torch_engine.load_state(initial)
+    return torch_engine

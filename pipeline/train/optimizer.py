@@ -1,0 +1,269 @@
+"""Adam on fp32 master weights, the loss scale of fp16, and the state that a checkpoint holds of them."""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import isfinite
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from pipeline.errors import UserError
+from pipeline.ranks import rank, world_size
+
+
+class Precision(Enum):
+    """The type that the module computes in. The master weights are fp32 in any case."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+TORCH_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """The compute type; fp16 also needs a loss scale, which halves on overflow and doubles after a calm window.
+
+    Raises:
+        ValueError: if a number makes no sense, naming the field.
+    """
+
+    dtype: Precision = Precision.bf16
+    initial_scale_power: int = 16
+    scale_window: int = 1000
+    min_loss_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale_window < 1:
+            raise ValueError(f"scale_window: must be at least 1, not {self.scale_window}")
+        if not 0 < self.min_loss_scale <= 2.0**self.initial_scale_power:
+            raise ValueError(f"min_loss_scale: must be above 0 and at most 2**{self.initial_scale_power}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (Kingma and Ba 2015) with the paper's numbers (section 5.3); weight decay is decoupled, as in AdamW.
+
+    clip_norm: the largest norm of the whole gradient; 0 turns clipping off.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-9
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: must be in [0, 1), not {getattr(self, name)}")
+        if self.eps <= 0.0:
+            raise ValueError(f"eps: must be above 0, not {self.eps}")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
+
+
+class StepResult(NamedTuple):
+    """grad_norm: of the whole gradient, before clipping; inf when skipped. loss_scale: the one that was used."""
+
+    grad_norm: float
+    skipped: bool
+    loss_scale: float
+
+
+class EngineState(NamedTuple):
+    """All that training needs to go on, whatever the engine and the number of ranks.
+
+    tensors: fp32 on the CPU: "weights/<name>", "exp_avg/<name>" and "exp_avg_sq/<name>" of each parameter, tied ones
+    once; empty on ranks other than 0. scalars: JSON values: the number of updates and the loss scale's state.
+    """
+
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
+
+
+KINDS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+class LossScale:
+    """The factor that keeps fp16 gradients in range (Micikevicius et al. 2018, section 3.2); 1 for other types."""
+
+    def __init__(self, config: PrecisionConfig) -> None:
+        self.config = config
+        self.dynamic = config.dtype is Precision.fp16
+        self.value = 2.0**config.initial_scale_power if self.dynamic else 1.0
+        self.good_steps = 0
+
+    def update(self, overflowed: bool) -> None:
+        if not self.dynamic:
+            return
+        if overflowed:
+            if self.value <= self.config.min_loss_scale:
+                raise UserError(
+                    f"fp16 gradients overflow even at the smallest loss scale, {self.config.min_loss_scale:g} "
+                    "(precision.min_loss_scale): the training diverges or needs a wider range. "
+                    "Use precision.dtype=bf16, or lower the learning rate."
+                )
+            self.value = max(self.value / 2, self.config.min_loss_scale)
+            self.good_steps = 0
+        else:
+            self.good_steps += 1
+            if self.good_steps == self.config.scale_window:
+                self.value *= 2
+                self.good_steps = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"loss_scale": self.value, "good_steps": self.good_steps} if self.dynamic else {}
+
+    def load_state(self, scalars: dict[str, Any]) -> None:
+        if self.dynamic and "loss_scale" in scalars:  # not there when the checkpoint was of another type
+            self.value, self.good_steps = scalars["loss_scale"], scalars["good_steps"]
+
+
+def adam_arguments(config: OptimizerConfig) -> dict[str, Any]:
+    """torch.optim.Adam's arguments; the fused kernel is a single pass over memory, on the CPU too."""
+    return {
+        "lr": 0.0,  # set anew at each step
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "decoupled_weight_decay": True,
+        "fused": True,
+    }
+
+
+def create_adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Make what Adam makes lazily at its first step, so that it can be read and set before."""
+    optimizer.state[parameter] = {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+
+
+def share_scalars(state: EngineState | None, shapes: dict[str, torch.Size]) -> dict[str, Any] | None:
+    """Rank 0's scalars on every rank, once its tensors are found to fit the model; None where it has no state."""
+    message: list[Any] = [None, None]
+    if rank() == 0 and state is not None:
+        message = [_misfit(state.tensors, shapes), state.scalars]
+    if world_size() > 1:
+        dist.broadcast_object_list(message)
+    if message[0] is not None:
+        raise UserError(message[0])
+    return message[1]
+
+
+def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str | None:
+    expected = {f"{kind}/{name}": shape for kind in KINDS for name, shape in shapes.items()}
+    advice = "Resume with the model's settings that the checkpoint was written with, or start a new run."
+    for name in expected.keys() ^ tensors.keys():
+        where = "the model but not in the checkpoint" if name in expected else "the checkpoint but not in the model"
+        return f"The checkpoint is of another model: {name} is in {where}. {advice}"
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            found, wanted = list(tensors[name].shape), list(shape)
+            return f"The checkpoint is of another model: {name} has shape {found}, the model {wanted}. {advice}"
+    return None
+
+
+class MasterAdam(torch.optim.Adam):
+    """Adam on fp32 master weights that lie in one flat buffer, as do their gradients.
+
+    The module's parameters become views: of the masters themselves in fp32, else of one flat copy of them in the
+    compute type. So the update, its copy to the compute type, the norm and the reduction are one operation each.
+    """
+
+    ALIGNMENT = 64  # elements: every parameter starts on a cache line, in 16 bits too
+    CHUNK = 4096  # elements: norms are summed chunk by chunk, exact enough in fp32 and the same for all thread counts
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, loss_scale: LossScale, dtype: torch.dtype) -> None:
+        named = dict(module.named_parameters())
+        self.parameters = list(named.values())
+        device = self.parameters[0].device
+        self._slices: dict[str, tuple[int, torch.Size]] = {}
+        size = 0
+        for name, parameter in named.items():
+            self._slices[name] = (size, parameter.shape)
+            size += -(-parameter.numel() // self.ALIGNMENT) * self.ALIGNMENT
+        size = -(-size // self.CHUNK) * self.CHUNK
+        self.masters = torch.zeros(size, dtype=torch.float32, device=device)
+        self.gradient = torch.zeros_like(self.masters)
+        for parameter, view in zip(self.parameters, self._views(self.masters).values(), strict=True):
+            view.copy_(parameter.detach())
+        self._copies = self.masters if dtype is torch.float32 else self.masters.to(dtype)
+        for parameter, view in zip(self.parameters, self._views(self._copies).values(), strict=True):
+            parameter.data = view
+        self._gradient_views = list(self._views(self.gradient).values())
+        self._accumulating = False
+        self._clip_norm = config.clip_norm
+        self._loss_scale = loss_scale
+        self.result = StepResult(0.0, False, loss_scale.value)
+        super().__init__([self.masters], **adam_arguments(config))
+        self.masters.grad = self.gradient
+        create_adam_state(self, self.masters)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        return {n: flat[start : start + shape.numel()].view(shape) for n, (start, shape) in self._slices.items()}
+
+    def flats(self) -> dict[str, Tensor]:
+        state = self.state[self.masters]
+        return {"weights": self.masters, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+
+    def named(self, kind: str) -> dict[str, Tensor]:
+        """Copies on the CPU by the parameter's name, of one of KINDS."""
+        return {name: view.to("cpu", copy=True) for name, view in self._views(self.flats()[kind]).items()}
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Take the parameters' gradients into the fp32 buffer: a copy from the step's first backward, then a sum."""
+        for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
+            if parameter.grad is None:
+                if not self._accumulating:
+                    view.zero_()
+            elif self._accumulating:
+                view.add_(parameter.grad)
+            else:
+                view.copy_(parameter.grad)
+            parameter.grad = None
+        self._accumulating = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Clip and update, or skip where the gradient (already summed over the ranks) is not finite; see `result`."""
+        self._accumulating = False
+        scale = self._loss_scale.value
+        chunks = torch.linalg.vector_norm(self.gradient.view(-1, self.CHUNK), dim=1)
+        norm = torch.linalg.vector_norm(chunks, dtype=torch.float64).item() / scale
+        skipped = not isfinite(norm)
+        self.result = StepResult(float("inf") if skipped else norm, skipped, scale)
+        if not skipped:
+            divisor = scale * max(1.0, (norm + 1e-6) / self._clip_norm) if self._clip_norm else scale
+            # The fused kernel divides the gradient as it reads it.
+            self.grad_scale = None if divisor == 1.0 else torch.tensor(divisor, device=self.masters.device)
+            super().step()
+            self._refresh_copies()
+        self._loss_scale.update(skipped)
+
+    def _refresh_copies(self) -> None:
+        if self._copies is not self.masters:
+            self._copies.copy_(self.masters)
+
+    @torch.no_grad()
+    def load(self, state: EngineState | None) -> None:
+        """Take over rank 0's state; without one all ranks take over its weights, with empty moments."""
+        scalars = share_scalars(state, {name: shape for name, (_, shape) in self._slices.items()})
+        for kind, flat in self.flats().items():
+            if rank() == 0 and state is not None:
+                for name, view in self._views(flat).items():
+                    view.copy_(state.tensors[f"{kind}/{name}"])
+            if world_size() > 1:
+                dist.broadcast(flat, 0)
+        self._refresh_copies()
+        if scalars is not None:
+            self.state[self.masters]["step"].fill_(scalars["adam_step"])
+            self._loss_scale.load_state(scalars)
