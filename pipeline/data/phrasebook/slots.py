@@ -67,9 +67,9 @@ def _country(country: tuple[str, str], language: str) -> Forms:
     if language == "de":
         article, dative = words.GERMAN_ARTICLES.get(code, ("", ""))
         to = f"in {article}{name}" if article else f"nach {name}"
+        in_dative = f"{dative}{name}n" if dative == "den " else dative + name
         return Forms(
-            {"the": article + name, "in": f"in {dative}{name}", "to": to, "from": f"aus {dative}{name}"},
-            bare_from=dative + name,
+            {"the": article + name, "in": f"in {in_dative}", "to": to, "from": f"aus {in_dative}"}, bare_from=in_dative
         )
     if language == "fr":
         to = {"le": "au ", "la": "en ", "l'": "en ", "les": "aux "}[french_article] + name

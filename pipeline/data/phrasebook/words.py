@@ -7,7 +7,7 @@ COUNTRIES = {
     "l'": "AL AM AO AR AT AU DE DZ EC EE EG ES ET ID IE IN IS IT UA UG UY UZ ZA",
     "les": "NL",
 }
-# The few whose German names take an article: nominative and accusative, dative.
+# The few whose German names take an article: nominative and accusative, dative (den in the plural).
 GERMAN_ARTICLES = {
     **dict.fromkeys(("CH", "MN", "SK", "TR", "UA"), ("die ", "der ")),
     "NL": ("die ", "den "),
