@@ -85,7 +85,8 @@ def _draw_losses(axes: "Axes", series: dict[str, Series]) -> None:
         axes.lines[-1].set_label("validation loss")
         top = max(top, float(np.percentile(list(validation.values()), 98)))
     lowest = min(min(series[key].values()) for key in ("train/loss", "validation/loss") if key in series)
-    axes.set_ylim(lowest - 0.08 * (top - lowest), top + 0.08 * (top - lowest) or None)
+    margin = 0.08 * (top - lowest) or 0.1
+    axes.set_ylim(lowest - margin, top + margin)
     axes.set_ylabel("loss (nats per target token)")
     lines = list(axes.get_lines())
     if rate := series.get("train/learning_rate"):
