@@ -61,6 +61,10 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
     from jobs.config import load_config, to_yaml  # takes the seconds of importing torch: not for help
 
     config = load_config(words)
+    if config.resume:
+        from jobs.workspace import resumed
+
+        config = resumed(config, words)
     if show:
         print(to_yaml(config), end="")
         raise SystemExit(0)

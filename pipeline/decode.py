@@ -67,7 +67,9 @@ def length_penalty(length: int | Tensor, alpha: float):
 
 
 @torch.inference_mode()
-def beam_search(decoding: Decoding, max_lengths: Tensor, config: BeamConfig, bos_id: int, eos_id: int) -> list[Hypothesis]:
+def beam_search(
+    decoding: Decoding, max_lengths: Tensor, config: BeamConfig, bos_id: int, eos_id: int
+) -> list[Hypothesis]:
     """The best hypothesis of each sentence.
 
     A sentence is done when it has K ended hypotheses, or when no open one can still beat its best ended one. At

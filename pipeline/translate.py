@@ -126,4 +126,3 @@ def translate_tokens(
 
 def _cut(ids: np.ndarray, room: int) -> np.ndarray:
     return ids if len(ids) <= room else np.concatenate((ids[: room - 1], ids[-1:]))
-

@@ -34,7 +34,12 @@ class Validation:
 
 @torch.inference_mode()
 def validate(
-    model: Transformer, tokenizer: Tokenizer, pairs: PairDataset, references: list[str], batch: BatchConfig, beam: BeamConfig
+    model: Transformer,
+    tokenizer: Tokenizer,
+    pairs: PairDataset,
+    references: list[str],
+    batch: BatchConfig,
+    beam: BeamConfig,
 ) -> Validation:
     """Scores a model in evaluation mode; under a process group every rank does its share and gets the whole result.
 

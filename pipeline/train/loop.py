@@ -179,11 +179,11 @@ def train(
             _finish_validation(state, pending, reports)
             _keep_snapshot(engine, state, folder, config)
             pending = _begin_validation(state, state.step, folder, validate, reports)
-        if state.step % config.checkpoint_every == 0:
+        if state.step % config.checkpoint_every == 0 and not is_last:
             save(engine, state, folder, config, about, reports)
             saved_step = state.step
     _finish_validation(state, pending, reports)
-    if saved_step != state.step or pending is not None:
+    if saved_step != state.step:
         save(engine, state, folder, config, about, reports)
     return "max_steps" if state.step >= config.max_steps else "patience"
 
@@ -201,7 +201,12 @@ def save(
     manifest = {**about, "world_size": world_size()}
     on_rank_zero(
         lambda: save_checkpoint(
-            folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, config.keep_checkpoints
+            folder / "checkpoints",
+            state.step,
+            engine_state,
+            dataclasses.asdict(state),
+            manifest,
+            config.keep_checkpoints,
         )
     )
 
@@ -265,7 +270,6 @@ def _finish_validation(state: TrainState, pending: Callable[[], ValidationResult
     step, state.pending_validation = state.pending_validation, None
     scores = {"loss": found.loss, "bleu": found.bleu, "chrf": found.chrf}
     state.validations.append({"step": step, **scores})
-    reports.metrics({f"validation/{name}": value for name, value in scores.items()}, step)
     reports.validated(step, found)
     reports.progress({"validation_bleu": found.bleu, "validation_loss": found.loss, "step": state.step})
 
@@ -273,9 +277,7 @@ def _finish_validation(state: TrainState, pending: Callable[[], ValidationResult
 class _Meter:
     """Counts between two reports: loss, tokens without padding, time without validation and checkpoints."""
 
-    def __init__(
-        self, model: Transformer, config: TrainConfig, reports: Reports, device: torch.device
-    ) -> None:
+    def __init__(self, model: Transformer, config: TrainConfig, reports: Reports, device: torch.device) -> None:
         self.model, self.config, self.reports, self.device = model, config, reports, device
         self.gradient_norm = math.nan
         self._clear()

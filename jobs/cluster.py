@@ -1,0 +1,86 @@
+"""Ray: starting or joining a cluster, spreading tasks over it, and what its workers need in their environment."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from jobs.config import ClusterConfig
+from pipeline.errors import UserError
+
+# glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
+# training step on a CPU. Read when a process starts, so they must be in the workers' environment.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
+
+    Raises:
+        UserError: there is no cluster at the address, or it can never place the workers.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        ray.init(
+            address=config.address or "local",
+            include_dashboard=None if config.address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        _refuse_unplaceable(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refuse_unplaceable(config: ClusterConfig) -> None:
+    """Ray waits for ever for resources that never come, which looks like a hang."""
+    have = ray.cluster_resources()
+    for kind, key, each in (("CPU", "cpus", config.cpus_per_worker), ("GPU", "gpus", config.gpus_per_worker)):
+        needed = each * config.num_workers
+        if needed > have.get(kind, 0):
+            raise UserError(
+                f"cluster.num_workers: {config.num_workers} workers of {each:g} {kind} need {needed:g}, but the "
+                f"cluster has {have.get(kind, 0):g}; lower cluster.num_workers or cluster.{key}_per_worker"
+            )
+
+
+def spare_cpus(config: ClusterConfig) -> int:
+    """Whole CPUs that the training workers leave free."""
+    return int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
+
+
+def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0) -> Iterator[Any]:
+    """As `map`, in Ray tasks of one CPU each; results in the order of the items, at most two for each CPU under way.
+
+    Raises:
+        whatever the function raised.
+    """
+    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env={"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}})(
+        function
+    )
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    under_way: deque[Any] = deque()
+    try:
+        for item in items:
+            under_way.append(remote.remote(item))
+            if len(under_way) >= most:
+                yield ray.get(under_way.popleft())
+        while under_way:
+            yield ray.get(under_way.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None

@@ -1,0 +1,132 @@
+"""What a person sees while a job runs: stages with their times, a line of progress, tables at the end."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.files import read_json
+
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 10.0  # where the output is no terminal, and a line can't be written over
+
+
+class StatusLine:
+    """One line that says what is going on: written over on a terminal, repeated now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._shown_at = float("-inf")
+        self._shown = ""
+
+    def show(self, text: str, now: bool = False) -> None:
+        if self._is_terminal:
+            sys.stdout.write(f"\r\x1b[2K{text[: console.width - 1]}")
+            sys.stdout.flush()
+        elif text != self._shown and (now or time.monotonic() - self._shown_at >= SECONDS_BETWEEN_LINES):
+            print(text, flush=True)
+            self._shown_at = time.monotonic()
+            self._shown = text
+
+    def clear(self) -> None:
+        if self._is_terminal:
+            sys.stdout.write("\r\x1b[2K")
+            sys.stdout.flush()
+
+
+def counter(status: StatusLine) -> Callable[[str, int, int], None]:
+    """A `progress(what, done, total)` with rate and remaining time."""
+    started: dict[str, float] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        elapsed = time.monotonic() - started.setdefault(what, time.monotonic())
+        rate = done / elapsed if elapsed > 0.1 else 0.0
+        text = f"  {what}: {done:,}" + (f" of {total:,}" if total else "")
+        if rate:
+            text += f"   {rate:,.0f}/s" + (f"   ETA {clock((total - done) / rate)}" if total else "")
+        status.show(text)
+
+    return progress
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15, 3675 -> 1:01:15"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quantity(value: float) -> str:
+    """1234567 -> 1.23 M, with the usual prefixes."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.2f} {prefix}"
+    return f"{value:.0f} "
+
+
+@contextmanager
+def following(progress_file: Path) -> Iterator[None]:
+    """Shows what rank 0 writes into `progress_file` until the block ends."""
+    stop = threading.Event()
+    status = StatusLine()
+    started_at = time.time()
+    seen: dict[str, Any] = {}
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            try:
+                fresh = read_json(progress_file)
+            except (OSError, ValueError):
+                fresh = {}
+            if fresh.get("time", 0) >= started_at:
+                is_validation = fresh.get("validation_step") != seen.get("validation_step")
+                seen.clear()
+                seen.update(fresh)
+                status.show(training_line(seen), now=is_validation)
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    status.show("  starting the workers …", now=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        status.clear()
+
+
+def training_line(progress: Mapping[str, Any]) -> str:
+    """The progress of a training in one line."""
+    parts = [f"  step {progress.get('step', 0):,}/{progress.get('max_steps', 0):,}"]
+    if "loss" in progress:
+        parts += [
+            f"loss {progress['loss']:.3f}",
+            f"lr {progress['learning_rate']:.2e}",
+            f"{progress['source_tokens_per_second']:,.0f} source + "
+            f"{progress['target_tokens_per_second']:,.0f} target tok/s",
+            f"padding {progress['padding_share']:.1%}",
+            f"{quantity(progress['model_flops_per_second'])}FLOP/s",
+        ]
+    if "validation_bleu" in progress:
+        parts.append(f"validation BLEU {progress['validation_bleu']:.2f} at {progress['validation_step']:,}")
+    if "eta_seconds" in progress:
+        parts.append(f"ETA {clock(progress['eta_seconds'])}")
+    if progress.get("doing"):
+        parts.append(f"{progress['doing']} …")
+    return "  ".join(parts)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made

@@ -1,0 +1,140 @@
+"""Evaluate: average a run's snapshots, translate the validation and test sets on the cluster, score them."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import configuration
+from jobs.cluster import map_over_cluster, ray_session
+from jobs.console import StatusLine, counter
+from jobs.prepare import prepare_stage
+from jobs.report import open_tracker, print_next, print_result, report_evaluation
+from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
+from pipeline.data.lines import read_lines
+from pipeline.decode import BeamConfig
+from pipeline.errors import UserError
+from pipeline.evaluate.scores import score
+from pipeline.files import atomic_write, hash_of, read_json, write_json
+from pipeline.train.loop import Average
+
+LINES_PER_TASK = 500
+
+
+def main(argv: list[str]) -> int:
+    config = configuration("evaluate", argv)
+    with ray_session(config.cluster):
+        prepared = prepare_stage(config)
+        run = run_for(config, prepared)
+        if run.training is None:
+            raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
+        with only_owner(run), open_tracker(run, prepared) as tracker:
+            result, _ = evaluate_stage(run)
+            report_evaluation(run, result, tracker)
+    print_result(run, result)
+    print_next(f"transloom translate {run.folder / 'model'} < your_text", "transloom ui")
+    return 0
+
+
+def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
+    """Scores of the run's averaged model, and the seconds it took; None if it had been done.
+
+    The result's "validation" and "test" have name → {value, signature, details}; sentences lie beside it as files.
+    """
+    started_at = time.monotonic()
+    model = export_model(run)
+    about = read_json(model / "config.json")
+    key = hash_of({"model": about["sha256"], "decode": run.config.decode})
+    folder = run.folder / "evaluation" / key[:12]
+    result_file = folder / "result.json"
+    if result_file.exists():
+        return read_json(result_file), None
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
+    result: dict[str, Any] = {"folder": str(folder), "steps_averaged": about["steps"], "sentences": {}, "seconds": {}}
+    for split in ("validation", "test"):
+        sources, references = [
+            [line.decode() for line in read_lines(corpus / f"{split}.{side}")] for side in ("source", "target")
+        ]
+        split_started_at = time.monotonic()
+        hypotheses = translate_on_cluster(model, sources, run, f"translating {split}")
+        result["seconds"][split] = time.monotonic() - split_started_at
+        with atomic_write(folder / f"{split}.hypotheses") as file:
+            file.write("".join(f"{line}\n" for line in hypotheses).encode())
+        result[split] = {name: dataclasses.asdict(one) for name, one in score(hypotheses, references).items()}
+        result["sentences"][split] = len(hypotheses)
+        if split == "test":
+            result["samples"] = _samples(sources, references, hypotheses)
+    write_json(result_file, result)
+    return result, time.monotonic() - started_at
+
+
+def _samples(sources: list[str], references: list[str], hypotheses: list[str]) -> list[list[str]]:
+    """Five pairs from all over the set, not its best ones."""
+    places = [len(sources) * (2 * i + 1) // 10 for i in range(5)]
+    return [[sources[i], references[i], hypotheses[i]] for i in places]
+
+
+def export_model(run: Run) -> Path:
+    """The run's final model as a folder, the average of its last or best snapshots (section 6.1 of the paper).
+
+    Raises:
+        UserError: there are no snapshots.
+    """
+    from pipeline.train.checkpoint import average_weights, snapshot_path
+    from pipeline.translate import save_model
+
+    training = run.training
+    assert training is not None
+    config = run.config
+    validations = training["validations"]
+    if config.train.average_of is Average.best:
+        validations = sorted(validations, key=lambda one: -one["bleu"])[: config.train.average]
+    steps = sorted(int(one["step"]) for one in validations[-config.train.average :])
+    if not steps:
+        raise UserError(f"the run {run.name} has no snapshots to average: it was never validated")
+    folder = run.folder / "model"
+    about_file = folder / "config.json"
+    if about_file.exists() and read_json(about_file).get("steps") == steps:
+        return folder
+    weights = average_weights([snapshot_path(run.folder / "weights", step) for step in steps])
+    tokenizer = Path(read_json(run.folder / PREPARED_FILE)["tokenizer"])
+    about = {
+        "run": run.name,
+        "steps": steps,
+        "source_language": config.corpus.source_language,
+        "target_language": config.corpus.target_language,
+    }
+    save_model(folder, config.model, weights, tokenizer, about)
+    return folder
+
+
+def translate_on_cluster(model: Path, lines: list[str], run: Run, what: str) -> list[str]:
+    """Translations in the lines' order, decoded in Ray tasks of some hundred lines each."""
+    # By length, dealt out in turn: every task has as much to do.
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
+    num_tasks = max(2, -(-len(lines) // LINES_PER_TASK))
+    shares = [order[i::num_tasks] for i in range(min(num_tasks, len(lines)))]
+    tasks = [(str(model), [lines[i] for i in share], run.config.decode) for share in shares]
+    status = StatusLine()
+    progress = counter(status)
+    translations = [""] * len(lines)
+    done = 0
+    gpus = run.config.cluster.gpus_per_worker
+    for share, said in zip(shares, map_over_cluster(_translate, tasks, num_gpus=gpus), strict=True):
+        for i, text in zip(share, said, strict=True):
+            translations[i] = text
+        done += len(share)
+        progress(what, done, len(lines))
+    status.clear()
+    return translations
+
+
+def _translate(task: tuple[str, list[str], BeamConfig]) -> list[str]:
+    import torch
+
+    from pipeline.translate import Translator
+
+    model, lines, decode = task
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Translator.load(Path(model), device).translate(lines, decode)

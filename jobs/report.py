@@ -1,0 +1,227 @@
+"""What a run reports: to the tracker (MLflow), and to the person in front of the terminal."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jobs.config import to_dict
+from jobs.console import clock, console, quantity, table
+from jobs.workspace import CONFIG_FILE, Run
+from pipeline.data.lines import read_lines
+from pipeline.data.prepare import Prepared
+from pipeline.figures import draw_curves
+from pipeline.files import read_json
+from pipeline.spool import read_points
+from pipeline.tracker import SpoolTracker
+from pipeline.tracking import MlflowTracker
+
+SAMPLES = 5
+
+
+@contextmanager
+def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
+    """The run's tracker, told what the run is and what it is fed; closed with how the block ends."""
+    config = run.config
+    root = run.folder.parent.parent
+    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared))
+    tracker.log_params(to_dict(config))
+    tracker.log_artifact(run.folder / CONFIG_FILE)
+    counts = prepared.corpus.manifest["counts"]
+    for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        tracker.log_dataset(
+            f"{config.corpus.name} {split}",
+            _split_digest(prepared, split),
+            str(prepared.corpus.folder),
+            {"pairs": counts["splits"][split]["pairs"]},
+            context,
+        )
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+
+
+def _split_digest(prepared: Prepared, split: str) -> str:
+    return prepared.corpus.manifest["files"][f"{split}.target"]["sha256"]
+
+
+def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
+    """Where everything came from, so that the number at the end can be trusted."""
+    versions = {
+        name: metadata.version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "sacrebleu", "sentencepiece")
+    }
+    return {
+        "corpus": run.config.corpus.name,
+        "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
+        "corpus.hash": prepared.corpus.manifest["key"],
+        "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
+        "shards.hash": prepared.shards.manifest["key"],
+        "git.revision": _git_revision(),
+        "environment.python": platform.python_version(),
+        "environment.machine": f"{platform.machine()}, {_processor()}",
+        "environment.command": " ".join(["transloom", *sys.argv[1:]]),
+        **{f"environment.{name}": version for name, version in versions.items()},
+    }
+
+
+def _git_revision() -> str:
+    """The revision of the code that runs, with a mark if it was changed."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head} with changes" if changed.strip() else head
+
+
+def _processor() -> str:
+    """The processor's name as people know it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_bytes().decode().split("\n"):
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def report_validation(tracker: SpoolTracker, run_folder: Path, step: int, found: Any) -> None:
+    """A validation's scores, tied to its snapshot, and five of its translations."""
+    tracker.log_model(f"step-{step}", step, params={"weights": str(run_folder / "weights" / f"step_{step:08d}")})
+    scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
+    tracker.log_metrics(scores, step, model=f"step-{step}")
+    corpus = Path(read_json(run_folder / "prepared.json")["corpus"])
+    sources, references = [list(read_lines(corpus / f"validation.{side}")) for side in ("source", "target")]
+    places = [len(sources) * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)]
+    tracker.log_table(
+        {
+            "step": [step] * SAMPLES,
+            "source": [sources[i].decode() for i in places],
+            "reference": [references[i].decode() for i in places],
+            "translation": [found.hypotheses[i] for i in places],
+        },
+        "validation_samples",
+    )
+
+
+def report_training(run: Run, tracker: MlflowTracker) -> None:
+    training = run.training
+    assert training is not None
+    tracker.log_metrics(
+        {
+            "training/seconds": training["seconds"],
+            "training/target_tokens": training["target_tokens"],
+            "training/target_tokens_per_second": training["target_tokens"] / max(training["seconds"], 1e-9),
+        },
+        training["step"],
+    )
+    _draw(run, tracker)
+
+
+def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
+    """Scores with their signatures, the translations, and the averaged model tied to its scores."""
+    training = run.training
+    assert training is not None
+    step = training["step"]
+    name = f"averaged-{step}"
+    signatures = {f"signature.{metric}": one["signature"] for metric, one in result["test"].items()}
+    tracker.set_tags(signatures)
+    steps = ", ".join(str(one) for one in result["steps_averaged"])
+    tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
+    tracker.log_metrics({f"test/{metric}": one["value"] for metric, one in result["test"].items()}, step, model=name)
+    tracker.log_metrics({"test/seconds": result["seconds"]["test"]}, step)
+    averaged = {f"averaged/validation_{metric}": one["value"] for metric, one in result["validation"].items()}
+    tracker.log_metrics(averaged, step, model=name)
+    columns = list(zip(*result["samples"], strict=True))
+    tracker.log_table(
+        dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), "test_samples"
+    )
+    for split in ("validation", "test"):
+        tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
+    tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
+    _draw(run, tracker)
+
+
+def _draw(run: Run, tracker: MlflowTracker) -> None:
+    path = run.folder / "figures" / "curves.png"
+    path.parent.mkdir(exist_ok=True)
+    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    tracker.log_figure(path)
+
+
+def print_prepared(prepared: Prepared) -> None:
+    rows = []
+    for name in ("corpus", "tokenizer", "shards"):
+        stage = getattr(prepared, name)
+        rows.append([name, _seconds(None if stage.skipped else stage.seconds), str(stage.folder)])
+    console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
+    splits = prepared.corpus.manifest["counts"]["splits"]
+    tokens = prepared.shards.manifest["counts"]["splits"]
+    rows = [
+        [
+            split,
+            f"{splits[split]['pairs']:,}",
+            f"{tokens[split]['source_tokens']:,}",
+            f"{tokens[split]['target_tokens']:,}",
+        ]
+        for split in splits
+    ]
+    console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "done before" if seconds is None else clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def print_stages(stages: Mapping[str, float | None]) -> None:
+    rows = [[name, _seconds(seconds)] for name, seconds in stages.items()]
+    console.print(table("\nStages", ["stage", "time"], rows, right=(1,)))
+
+
+def print_result(run: Run, result: Mapping[str, Any]) -> None:
+    """Scores with signatures, five translations, how fast it was, where it lies."""
+    training = run.training
+    assert training is not None
+    rows = [
+        [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
+        for split in ("test", "validation")
+        for metric, one in result[split].items()
+    ]
+    console.print(table("\nScores of the averaged model", ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
+    console.print("\nFive translations of the test set", style="bold")
+    for source, reference, said in result["samples"]:
+        console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
+    seconds = max(training["seconds"], 1e-9)
+    decoded = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
+    console.print(
+        f"Trained {training['step']:,} steps in {clock(seconds)}: "
+        f"{training['source_tokens'] / seconds:,.0f} source + {training['target_tokens'] / seconds:,.0f} target "
+        f"tokens/s without padding, {quantity(training['target_tokens'])}target tokens in all "
+        f"({platform.machine()}, {_processor()}, {run.config.cluster.num_workers} workers).\n"
+        f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
+    )
+    console.print(f"Run          {run.name}")
+    console.print(
+        f"Model        {run.folder / 'model'} (average of steps {', '.join(map(str, result['steps_averaged']))})"
+    )
+    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
+    console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
+    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
+
+
+def print_next(*commands: str) -> None:
+    console.print("\nNext:", style="bold")
+    for command in commands:
+        console.print(f"  {command}")

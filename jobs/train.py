@@ -1,0 +1,232 @@
+"""Train: the driver's side, which launches Ray Train workers, and the workers' side, which runs the loop.
+
+A worker is told nothing but the run's folder: config.yaml in it is the resolved configuration.
+"""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import configuration
+from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
+from jobs.config import Config, read_config
+from jobs.console import following
+from jobs.prepare import prepare_stage
+from jobs.report import open_tracker, print_next, print_stages, report_training, report_validation
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+
+
+def main(argv: list[str]) -> int:
+    config = configuration("train", argv)
+    with ray_session(config.cluster):
+        prepared = prepare_stage(config)
+        run = run_for(config, prepared)
+        with only_owner(run), open_tracker(run, prepared) as tracker:
+            seconds = train_stage(run)
+            report_training(run, tracker)
+    print_stages({"train": seconds})
+    print_next(f"transloom evaluate resume={run.name}", "transloom ui")
+    return 0
+
+
+def train_stage(run: Run) -> float | None:
+    """Trains a run until it is finished, from its newest checkpoint if it has one; seconds, None if it was finished.
+
+    Raises:
+        UserError: what a worker refused, or the retries were used up.
+    """
+    done = run.training
+    if done is not None and done["step"] >= min(done["max_steps"], run.config.train.max_steps):
+        return None
+    started_at = time.monotonic()
+    (run.folder / TRAINING_FILE).unlink(missing_ok=True)
+    with following(run.folder / PROGRESS_FILE):
+        _launch_workers(run)
+    return time.monotonic() - started_at
+
+
+def _launch_workers(run: Run) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    cluster = run.config.cluster
+    use_gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if use_gpu else {})
+    environment = dict(ALLOCATOR)
+    if not use_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"folder": str(run.folder), "spare_cpus": 0 if use_gpu else spare_cpus(cluster)},
+        scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(
+            f"training failed {cluster.max_failures + 1} times and the retries (cluster.max_failures) are used up; the "
+            f"last time: {_last_line(error)}. Checkpoints are kept; the same command goes on from the newest. "
+            f"Ray's logs: {run.folder / 'ray'}"
+        ) from error
+    outcome = result.return_value or {}
+    if "user_error" in outcome:
+        raise UserError(outcome["user_error"])
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One worker, from its start to the end of training. What is the user's to mend is returned, since Ray would
+    retry on an exception."""
+    try:
+        return _train(Path(settings["folder"]), settings["spare_cpus"])
+    except UserError as error:
+        return {"user_error": str(error)}
+
+
+def _train(folder: Path, spare: int) -> dict[str, Any]:
+    import torch
+    from ray.train.torch import get_device
+
+    from model.transformer import Transformer
+    from pipeline.data.shards import open_shards
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.ranks import rank, world_size
+    from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+    from pipeline.train.engine import make_engine
+    from pipeline.train.loop import TrainState, train
+    from pipeline.train.objective import TranslationObjective
+
+    config = read_config(folder / CONFIG_FILE)
+    prepared = read_json(folder / PREPARED_FILE)
+    logging.basicConfig(level=logging.WARNING)
+    device = get_device()
+    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
+    torch.manual_seed(config.seed)  # the initial weights
+    model = Transformer(config.model, tokenizer.vocab_size)
+    objective = TranslationObjective(model, config.train.label_smoothing).train()
+
+    state, initial = TrainState(), None
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:
+        initial, saved = load_checkpoint(checkpoint)
+        state = TrainState(**saved)
+    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
+    del initial
+    started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
+    reason = train(
+        config.train,
+        config.batch,
+        config.schedule,
+        model=model,
+        engine=engine,
+        pairs=open_shards(Path(prepared["shards"]), "train"),
+        seed=config.seed,
+        state=state,
+        folder=folder,
+        about={
+            "engine": f"{config.engine.name.value} {config.engine.zero_stage}",
+            "identity": prepared["identity"],
+            "tokenizer": tokenizer.sha256,
+        },
+        validate=_validation(config, folder, device, spare),
+        reports=_reports(config, folder, is_first=rank() == 0),
+    )
+    if rank() == 0:
+        write_json(
+            folder / TRAINING_FILE,
+            {
+                **dataclasses.asdict(state),
+                "reason": reason,
+                "max_steps": config.train.max_steps,
+                "world_size": world_size(),
+                "this_attempt": started,
+            },
+        )
+    return {"reason": reason}
+
+
+def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:
+    """Validation in a Ray task where the workers leave a CPU free, else by the workers in turn with training."""
+    from pipeline.ranks import on_rank_zero
+
+    if not spare:
+        return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
+
+    import ray
+
+    task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
+
+    def begin(step: int, snapshot: Path) -> Callable[[], Any]:
+        handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
+        return lambda: on_rank_zero(lambda: ray.get(handle[0]))
+
+    return begin
+
+
+def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any) -> Any:
+    """Loss and BLEU of a snapshot on the validation set; inside the process group of the workers, their common work."""
+    import torch
+
+    from model.transformer import Transformer
+    from pipeline.data.lines import read_lines
+    from pipeline.data.shards import open_shards
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.evaluate.validate import validate
+    from pipeline.train.checkpoint import load_weights
+    from pipeline.train.engine import TORCH_DTYPES
+
+    prepared = read_json(folder / PREPARED_FILE)
+    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
+    model = Transformer(config.model, tokenizer.vocab_size)
+    model.load_state_dict(load_weights(snapshot))
+    model = model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval()
+    references = [line.decode() for line in read_lines(Path(prepared["corpus"]) / "validation.target")]
+    beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
+    return validate(
+        model, tokenizer, open_shards(Path(prepared["shards"]), "validation"), references, config.batch, beam
+    )
+
+
+def _reports(config: Config, folder: Path, is_first: bool) -> Any:
+    """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
+    from pipeline.tracker import SpoolTracker
+    from pipeline.train.loop import Reports
+
+    if not is_first:
+        return Reports(*[lambda *_: None] * 3)
+    tracker = SpoolTracker(folder)
+    shown: dict[str, Any] = {"max_steps": config.train.max_steps}
+
+    def validated(step: int, found: Any) -> None:
+        report_validation(tracker, folder, step, found)
+
+    def progress(fresh: Mapping[str, Any]) -> None:
+        shown["doing"] = None
+        if "validation_bleu" in fresh:
+            shown["validation_step"] = fresh["step"]
+        shown.update(
+            {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
+        )
+        shown["time"] = time.time()
+        write_json(folder / PROGRESS_FILE, shown)
+
+    return Reports(metrics=tracker.log_metrics, validated=validated, progress=progress)

@@ -1,0 +1,55 @@
+"""Translate: lines from a file or standard input, one translation a line to standard output."""
+
+import sys
+from pathlib import Path
+
+from jobs.cli import configuration
+from jobs.workspace import find_run, output_dir
+from pipeline.data.lines import read_lines
+from pipeline.errors import UserError
+
+USAGE = "usage: transloom translate <model folder or run> [file] [decode=beam4 …] < text > translations"
+LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last
+
+
+def main(argv: list[str]) -> int:
+    words = [word for word in argv if "=" not in word and not word.startswith("-")]
+    if "--help" in argv or "-h" in argv:
+        print(USAGE)
+        return 0
+    if len(words) not in (1, 2):
+        raise UserError(USAGE)
+    config = configuration("translate", [word for word in argv if word not in words])
+    folder = Path(words[0])
+    if not (folder / "config.json").exists():
+        folder = find_run(words[0], output_dir(config)) / "model"
+        if not folder.exists():
+            raise UserError(f"the run {words[0]} has no model yet: transloom evaluate resume={words[0]}")
+
+    import torch
+
+    from pipeline.translate import Translator
+
+    lines = read_lines(Path(words[1])) if len(words) == 2 else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    translator = Translator.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    batch: list[str] = []
+    number = 0
+
+    def flush() -> None:
+        for text in translator.translate(batch, config.decode):
+            sys.stdout.buffer.write(text.encode() + b"\n")
+        sys.stdout.buffer.flush()
+        batch.clear()
+
+    for number, line in enumerate(lines, start=1):
+        try:
+            batch.append(line.decode())
+        except UnicodeDecodeError as error:
+            flush()
+            raise UserError(
+                f"line {number} is not UTF-8 ({error.reason} at byte {error.start}): convert it first"
+            ) from None
+        if len(batch) == LINES_AT_A_TIME:
+            flush()
+    flush()
+    return 0

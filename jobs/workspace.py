@@ -1,0 +1,163 @@
+"""A run's folder: which one belongs to a configuration, who is using it, and going on with an earlier one."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.files import atomic_write, hash_of, read_json, write_json
+
+CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
+PREPARED_FILE = "prepared.json"
+
+# What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
+# would make it another run.
+CHANGEABLE = (
+    "cluster.",
+    "tracking.",
+    "decode.",
+    "engine.",
+    "train.max_steps",
+    "train.patience",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.average",
+    "train.max_skipped",
+    "output_dir",
+    "name",
+    "resume",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and what came of it, in one folder."""
+
+    name: str
+    folder: Path
+    config: Config
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How the training ended; None while it has not."""
+        path = self.folder / TRAINING_FILE
+        return read_json(path) if path.exists() else None
+
+
+def output_dir(config: Config) -> Path:
+    return Path(config.output_dir).absolute()
+
+
+def identity(config: Config, prepared: Prepared) -> str:
+    """The hash of what the trained weights depend on. The same words on the same data find the same run again."""
+    settings = to_dict(config)
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "output_dir", "name", "resume"):
+        del settings[key]
+    settings["cluster"] = {
+        key: settings["cluster"][key] for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
+    }
+    return hash_of({"settings": settings, "shards": prepared.shards.manifest["key"]})
+
+
+def run_for(config: Config, prepared: Prepared) -> Run:
+    """The run that this configuration names, new or not, with its config.yaml in place.
+
+    Raises:
+        UserError: `name` names a run of another configuration, or the data of a resumed run have changed.
+    """
+    key = identity(config, prepared)
+    name = config.name or f"{config.corpus.name}-{key[:8]}"
+    folder = output_dir(config) / "runs" / name
+    stages = {stage: str(getattr(prepared, stage).folder) for stage in ("corpus", "tokenizer", "shards")}
+    record = folder / PREPARED_FILE
+    if not record.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, {"identity": key, **stages})
+    known = read_json(record)
+    if config.resume and known["shards"] != stages["shards"]:
+        raise UserError(
+            f"resume: the data of the run {name} have changed: its shards are {known['shards']}, and now they would be "
+            f"{stages['shards']}. Bring the corpus back to what it was, or start a new run"
+        )
+    if not config.resume and known["identity"] != key:
+        raise UserError(
+            f"name: the run {name} exists and was made with other settings or data (see {folder / CONFIG_FILE}); "
+            f"choose another name, or go on with it as it is: transloom train resume={name}"
+        )
+    with atomic_write(folder / CONFIG_FILE) as file:
+        file.write(to_yaml(config).encode())
+    return Run(name, folder, config)
+
+
+def resumed(config: Config, words: Sequence[str]) -> Config:
+    """The configuration of the run that `config.resume` names, with those of the words that may change it.
+
+    Args:
+        config: composed from the words alone.
+        words: overrides as they were given.
+    Raises:
+        UserError: there is no such run, or a word would make it another run.
+    """
+    assert config.resume is not None
+    folder = find_run(config.resume, output_dir(config))
+    settings = to_dict(read_config(folder / CONFIG_FILE))
+    given = to_dict(config)
+    for word in words:
+        key = word.partition("=")[0]
+        section, _, field = key.partition(".")
+        if not any(key == one or (one.endswith(".") and section == one[:-1]) for one in CHANGEABLE):
+            raise UserError(
+                f"{key}: can't change when a run is resumed, since it would be another run. These can: "
+                f"{', '.join(one.rstrip('.') for one in CHANGEABLE)}. For the rest start a new run"
+            )
+        if field:
+            settings[section][field] = given[section][field]
+        else:
+            settings[section] = given[section]
+    settings |= {"name": folder.name, "resume": folder.name, "output_dir": str(folder.parent.parent)}
+    return from_dict(settings)
+
+
+def find_run(name_or_path: str, root: Path) -> Path:
+    """The folder of a run, by its name under `root`/runs or by its path.
+
+    Raises:
+        UserError: there is no such run; names the latest ones.
+    """
+    for folder in (root / "runs" / name_or_path, Path(name_or_path).absolute()):
+        if (folder / CONFIG_FILE).exists():
+            return folder
+    runs = sorted((root / "runs").glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    known = ", ".join(path.parent.name for path in runs[:5]) or "none yet"
+    raise UserError(f"resume: no run {name_or_path!r} in {root / 'runs'}; the latest: {known}")
+
+
+@contextmanager
+def only_owner(run: Run) -> Iterator[None]:
+    """Holds the run's lock, which goes with the process however it ends.
+
+    Raises:
+        UserError: another process has it.
+    """
+    path = run.folder / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = path.read_bytes().decode(errors="replace").strip()
+            raise UserError(f"the run {run.name} is in use by {owner}; wait for it, or choose another name=") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

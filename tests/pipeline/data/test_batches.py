@@ -1,0 +1,159 @@
+"""Laws of the plan: each pair exactly once an epoch, whatever the number of workers; steps that don't depend on it."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.batches import BatchConfig, Step, iterate_steps, make_batch, plan_epoch
+from pipeline.data.tokenizer import BOS_ID, EOS_ID
+from pipeline.errors import UserError
+
+
+class Pairs:
+    """Pairs in memory; the first token of a source is the pair's number + 4."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self.source_lengths = random.integers(2, 30, count).astype(np.int32)
+        self.target_lengths = np.maximum(2, self.source_lengths + random.integers(-3, 4, count)).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def source(self, index: int) -> np.ndarray:
+        return np.array([index + 4] + [5] * (self.source_lengths[index] - 2) + [EOS_ID], dtype=np.uint16)
+
+    def target(self, index: int) -> np.ndarray:
+        return np.array([index + 4] + [6] * (self.target_lengths[index] - 2) + [EOS_ID], dtype=np.uint16)
+
+
+CONFIG = BatchConfig(tokens=400, micro_tokens=100)
+
+
+def steps(pairs: Pairs, rank: int, world_size: int, count: int, **start: int) -> list[Step]:
+    stream = iterate_steps(pairs, CONFIG, 7, rank=rank, world_size=world_size, **start)  # type: ignore[arg-type]
+    return list(islice(stream, count))
+
+
+def pairs_of(step: Step) -> list[int]:
+    """The numbers of the pairs that count."""
+    used = [b for b, weight in zip(step.batches, step.weights, strict=True) if weight]
+    return [int(t) - 4 for b in used for t in b.source[b.source_layout.positions == 0]]
+
+
+def test_every_pair_stands_in_exactly_one_micro_batch_within_the_budget() -> None:
+    pairs = Pairs(5000)
+    plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed=1, epoch=0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(5000))
+    for part in plan:
+        assert pairs.source_lengths[part].sum() <= 100
+        assert pairs.target_lengths[part].sum() <= 100
+    fill = np.mean([pairs.target_lengths[part].sum() for part in plan])
+    assert fill > 80  # budgets are used
+
+
+def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
+    pairs = Pairs(500)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed, epoch)).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_lengths_are_alike_in_a_micro_batch() -> None:
+    pairs = Pairs(5000)
+    plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed=1, epoch=0)
+    spread = np.mean([np.ptp(pairs.target_lengths[part]) for part in plan])
+    assert spread < 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_each_pair_once_an_epoch_and_the_same_steps_at_every_world_size(world_size: int) -> None:
+    pairs = Pairs(900)
+    alone = steps(pairs, 0, 1, 60)
+    length = next(i for i, step in enumerate(alone) if step.epoch == 1)
+    ranks = [steps(pairs, rank, world_size, 60) for rank in range(world_size)]
+    for epoch in (0, 1):
+        seen = [n for rank in ranks for step in rank if step.epoch == epoch for n in pairs_of(step)]
+        if epoch == 0:
+            assert sorted(seen) == list(range(900))
+    for i in range(length):
+        together = [n for rank in ranks for n in pairs_of(rank[i])]
+        assert sorted(together) == sorted(pairs_of(alone[i]))
+        assert {(rank[i].source_tokens, rank[i].target_tokens) for rank in ranks} == {
+            (alone[i].source_tokens, alone[i].target_tokens)
+        }
+        assert len({len(rank[i].batches) for rank in ranks}) == 1
+        counted = [
+            int(b.labels.numel()) for rank in ranks for b, w in zip(rank[i].batches, rank[i].weights, strict=True) if w
+        ]
+        assert sum(counted) == alone[i].target_tokens
+
+
+def test_a_micro_batch_has_the_same_seed_on_whichever_rank_it_falls() -> None:
+    pairs = Pairs(300)
+
+    def seeds(world_size: int) -> dict[int, int]:
+        found = {}
+        for rank in range(world_size):
+            for step in steps(pairs, rank, world_size, 5):
+                for b, weight, seed in zip(step.batches, step.weights, step.seeds, strict=True):
+                    if weight:
+                        found[int(b.source[0])] = seed
+        return found
+
+    assert seeds(1) == seeds(2) == seeds(3)
+    assert len(set(seeds(1).values())) == len(seeds(1))
+
+
+def test_going_on_from_anywhere_equals_never_stopping() -> None:
+    pairs = Pairs(300)
+    whole = steps(pairs, 0, 2, 40)
+    for at in (1, 7, 25):
+        rest = steps(pairs, 0, 2, 40 - at, epoch=whole[at].epoch, index=whole[at].index)
+        for one, other in zip(whole[at:], rest, strict=True):
+            assert (one.epoch, one.index, one.seeds) == (other.epoch, other.index, other.seeds)
+            assert pairs_of(one) == pairs_of(other)
+
+
+def test_a_position_at_the_epochs_end_goes_on_with_the_next() -> None:
+    pairs = Pairs(300)
+    whole = steps(pairs, 0, 1, 40)
+    last = next(i for i, step in enumerate(whole) if step.epoch == 1) - 1
+    (after,) = steps(pairs, 0, 1, 1, epoch=0, index=whole[last].index + 1)
+    assert pairs_of(after) == pairs_of(whole[last + 1])
+
+
+def test_a_batch_shifts_each_target_by_itself() -> None:
+    pairs = Pairs(10)
+    batch = make_batch(pairs, [3, 5])  # type: ignore[arg-type]
+    first, second = pairs.target_lengths[[3, 5]]
+    labels, targets = batch.labels.split([first, second]), batch.target.split([first, second])
+    for label, target, number in zip(labels, targets, (3, 5), strict=True):
+        assert label[0] == number + 4 and label[-1] == EOS_ID
+        assert target[0] == BOS_ID
+        assert torch.equal(target[1:], label[:-1])
+    cells = 2 * max(first, second) + 2 * max(pairs.source_lengths[[3, 5]])
+    tokens = pairs.source_lengths[[3, 5]].sum() + first + second
+    assert batch.padding_share == pytest.approx(1 - tokens / cells)
+
+
+def test_a_pair_larger_than_the_budget_is_refused_by_key() -> None:
+    pairs = Pairs(10)
+    pairs.target_lengths[4] = 101
+    with pytest.raises(UserError, match=r"batch\.micro_tokens.*101 tokens"):
+        steps(pairs, 0, 1, 1)
+
+
+def test_a_budget_that_is_no_multiple_is_refused() -> None:
+    with pytest.raises(ValueError, match="^tokens:"):
+        BatchConfig(tokens=1000, micro_tokens=300)
+
+
+def test_no_pairs_are_refused() -> None:
+    with pytest.raises(UserError, match=r"corpus\.train"):
+        steps(Pairs(0), 0, 1, 1)
