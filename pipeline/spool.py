@@ -11,7 +11,6 @@ or something else to be done, named by its "do": params, tags, text, artifact, t
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -104,8 +103,8 @@ class MetricLog:
         for record, offset in _complete_lines(path):
             end = offset
             self._logged |= {(key, record["step"]): value for key, value in record.get("metrics", {}).items()}
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._torn = os.fstat(self._file).st_size > end
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._torn = path.stat().st_size > end
         self._failed = False
 
     def append(self, metrics: Mapping[str, float], step: int, **extra: Any) -> None:
@@ -121,7 +120,7 @@ class MetricLog:
         try:
             # A newline first closes a torn line, so that it can't spoil this one.
             line = b"\n" + line if self._torn else line
-            self._torn = os.write(self._file, line) < len(line)
+            self._torn = self._file.write(line) != len(line)
         except OSError as error:
             self._torn = True
             if not self._failed:
@@ -131,7 +130,7 @@ class MetricLog:
             self._failed = True
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def _known(self, key: str, step: int, value: float) -> bool:
         logged = self._logged.get((key, step))

@@ -31,7 +31,8 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class Tracker(Protocol):
-    """Where a stage reports to. No method raises because of a server or a network, and none waits for one."""
+    """Where a stage reports to. No method raises because of a server or a network, and none waits for one. Whoever
+    opened a tracker closes it."""
 
     def log_params(self, params: Mapping[str, Any]) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
@@ -50,7 +51,6 @@ class Tracker(Protocol):
     def log_model(
         self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
     ) -> None: ...
-    def close(self, status: str = "FINISHED") -> None: ...
 
 
 class SpoolTracker:

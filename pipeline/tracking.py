@@ -63,6 +63,13 @@ def artifact_location(uri: str, output_dir: Path) -> str | None:
     return None if uri.startswith("http") else (output_dir.absolute() / "mlartifacts").as_uri()
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return "unknown"
+
+
 class MlflowTracker(SpoolTracker):
     """The driver's tracker: owns the run's record `run.json`, the uploading thread and the system metrics.
 
@@ -84,7 +91,7 @@ class MlflowTracker(SpoolTracker):
                 "key": uuid.uuid4().hex,
                 "run_name": run_name,
                 "experiment": config.experiment,
-                "tags": {"mlflow.user": getpass.getuser(), "mlflow.source.name": "transloom"} | dict(tags),
+                "tags": {"mlflow.user": _user(), "mlflow.source.name": "transloom"} | dict(tags),
                 "started_ms": time.time_ns() // 1_000_000,
                 "tracking_uri": redact_uri(uri),
                 "artifact_location": artifact_location(uri, output_dir),
@@ -110,7 +117,7 @@ class MlflowTracker(SpoolTracker):
         """
         self._closing.set()
         if self._monitor.is_alive():
-            self._monitor.join(timeout)
+            self._monitor.join(1.0)
         self._spool.write({"do": "status", "status": status, "time_ms": time.time_ns() // 1_000_000})
         super().close(status)
         if self._uploader is None or self._uploader.close(timeout):

@@ -20,6 +20,7 @@ import pytest
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import MlflowTracker, TrackingConfig, run_url, sync_run, ui_command
 
@@ -364,6 +365,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_server_killed_half_way_gets_every_point_once(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ):
@@ -436,7 +438,7 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     driver = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 90
     mark = folder / "driver.uploaded"
-    while not mark.exists() or read_json(mark)["offset"] == 0:
+    while not mark.exists() or read_json(mark)["offset"] == 0 or len(read_points(folder)) < 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     driver.kill()
@@ -445,6 +447,5 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     tracker = start(output_dir, "killed-driver")
     assert tracker.close(timeout=60)
     assert tracker.run_id() == before
-    steps = [step for step, _ in points(store_of(output_dir), before, "train/loss")]
-    assert len(steps) > 100
-    assert steps == list(range(len(steps)))
+    written = len(read_points(folder))
+    assert [step for step, _ in points(store_of(output_dir), before, "train/loss")] == list(range(written))
