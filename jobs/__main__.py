@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import JOBS, print_jobs
+from jobs.cli import JOBS, print_help, print_jobs
 from pipeline.errors import UserError
 
 
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if job not in JOBS:
             raise UserError(_unknown(job))
+        if "-h" in rest or "--help" in rest:
+            print_help(job)
+            return 0
         return importlib.import_module(f"jobs.{job}").main(rest)
     except UserError as error:
         print(f"transloom: {error}", file=sys.stderr)

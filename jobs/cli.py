@@ -30,27 +30,32 @@ USUAL_OVERRIDES = {
     "train.max_steps=1000": "end the training after this many steps",
     "tracking.uri=http://host:5000": "report to an MLflow server",
     "name=<name>": "the run's name and folder",
+    "resume=<run>": "go on with a run: its name or its folder",
     "output_dir=<folder>": "where everything is written",
 }
 
-EXAMPLES = [
+EXAMPLES = [  # of the jobs that have none of their own
     "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
     "corpus=text corpus.train.source=my.en corpus.train.target=my.de",
     "experiment=paper_base_en_de cluster=gpu cluster.num_workers=8 precision=bf16",
 ]
 
+# Jobs with more, or other, words than settings: what usage says, and examples.
+ARGUMENTS = {"translate": "<run or model folder> [file] "}
+OWN_EXAMPLES = {
+    "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
+    "ui": ["", "output_dir=/data/outputs"],
+}
+
 
 def configuration(job: str, argv: Sequence[str]) -> "Config":
-    """The configuration that a job's words make. Answers `--help` and `--cfg job` itself, and then ends the command.
+    """The configuration that a job's words make. Answers `--cfg job` itself, and then ends the command.
 
     Raises:
         UserError: if the words are refused.
-        SystemExit: 0, after help or the configuration was printed.
+        SystemExit: 0, after the configuration was printed.
     """
     words = list(argv)
-    if "-h" in words or "--help" in words:
-        _print_help(job)
-        raise SystemExit(0)
     show = "--cfg" in words
     if show:
         at = words.index("--cfg")
@@ -58,7 +63,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("--cfg: the only thing to show is the job's configuration: --cfg job")
         del words[at : at + 2]
 
-    from jobs.config import load_config, to_yaml  # takes the seconds of importing torch: not for help
+    from jobs.config import load_config, to_yaml  # imports torch, which takes seconds: not for help
 
     config = load_config(words)
     if config.resume:
@@ -78,16 +83,17 @@ def print_jobs() -> None:
     console.print("\nStart with: transloom run            More about a job: transloom <job> --help")
 
 
-def _print_help(job: str) -> None:
+def print_help(job: str) -> None:
     console = _console()
-    console.print(f"usage: transloom {job} [key=value | group=option] …\n\n{JOBS[job][0].upper()}{JOBS[job][1:]}.\n")
+    console.print(f"usage: transloom {job} {ARGUMENTS.get(job, '')}[key=value | group=option] …\n", soft_wrap=True)
+    console.print(f"{JOBS[job][0].upper()}{JOBS[job][1:]}.\n", soft_wrap=True)
     console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
     console.print(_columns({name: " ".join(options) for name, options in groups().items()}))
     console.print("\nUsual settings:")
     console.print(_columns(USUAL_OVERRIDES))
     console.print("\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
     console.print("Examples:")
-    for words in EXAMPLES:
+    for words in OWN_EXAMPLES.get(job, EXAMPLES):
         console.print(f"  transloom {job} {words}", soft_wrap=True)
 
 
