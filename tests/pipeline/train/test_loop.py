@@ -1,0 +1,242 @@
+"""The loop on a task small enough to learn in seconds: copying a sentence of made-up words."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import Norm, TransformerConfig
+from model.transformer import Transformer
+from pipeline.data.batches import BatchConfig
+from pipeline.data.tokenizer import EOS_ID
+from pipeline.decode import BeamConfig
+from pipeline.errors import UserError
+from pipeline.evaluate.scores import score
+from pipeline.train.checkpoint import average_weights, list_weights, load_checkpoint, load_weights, newest_checkpoint
+from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
+from pipeline.train.loop import Average, Reports, TrainConfig, TrainState, train
+from pipeline.train.objective import TranslationObjective
+from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig, StepResult
+from pipeline.train.schedule import ScheduleConfig, ScheduleName
+from pipeline.translate import translate_tokens
+
+VOCAB = 24
+MODEL = TransformerConfig(
+    d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=1, dropout=0.1, norm=Norm.pre, max_positions=64
+)
+BATCH = BatchConfig(tokens=512, micro_tokens=128)
+SCHEDULE = ScheduleConfig(name=ScheduleName.inverse_sqrt, warmup_steps=60, peak_learning_rate=5e-3)
+
+
+class CopyTask:
+    """Sentences of 3 to 8 of 20 words, to be repeated."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.sentences = [
+            np.append(random.integers(4, VOCAB, random.integers(3, 9)), EOS_ID).astype(np.uint16) for _ in range(count)
+        ]
+        self.source_lengths = self.target_lengths = np.array([len(one) for one in self.sentences], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def source(self, index: int) -> np.ndarray:
+        return self.sentences[index]
+
+    target = source
+
+
+@dataclasses.dataclass
+class Found:
+    loss: float
+    bleu: float
+    chrf: float = 0.0
+
+
+@dataclasses.dataclass
+class Told:
+    """What the loop reported."""
+
+    metrics: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
+    validated: list[int] = dataclasses.field(default_factory=list)
+
+    def reports(self) -> Reports:
+        def take(metrics: Mapping[str, float], step: int) -> None:
+            self.metrics |= {(name, step): value for name, value in metrics.items()}
+
+        return Reports(take, lambda step, _: self.validated.append(step), lambda _: None)
+
+    def losses(self) -> dict[int, float]:
+        return {step: value for (name, step), value in self.metrics.items() if name == "train/loss"}
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def bleu(weights: Mapping[str, torch.Tensor], pairs: CopyTask) -> float:
+    model = Transformer(MODEL, VOCAB).eval()
+    model.load_state_dict(weights)
+    found = translate_tokens(model, pairs.sentences, BeamConfig(beam=2))
+    return score([words(one.tokens) for one in found], [words(one[:-1].tolist()) for one in pairs.sentences])[
+        "bleu"
+    ].value
+
+
+def start(
+    folder: Path, config: TrainConfig, wrap: Callable[[Engine], Any] = lambda engine: engine, **changes: Any
+) -> tuple[Told, TrainState, Engine, str]:
+    """Trains as a worker does: from the newest checkpoint, if there is one."""
+    torch.manual_seed(1)
+    model = Transformer(MODEL, VOCAB)
+    state, initial = TrainState(), None
+    if (newest := newest_checkpoint(folder / "checkpoints")) is not None:
+        initial, saved = load_checkpoint(newest)
+        state = TrainState(**saved)
+    made = make_engine(
+        TranslationObjective(model, config.label_smoothing).train(),
+        OptimizerConfig(),
+        PrecisionConfig(dtype=Precision.fp32),
+        EngineConfig(name=EngineName.torch),
+        torch.device("cpu"),
+        initial,
+    )
+    told = Told()
+    arguments: dict[str, Any] = {"pairs": CopyTask(2000, 0), "validate": lambda step, path: Found(1.0, float(step))}
+    reason = train(
+        config,
+        BATCH,
+        SCHEDULE,
+        model=model,
+        engine=wrap(made),
+        seed=3,
+        state=state,
+        folder=folder,
+        about={},
+        reports=told.reports(),
+        **arguments | changes,
+    )
+    return told, state, made, reason
+
+
+SHORT = TrainConfig(max_steps=12, log_every=2, validate_every=5, checkpoint_every=4, average=2)
+
+
+def test_the_copy_task_reaches_bleu_95(tmp_path: Path) -> None:
+    config = TrainConfig(max_steps=700, log_every=50, validate_every=50, checkpoint_every=700, average=3)
+    told, _, _, _ = start(tmp_path, config)
+    losses = told.losses()
+    assert losses[700] < losses[50]
+    weights = average_weights(list_weights(tmp_path / "weights")[-3:])
+    assert bleu(weights, CopyTask(200, seed=99)) > 95
+
+
+def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    whole, _, engine, _ = start(tmp_path / "whole", SHORT)
+
+    calls = []
+
+    def stop_at_second(step: int, path: Path) -> Found:
+        calls.append(step)
+        if step == 10:
+            raise Stop
+        return Found(1.0, float(step))
+
+    with pytest.raises(Stop):
+        start(tmp_path / "broken", SHORT, validate=stop_at_second)
+    assert newest_checkpoint(tmp_path / "broken" / "checkpoints").name == "step_00000008"
+    resumed, state, again, _ = start(tmp_path / "broken", SHORT)
+    assert state.step == 12
+    for name, tensor in engine.weights().items():
+        assert torch.equal(tensor, again.weights()[name]), name
+    rest = {step: loss for step, loss in whole.losses().items() if step > 8}
+    assert rest == resumed.losses()
+    assert [one["step"] for one in state.validations] == [5, 10, 12]
+
+
+def test_a_validation_that_others_do_counts_at_the_next_one(tmp_path: Path) -> None:
+    log: list[str] = []
+
+    def later(step: int, path: Path):
+        assert load_weights(path)
+        log.append(f"begin {step}")
+
+        def wait() -> Found:
+            log.append(f"end {step}")
+            return Found(1.0, 10.0)
+
+        return wait
+
+    told, state, _, _ = start(tmp_path, SHORT, validate=later)
+    assert log == ["begin 5", "end 5", "begin 10", "end 10", "begin 12", "end 12"]
+    assert told.validated == [5, 10, 12]
+    assert state.pending_validation is None
+
+
+def test_a_pending_validation_is_begun_again_on_resume(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def lost() -> Found:
+        raise Stop
+
+    with pytest.raises(Stop):  # at step 10, when the result of step 5 is waited for
+        start(tmp_path, SHORT, validate=lambda step, path: lost)
+    assert load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))[1]["pending_validation"] == 5
+    told, state, _, _ = start(tmp_path, SHORT)
+    assert [one["step"] for one in state.validations] == [5, 10, 12]
+
+
+def test_patience_stops_and_keeps_the_best(tmp_path: Path) -> None:
+    scores = {2: 10.0, 4: 30.0, 6: 20.0, 8: 25.0, 10: 28.0}
+    config = TrainConfig(
+        max_steps=50, log_every=2, validate_every=2, checkpoint_every=50, patience=2, average=1, average_of=Average.best
+    )
+    _, state, _, reason = start(tmp_path, config, validate=lambda step, path: Found(1.0, scores[step]))
+    assert reason == "patience" and state.step == 8
+    assert state.best()["step"] == 4
+    assert {path.name for path in list_weights(tmp_path / "weights")} == {"step_00000004", "step_00000008"}
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "step_00000008"
+
+
+class Broken:
+    """An engine whose every step meets a gradient that is no number."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.device = engine.device
+        self.forward_backward = engine.forward_backward
+
+    def step(self, learning_rate: float) -> StepResult:
+        return StepResult(math.inf, True, 1.0)
+
+
+def test_a_training_that_diverges_stops_and_says_where(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, max_skipped=3)
+    with pytest.raises(UserError, match=r"3 steps in a row.*step 3.*learning rate"):
+        start(tmp_path, config, wrap=Broken)
+
+
+def test_metrics_count_real_tokens(tmp_path: Path) -> None:
+    told, state, _, _ = start(tmp_path, SHORT)
+    assert state.target_tokens == told.metrics["train/target_tokens", 12]
+    assert 0 <= told.metrics["train/padding_share", 12] < 0.1
+    assert told.metrics["train/learning_rate", 6] == pytest.approx(5e-3 * 60**0.5 * 6 * 60**-1.5)
+    first = told.losses()[2]
+    assert math.log(VOCAB) * 0.7 < first < math.log(VOCAB) * 2
+
+
+@pytest.mark.parametrize(
+    "field", ["max_steps", "log_every", "validate_every", "average", "patience", "label_smoothing"]
+)
+def test_impossible_settings_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        TrainConfig(**{field: -1})
