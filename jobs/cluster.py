@@ -3,11 +3,9 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-import ray
 
 from jobs.config import ClusterConfig
 from pipeline.errors import UserError
@@ -28,6 +26,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     Raises:
         UserError: there is no cluster at the address, or it can never place the workers.
     """
+    import ray  # takes seconds: only once the configuration is known to be good
+
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -41,15 +41,14 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        _refuse_unplaceable(config)
+        _refuse_unplaceable(config, ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
 
 
-def _refuse_unplaceable(config: ClusterConfig) -> None:
+def _refuse_unplaceable(config: ClusterConfig, have: Mapping[Any, float]) -> None:
     """Ray waits for ever for resources that never come, which looks like a hang."""
-    have = ray.cluster_resources()
     for kind, key, each in (("CPU", "cpus", config.cpus_per_worker), ("GPU", "gpus", config.gpus_per_worker)):
         needed = each * config.num_workers
         if needed > have.get(kind, 0):
@@ -61,6 +60,8 @@ def _refuse_unplaceable(config: ClusterConfig) -> None:
 
 def spare_cpus(config: ClusterConfig) -> int:
     """Whole CPUs that the training workers leave free."""
+    import ray
+
     return int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
 
 
@@ -70,9 +71,10 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
     Raises:
         whatever the function raised.
     """
-    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env={"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}})(
-        function
-    )
+    import ray
+
+    environment = {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
+    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env=environment)(function)
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     under_way: deque[Any] = deque()
     try:

@@ -14,9 +14,6 @@ LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not w
 
 def main(argv: list[str]) -> int:
     words = [word for word in argv if "=" not in word and not word.startswith("-")]
-    if "--help" in argv or "-h" in argv:
-        print(USAGE)
-        return 0
     if len(words) not in (1, 2):
         raise UserError(USAGE)
     config = configuration("translate", [word for word in argv if word not in words])

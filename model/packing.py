@@ -47,8 +47,11 @@ class Layout:
         return self.to_grid.shape[0], self.to_grid.shape[1]
 
     def to(self, device: torch.device) -> "Layout":
-        move = [getattr(self, name) for name in ("lengths", "positions", "to_grid", "cells", "padding")]
-        return Layout(*[None if x is None else x.to(device, non_blocking=True) for x in move])
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        padding = None if self.padding is None else move(self.padding)
+        return Layout(move(self.lengths), move(self.positions), move(self.to_grid), move(self.cells), padding)
 
     def head_rows(self, num_heads: int, projections: int) -> tuple[Tensor, Tensor]:
         """The permutation between a row of tokens, seen as (N * P * H, K), and a grid of heads (P, B, H, L, K).

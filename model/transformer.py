@@ -5,6 +5,8 @@ R hypotheses, V the vocabulary.
 """
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from model.packing import Layout
 
 
 class Transformer(nn.Module):
+    sinusoids: Tensor
+    learned_positions: nn.Embedding
+
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
@@ -91,15 +96,16 @@ class TransformerDecoding:
         grid = model.grid(layout)
         memory = model.encode(source, layout, grid)
         self.bias = grid.padding_bias
-        self.memories = [layer.cross_attention.keys_and_values(memory, grid) for layer in model.decoder]
-        self.caches = [KeyValueCache() for _ in model.decoder]
+        self.layers = cast(Sequence[DecoderLayer], model.decoder)
+        self.memories = [layer.cross_attention.keys_and_values(memory, grid) for layer in self.layers]
+        self.caches = [KeyValueCache() for _ in self.layers]
         self.position = 0
 
     def step(self, tokens: Tensor) -> Tensor:
         """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
         positions = torch.full_like(tokens, self.position)
         x = self.model.embed(tokens, positions)
-        for layer, cache, memory in zip(self.model.decoder, self.caches, self.memories, strict=True):
+        for layer, cache, memory in zip(self.layers, self.caches, self.memories, strict=True):
             x = layer.step(x, cache, memory, self.bias)
         self.position += 1
         return nn.functional.linear(self.model.decoder_norm(x), self.model.embedding.weight)

@@ -26,9 +26,7 @@ def test_value_and_gradient_equal_torch(smoothing: float, tokens: int) -> None:
     weight = torch.randn(50, 8, requires_grad=True)
     labels = torch.randint(50, (tokens,))
     ours = label_smoothed_cross_entropy(hidden, weight, labels, smoothing)
-    theirs = torch.nn.functional.cross_entropy(
-        hidden @ weight.T, labels, reduction="sum", label_smoothing=smoothing
-    )
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum", label_smoothing=smoothing)
     torch.testing.assert_close(ours.total, theirs)
     for one, other in zip(
         torch.autograd.grad(ours.total * 3.0, (hidden, weight)),

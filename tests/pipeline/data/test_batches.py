@@ -150,7 +150,7 @@ def test_a_pair_larger_than_the_budget_is_refused_by_key() -> None:
 
 
 def test_a_budget_that_is_no_multiple_is_refused() -> None:
-    with pytest.raises(ValueError, match="^tokens:"):
+    with pytest.raises(ValueError, match=r"^tokens:"):
         BatchConfig(tokens=1000, micro_tokens=300)
 
 

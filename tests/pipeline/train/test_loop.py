@@ -192,7 +192,7 @@ def test_a_pending_validation_is_begun_again_on_resume(tmp_path: Path) -> None:
     with pytest.raises(Stop):  # at step 10, when the result of step 5 is waited for
         start(tmp_path, SHORT, validate=lambda step, path: lost)
     assert load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))[1]["pending_validation"] == 5
-    told, state, _, _ = start(tmp_path, SHORT)
+    _told, state, _, _ = start(tmp_path, SHORT)
     assert [one["step"] for one in state.validations] == [5, 10, 12]
 
 

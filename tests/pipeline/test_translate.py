@@ -1,0 +1,73 @@
+"""A model folder: what is written is what is read; damage is refused; translations don't depend on the batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.config import Norm, TransformerConfig
+from model.transformer import Transformer
+from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from pipeline.decode import BeamConfig
+from pipeline.errors import UserError
+from pipeline.translate import Translator, save_model
+
+CONFIG = TransformerConfig(
+    d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm=Norm.pre, max_positions=40
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    text = root / "text"
+    text.write_bytes("".join(f"Der Hund Nummer {i} läuft zum Haus {i * 7}.\n" for i in range(200)).encode())
+    train_tokenizer([text], TokenizerConfig(vocab_size=300), root)
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, Tokenizer.load(root).vocab_size)
+    save_model(root / "model", CONFIG, model.state_dict(), root, {"steps": [1, 2], "target_language": "de"})
+    return root / "model"
+
+
+def test_what_is_read_is_what_was_written(folder: Path) -> None:
+    translator = Translator.load(folder, CPU)
+    assert translator.model.config == CONFIG
+    assert translator.about["steps"] == [1, 2]
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, translator.model.state_dict()[name])
+    assert not translator.model.training
+
+
+def test_one_translation_a_line_whatever_the_batches(folder: Path) -> None:
+    translator = Translator.load(folder, CPU)
+    text = ["Der Hund Nummer 3", "", "läuft", "Haus 7 Haus 8 Haus 9", "   ", "x" * 200]
+    together = translator.translate(text, BeamConfig(beam=3, extra_tokens=5))
+    assert len(together) == len(text)
+    assert together[1] == together[4] == ""
+    one_by_one = [
+        translator.translate([line], BeamConfig(beam=3, extra_tokens=5, batch_sentences=1))[0] for line in text
+    ]
+    assert together == one_by_one
+    assert not any("\n" in line for line in together)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])
+def test_a_flipped_byte_is_found(folder: Path, tmp_path: Path, name: str) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=name):
+        Translator.load(tmp_path, CPU)
+
+
+def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it has no config"):
+        Translator.load(tmp_path, CPU)
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"d_model": "wide"}}))
+    with pytest.raises(UserError, match="does not describe a model"):
+        Translator.load(tmp_path, CPU)
