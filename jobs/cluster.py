@@ -72,6 +72,7 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
         whatever the function raised.
     """
     import ray
+    from ray.exceptions import RayTaskError
 
     environment = {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
     remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env=environment)(function)
@@ -84,5 +85,5 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
                 yield ray.get(under_way.popleft())
         while under_way:
             yield ray.get(under_way.popleft())
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
