@@ -9,7 +9,7 @@ from jobs.cli import configuration
 from jobs.cluster import map_over_cluster, ray_session
 from jobs.console import StatusLine, counter
 from jobs.prepare import prepare_stage
-from jobs.report import open_tracker, print_next, print_result, report_evaluation
+from jobs.report import open_tracker, print_next, print_result, report_evaluation, sample_places
 from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
@@ -64,15 +64,9 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result[split] = {name: dataclasses.asdict(one) for name, one in score(hypotheses, references).items()}
         result["sentences"][split] = len(hypotheses)
         if split == "test":
-            result["samples"] = _samples(sources, references, hypotheses)
+            result["samples"] = [[sources[i], references[i], hypotheses[i]] for i in sample_places(len(sources))]
     write_json(result_file, result)
     return result, time.monotonic() - started_at
-
-
-def _samples(sources: list[str], references: list[str], hypotheses: list[str]) -> list[list[str]]:
-    """Five pairs from all over the set, not its best ones."""
-    places = [len(sources) * (2 * i + 1) // 10 for i in range(5)]
-    return [[sources[i], references[i], hypotheses[i]] for i in places]
 
 
 def export_model(run: Run) -> Path:

@@ -9,18 +9,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.config import to_dict
+from jobs.config import Config, to_dict
 from jobs.console import clock, console, quantity, table
-from jobs.workspace import CONFIG_FILE, Run
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.figures import draw_curves
-from pipeline.files import read_json
+from pipeline.files import MANIFEST, read_json
 from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import MlflowTracker
-
-SAMPLES = 5
 
 
 @contextmanager
@@ -33,13 +31,9 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]
     for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
-        tracker.log_dataset(
-            f"{config.corpus.name} {split}",
-            _split_digest(prepared, split),
-            str(prepared.corpus.folder),
-            {"pairs": counts["splits"][split]["pairs"]},
-            context,
-        )
+        name, digest = _dataset(config, prepared.corpus.folder, split)
+        pairs = {"pairs": counts["splits"][split]["pairs"]}
+        tracker.log_dataset(name, digest, str(prepared.corpus.folder), pairs, context)
     status = "FAILED"
     try:
         yield tracker
@@ -51,8 +45,9 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
         tracker.close(status)
 
 
-def _split_digest(prepared: Prepared, split: str) -> str:
-    return prepared.corpus.manifest["files"][f"{split}.target"]["sha256"]
+def _dataset(config: Config, corpus: Path, split: str) -> tuple[str, str]:
+    """Name and hash of a split, by which its scores are tied to it."""
+    return f"{config.corpus.name} {split}", read_json(corpus / MANIFEST)["files"][f"{split}.target"]["sha256"]
 
 
 def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
@@ -66,7 +61,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "corpus.hash": prepared.corpus.manifest["key"],
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
         "shards.hash": prepared.shards.manifest["key"],
-        "git.revision": _git_revision(),
+        "mlflow.source.git.commit": _git_revision(),
         "environment.python": platform.python_version(),
         "environment.machine": f"{platform.machine()}, {_processor()}",
         "environment.command": " ".join(["transloom", *sys.argv[1:]]),
@@ -75,15 +70,17 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The revision of the code that runs, with a mark if it was changed."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
+    """The revision of the code that runs, with a mark if it was changed; its version where it is no checkout."""
+    file = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", file.parent, *words], capture_output=True, text=True, check=True).stdout
+
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        git("ls-files", "--error-unmatch", file.name)  # an environment may lie in a checkout of something else
+        return git("rev-parse", "HEAD").strip() + (" with changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head} with changes" if changed.strip() else head
+        return f"version {metadata.version('transloom')}"
 
 
 def _processor() -> str:
@@ -97,23 +94,28 @@ def _processor() -> str:
     return platform.processor() or "unknown processor"
 
 
-def report_validation(tracker: SpoolTracker, run_folder: Path, step: int, found: Any) -> None:
-    """A validation's scores, tied to its snapshot, and five of its translations."""
-    tracker.log_model(f"step-{step}", step, params={"weights": str(run_folder / "weights" / f"step_{step:08d}")})
+def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
+    """A validation's scores, tied to its snapshot, and some of its translations."""
+    tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / "weights" / f"step_{step:08d}")})
+    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
     scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
-    tracker.log_metrics(scores, step, model=f"step-{step}")
-    corpus = Path(read_json(run_folder / "prepared.json")["corpus"])
+    tracker.log_metrics(scores, step, f"step-{step}", _dataset(run.config, corpus, "validation"))
     sources, references = [list(read_lines(corpus / f"validation.{side}")) for side in ("source", "target")]
-    places = [len(sources) * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)]
+    places = sample_places(len(sources))
     tracker.log_table(
         {
-            "step": [step] * SAMPLES,
+            "step": [step] * len(places),
             "source": [sources[i].decode() for i in places],
             "reference": [references[i].decode() for i in places],
             "translation": [found.hypotheses[i] for i in places],
         },
         "validation_samples",
     )
+
+
+def sample_places(total: int, count: int = 5) -> list[int]:
+    """Places of a few sentences from all over a set, not its best ones."""
+    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
 
 
 def report_training(run: Run, tracker: MlflowTracker) -> None:
@@ -140,10 +142,14 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     tracker.set_tags(signatures)
     steps = ", ".join(str(one) for one in result["steps_averaged"])
     tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
-    tracker.log_metrics({f"test/{metric}": one["value"] for metric, one in result["test"].items()}, step, model=name)
+    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
+    for split, prefix in (("test", "test/"), ("validation", "averaged/validation_")):
+        scores = {f"{prefix}{metric}": one["value"] for metric, one in result[split].items()}
+        tracker.log_metrics(scores, step, name, _dataset(run.config, corpus, split))
     tracker.log_metrics({"test/seconds": result["seconds"]["test"]}, step)
-    averaged = {f"averaged/validation_{metric}": one["value"] for metric, one in result["validation"].items()}
-    tracker.log_metrics(averaged, step, model=name)
+    bleu, languages = result["test"]["bleu"], f"{run.config.corpus.source_language}-{run.config.corpus.target_language}"
+    note = f"{run.config.corpus.name}, {languages}: test BLEU {bleu['value']:.2f} (`{bleu['signature']}`)"
+    tracker.set_tags({"mlflow.note.content": note})
     columns = list(zip(*result["samples"], strict=True))
     tracker.log_table(
         dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), "test_samples"

@@ -217,7 +217,7 @@ def _reports(config: Config, folder: Path, is_first: bool) -> Any:
     shown: dict[str, Any] = {"max_steps": config.train.max_steps}
 
     def validated(step: int, found: Any) -> None:
-        report_validation(tracker, folder, step, found)
+        report_validation(tracker, Run(folder.name, folder, config), step, found)
 
     def progress(fresh: Mapping[str, Any]) -> None:
         shown["doing"] = None
