@@ -37,8 +37,12 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
+    except Exception as error:  # Ray raises a bare Exception where a process of its own does not come up in time
+        if config.address:
+            message = f"cluster.address: no Ray cluster answers at {config.address!r}: {error}"
+        else:
+            message = f"Ray did not start on this machine (is it very busy, or out of memory?): {error} Try again"
+        raise UserError(message) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         _refuse_unplaceable(config, ray.cluster_resources())

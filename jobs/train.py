@@ -53,8 +53,10 @@ def train_stage(run: Run) -> float | None:
 
 def _launch_workers(run: Run) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from jobs.process_group import NodeInterfaceConfig
 
     cluster = run.config.cluster
     use_gpu = cluster.gpus_per_worker > 0
@@ -66,7 +68,7 @@ def _launch_workers(run: Run) -> None:
         train_worker,
         train_loop_config={"folder": str(run.folder), "spare_cpus": 0 if use_gpu else spare_cpus(cluster)},
         scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodeInterfaceConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
             name=f"attempt-{time.time_ns()}",
