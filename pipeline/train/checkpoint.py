@@ -226,9 +226,11 @@ def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapp
         temporary.mkdir()
         write(temporary)
         _seal(temporary, {**about, "step": step})
+        replaced = temporary.with_name(f"{temporary.name}-replaced")
         if final.exists():  # a run that went back has come here again
-            _remove(final)
+            os.rename(final, replaced)
         os.rename(temporary, final)
+        shutil.rmtree(replaced, ignore_errors=True)
         fsync_folder(folder)
         with atomic_write(folder / LATEST) as file:
             file.write(f"{final.name}\n".encode())

@@ -38,7 +38,7 @@ from pipeline.train.optimizer import (
 
 # Without this the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a
 # C++ compiler) that is never used: it needs MPI's environment.
-vars(deepspeed.ops)["__compatible_ops__"] = {}
+deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
 # torch's new names for two collectives, which DeepSpeed does not use yet.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
@@ -55,6 +55,9 @@ def make_deepspeed_engine(
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed asks for it
     accelerator = get_accelerator()
     assert accelerator is not None
+    if device.type == "cpu":  # ZeRO 3 asks at every micro-batch, and each time a program would be run to find out
+        num_devices = accelerator.device_count()
+        accelerator.device_count = lambda: num_devices  # pyright: ignore[reportAttributeAccessIssue]
     if precision.dtype is Precision.fp16 and zero_stage > 0 and not accelerator.is_fp16_supported():
         raise UserError(
             f"DeepSpeed does not run ZeRO {zero_stage} in fp16 on this device ({device}): precision.dtype=fp16 needs "
@@ -97,15 +100,17 @@ class Stage0Engine(TorchEngine):
         self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
     ) -> None:
         super().__init__(module, optimizer, precision, device)
-        self._deepspeed = _initialize(module, self._optimizer, {"gradient_clipping": 0.0})  # the optimizer clips
+        self._deepspeed = _initialize(
+            module,
+            self._optimizer,
+            {"gradient_clipping": 0.0, "gradient_allreduce_op": "sum"},  # the optimizer clips
+        )
         self._deepspeed.enable_backward_allreduce = False  # the fp32 sum over the micro-batches is reduced, in step
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         self._deepspeed.set_gradient_accumulation_boundary(last)
         loss: LossSum = self._deepspeed(batch)
-        # DeepSpeed averages over the ranks; the contract is a sum.
-        factor = scale * self._loss_scale.value * world_size()
-        self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
+        self._deepspeed.backward(loss.total * (scale * self._loss_scale.value), scale_wrt_gas=False)
         self._optimizer.accumulate()
         return LossSum(loss.total.detach(), loss.num_tokens)
 
@@ -162,8 +167,9 @@ class ZeroEngine:
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         self._deepspeed.set_gradient_accumulation_boundary(last)
         loss: LossSum = self._deepspeed(batch)
-        # DeepSpeed averages over the ranks; the contract is a sum. It multiplies by the loss scale itself.
-        self._deepspeed.backward(loss.total * (scale * world_size()), scale_wrt_gas=False)
+        # Stage 3 averages over the ranks; the contract is a sum. DeepSpeed multiplies by the loss scale itself.
+        factor = scale * world_size() if self._stage == 3 else scale
+        self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
         return LossSum(loss.total.detach(), loss.num_tokens)
 
     def step(self, learning_rate: float) -> StepResult:
@@ -250,6 +256,8 @@ def _zero_settings(stage: int, dtype: Precision, clip_norm: float, size: int) ->
     # Buffers of this many elements are allocated whole, so no larger than the model.
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(size, 50_000_000)}
     settings: dict[str, Any] = {"zero_optimization": zero, "gradient_clipping": clip_norm}
+    if stage != 3:  # which can't
+        settings["gradient_allreduce_op"] = "sum"
     if dtype is Precision.bf16:
         settings["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
     elif dtype is Precision.fp16:

@@ -48,8 +48,9 @@ class EngineConfig:
 class Engine(Protocol):
     """Takes training steps on one rank's share of the micro-batches.
 
-    Every method but forward_backward of a micro-batch that is not the last is a collective: all ranks call it. Under
-    ZeRO 2 and 3 forward_backward always is one. The buffers of the module are constants of the model: not saved.
+    Every method is a collective: all ranks call it, forward_backward too (under ZeRO 2 and 3 it reduces). Under ZeRO
+    every micro-batch must use every parameter: DeepSpeed reduces those alone that got a gradient, and waits for ever
+    where ranks disagree. The buffers of the module are constants of the model: not saved.
     """
 
     device: torch.device

@@ -1,0 +1,221 @@
+import math
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+from toy import Objective, make_batch, make_objective, take_steps
+
+from model.losses import LossSum
+from pipeline.errors import UserError
+from pipeline.train.engine import EngineConfig, EngineName, TorchEngine, make_engine
+from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig
+
+CPU = torch.device("cpu")
+TORCH = EngineConfig(EngineName.torch)
+
+
+def make_torch_engine(precision=Precision.fp32, clip_norm=0.0, initial=None, module=None, **settings) -> TorchEngine:
+    module = module or make_objective()
+    optimizer = OptimizerConfig(clip_norm=clip_norm)
+    engine = make_engine(module, optimizer, PrecisionConfig(precision, **settings), TORCH, CPU, initial)
+    assert isinstance(engine, TorchEngine)
+    return engine
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (lambda: PrecisionConfig(min_loss_scale=0.0), "min_loss_scale"),
+        (lambda: PrecisionConfig(scale_window=0), "scale_window"),
+        (lambda: OptimizerConfig(beta2=1.0), "beta2"),
+        (lambda: OptimizerConfig(eps=0.0), "eps"),
+        (lambda: OptimizerConfig(clip_norm=-1.0), "clip_norm"),
+        (lambda: EngineConfig(zero_stage=4), "zero_stage"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, what):
+    with pytest.raises(ValueError, match=what):
+        settings()
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_a_step_is_that_of_torch_with_clipping(clip_norm):
+    engine = make_torch_engine(clip_norm=clip_norm)
+    reference = make_objective()
+    adam = torch.optim.AdamW(reference.parameters(), lr=0.003, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0)
+    for step in range(3):
+        adam.zero_grad()
+        loss = reference(make_batch(step, 0))
+        (loss.total / loss.num_tokens).backward()
+        norm = nn.utils.clip_grad_norm_(reference.parameters(), clip_norm or math.inf).item()
+        adam.step()
+        engine.forward_backward(make_batch(step, 0), scale=1.0 / loss.num_tokens, last=True)
+        assert engine.step(0.003).grad_norm == pytest.approx(norm, rel=1e-5)
+    for name, weight in engine.weights().items():
+        torch.testing.assert_close(weight, reference.state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_weights_are_named_as_in_the_module_and_stay_fp32():
+    engine = make_torch_engine(Precision.bf16)
+    before = make_objective()
+    assert_equal(engine.weights(), before.state_dict())  # not rounded to bf16
+    assert {weight.dtype for weight in engine.weights().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_four_micro_batches_are_one_large_one(precision):
+    def gradient(parts: int) -> torch.Tensor:
+        engine = make_torch_engine(precision)
+        batches = [make_batch(4 * i, 0) for i in range(4)]  # all of one length
+        for part in range(parts):
+            mine = batches[part * 4 // parts : (part + 1) * 4 // parts]
+            batch = torch.cat([tokens for tokens, _ in mine]), torch.cat([labels for _, labels in mine])
+            engine.forward_backward(batch, scale=1 / 24, last=part == parts - 1)
+        return engine._optimizer.gradient / engine._loss_scale.value
+
+    # In 16 bits the parts are rounded each, not their sum.
+    tolerance = {Precision.fp32: 1e-6, Precision.bf16: 2e-2, Precision.fp16: 2e-3}[precision]
+    one, four = gradient(1), gradient(4)
+    assert (one - four).norm() <= tolerance * one.norm()
+
+
+def test_gradients_accumulate_in_fp32():
+    engine = make_torch_engine(Precision.bf16)
+    for index in range(256):
+        engine.forward_backward(make_batch(1, 0), scale=1.0, last=index == 255)
+    many = engine._optimizer.gradient.clone()
+    engine = make_torch_engine(Precision.bf16)
+    engine.forward_backward(make_batch(1, 0), scale=1.0, last=True)
+    assert torch.equal(many, 256 * engine._optimizer.gradient)  # bf16 sums would stop growing after 8 bits
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_resuming_is_never_having_stopped(precision):
+    straight = make_torch_engine(precision, clip_norm=0.5)
+    take_steps(straight, 0, 3)
+    state = straight.state()
+    resumed = make_torch_engine(precision, clip_norm=0.5, initial=state, module=make_objective(seed=1))
+    assert take_steps(straight, 3, 6) == take_steps(resumed, 3, 6)
+    assert straight.state().scalars == resumed.state().scalars
+    assert_equal(straight.state().tensors, resumed.state().tensors)
+
+
+class Sparing(Objective):
+    """Short micro-batches do not use one of the parameters, or use it with a gradient of 0."""
+
+    def __init__(self, uses_zero: bool) -> None:
+        super().__init__()
+        self.uses_zero = uses_zero
+
+    def forward(self, batch):
+        gain = self.model.gain
+        gain.requires_grad_(batch[0].shape[1] > 4)
+        loss = super().forward(batch)
+        gain.requires_grad_(True)
+        return LossSum(loss.total + 0.0 * gain.sum(), loss.num_tokens) if self.uses_zero else loss
+
+
+def test_a_parameter_that_is_not_used_has_a_gradient_of_0():
+    start = make_torch_engine().state()
+    weights = []
+    for uses_zero in (False, True):
+        engine = make_torch_engine(module=Sparing(uses_zero), initial=start)
+        take_steps(engine, 0, 3)  # long and short micro-batches
+        for step in (0, 4):
+            engine.forward_backward(make_batch(step, 0), scale=1.0, last=True)  # short ones only
+            engine.step(0.003)
+        weights.append(engine.weights())
+    assert_equal(*weights)
+
+
+class Spoiled(Objective):
+    """Its gradient is not finite when told so."""
+
+    factor = 1.0
+
+    def forward(self, batch):
+        loss = super().forward(batch)
+        return LossSum(loss.total * self.factor, loss.num_tokens)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_step_without_a_finite_gradient_changes_nothing(factor):
+    module = Spoiled()
+    engine = make_torch_engine(Precision.bf16, module=module)
+    take_steps(engine, 0, 2)
+    before = engine.state()
+    module.factor = factor
+    (result,) = take_steps(engine, 2, 3)
+    assert result.skipped
+    assert_equal(engine.state().tensors, before.tensors)
+    assert engine.state().scalars == before.scalars
+    module.factor = 1.0
+    assert not take_steps(engine, 3, 4)[0].skipped
+
+
+def test_fp16_overflow_halves_the_scale_until_it_can_not():
+    module = Spoiled()
+    engine = make_torch_engine(Precision.fp16, module=module, initial_scale_power=4, min_loss_scale=2.0)
+    module.factor = math.inf
+    assert [result.loss_scale for result in take_steps(engine, 0, 3)] == [16.0, 8.0, 4.0]
+    with pytest.raises(UserError, match=r"smallest loss scale, 2 .*precision\.min_loss_scale.*bf16"):
+        take_steps(engine, 3, 4)
+
+
+def test_fp16_scale_doubles_after_a_calm_window_and_is_resumed():
+    engine = make_torch_engine(Precision.fp16, initial_scale_power=4, scale_window=3)
+    assert [result.loss_scale for result in take_steps(engine, 0, 5)] == [16.0, 16.0, 16.0, 32.0, 32.0]
+    resumed = make_torch_engine(Precision.fp16, initial_scale_power=4, scale_window=3, initial=engine.state())
+    assert [result.loss_scale for result in take_steps(resumed, 5, 7)] == [32.0, 64.0]
+
+
+def test_a_state_of_another_model_is_refused():
+    state = make_torch_engine().state()
+    lacking = {name: tensor for name, tensor in state.tensors.items() if name != "exp_avg/model.norm.bias"}
+    with pytest.raises(UserError, match=r"exp_avg/model\.norm\.bias is in the model but not in the checkpoint"):
+        make_torch_engine(initial=EngineState(lacking, state.scalars))
+    reshaped = {**state.tensors, "weights/model.gain": torch.ones(8)}
+    with pytest.raises(UserError, match=r"weights/model\.gain has shape \[8\], the model \[7\]"):
+        make_torch_engine(initial=EngineState(reshaped, state.scalars))
+
+
+def test_a_frozen_parameter_is_refused():
+    module = make_objective()
+    module.model.norm.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen: model\.norm\.bias"):
+        make_torch_engine(module=module)
+
+
+def on_two_ranks(state: EngineState) -> list[dict]:
+    rank = torch.distributed.get_rank()
+    found = []
+    for start in (None, state):
+        # Ranks that differ, by mistake or for want of a checkpoint, follow rank 0.
+        initial = start if rank == 0 else None
+        engine = make_torch_engine(initial=initial, module=make_objective(seed=rank))
+        results = take_steps(engine, 3 if start else 0, 6, rank, 2)
+        with pytest.raises(UserError) as refusal:
+            engine.load_state(EngineState({}, {}))
+        weights, state = engine.weights(), engine.state()
+        found.append({"results": results, "weights": weights, "state": state, "refusal": str(refusal.value)})
+    return found
+
+
+def test_two_ranks_give_the_weights_of_one():
+    one = make_torch_engine()
+    take_steps(one, 0, 3)
+    state = one.state()
+    results = take_steps(one, 3, 6)
+    for first, second in zip(*run_ranks(on_two_ranks, 2, state), strict=True):
+        assert_equal(first["weights"], second["weights"])
+        assert first["results"][-1].grad_norm == pytest.approx(results[-1].grad_norm, rel=1e-5)
+        for name, weight in one.weights().items():  # Adam magnifies the rounding of gradients near 0
+            torch.testing.assert_close(second["weights"][name], weight, rtol=0, atol=1e-5)
+        assert first["state"].scalars == {"adam_step": 6} and not second["state"].tensors
+        assert "another model" in first["refusal"] and "another model" in second["refusal"]  # none is left waiting
