@@ -72,8 +72,11 @@ def load_checkpoint(path: Path) -> tuple[EngineState, dict[str, Any]]:
         UserError: a file is missing or damaged.
     """
     verify(path)
-    trainer = json.loads((path / TRAINER).read_bytes())
-    return EngineState(load_file(path / STATE), trainer["engine"]), trainer["trainer"]
+    try:
+        trainer = json.loads((path / TRAINER).read_bytes())
+        return EngineState(load_file(path / STATE), trainer["engine"]), trainer["trainer"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold a checkpoint: {error}") from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -184,7 +187,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         UserError: a file is missing or damaged.
     """
     verify(path)
-    return load_file(path / WEIGHTS)
+    try:
+        return load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not hold weights: {error}") from error
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
