@@ -60,6 +60,7 @@ class Grid:
 
     @staticmethod
     def of(layout: Layout, num_heads: int, dtype: torch.dtype) -> "Grid":
+        """The grid of a layout, on its device; biases in dtype, that of the scores."""
         return Grid(
             shape=layout.grid,
             rows={projections: layout.head_rows(num_heads, projections) for projections in (1, 2, 3)},

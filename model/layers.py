@@ -37,6 +37,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape -> the same."""
         threshold = round(self.probability * 256)
         if not self.training or threshold == 0:
             return x
@@ -53,7 +54,7 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """max(0, x W1 + b1) W2 + b2 (equation 2)."""
+    """max(0, x W1 + b1) W2 + b2 (equation 2): (N, d_model) -> (N, d_model), d_ff wide inside."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -77,14 +78,18 @@ class Residual(nn.Module):
         self.is_pre = norm is Norm.pre
 
     def enter(self, x: Tensor) -> Tensor:
+        """What the sublayer reads: (N, d_model) -> (N, d_model)."""
         return self.norm(x) if self.is_pre else x
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
+        """What the next sublayer gets: x before `enter` and the sublayer's output, each (N, d_model)."""
         x = x + self.dropout(change)
         return x if self.is_pre else self.norm(x)
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward (figure 1, left)."""
+
     def __init__(self, d_model: int, d_ff: int, num_heads: int, dropout: float, norm: Norm) -> None:
         super().__init__()
         self.self_attention = SelfAttention(d_model, num_heads)
@@ -93,6 +98,7 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Residual(d_model, dropout, norm)
 
     def forward(self, x: Tensor, source: Grid) -> Tensor:
+        """x: (N source tokens, d_model) -> the same."""
         frame = self.around_attention
         x = frame.leave(x, self.self_attention(frame.enter(x), source, causal=False))
         frame = self.around_feed_forward
@@ -100,6 +106,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Masked self-attention, attention to the encoder's output, feed-forward (figure 1, right)."""
+
     def __init__(self, d_model: int, d_ff: int, num_heads: int, dropout: float, norm: Norm) -> None:
         super().__init__()
         self.self_attention = SelfAttention(d_model, num_heads)
@@ -110,6 +118,7 @@ class DecoderLayer(nn.Module):
         self.around_feed_forward = Residual(d_model, dropout, norm)
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
+        """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
         frame = self.around_self_attention
         x = frame.leave(x, self.self_attention(frame.enter(x), target, causal=True))
         frame = self.around_cross_attention

@@ -47,6 +47,8 @@ class Layout:
         return self.to_grid.shape[0], self.to_grid.shape[1]
 
     def to(self, device: torch.device) -> "Layout":
+        """The same on another device."""
+
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 

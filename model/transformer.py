@@ -18,6 +18,8 @@ from model.packing import Layout
 
 
 class Transformer(nn.Module):
+    """Encoder and decoder over packed token ids below `vocab_size`; see `forward`."""
+
     sinusoids: Tensor
     learned_positions: nn.Embedding
 
@@ -66,11 +68,7 @@ class Transformer(nn.Module):
         return self.encoder_norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions: (N,) -> (N, d_model).
-
-        Raises:
-            ValueError: a position behind max_positions.
-        """
+        """tokens, positions (below max_positions): (N,) -> (N, d_model)."""
         if self.config.positions is Positions.learned:
             place = self.learned_positions(positions)
         else:
@@ -78,6 +76,11 @@ class Transformer(nn.Module):
         return self.dropout(self.embedding(tokens) * math.sqrt(self.config.d_model) + place)
 
     def grid(self, layout: Layout) -> Grid:
+        """What the layers need to know of one side.
+
+        Raises:
+            ValueError: a sentence of more than max_positions tokens.
+        """
         longest = layout.grid[1]
         if longest > self.config.max_positions:
             raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")

@@ -11,10 +11,12 @@ T = TypeVar("T")
 
 
 def rank() -> int:
+    """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

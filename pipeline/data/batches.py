@@ -62,6 +62,7 @@ class Batch:
     labels: Tensor
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
         if device.type == "cpu":
             return self
         tensors = [x.to(device, non_blocking=True) for x in (self.source, self.target, self.labels)]

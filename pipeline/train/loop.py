@@ -100,11 +100,14 @@ class TrainState:
         return max(self.validations, key=lambda one: one["bleu"], default=None)
 
     def validations_without_gain(self) -> int:
+        """How many have come since the best one."""
         best = self.best()
         return len(self.validations) - 1 - self.validations.index(best) if best else 0
 
 
 class ValidationResult(Protocol):
+    """loss in nats a target token, without smoothing; BLEU and chrF from 0 to 100."""
+
     @property
     def loss(self) -> float: ...
     @property

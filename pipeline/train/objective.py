@@ -17,5 +17,6 @@ class TranslationObjective(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, batch: Batch) -> LossSum:
+        """The loss summed over the batch's target tokens."""
         hidden = self.model(batch.source, batch.source_layout, batch.target, batch.target_layout)
         return label_smoothed_cross_entropy(hidden, self.model.embedding.weight, batch.labels, self.label_smoothing)

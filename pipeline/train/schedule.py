@@ -5,6 +5,8 @@ from enum import Enum
 
 
 class ScheduleName(Enum):
+    """Which curve; see ScheduleConfig."""
+
     noam = "noam"
     inverse_sqrt = "inverse_sqrt"
 
