@@ -68,12 +68,17 @@ class Translator:
             config = TransformerConfig(**shape)
             expected = about["sha256"]
         except FileNotFoundError:
-            raise UserError(f"{folder} is not a model folder: it has no {CONFIG}") from None
+            raise UserError(
+                f"{folder} is not a model folder: it has no {CONFIG}. Give the folder model/ of a finished run"
+            ) from None
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from None
         for name in (WEIGHTS, MODEL_FILE):
             if not (folder / name).exists() or sha256_file(folder / name) != expected.get(name):
-                raise UserError(f"{folder / name} is missing or damaged: its SHA-256 is not the one in {CONFIG}")
+                raise UserError(
+                    f"{folder / name} is missing or damaged: its SHA-256 is not the one in {CONFIG}. "
+                    "Restore it from a copy, or remove the folder and evaluate the run again"
+                )
         tokenizer = Tokenizer.load(folder)
         model = Transformer(config, tokenizer.vocab_size)
         try:
