@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from pipeline.files import read_json
 
@@ -64,7 +64,7 @@ def clock(seconds: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """1234567 -> 1.23 M, with the usual prefixes."""
+    """1234567 -> "1.23 M", to be followed by the unit."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.2f} {prefix}"
@@ -123,10 +123,12 @@ def training_line(progress: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(columns):
-        made.add_column(name, justify="right" if i in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Text:
+    """Never folded, however narrow the terminal: a folder or a signature can be copied in one piece."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        sides = [cell.rjust if i in right else cell.ljust for i, cell in enumerate(cells)]
+        return "  ".join(side(width) for side, width in zip(sides, widths, strict=True)).rstrip()
+
+    return Text.assemble((f"{title}\n{line(columns)}", "bold"), *(f"\n{line(row)}" for row in rows))

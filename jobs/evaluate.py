@@ -9,7 +9,8 @@ from jobs.cli import configuration
 from jobs.cluster import map_over_cluster, ray_session
 from jobs.console import StatusLine, counter
 from jobs.prepare import prepare_stage
-from jobs.report import open_tracker, print_next, print_result, report_evaluation, sample_places
+from jobs.report import open_tracker, report_evaluation, sample_places
+from jobs.summary import print_next, print_result
 from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig

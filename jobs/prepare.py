@@ -4,7 +4,7 @@ from jobs.cli import configuration
 from jobs.cluster import map_over_cluster, ray_session
 from jobs.config import Config
 from jobs.console import StatusLine, counter
-from jobs.report import print_next, print_prepared
+from jobs.summary import print_next, print_prepared
 from jobs.workspace import output_dir
 from pipeline.data.prepare import Prepared, prepare
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config, to_dict
-from jobs.console import clock, console, quantity, table
+from jobs.summary import processor_name
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
@@ -63,7 +63,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "shards.hash": prepared.shards.manifest["key"],
         "mlflow.source.git.commit": _git_revision(),
         "environment.python": platform.python_version(),
-        "environment.machine": f"{platform.machine()}, {_processor()}",
+        "environment.machine": f"{platform.machine()}, {processor_name()}",
         "environment.command": " ".join(["transloom", *sys.argv[1:]]),
         **{f"environment.{name}": version for name, version in versions.items()},
     }
@@ -81,17 +81,6 @@ def _git_revision() -> str:
         return git("rev-parse", "HEAD").strip() + (" with changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return f"version {metadata.version('transloom')}"
-
-
-def _processor() -> str:
-    """The processor's name as people know it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_bytes().decode().split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
 
 
 def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
@@ -165,69 +154,3 @@ def _draw(run: Run, tracker: MlflowTracker) -> None:
     path.parent.mkdir(exist_ok=True)
     draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
     tracker.log_figure(path)
-
-
-def print_prepared(prepared: Prepared) -> None:
-    rows = []
-    for name in ("corpus", "tokenizer", "shards"):
-        stage = getattr(prepared, name)
-        rows.append([name, _seconds(None if stage.skipped else stage.seconds), str(stage.folder)])
-    console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
-    splits = prepared.corpus.manifest["counts"]["splits"]
-    tokens = prepared.shards.manifest["counts"]["splits"]
-    rows = [
-        [
-            split,
-            f"{splits[split]['pairs']:,}",
-            f"{tokens[split]['source_tokens']:,}",
-            f"{tokens[split]['target_tokens']:,}",
-        ]
-        for split in splits
-    ]
-    console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
-
-
-def _seconds(seconds: float | None) -> str:
-    return "done before" if seconds is None else clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def print_stages(stages: Mapping[str, float | None]) -> None:
-    rows = [[name, _seconds(seconds)] for name, seconds in stages.items()]
-    console.print(table("\nStages", ["stage", "time"], rows, right=(1,)))
-
-
-def print_result(run: Run, result: Mapping[str, Any]) -> None:
-    """Scores with signatures, five translations, how fast it was, where it lies."""
-    training = run.training
-    assert training is not None
-    rows = [
-        [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
-        for split in ("test", "validation")
-        for metric, one in result[split].items()
-    ]
-    console.print(table("\nScores of the averaged model", ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
-    console.print("\nFive translations of the test set", style="bold")
-    for source, reference, said in result["samples"]:
-        console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
-    seconds = max(training["seconds"], 1e-9)
-    decoded = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
-    console.print(
-        f"Trained {training['step']:,} steps in {clock(seconds)}: "
-        f"{training['source_tokens'] / seconds:,.0f} source + {training['target_tokens'] / seconds:,.0f} target "
-        f"tokens/s without padding, {quantity(training['target_tokens'])}target tokens in all "
-        f"({platform.machine()}, {_processor()}, {run.config.cluster.num_workers} workers).\n"
-        f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
-    )
-    console.print(f"Run          {run.name}")
-    console.print(
-        f"Model        {run.folder / 'model'} (average of steps {', '.join(map(str, result['steps_averaged']))})"
-    )
-    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
-    console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
-    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
-
-
-def print_next(*commands: str) -> None:
-    console.print("\nNext:", style="bold")
-    for command in commands:
-        console.print(f"  {command}")

@@ -4,7 +4,8 @@ from jobs.cli import configuration
 from jobs.cluster import ray_session
 from jobs.evaluate import evaluate_stage
 from jobs.prepare import prepare_stage
-from jobs.report import open_tracker, print_next, print_result, print_stages, report_evaluation, report_training
+from jobs.report import open_tracker, report_evaluation, report_training
+from jobs.summary import print_next, print_result, print_stages
 from jobs.train import train_stage
 from jobs.workspace import only_owner, run_for
 

@@ -16,7 +16,8 @@ from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
 from jobs.config import Config, read_config
 from jobs.console import following
 from jobs.prepare import prepare_stage
-from jobs.report import open_tracker, print_next, print_stages, report_training, report_validation
+from jobs.report import open_tracker, report_training, report_validation
+from jobs.summary import print_next, print_stages
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json

@@ -1,0 +1,88 @@
+"""What a job prints when it is done: stages with their times, scores, samples, where things lie, what to do next."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.console import clock, console, table
+from jobs.workspace import Run
+from pipeline.data.prepare import Prepared
+
+
+def print_prepared(prepared: Prepared) -> None:
+    rows = []
+    for name in ("corpus", "tokenizer", "shards"):
+        stage = getattr(prepared, name)
+        rows.append([name, _seconds(None if stage.skipped else stage.seconds), str(stage.folder)])
+    console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
+    splits = prepared.corpus.manifest["counts"]["splits"]
+    tokens = prepared.shards.manifest["counts"]["splits"]
+    rows = [
+        [
+            split,
+            f"{splits[split]['pairs']:,}",
+            f"{tokens[split]['source_tokens']:,}",
+            f"{tokens[split]['target_tokens']:,}",
+        ]
+        for split in splits
+    ]
+    console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "done before" if seconds is None else clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def print_stages(stages: Mapping[str, float | None]) -> None:
+    rows = [[name, _seconds(seconds)] for name, seconds in stages.items()]
+    console.print(table("\nStages", ["stage", "time"], rows, right=(1,)))
+
+
+def print_result(run: Run, result: Mapping[str, Any]) -> None:
+    """Scores with signatures, five translations, how fast it was, where it lies."""
+    training = run.training
+    assert training is not None
+    rows = [
+        [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
+        for split in ("test", "validation")
+        for metric, one in result[split].items()
+    ]
+    console.print(table("\nScores of the averaged model", ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
+    console.print("\nFive translations of the test set", style="bold")
+    for source, reference, said in result["samples"]:
+        console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
+    seconds = max(training["seconds"], 1e-9)
+    workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
+    decoded = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
+    console.print(
+        f"Trained {training['step']:,} steps in {clock(seconds)}: "
+        f"{training['source_tokens'] / seconds:,.0f} source + {training['target_tokens'] / seconds:,.0f} target "
+        f"tokens/s without padding, {training['target_tokens']:,} target tokens in all "
+        f"({platform.machine()}, {processor_name()}, {workers}).\n"
+        f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
+    )
+    console.print(f"Run          {run.name}")
+    console.print(
+        f"Model        {run.folder / 'model'} (average of steps {', '.join(map(str, result['steps_averaged']))})"
+    )
+    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
+    console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
+    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
+
+
+def print_next(*commands: str) -> None:
+    console.print("\nNext:", style="bold")
+    for command in commands:
+        console.print(f"  {command}")
+
+
+def processor_name() -> str:
+    """The processor's name as people know it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_bytes().decode().split("\n"):
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
