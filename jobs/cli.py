@@ -63,9 +63,13 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("--cfg: the only thing to show is the job's configuration: --cfg job")
         del words[at : at + 2]
 
-    from jobs.config import load_config, to_yaml  # imports torch, which takes seconds: not for help
+    from jobs.config import (
+        load_config,
+        to_yaml,
+        with_absolute_paths,
+    )  # imports torch, which takes seconds: not for help
 
-    config = load_config(words)
+    config = with_absolute_paths(load_config(words))
     if config.resume:
         from jobs.workspace import resumed
 

@@ -25,7 +25,7 @@ from jobs.groups import CONF_DIR, groups
 from model.config import TransformerConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig
+from pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -109,6 +109,25 @@ def load_config(overrides: Sequence[str]) -> Config:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_explain(error)) from error
     return _build(node, "")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Paths count from where the command was given; workers, and a later resume, run elsewhere."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).absolute())
+
+    corpus = config.corpus
+    changes: dict[str, Any] = {
+        "path": absolute(corpus.path),
+        "data_files": {name: absolute(file) for name, file in corpus.data_files.items()},
+    }
+    if corpus.kind is CorpusKind.text and corpus.path is None:  # with a path, the splits' files lie in it
+        for name in SPLITS:
+            split = getattr(corpus, name)
+            changes[name] = SplitConfig(absolute(split.source), absolute(split.target), split.split)
+    corpus = dataclasses.replace(corpus, **changes)
+    return dataclasses.replace(config, corpus=corpus, output_dir=str(Path(config.output_dir).absolute()))
 
 
 def read_config(path: Path) -> Config:

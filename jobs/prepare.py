@@ -1,11 +1,13 @@
 """Prepare: clean a corpus, train its tokenizer, write the shards."""
 
+import shlex
+
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster, ray_session
 from jobs.config import Config
 from jobs.console import StatusLine, counter
 from jobs.summary import print_next, print_prepared
-from jobs.workspace import output_dir
+from jobs.workspace import output_dir, prepared_before
 from pipeline.data.prepare import Prepared, prepare
 
 
@@ -14,16 +16,19 @@ def main(argv: list[str]) -> int:
     with ray_session(config.cluster):
         prepared = prepare_stage(config)
     print_prepared(prepared)
-    print_next(f"transloom train {' '.join(argv)}".rstrip())
+    print_next(shlex.join(["transloom", "train", *argv]))
     return 0
 
 
 def prepare_stage(config: Config) -> Prepared:
-    """Cleans, learns and tokenises what is not there yet, spread over the cluster.
+    """Cleans, learns and tokenises what is not there yet, spread over the cluster. A run that is resumed has its own
+    folders of before, and needs the raw corpus no more.
 
     Raises:
         UserError: see `pipeline.data.prepare.prepare`.
     """
+    if config.resume and (found := prepared_before(config)):
+        return found
     status = StatusLine()
     try:
         return prepare(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.cli import configuration
 from jobs.workspace import find_run, output_dir
-from pipeline.data.lines import read_lines
+from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
 
 USAGE = "usage: transloom translate <model folder or run> [file] [decode=beam4 …] < text > translations"
@@ -13,10 +13,10 @@ LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not w
 
 
 def main(argv: list[str]) -> int:
-    words = [word for word in argv if "=" not in word and not word.startswith("-")]
+    words = [word for i, word in enumerate(argv) if not ("=" in word or word.startswith("-") or argv[i - 1] == "--cfg")]
+    config = configuration("translate", [word for word in argv if word not in words])
     if len(words) not in (1, 2):
         raise UserError(USAGE)
-    config = configuration("translate", [word for word in argv if word not in words])
     folder = Path(words[0])
     if not (folder / "config.json").exists():
         folder = find_run(words[0], output_dir(config)) / "model"
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
 
     from pipeline.translate import Translator
 
-    lines = read_lines(Path(words[1])) if len(words) == 2 else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    lines = (
+        read_lines(existing_file(words[1])) if len(words) == 2 else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    )
     translator = Translator.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     batch: list[str] = []
     number = 0

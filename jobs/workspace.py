@@ -12,7 +12,7 @@ from typing import Any
 from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, hash_of, read_json, write_json
+from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
 
 CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
 PREPARED_FILE = "prepared.json"
@@ -98,6 +98,17 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     return Run(name, folder, config)
 
 
+def prepared_before(config: Config) -> Prepared | None:
+    """What the run to be resumed was prepared from, if it is all still there."""
+    assert config.resume is not None
+    record = find_run(config.resume, output_dir(config)) / PREPARED_FILE
+    folders = {name: Path(read_json(record)[name]) for name in ("corpus", "tokenizer", "shards")}
+    if not all((folder / MANIFEST).exists() for folder in folders.values()):
+        return None
+    stages = {name: Stage(folder, read_json(folder / MANIFEST), True, 0.0) for name, folder in folders.items()}
+    return Prepared(**stages)
+
+
 def resumed(config: Config, words: Sequence[str]) -> Config:
     """The configuration of the run that `config.resume` names, with those of the words that may change it.
 
@@ -138,7 +149,7 @@ def find_run(name_or_path: str, root: Path) -> Path:
             return folder
     runs = sorted((root / "runs").glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     known = ", ".join(path.parent.name for path in runs[:5]) or "none yet"
-    raise UserError(f"resume: no run {name_or_path!r} in {root / 'runs'}; the latest: {known}")
+    raise UserError(f"there is no run {name_or_path!r} in {root / 'runs'}; the latest there: {known}")
 
 
 @contextmanager

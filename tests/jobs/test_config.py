@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import configuration
 from jobs.config import Config, load_config, read_config, to_dict, to_yaml
 from jobs.groups import groups
 from pipeline.data.corpus import CorpusKind
@@ -132,3 +133,17 @@ def _processor_seconds_of_children() -> float:
     """Unlike the clock's, these seconds hardly grow when the machine is busy with something else."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def test_paths_count_from_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configuration("run", ["corpus=text", "corpus.train.source=a.en", "corpus.train.target=/b/a.de"])
+    assert config.corpus.train.source == str(tmp_path / "a.en")
+    assert config.corpus.train.target == "/b/a.de"
+    assert config.output_dir == str(tmp_path / "outputs")
+    config = configuration("run", ["corpus=multi30k_en_de", "corpus.path=../folder"])
+    assert config.corpus.path == str(tmp_path / ".." / "folder")
+    assert config.corpus.train.source == "train.en"
+    words = ["corpus=text", "corpus.kind=dataset", "corpus.dataset=json", "corpus.train.split=train"]
+    config = configuration("run", [*words, 'corpus.data_files={train: "https://host/a.json", test: b.json}'])
+    assert config.corpus.data_files == {"train": "https://host/a.json", "test": str(tmp_path / "b.json")}
