@@ -20,6 +20,7 @@ from pipeline.files import atomic_write, hash_of, read_json, write_json
 from pipeline.train.loop import Average
 
 LINES_PER_TASK = 500
+RESULT_FILE = "result.json"
 
 
 def main(argv: list[str]) -> int:
@@ -43,13 +44,11 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     The result's "validation" and "test" have name → {value, signature, details}; sentences lie beside it as files.
     """
     started_at = time.monotonic()
+    if done := evaluated_before(run):
+        return done, None
     model = export_model(run)
     about = read_json(model / "config.json")
-    key = hash_of({"model": about["sha256"], "decode": run.config.decode})
-    folder = run.folder / "evaluation" / key[:12]
-    result_file = folder / "result.json"
-    if result_file.exists():
-        return read_json(result_file), None
+    folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
     result: dict[str, Any] = {"folder": str(folder), "steps_averaged": about["steps"], "sentences": {}, "seconds": {}}
@@ -66,8 +65,19 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["sentences"][split] = len(hypotheses)
         if split == "test":
             result["samples"] = [[sources[i], references[i], hypotheses[i]] for i in sample_places(len(sources))]
-    write_json(result_file, result)
+    write_json(folder / RESULT_FILE, result)
     return result, time.monotonic() - started_at
+
+
+def evaluated_before(run: Run) -> dict[str, Any] | None:
+    """The result of a trained run's evaluation; None where it is still to be made."""
+    file = _result_folder(run, export_model(run)) / RESULT_FILE
+    return read_json(file) if file.exists() else None
+
+
+def _result_folder(run: Run, model: Path) -> Path:
+    about = read_json(model / "config.json")
+    return run.folder / "evaluation" / hash_of({"model": about["sha256"], "decode": run.config.decode})[:12]
 
 
 def export_model(run: Run) -> Path:

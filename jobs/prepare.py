@@ -9,6 +9,7 @@ from jobs.console import StatusLine, counter
 from jobs.summary import print_next, print_prepared
 from jobs.workspace import output_dir, prepared_before
 from pipeline.data.prepare import Prepared, prepare
+from pipeline.files import NotBuilt
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +19,16 @@ def main(argv: list[str]) -> int:
     print_prepared(prepared)
     print_next(shlex.join(["transloom", "train", *argv]))
     return 0
+
+
+def found_prepared(config: Config) -> Prepared | None:
+    """What was prepared before; None where something is left to do. Needs no Ray."""
+    if config.resume:
+        return prepared_before(config)
+    try:
+        return prepare(config.corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
+    except NotBuilt:
+        return None
 
 
 def prepare_stage(config: Config) -> Prepared:

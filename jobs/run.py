@@ -1,30 +1,40 @@
 """Run: the whole pipeline. Finished stages are skipped, an unfinished training goes on from its newest checkpoint."""
 
+from typing import Any
+
 from jobs.cli import configuration
 from jobs.cluster import ray_session
-from jobs.evaluate import evaluate_stage
-from jobs.prepare import prepare_stage
+from jobs.config import Config
+from jobs.evaluate import evaluate_stage, evaluated_before
+from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.summary import print_next, print_result, print_stages
-from jobs.train import train_stage
-from jobs.workspace import only_owner, run_for
+from jobs.train import is_trained, train_stage
+from jobs.workspace import Run, only_owner, output_dir, run_for
+from pipeline.data.prepare import Prepared
+from pipeline.tracking import is_reported
 
 
 def main(argv: list[str]) -> int:
     config = configuration("run", argv)
-    with ray_session(config.cluster):
-        prepared = prepare_stage(config)
-        run = run_for(config, prepared)
-        with only_owner(run), open_tracker(run, prepared) as tracker:
-            train_seconds = train_stage(run)
-            report_training(run, tracker)
-            result, evaluate_seconds = evaluate_stage(run)
-            report_evaluation(run, result, tracker)
-    stages = {name: getattr(prepared, name) for name in ("corpus", "tokenizer", "shards")}
-    print_stages(
-        {name: None if one.skipped else one.seconds for name, one in stages.items()}
-        | {"train": train_seconds, "evaluate": evaluate_seconds}
-    )
+    prepared = found_prepared(config)
+    done = _done_before(config, prepared) if prepared else None
+    seconds: dict[str, float | None] = dict.fromkeys(("corpus", "tokenizer", "shards", "train", "evaluate"))
+    if done:
+        run, result = done
+    else:
+        with ray_session(config.cluster):
+            prepared = prepared or prepare_stage(config)
+            for name in ("corpus", "tokenizer", "shards"):
+                stage = getattr(prepared, name)
+                seconds[name] = None if stage.skipped else stage.seconds
+            run = run_for(config, prepared)
+            with only_owner(run), open_tracker(run, prepared) as tracker:
+                seconds["train"] = train_stage(run)
+                report_training(run, tracker)
+                result, seconds["evaluate"] = evaluate_stage(run)
+                report_evaluation(run, result, tracker)
+    print_stages(seconds)
     print_result(run, result)
     print_next(
         "make ui    (or: transloom ui)  shows this run in MLflow",
@@ -32,3 +42,12 @@ def main(argv: list[str]) -> int:
         "transloom run experiment=multi30k_en_de corpus.path=<folder>  trains on a real corpus",
     )
     return 0
+
+
+def _done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
+    """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
+    run = run_for(config, prepared)
+    with only_owner(run):
+        reported = not config.tracking.enabled or is_reported(config.tracking, output_dir(config), run.folder)
+        result = evaluated_before(run) if reported and is_trained(run) else None
+    return (run, result) if result else None

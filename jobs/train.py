@@ -6,6 +6,7 @@ A worker is told nothing but the run's folder: config.yaml in it is the resolved
 import dataclasses
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
 from jobs.config import Config, read_config
-from jobs.console import following
+from jobs.console import console, following
 from jobs.prepare import prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
 from jobs.summary import print_next, print_stages
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.train.checkpoint import newest_checkpoint
+
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
 
 def main(argv: list[str]) -> int:
@@ -42,14 +46,25 @@ def train_stage(run: Run) -> float | None:
     Raises:
         UserError: what a worker refused, or the retries were used up.
     """
-    done = run.training
-    if done is not None and done["step"] >= min(done["max_steps"], run.config.train.max_steps):
+    if is_trained(run):
         return None
     started_at = time.monotonic()
+    checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
+    if checkpoint is not None:
+        console.print(f"  going on from {checkpoint.name}")
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
     with following(run.folder / PROGRESS_FILE):
         _launch_workers(run)
     return time.monotonic() - started_at
+
+
+def is_trained(run: Run) -> bool:
+    """Whether the training has ended, and would not go on for the limits that the configuration has now."""
+    done, config = run.training, run.config.train
+    if done is None:
+        return False
+    has_lost_patience = done["reason"] == "patience" and 0 < config.patience <= done["patience"]
+    return has_lost_patience or done["step"] >= config.max_steps
 
 
 def _launch_workers(run: Run) -> None:
@@ -82,18 +97,24 @@ def _launch_workers(run: Run) -> None:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise UserError(
-            f"training failed {cluster.max_failures + 1} times and the retries (cluster.max_failures) are used up; the "
-            f"last time: {_last_line(error)}. Checkpoints are kept; the same command goes on from the newest. "
-            f"Ray's logs: {run.folder / 'ray'}"
+            f"training failed, and no retries are left (cluster.max_failures={cluster.max_failures}): {_cause(error)}. "
+            "Checkpoints are kept: the same command goes on from the newest"
         ) from error
     outcome = result.return_value or {}
     if "user_error" in outcome:
         raise UserError(outcome["user_error"])
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _cause(error: BaseException) -> str:
+    """What went wrong first: of a worker that died, the others know only that it answers no more."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    firsts = {rank: one for rank, one in failures.items() if not LOST_PEER.search(str(one))} or failures
+    if not firsts:
+        return str(error)
+    worker = min(firsts)
+    if "process has died" in str(firsts[worker]):
+        return f"the process of worker {worker} died; was it killed, or was memory short?"
+    return f"worker {worker}: {type(firsts[worker]).__name__}: {firsts[worker]}"
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +180,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             {
                 **dataclasses.asdict(state),
                 "reason": reason,
-                "max_steps": config.train.max_steps,
+                "patience": config.train.patience,
                 "world_size": world_size(),
                 "this_attempt": started,
             },

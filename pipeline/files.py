@@ -101,8 +101,12 @@ class Stage:
     seconds: float
 
 
+class NotBuilt(Exception):
+    """A stage that was only to be found is not there; the argument is the folder it would have."""
+
+
 def stage(
-    root: Path, name_prefix: str, config: Any, inputs: dict[str, str], build: Callable[[Path], dict[str, Any]]
+    root: Path, name_prefix: str, config: Any, inputs: dict[str, str], build: Callable[[Path], dict[str, Any]] | None
 ) -> Stage:
     """Runs `build` once for each different (config, inputs) and keeps its folder under `root`.
 
@@ -113,8 +117,10 @@ def stage(
     Args:
         config: all settings that the result depends on (anything that `hash_of` takes).
         inputs: names and hashes of what is read.
+        build: None where the stage is only to be found.
 
     Raises:
+        NotBuilt: there is no such stage yet, and no `build`.
         UserError: when the disk is full. After any exception the unfinished folder is removed.
     """
     started_at = time.monotonic()
@@ -123,6 +129,8 @@ def stage(
     manifest = _verified_manifest(folder, key)
     if manifest is not None:
         return Stage(folder, manifest, skipped=True, seconds=time.monotonic() - started_at)
+    if build is None:
+        raise NotBuilt(folder)
 
     with explain_full_disk(folder):
         try:

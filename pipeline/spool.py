@@ -86,6 +86,12 @@ def read_points(run_folder: Path) -> list[Point]:
     ]
 
 
+def last_status(run_folder: Path) -> str | None:
+    """What the driver's tracker recorded last: RUNNING, FINISHED, FAILED or KILLED."""
+    records = (record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL))
+    return next(iter([one["status"] for one in records if one.get("do") == "status"][-1:]), None)
+
+
 class MetricLog:
     """Appends lines to one spool. A line is one `write` to a file opened for appending, so a SIGKILL can only tear the
     last one, and what was written survives the process.

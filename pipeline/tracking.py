@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, system_monitors
-from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, redact_uri
+from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redact_uri
 from pipeline.tracker import SpoolTracker
 
 RUN_RECORD = "run.json"
@@ -247,6 +247,19 @@ class Uploader:
             log.warning("MLflow refuses a record of %s: %s", self._folder.name, redact_uri(str(error)))
             return False
         return True
+
+
+def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> bool:
+    """Whether a run was reported to its end and all of it is uploaded, as far as can be told without the store."""
+    record_file, uri = run_folder / RUN_RECORD, tracking_uri(config, output_dir)
+    if not record_file.exists() or last_status(run_folder) != "FINISHED":
+        return False
+    record = read_json(record_file)
+    if record["run_id"] is None or record["tracking_uri"] != redact_uri(uri):
+        return False
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return False
+    return not any(any(True for _ in SpoolReader(run_folder / name).pending()) for name in SPOOLS)
 
 
 def sync_run(run_folder: Path, uri: str | None = None) -> str:

@@ -50,6 +50,7 @@ def prepare(
     map_tasks: MapTasks = map,
     progress: Progress = no_progress,
     shard_pairs: int = 50_000,
+    only_find: bool = False,
 ) -> Prepared:
     """Cleans the corpus, trains the tokenizer and tokenises everything, below `output_dir`.
 
@@ -61,16 +62,22 @@ def prepare(
         map_tasks: as `map`, results in the order of the tasks; may run them at the same time in other processes that
             see `output_dir`.
         progress: called with (what, done, total); total is 0 while unknown.
+        only_find: build nothing.
 
     Raises:
+        NotBuilt: with `only_find`, if something is left to do.
         UserError: see `read_pairs`, `train_tokenizer` and `stage`.
     """
+
+    def unless_only_found(build: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]] | None:
+        return None if only_find else build
+
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
         {"format": FORMAT, "clean": clean, "held_out": _held_out_key(corpus)},
         corpus_fingerprint(corpus),
-        lambda folder: _build_corpus(folder, corpus, clean, progress),
+        unless_only_found(lambda folder: _build_corpus(folder, corpus, clean, progress)),
     )
     hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
     train_files = [corpus_stage.folder / f"train.{side}" for side in SentencePair._fields]
@@ -79,14 +86,16 @@ def prepare(
         "",
         {"format": FORMAT, "tokenizer": tokenizer},
         {file.name: hashes[file.name] for file in train_files},
-        lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress),
+        unless_only_found(lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress)),
     )
     shards_stage = stage(
         output_dir / "shards",
         "",
         {"format": FORMAT, "shard_pairs": shard_pairs},
         hashes | {MODEL_FILE: tokenizer_stage.manifest["counts"]["sha256"]},
-        lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress),
+        unless_only_found(
+            lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress)
+        ),
     )
     return Prepared(corpus_stage, tokenizer_stage, shards_stage)
 
