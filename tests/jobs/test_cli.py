@@ -12,7 +12,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.cli import EXAMPLES, JOBS, USUAL_OVERRIDES, configuration
-from jobs.config import load_config, read_config
+from jobs.config import load_config, read_config, with_absolute_paths
 from jobs.groups import groups
 from pipeline.errors import UserError
 
@@ -110,6 +110,7 @@ def test_cfg_job_prints_the_resolved_configuration(capsys, tmp_path):
         configuration("run", ["seed=7", "--cfg", "job", "experiment=multi30k_en_de"])
     assert end.value.code == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
-    assert read_config(tmp_path / "printed.yaml") == load_config(["seed=7", "experiment=multi30k_en_de"])
+    expected = with_absolute_paths(load_config(["seed=7", "experiment=multi30k_en_de"]))
+    assert read_config(tmp_path / "printed.yaml") == expected
     with pytest.raises(UserError, match="--cfg job"):
         configuration("run", ["--cfg", "hydra"])
