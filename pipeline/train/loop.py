@@ -5,7 +5,6 @@ Read `train` from top to bottom: that is the path of a step.
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,10 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
 
-from model.flops import training_flops
 from model.transformer import Transformer
 from pipeline.data.batches import BatchConfig, Step, iterate_steps
 from pipeline.data.shards import PairDataset
@@ -24,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.ranks import on_rank_zero, rank, world_size
 from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
 from pipeline.train.engine import Engine
+from pipeline.train.meter import Meter
 from pipeline.train.schedule import ScheduleConfig, learning_rate
 
 
@@ -164,7 +161,7 @@ def train(
     steps = iterate_steps(
         pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index
     )
-    meter = _Meter(model, config, reports, engine.device)
+    meter = Meter(model, engine.device)
     pending: Callable[[], ValidationResult] | None = None
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
         pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
@@ -174,10 +171,10 @@ def train(
         step = next(steps)
         rate = learning_rate(schedule, state.step + 1, model.config.d_model)
         _take_step(engine, step, rate, state, meter, config)
-        meter.stop(step, state)
+        state.seconds += meter.stop(step)
         is_last = state.step == config.max_steps
         if state.step % config.log_every == 0 or is_last:
-            meter.report(state, rate)
+            _report(meter, state, rate, config, reports)
         if state.step % config.validate_every == 0 or is_last:
             _finish_validation(state, pending, reports)
             _keep_snapshot(engine, state, folder, config)
@@ -214,6 +211,21 @@ def save(
     )
 
 
+def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, reports: Reports) -> None:
+    """Tells how the steps since the last report went; a collective."""
+    metrics = {
+        "learning_rate": rate,
+        "target_tokens": state.target_tokens,
+        "epoch": state.epoch,
+        "skipped_steps": state.skipped_steps,
+        **meter.take(),
+    }
+    finite = {f"train/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+    reports.metrics(finite, state.step)
+    left = (config.max_steps - state.step) * meter.seconds_per_step
+    reports.progress({"step": state.step, "max_steps": config.max_steps, "eta_seconds": left, **metrics})
+
+
 def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: TrainConfig) -> None:
     """Writes the weights alone, for validation and for the average; keeps the last and the best few. A collective."""
     weights = {name.removeprefix("model."): tensor for name, tensor in engine.weights().items()}
@@ -222,9 +234,7 @@ def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: Trai
     on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
 
 
-def _take_step(
-    engine: Engine, step: Step, rate: float, state: TrainState, meter: "_Meter", config: TrainConfig
-) -> None:
+def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter: Meter, config: TrainConfig) -> None:
     """One optimizer step. The loss is a sum over tokens, normalised once, by the tokens of all ranks."""
     last = len(step.batches) - 1
     for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
@@ -275,60 +285,3 @@ def _finish_validation(state: TrainState, pending: Callable[[], ValidationResult
     state.validations.append({"step": step, **scores})
     reports.validated(step, found)
     reports.progress({"validation_bleu": found.bleu, "validation_loss": found.loss, "step": state.step})
-
-
-class _Meter:
-    """Counts between two reports: loss, tokens without padding, time without validation and checkpoints."""
-
-    def __init__(self, model: Transformer, config: TrainConfig, reports: Reports, device: torch.device) -> None:
-        self.model, self.config, self.reports, self.device = model, config, reports, device
-        self.gradient_norm = math.nan
-        self._clear()
-
-    def _clear(self) -> None:
-        self.seconds, self.steps = 0.0, 0
-        self.source_tokens, self.target_tokens, self.padding = 0, 0, 0.0
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
-
-    def start(self) -> None:
-        self.started_at = time.monotonic()
-
-    def add_loss(self, total: Tensor, weight: float) -> None:
-        self.loss += total * weight  # stays on the device: reading it here would wait for the step
-
-    def stop(self, step: Step, state: TrainState) -> None:
-        elapsed = time.monotonic() - self.started_at
-        self.seconds += elapsed
-        state.seconds += elapsed
-        self.steps += 1
-        self.source_tokens += step.source_tokens
-        self.target_tokens += step.target_tokens
-        self.padding += sum(one.padding_share for one in step.batches) / len(step.batches)
-
-    def report(self, state: TrainState, rate: float) -> None:
-        """Sums up since the last report; a collective."""
-        if world_size() > 1:
-            dist.all_reduce(self.loss)
-        flops = training_flops(self.model.config, self.model.vocab_size, self.source_tokens, self.target_tokens)
-        metrics = {
-            "train/loss": float(self.loss) / self.target_tokens,
-            "train/learning_rate": rate,
-            "train/grad_norm": self.gradient_norm,
-            "train/source_tokens_per_second": self.source_tokens / self.seconds,
-            "train/target_tokens_per_second": self.target_tokens / self.seconds,
-            "train/padding_share": self.padding / self.steps,
-            "train/model_flops_per_second": flops / self.seconds,
-            "train/target_tokens": state.target_tokens,
-            "train/epoch": state.epoch,
-            "train/skipped_steps": state.skipped_steps,
-        }
-        self.reports.metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, state.step)
-        self.reports.progress(
-            {
-                "step": state.step,
-                "max_steps": self.config.max_steps,
-                "eta_seconds": (self.config.max_steps - state.step) * self.seconds / self.steps,
-                **{name.removeprefix("train/"): value for name, value in metrics.items()},
-            }
-        )
-        self._clear()
