@@ -21,7 +21,7 @@ from jobs.report import open_tracker, report_training, report_validation
 from jobs.summary import print_next, print_stages
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import MANIFEST, read_json, write_json
 from pipeline.train.checkpoint import newest_checkpoint
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
@@ -48,6 +48,7 @@ def train_stage(run: Run) -> float | None:
     """
     if is_trained(run):
         return None
+    refuse_too_long(run)
     started_at = time.monotonic()
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
     if checkpoint is not None:
@@ -56,6 +57,23 @@ def train_stage(run: Run) -> float | None:
     with following(run.folder / PROGRESS_FILE):
         _launch_workers(run)
     return time.monotonic() - started_at
+
+
+def refuse_too_long(run: Run) -> None:
+    """Before the hours of training, not in their midst: every sentence must have as many positions as tokens.
+
+    Raises:
+        UserError: one of the training or validation set has more.
+    """
+    room = run.config.model.max_positions
+    splits = read_json(Path(read_json(run.folder / PREPARED_FILE)["shards"]) / MANIFEST)["counts"]["splits"]
+    for split, advice in (("train", "raise it, or lower clean.max_words"), ("validation", "raise it")):
+        longest = max(splits[split]["longest_source"], splits[split]["longest_target"])
+        if longest > room:
+            raise UserError(
+                f"model.max_positions: {room} is less than the longest sentence of corpus.{split}, {longest} tokens; "
+                f"{advice}"
+            )
 
 
 def is_trained(run: Run) -> bool:

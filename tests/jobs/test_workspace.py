@@ -1,0 +1,92 @@
+"""Which folder belongs to which configuration, and what may change when a run is resumed; no Ray is started."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Config, load_config
+from jobs.train import is_trained, refuse_too_long
+from jobs.workspace import TRAINING_FILE, Run, find_run, resumed, run_for
+from pipeline.data.prepare import Prepared, prepare
+from pipeline.errors import UserError
+from pipeline.files import write_json
+
+SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def prepared(root: Path) -> Prepared:
+    config = configured(root)
+    return prepare(config.corpus, config.clean, config.tokenizer, root)
+
+
+def configured(root: Path, *words: str) -> Config:
+    return load_config([*SMALL, f"output_dir={root}", *words])
+
+
+def test_the_same_words_find_the_same_run(root: Path, prepared: Prepared) -> None:
+    first = run_for(configured(root), prepared)
+    assert run_for(configured(root), prepared) == first
+    # What the weights don't depend on makes no other run.
+    for word in ("decode.beam=2", "tracking=off", "cluster.max_failures=1"):
+        assert run_for(configured(root, word), prepared).name == first.name
+    for word in ("seed=2", "model.dropout=0.2", "cluster.num_workers=1", "engine=torch"):
+        assert run_for(configured(root, word), prepared).name != first.name
+
+
+def test_other_data_make_another_run(root: Path, prepared: Prepared) -> None:
+    config = configured(root, "corpus.phrasebook_pairs=70")
+    other = prepare(config.corpus, config.clean, config.tokenizer, root)
+    assert run_for(config, other).name != run_for(configured(root), prepared).name
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_what_may_change(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=kept", "model.dropout=0.2"), prepared)
+    words = ["resume=kept", f"output_dir={root}", "train.max_steps=7", "engine=torch"]
+    config = resumed(load_config(words), words)
+    assert (config.model.dropout, config.train.max_steps, config.engine.name.value) == (0.2, 7, "torch")
+    assert run_for(config, prepared).folder == root / "runs" / "kept"
+
+
+@pytest.mark.parametrize("word", ["model.dropout=0.3", "batch.tokens=8192", "corpus=phrasebook_en_fr", "seed=3"])
+def test_what_would_make_another_run_is_refused_by_key(root: Path, prepared: Prepared, word: str) -> None:
+    run_for(configured(root, "name=kept", "model.dropout=0.2"), prepared)
+    words = ["resume=kept", f"output_dir={root}", word]
+    with pytest.raises(UserError, match=f"^{word.partition('=')[0]}: can't change"):
+        resumed(load_config(words), words)
+
+
+def test_an_unknown_run_names_those_there_are(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=kept", "model.dropout=0.2"), prepared)
+    with pytest.raises(UserError, match=r"no run 'kpet'.*kept"):
+        find_run("kpet", root)
+
+
+def test_sentences_longer_than_the_model_are_refused_before_training(root: Path, prepared: Prepared) -> None:
+    run = run_for(configured(root, "name=short", "model.max_positions=8"), prepared)
+    with pytest.raises(UserError, match=r"^model\.max_positions: 8 is less than the longest sentence of corpus\.train"):
+        refuse_too_long(run)
+    refuse_too_long(run_for(configured(root), prepared))
+
+
+def test_when_a_training_has_ended(root: Path, prepared: Prepared) -> None:
+    run = run_for(configured(root, "name=ended", "train.max_steps=10", "train.patience=3"), prepared)
+    assert not is_trained(run)
+
+    def with_limits(max_steps: int, patience: int) -> Run:
+        train = dataclasses.replace(run.config.train, max_steps=max_steps, patience=patience)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, train=train))
+
+    write_json(run.folder / TRAINING_FILE, {"step": 10, "reason": "max_steps", "patience": 3})
+    assert is_trained(run)
+    assert not is_trained(with_limits(11, 3))
+    write_json(run.folder / TRAINING_FILE, {"step": 6, "reason": "patience", "patience": 3})
+    assert is_trained(run)
+    assert not is_trained(with_limits(10, 4))
+    assert not is_trained(with_limits(10, 0))
