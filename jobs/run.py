@@ -11,6 +11,7 @@ from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.summary import print_next, print_result, print_stages
 from jobs.train import is_trained, train_stage
 from jobs.workspace import Run, only_owner, output_dir, run_for
+from pipeline.data.corpus import CorpusKind
 from pipeline.data.prepare import Prepared
 from pipeline.tracking import is_reported
 
@@ -36,10 +37,11 @@ def main(argv: list[str]) -> int:
                 report_evaluation(run, result, tracker)
     print_stages(seconds)
     print_result(run, result)
+    more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
     print_next(
-        "make ui    (or: transloom ui)  shows this run in MLflow",
+        "make ui  # this run in MLflow, also: transloom ui",
         f"transloom translate {run.name} < your_text",
-        "transloom run experiment=multi30k_en_de corpus.path=<folder>  trains on a real corpus",
+        *(more if config.corpus.kind is CorpusKind.phrasebook else []),
     )
     return 0
 
