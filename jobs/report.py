@@ -16,7 +16,7 @@ from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
-from pipeline.spool import read_points
+from pipeline.spool import read_points, redact_uri
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import MlflowTracker
 
@@ -64,7 +64,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "mlflow.source.git.commit": _git_revision(),
         "environment.python": platform.python_version(),
         "environment.machine": f"{platform.machine()}, {processor_name()}",
-        "environment.command": " ".join(["transloom", *sys.argv[1:]]),
+        "environment.command": redact_uri(" ".join(["transloom", *sys.argv[1:]])),
         **{f"environment.{name}": version for name, version in versions.items()},
     }
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from jobs.cli import configuration
 from pipeline.errors import UserError
-from pipeline.tracking import tracking_uri, ui_command
+from pipeline.files import read_json
+from pipeline.spool import redact_uri
+from pipeline.tracking import RUN_RECORD, run_url, tracking_uri, ui_command
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)
@@ -22,8 +24,21 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
     port = _free_port()
     command, environment = ui_command(uri, output_dir / "mlartifacts", HOST, port)
-    print(f"MLflow on http://{HOST}:{port} in a few seconds; Ctrl-C ends it.", flush=True)
+    server = f"http://{HOST}:{port}"
+    print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
+    if newest := _newest_run(output_dir, uri):
+        name, page = newest[0], run_url(server, *newest[1:])
+        print(f"The newest run, {name}: {page}", flush=True)
     os.execvpe(command[0], command, os.environ | environment)
+
+
+def _newest_run(output_dir: Path, uri: str) -> tuple[str, str, str] | None:
+    """Name, MLflow's experiment id and run id of the run that reported to this store last."""
+    records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for record in map(read_json, records):
+        if record.get("run_id") and record["tracking_uri"] == redact_uri(uri):
+            return record["run_name"], record["experiment_id"], record["run_id"]
+    return None
 
 
 def _free_port(ports: range = PORTS) -> int:

@@ -13,6 +13,7 @@ from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
+from pipeline.spool import redact_uri
 
 CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
 PREPARED_FILE = "prepared.json"
@@ -94,7 +95,7 @@ def run_for(config: Config, prepared: Prepared) -> Run:
             f"choose another name, or go on with it as it is: transloom train resume={name}"
         )
     with atomic_write(folder / CONFIG_FILE) as file:
-        file.write(to_yaml(config).encode())
+        file.write(redact_uri(to_yaml(config)).encode())  # workers read it; none needs the tracking server's password
     return Run(name, folder, config)
 
 
@@ -134,6 +135,11 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
             settings[section][field] = given[section][field]
         else:
             settings[section] = given[section]
+    if "***" in (settings["tracking"]["uri"] or ""):
+        raise UserError(
+            f"tracking.uri: the password in {settings['tracking']['uri']} is not kept with the run; give tracking.uri "
+            "again, or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     settings |= {"name": folder.name, "resume": folder.name, "output_dir": str(folder.parent.parent)}
     return from_dict(settings)
 

@@ -14,6 +14,7 @@ import pytest
 
 from jobs import ui
 from pipeline.errors import UserError
+from pipeline.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,16 @@ def test_a_port_in_use_is_passed_over():
         assert ui._free_port(range(first, first + 10)) > first
         with pytest.raises(UserError, match="in use"):
             ui._free_port(range(first, first + 1))
+
+
+def test_the_newest_run_of_the_store_is_named(tmp_path):
+    for i, (name, uri) in enumerate((("old", "sqlite:////a"), ("new", "sqlite:////a"), ("elsewhere", "sqlite:////b"))):
+        file = tmp_path / "runs" / name / "run.json"
+        file.parent.mkdir(parents=True)
+        write_json(file, {"run_name": name, "run_id": f"id-{name}", "experiment_id": "1", "tracking_uri": uri})
+        os.utime(file, (i, i))
+    assert ui._newest_run(tmp_path, "sqlite:////a") == ("new", "1", "id-new")
+    assert ui._newest_run(tmp_path / "nowhere", "sqlite:////a") is None
 
 
 @pytest.mark.slow

@@ -90,3 +90,15 @@ def test_when_a_training_has_ended(root: Path, prepared: Prepared) -> None:
     assert is_trained(run)
     assert not is_trained(with_limits(10, 4))
     assert not is_trained(with_limits(10, 0))
+
+
+def test_a_password_in_the_tracking_address_is_not_kept(root: Path, prepared: Prepared) -> None:
+    address = "tracking.uri=http://me:canary-7731@host:5000"
+    run = run_for(configured(root, "name=secret", address), prepared)
+    for file in run.folder.iterdir():
+        assert b"canary-7731" not in file.read_bytes()
+    words = ["resume=secret", f"output_dir={root}"]
+    with pytest.raises(UserError, match=r"^tracking\.uri: the password"):
+        resumed(load_config(words), words)
+    words.append(address)
+    assert resumed(load_config(words), words).tracking.uri == "http://me:canary-7731@host:5000"
