@@ -89,8 +89,9 @@ class Command:
         """SIGKILL to the command and everything that came from it, at one moment: a machine that loses its power."""
         while found := self.processes():
             for process in found:
-                _kill(process)
-            psutil.wait_procs(found, timeout=10)
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
         self.process.wait()
         return self._outcome()
 
@@ -128,8 +129,3 @@ def _is(process: psutil.Process, mark: str, name: str) -> bool:
         return process.environ().get(MARK) == mark and " ".join(process.cmdline()).startswith(name)
     except psutil.Error:  # gone, dead and not waited for, or somebody else's
         return False
-
-
-def _kill(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.kill()

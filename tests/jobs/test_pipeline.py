@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import socket
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +141,20 @@ def test_run_is_one_finished_run_in_mlflow(place, whole):
     }
 
 
-def test_the_same_command_again_finds_everything_done(place, whole):
+def test_the_same_command_again_finds_everything_done(place, whole, monkeypatch, capsys):
     folder = folder_of(place, "whole")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     runs = len(mlflow_runs(place))
-    again = transloom(place, "run", *TINY, "name=whole")
+    with monkeypatch.context() as patched:
+        patched.chdir(place)
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in ("ray", "mlflow"):  # neither is started, which would take longer than all the rest
+            patched.setitem(sys.modules, name, None)
+        assert main(["run", *TINY, "name=whole"]) == 0
+    said = capsys.readouterr().out
     for stage in ("corpus", "tokenizer", "shards", "train", "evaluate"):
-        assert re.search(rf"^{stage} +done before$", again.out, re.MULTILINE), again.out
-    assert re.findall("^test bleu.*", again.out, re.M) == re.findall("^test bleu.*", whole.out, re.M)
-    assert again.seconds < whole.seconds / 2
+        assert re.search(rf"^{stage} +done before$", said, re.MULTILINE), said
+    assert re.findall("^test bleu.*", said, re.MULTILINE) == re.findall("^test bleu.*", whole.out, re.MULTILINE)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     assert len(mlflow_runs(place)) == runs
 
@@ -193,15 +201,17 @@ def test_a_resumed_run_stays_the_run_it_was(place, whole, monkeypatch, capsys, w
     assert re.search(message, capsys.readouterr().err.strip())
 
 
-def test_a_name_is_not_given_to_another_configuration(place, whole):
-    outcome = transloom(place, "run", *TINY, "name=whole", "seed=7", code=2)
-    assert outcome.err.startswith("transloom: name: the run whole exists and was made with other settings or data")
+def test_a_name_is_not_given_to_another_configuration(place, whole, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(["run", *TINY, "name=whole", "seed=7"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("transloom: name: the run whole exists and was made with other settings or data")
 
 
 def test_two_commands_on_one_run(place, whole):
     config = load_config([*TINY, "name=whole"])
     with only_owner(Run("whole", folder_of(place, "whole"), config)):
-        outcome = transloom(place, "train", "resume=whole", "train.max_steps=200", code=2)
+        outcome = transloom(place, "run", *TINY, "name=whole", code=2)
     assert f"in use by process {os.getpid()} on {socket.gethostname()}" in outcome.err
 
 
@@ -328,9 +338,7 @@ def test_workers_on_two_nodes_train_as_on_one(place, whole, two_nodes):
     command = Command(place, "train", *words)
     folder = folder_of(place, "spread")
     command.wait_for(folder / "progress.json")
-    raylets = [node.all_processes["raylet"][0].process.pid for node in two_nodes.list_all_nodes()]
-    workers = [psutil.Process(raylet).children() for raylet in raylets]
-    titles = [[process.cmdline()[0] for process in of_node] for of_node in workers]
+    titles = _titles(two_nodes)
     outcome = command.wait()
     assert outcome.code == 0, outcome.said
     assert [sum("RayTrainWorker" in title for title in of_node) for of_node in titles] == [1, 1]
@@ -339,12 +347,30 @@ def test_workers_on_two_nodes_train_as_on_one(place, whole, two_nodes):
     assert not differing(checkpoint_state(folder), checkpoint_state(expected))
 
 
+def _titles(cluster: Any) -> list[list[str]]:
+    """What the processes of each node say that they are doing."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+    titles: list[list[str]] = [[] for _ in raylets]
+    for of_node, raylet in zip(titles, raylets, strict=True):
+        for process in psutil.Process(raylet).children():
+            with suppress(psutil.Error):
+                of_node.append("".join(process.cmdline()[:1]))
+    return titles
+
+
 def test_validation_on_a_spare_cpu_finds_the_same(place, two_nodes):
     """The cluster of two CPUs has none to spare for two workers: there they validate in turn with training."""
     third = two_nodes.add_node(num_cpus=1)
     try:
         words = (*TINY, "name=spare", "tracking=off", f"cluster.address={two_nodes.address}")
-        transloom(place, "train", *words)
+        command = Command(place, "train", *words)
+        seen: set[str] = set()
+        while command.process.poll() is None:
+            seen |= {title for of_node in _titles(two_nodes) for title in of_node}
+            time.sleep(0.05)
+        outcome = command.wait()
+        assert outcome.code == 0, outcome.said
+        assert "ray::validate_snapshot" in seen
     finally:
         two_nodes.remove_node(third)
     spare, in_turn = (read_json(folder_of(place, name) / "training.json") for name in ("spare", "spread"))
@@ -362,7 +388,14 @@ def test_every_engine_and_number_of_workers_takes_the_same_steps(place, two_node
     engines = ("torch", "zero0", "zero1", "zero2", "zero3")
     kinds = [(engine, precision, 2) for engine in engines for precision in ("fp32", "bf16")]
     kinds += [("torch", "fp32", 1), ("zero1", "fp32", 1)]
-    short = ("train.max_steps=12", "train.log_every=1", "train.validate_every=12", "train.checkpoint_every=12")
+    # Four micro-batches a step: with two, their sum would be the same in any order.
+    short = (
+        "batch.tokens=1024",
+        "train.max_steps=12",
+        "train.log_every=1",
+        "train.validate_every=12",
+        "train.checkpoint_every=12",
+    )
     found: dict[tuple[str, str, int], list[float]] = {}
     with ray_session(ClusterConfig(address=two_nodes.address)):
         prepared = prepare_stage(load_config(TINY))
@@ -380,7 +413,7 @@ def test_every_engine_and_number_of_workers_takes_the_same_steps(place, two_node
     expected = found["torch", "fp32", 2]
     assert len(expected) == 12 and expected[-1] < expected[0] - 0.5
     for (engine, precision, count), found_losses in found.items():
-        tolerance = {"fp32": 1e-5, "bf16": 2e-2}[precision]
+        tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
         assert found_losses == pytest.approx(expected, rel=tolerance), (engine, precision, count)
 
 
