@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, hash_of, read_json, stage, write_json
+from pipeline.files import NotBuilt, atomic_write, hash_of, read_json, stage, write_json
 
 
 class Colour(Enum):
@@ -72,6 +72,15 @@ def test_a_finished_stage_is_skipped_and_a_changed_one_is_not(tmp_path):
     assert (again.folder, again.manifest) == (built.folder, built.manifest)
     for config, inputs in (({"a": 2}, {"in": "1"}), ({"a": 1}, {"in": "2"})):
         assert stage(tmp_path, "x-", config, inputs, build_one).folder != built.folder
+
+
+def test_a_stage_can_be_looked_for_without_being_built(tmp_path):
+    with pytest.raises(NotBuilt):
+        stage(tmp_path / "root", "", {}, {}, None)
+    assert not (tmp_path / "root").exists()
+    built = stage(tmp_path / "root", "", {}, {}, lambda folder: {})
+    found = stage(tmp_path / "root", "", {}, {}, None)
+    assert found.skipped and found.folder == built.folder
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "manifest cut", "file cut", "file gone"])

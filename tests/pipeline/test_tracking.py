@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
-from pipeline.tracking import MlflowTracker, TrackingConfig, run_url, sync_run, ui_command
+from pipeline.tracking import MlflowTracker, TrackingConfig, is_reported, run_url, sync_run, ui_command
 
 CANARY = "c4n4ry-p4ssw0rd"
 DATASET = ("phrasebook validation", "b" * 64)
@@ -193,6 +193,23 @@ def test_what_the_store_refuses_does_not_hold_up_the_rest(output_dir: Path, capl
     assert points(client, tracker.run_id(), "train/loss") == [(1, 1.0), (2, 0.5)]
     assert client.get_run(tracker.run_id()).data.params == {"after": "all"}
     assert "absent.txt" in caplog.text
+
+
+def test_a_run_counts_as_reported_only_when_nothing_is_left_to_tell(output_dir: Path):
+    config, folder = TrackingConfig(), output_dir / "runs" / "told"
+    assert not is_reported(config, output_dir, folder)
+    tracker = start(output_dir, "told")
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert not is_reported(config, output_dir, folder), "it still runs"
+    assert tracker.close("FINISHED", timeout=60)
+    assert is_reported(config, output_dir, folder)
+    assert not is_reported(TrackingConfig(uri="http://127.0.0.1:9"), output_dir, folder), "told to another store"
+    SpoolTracker(folder).log_metrics({"train/loss": 0.5}, 2)
+    assert not is_reported(config, output_dir, folder), "a point is not uploaded"
+    sync_run(folder)
+    assert is_reported(config, output_dir, folder)
+    assert start(output_dir, "told").close("FAILED", timeout=60)
+    assert not is_reported(config, output_dir, folder), "it ended otherwise"
 
 
 def test_system_metrics_are_logged(output_dir: Path, monkeypatch: pytest.MonkeyPatch):
