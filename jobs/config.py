@@ -6,6 +6,7 @@ starts: whatever is wrong is raised as UserError with the key's full name.
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -87,6 +88,8 @@ class Config:
     resume: str | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
         if self.cluster.num_workers > self.batch.micro_batches:
             raise ValueError(
                 f"cluster.num_workers: {self.cluster.num_workers} workers can't share a step of "

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster, ray_session
 from jobs.console import StatusLine, counter
-from jobs.prepare import prepare_stage
+from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.summary import print_next, print_result
 from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
@@ -25,14 +25,17 @@ RESULT_FILE = "result.json"
 
 def main(argv: list[str]) -> int:
     config = configuration("evaluate", argv)
-    with ray_session(config.cluster):
-        prepared = prepare_stage(config)
-        run = run_for(config, prepared)
-        if run.training is None:
-            raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
-        with only_owner(run), open_tracker(run, prepared) as tracker:
-            result, _ = evaluate_stage(run)
-            report_evaluation(run, result, tracker)
+    prepared = found_prepared(config)
+    if prepared is None:
+        raise UserError(
+            "evaluate: nothing of this configuration is trained yet; name a run with resume=<run>, or train"
+        )
+    run = run_for(config, prepared)
+    if run.training is None:
+        raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
+    with ray_session(config.cluster), only_owner(run), open_tracker(run, prepared) as tracker:
+        result, _ = evaluate_stage(run)
+        report_evaluation(run, result, tracker)
     print_result(run, result)
     print_next(f"transloom translate {run.folder / 'model'} < your_text", "transloom ui")
     return 0

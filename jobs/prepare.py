@@ -8,14 +8,17 @@ from jobs.config import Config
 from jobs.console import StatusLine, counter
 from jobs.summary import print_next, print_prepared
 from jobs.workspace import output_dir, prepared_before
+from pipeline.data.corpus import SPLITS, count_pairs
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.files import NotBuilt
 
 
 def main(argv: list[str]) -> int:
     config = configuration("prepare", argv)
-    with ray_session(config.cluster):
-        prepared = prepare_stage(config)
+    prepared = found_prepared(config)
+    if prepared is None:
+        with ray_session(config.cluster):
+            prepared = prepare_stage(config)
     print_prepared(prepared)
     print_next(shlex.join(["transloom", "train", *argv]))
     return 0
@@ -28,6 +31,8 @@ def found_prepared(config: Config) -> Prepared | None:
     try:
         return prepare(config.corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
     except NotBuilt:
+        for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up
+            count_pairs(config.corpus, split)
         return None
 
 

@@ -27,6 +27,10 @@ def print_prepared(prepared: Prepared) -> None:
         ]
         for split in splits
     ]
+    counts = prepared.tokenizer.manifest["counts"]
+    asked = counts["requested_vocab_size"]
+    less = f", of {asked:,} asked for: the corpus has no more to give" if counts["vocab_size"] < asked else ""
+    console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
     console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
 
 

@@ -16,7 +16,7 @@ from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
 from jobs.config import Config, read_config
 from jobs.console import console, following
-from jobs.prepare import prepare_stage
+from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
 from jobs.summary import print_next, print_stages
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
@@ -29,8 +29,9 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a work
 
 def main(argv: list[str]) -> int:
     config = configuration("train", argv)
+    prepared = found_prepared(config)
     with ray_session(config.cluster):
-        prepared = prepare_stage(config)
+        prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
         with only_owner(run), open_tracker(run, prepared) as tracker:
             seconds = train_stage(run)
@@ -111,6 +112,9 @@ def _launch_workers(run: Run) -> None:
             worker_runtime_env={"env_vars": environment},
         ),
     )
+    # Ray's own handler of Ctrl-C ends the process without a word. Without it the usual KeyboardInterrupt comes, the run
+    # is recorded as killed, and the workers end with the session.
+    trainer._register_sigint_handler = lambda controller: None
     try:
         result = trainer.fit()
     except TrainingFailedError as error:

@@ -32,12 +32,14 @@ def main(argv: list[str]) -> int:
     )
     translator = Translator.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     batch: list[str] = []
-    number = 0
+    translated = 0
 
     def flush() -> None:
-        for text in translator.translate(batch, config.decode):
+        nonlocal translated
+        for text in translator.translate(batch, config.decode, first_line=translated + 1):
             sys.stdout.buffer.write(text.encode() + b"\n")
         sys.stdout.buffer.flush()
+        translated += len(batch)
         batch.clear()
 
     for number, line in enumerate(lines, start=1):
@@ -45,9 +47,8 @@ def main(argv: list[str]) -> int:
             batch.append(line.decode())
         except UnicodeDecodeError as error:
             flush()
-            raise UserError(
-                f"line {number} is not UTF-8 ({error.reason} at byte {error.start}): convert it first"
-            ) from None
+            where = f"{words[1]}, line {number}" if len(words) == 2 else f"line {number}"
+            raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
         if len(batch) == LINES_AT_A_TIME:
             flush()
     flush()

@@ -20,6 +20,7 @@ from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redac
 from pipeline.tracker import SpoolTracker
 
 RUN_RECORD = "run.json"
+STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
@@ -46,7 +47,7 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.experiment.strip():
             raise ValueError("experiment: must not be empty")
-        if self.uri is not None and not re.match(r"[\w+]+:", self.uri):
+        if self.uri is not None and not re.match(STORES, self.uri):
             raise ValueError(
                 f"uri: {redact_uri(self.uri)!r} is no address; give http(s)://host:port, sqlite:////folder/mlflow.db "
                 "or another database, or null for a store in output_dir"

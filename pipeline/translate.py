@@ -6,8 +6,9 @@ pickle, nothing that runs code.
 
 import dataclasses
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, Tokenizer
 from pipeline.decode import BeamConfig, Hypothesis, beam_search
 from pipeline.errors import UserError
 from pipeline.files import sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -87,15 +90,19 @@ class Translator:
             raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from None
         return Translator(model.to(device, dtype).eval(), tokenizer, about)
 
-    def translate(
-        self, lines: list[str], config: BeamConfig, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> list[str]:
+    def translate(self, lines: list[str], config: BeamConfig, first_line: int = 1) -> list[str]:
         """One translation a line, in the lines' order; an empty line stays empty.
 
-        A line longer than the model's positions allow is cut; nothing is lost of the others.
+        A line longer than the model's positions allow is cut, with a warning that counts lines from first_line.
         """
         sources = self.tokenizer.encode_arrays(lines)
-        hypotheses = translate_tokens(self.model, sources, config, progress)
+        room = self.model.config.max_positions
+        for number, ids in enumerate(sources, start=first_line):
+            if len(ids) > room:
+                log.warning(
+                    "line %d has %d tokens and is cut to the %d that the model can read", number, len(ids), room
+                )
+        hypotheses = translate_tokens(self.model, sources, config)
         return self.tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
 
 
@@ -104,7 +111,6 @@ def translate_tokens(
     model: Transformer,
     sources: list[np.ndarray],
     config: BeamConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Hypothesis]:
     """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model is in evaluation mode.
 
@@ -125,7 +131,6 @@ def translate_tokens(
         found = beam_search(decoding, limits, config, BOS_ID, EOS_ID)
         for i, hypothesis in zip(chosen, found, strict=True):
             results[i] = hypothesis
-        progress(start + len(chosen), len(order))
     return results
 
 

@@ -22,6 +22,8 @@ def existing_file(path: str | Path) -> Path:
     for candidate in (Path(path), Path(f"{path}.gz")):
         if candidate.is_file():
             return candidate
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
     raise UserError(f"no such file: {path} (nor {path}.gz)")
 
 

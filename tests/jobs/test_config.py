@@ -90,6 +90,8 @@ REFUSED = {
     "cluster.gpus_per_worker=0.5": ["cluster.gpus_per_worker: must be 0 or 1"],
     "cluster.max_failures=-1": ["cluster.max_failures: must be at least 0"],
     "corpus=text": ["corpus.train: source and target must be set"],
+    "name=../evil": ["name: becomes a folder's name", "'../evil'"],
+    "tracking.uri=foo:bar": ["tracking.uri: 'foo:bar' is no address"],
     "name=${nowhere}": ["name: Interpolation key 'nowhere' not found"],
     # what Hydra knows and a run does not
     "+model.colour=red": ["model.colour: no such setting"],

@@ -41,11 +41,12 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
     assert not translator.model.training
 
 
-def test_one_translation_a_line_whatever_the_batches(folder: Path) -> None:
+def test_one_translation_a_line_whatever_the_batches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     translator = Translator.load(folder, CPU)
     text = ["Der Hund Nummer 3", "", "läuft", "Haus 7 Haus 8 Haus 9", "   ", "x" * 200]
     together = translator.translate(text, BeamConfig(beam=3, extra_tokens=5))
     assert len(together) == len(text)
+    assert caplog.records[0].message.startswith("line 6 has ")
     assert together[1] == together[4] == ""
     one_by_one = [
         translator.translate([line], BeamConfig(beam=3, extra_tokens=5, batch_sentences=1))[0] for line in text
