@@ -10,7 +10,7 @@ from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.summary import print_next, print_result, print_stages
 from jobs.train import is_trained, train_stage
-from jobs.workspace import Run, only_owner, output_dir, run_for
+from jobs.workspace import Run, only_owner, output_dir, run_folder, run_for
 from pipeline.data.corpus import CorpusKind
 from pipeline.data.prepare import Prepared
 from pipeline.tracking import is_reported
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
 
 def _done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
     """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
+    if not run_folder(config, prepared).exists():
+        return None
     run = run_for(config, prepared)
     with only_owner(run):
         reported = not config.tracking.enabled or is_reported(config.tracking, output_dir(config), run.folder)

@@ -69,15 +69,21 @@ def identity(config: Config, prepared: Prepared) -> str:
     return hash_of({"settings": settings, "shards": prepared.shards.manifest["key"]})
 
 
+def run_folder(config: Config, prepared: Prepared) -> Path:
+    """The folder of the run that this configuration names, there or not."""
+    name = config.name or f"{config.corpus.name}-{identity(config, prepared)[:8]}"
+    return output_dir(config) / "runs" / name
+
+
 def run_for(config: Config, prepared: Prepared) -> Run:
-    """The run that this configuration names, new or not, with its config.yaml in place.
+    """The run that this configuration names; a new one gets its folder. Only its owner changes an old one.
 
     Raises:
         UserError: `name` names a run of another configuration, or the data of a resumed run have changed.
     """
     key = identity(config, prepared)
-    name = config.name or f"{config.corpus.name}-{key[:8]}"
-    folder = output_dir(config) / "runs" / name
+    folder = run_folder(config, prepared)
+    run = Run(folder.name, folder, config)
     stages = {stage: str(getattr(prepared, stage).folder) for stage in ("corpus", "tokenizer", "shards")}
     record = folder / PREPARED_FILE
     if not record.exists():
@@ -86,17 +92,22 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     known = read_json(record)
     if config.resume and known["shards"] != stages["shards"]:
         raise UserError(
-            f"resume: the data of the run {name} have changed: its shards are {known['shards']}, and now they would be "
-            f"{stages['shards']}. Bring the corpus back to what it was, or start a new run"
+            f"resume: the data of the run {run.name} have changed: its shards are {known['shards']}, and now they "
+            f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
         )
     if not config.resume and known["identity"] != key:
         raise UserError(
-            f"name: the run {name} exists and was made with other settings or data (see {folder / CONFIG_FILE}); "
-            f"choose another name, or go on with it as it is: transloom train resume={name}"
+            f"name: the run {run.name} exists and was made with other settings or data (see {folder / CONFIG_FILE}); "
+            f"choose another name, or go on with it as it is: transloom train resume={run.name}"
         )
-    with atomic_write(folder / CONFIG_FILE) as file:
-        file.write(redact_uri(to_yaml(config)).encode())  # workers read it; none needs the tracking server's password
-    return Run(name, folder, config)
+    if not (folder / CONFIG_FILE).exists():
+        _write_config(run)
+    return run
+
+
+def _write_config(run: Run) -> None:
+    with atomic_write(run.folder / CONFIG_FILE) as file:
+        file.write(redact_uri(to_yaml(run.config)).encode())  # workers read it; none needs the server's password
 
 
 def prepared_before(config: Config) -> Prepared | None:
@@ -160,7 +171,7 @@ def find_run(name_or_path: str, root: Path) -> Path:
 
 @contextmanager
 def only_owner(run: Run) -> Iterator[None]:
-    """Holds the run's lock, which goes with the process however it ends.
+    """Holds the run's lock, which goes with the process however it ends; its config.yaml is now this configuration.
 
     Raises:
         UserError: another process has it.
@@ -175,6 +186,7 @@ def only_owner(run: Run) -> Iterator[None]:
             raise UserError(f"the run {run.name} is in use by {owner}; wait for it, or choose another name=") from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        _write_config(run)
         yield
     finally:
         os.close(descriptor)

@@ -3,10 +3,10 @@
 A Ray session costs ten seconds and more of starting processes: runs are shared by the tests that only look at them.
 """
 
+import fcntl
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ from jobs.cluster import ALLOCATOR, ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.prepare import prepare_stage
 from jobs.train import train_worker
-from jobs.workspace import Run, only_owner, run_for
+from jobs.workspace import Run, run_for
 from pipeline.files import read_json
 from pipeline.spool import read_points
 
@@ -209,10 +209,15 @@ def test_a_name_is_not_given_to_another_configuration(place, whole, monkeypatch,
 
 
 def test_two_commands_on_one_run(place, whole):
-    config = load_config([*TINY, "name=whole"])
-    with only_owner(Run("whole", folder_of(place, "whole"), config)):
-        outcome = transloom(place, "run", *TINY, "name=whole", code=2)
-    assert f"in use by process {os.getpid()} on {socket.gethostname()}" in outcome.err
+    settings = (folder_of(place, "whole") / "config.yaml").read_bytes()
+    with open(folder_of(place, "whole") / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(b"somebody else")
+        lock.truncate()
+        lock.flush()
+        outcome = transloom(place, "run", *TINY, "name=whole", "decode=greedy", code=2)
+    assert "the run whole is in use by somebody else" in outcome.err
+    assert (folder_of(place, "whole") / "config.yaml").read_bytes() == settings
 
 
 def test_more_workers_than_the_cluster_has_room_for(place):
@@ -222,6 +227,7 @@ def test_more_workers_than_the_cluster_has_room_for(place):
         r"transloom: cluster\.num_workers: 400 workers of 1 CPU need 400, but the cluster has \d+", outcome.err
     )
     assert outcome.seconds < 60
+    assert not list((place / "outputs" / "runs").glob("phrasebook*")), "a run that never was"
 
 
 # Kills

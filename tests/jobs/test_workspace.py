@@ -1,13 +1,14 @@
 """Which folder belongs to which configuration, and what may change when a run is resumed; no Ray is started."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
-from jobs.config import Config, load_config
+from jobs.config import Config, load_config, read_config
 from jobs.train import is_trained, refuse_too_long
-from jobs.workspace import TRAINING_FILE, Run, find_run, resumed, run_for
+from jobs.workspace import CONFIG_FILE, TRAINING_FILE, Run, find_run, only_owner, resumed, run_for
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -102,3 +103,13 @@ def test_a_password_in_the_tracking_address_is_not_kept(root: Path, prepared: Pr
         resumed(load_config(words), words)
     words.append(address)
     assert resumed(load_config(words), words).tracking.uri == "http://me:canary-7731@host:5000"
+
+
+def test_only_its_owner_changes_a_runs_settings(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=owned"), prepared)
+    greedy = run_for(configured(root, "name=owned", "decode=greedy"), prepared)
+    assert read_config(greedy.folder / CONFIG_FILE).decode.beam == 4
+    with only_owner(greedy):
+        assert read_config(greedy.folder / CONFIG_FILE).decode.beam == 1
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), only_owner(greedy):
+            pass
