@@ -41,7 +41,7 @@ def test_data_files_take_names_of_ones_own():
 
 
 def test_yaml_reads_back_as_the_same_configuration(tmp_path):
-    config = load_config(["experiment=paper_big_en_de", "corpus.data_files={train: a.parquet}", "name=a b"])
+    config = load_config(["experiment=paper_big_en_de", "corpus.data_files={train: a.parquet}", "output_dir=a b"])
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert read_config(tmp_path / "config.yaml") == config
     assert to_dict(config)["corpus"]["kind"] == CorpusKind.dataset.value
