@@ -1,10 +1,9 @@
 """Translate: lines from a file or standard input, one translation a line to standard output."""
 
 import sys
-from pathlib import Path
 
 from jobs.cli import configuration
-from jobs.workspace import find_run, output_dir
+from jobs.workspace import find_model, output_dir
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
 
@@ -17,11 +16,7 @@ def main(argv: list[str]) -> int:
     config = configuration("translate", [word for word in argv if word not in words])
     if len(words) not in (1, 2):
         raise UserError(USAGE)
-    folder = Path(words[0])
-    if not (folder / "config.json").exists():
-        folder = find_run(words[0], output_dir(config)) / "model"
-        if not folder.exists():
-            raise UserError(f"the run {words[0]} has no model yet: transloom evaluate resume={words[0]}")
+    folder = find_model(words[0], output_dir(config))
 
     import torch
 

@@ -169,6 +169,21 @@ def find_run(name_or_path: str, root: Path) -> Path:
     raise UserError(f"there is no run {name_or_path!r} in {root / 'runs'}; the latest there: {known}")
 
 
+def find_model(name_or_path: str, root: Path) -> Path:
+    """A model folder: named itself, or that of a run.
+
+    Raises:
+        UserError: there is no such run, or it has no model yet.
+    """
+    folder = Path(name_or_path)
+    if (folder / "config.json").exists():
+        return folder
+    folder = find_run(name_or_path, root) / "model"
+    if not folder.exists():
+        raise UserError(f"the run {name_or_path} has no model yet: transloom evaluate resume={name_or_path}")
+    return folder
+
+
 @contextmanager
 def only_owner(run: Run) -> Iterator[None]:
     """Holds the run's lock, which goes with the process however it ends; its config.yaml is now this configuration.
