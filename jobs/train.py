@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
-from jobs.config import Config, read_config
+from jobs.config import ClusterConfig, Config, read_config
 from jobs.console import console, following
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
@@ -86,28 +86,42 @@ def is_trained(run: Run) -> bool:
     return has_lost_patience or done["step"] >= config.max_steps
 
 
-def _launch_workers(run: Run) -> None:
+def make_trainer(
+    worker: Callable[[Mapping[str, Any]], Any],
+    settings: Mapping[str, Any],
+    cluster: ClusterConfig,
+    folder: Path,
+    reserve: float = 1.0,
+) -> Any:
+    """A TorchTrainer of `worker`, which gets `settings`, on the cluster's workers.
+
+    Args:
+        folder: for Ray's own files.
+        reserve: what part of its CPUs and GPUs a worker reserves with Ray; less than all lets trainings take turns.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from jobs.process_group import NodeInterfaceConfig
 
-    cluster = run.config.cluster
     use_gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if use_gpu else {})
+    resources = {"CPU": cluster.cpus_per_worker * reserve}
     environment = dict(ALLOCATOR)
-    if not use_gpu:
+    if use_gpu:
+        resources["GPU"] = cluster.gpus_per_worker * reserve
+    else:
         environment["DS_ACCELERATOR"] = "cpu"
+    if reserve < 1:  # Ray would take the number of threads from what is reserved
+        environment["OMP_NUM_THREADS"] = str(max(1, int(cluster.cpus_per_worker)))
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"folder": str(run.folder), "spare_cpus": 0 if use_gpu else spare_cpus(cluster)},
+        worker,
+        train_loop_config=dict(settings),
         scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=NodeInterfaceConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
             name=f"attempt-{time.time_ns()}",
-            storage_path=str(run.folder / "ray"),
+            storage_path=str(folder),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": environment},
         ),
@@ -115,6 +129,15 @@ def _launch_workers(run: Run) -> None:
     # Ray's own handler of Ctrl-C ends the process without a word. Without it the usual KeyboardInterrupt comes, the run
     # is recorded as killed, and the workers end with the session.
     trainer._register_sigint_handler = lambda controller: None
+    return trainer
+
+
+def _launch_workers(run: Run) -> None:
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    cluster = run.config.cluster
+    spare = 0 if cluster.gpus_per_worker > 0 else spare_cpus(cluster)
+    trainer = make_trainer(train_worker, {"folder": str(run.folder), "spare_cpus": spare}, cluster, run.folder / "ray")
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
