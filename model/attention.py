@@ -100,60 +100,59 @@ class KeyValueCache:
 class SelfAttention(nn.Module):
     """Multi-head attention of packed sentences to themselves."""
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, head_width: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.query_key_value = nn.Linear(d_model, 3 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.num_heads, self.head_width = num_heads, head_width
+        self.query_key_value = nn.Linear(d_model, 3 * num_heads * head_width)
+        self.output = nn.Linear(num_heads * head_width, d_model)
         for weight in self.query_key_value.weight.chunk(3):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.query_key_value.bias)
 
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
-        width = x.shape[1]
-        (sentences, longest), heads = grid.shape, self.num_heads
+        (sentences, longest), heads, width = grid.shape, self.num_heads, self.head_width
         rows, places = grid.rows[3]
-        heads_of = to_grid(self.query_key_value(x).view(-1, width // heads), rows, places)
-        query, key, value = heads_of.view(3, sentences, heads, longest, width // heads)
+        heads_of = to_grid(self.query_key_value(x).view(-1, width), rows, places)
+        query, key, value = heads_of.view(3, sentences, heads, longest, width)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
         context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
         rows, places = grid.rows[1]
-        return self.output(from_grid(context.reshape(-1, width // heads), rows, places).view(-1, width))
+        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, heads * width))
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
         query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (R, H, K)
         keys, values = cache.append(key, value)
-        return self.output(attend(query[:, :, None], keys, values, None).reshape(x.shape))
+        return self.output(attend(query[:, :, None], keys, values, None).flatten(1))
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of the target's tokens to the encoder's output."""
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, head_width: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.num_heads, self.head_width = num_heads, head_width
+        self.query = nn.Linear(d_model, num_heads * head_width)
+        self.key_value = nn.Linear(d_model, 2 * num_heads * head_width)
+        self.output = nn.Linear(num_heads * head_width, d_model)
         for weight in (self.query.weight, *self.key_value.weight.chunk(2)):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.key_value.bias)
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
-        width = x.shape[1] // self.num_heads
+        width = self.head_width
         rows, places = target.rows[1]
         query = to_grid(self.query(x).view(-1, width), rows, places)
         query = query.view(target.shape[0], self.num_heads, target.shape[1], width)
         key, value = self.keys_and_values(memory, source)
         context = attend(query, key, value, source.padding_bias)
-        return self.output(from_grid(context.reshape(-1, width), rows, places).view(x.shape))
+        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, self.num_heads * width))
 
     def keys_and_values(self, memory: Tensor, source: Grid) -> Tensor:
         """memory: (N source tokens, d_model) -> (2, B, H, L, K), what `step` sees."""
-        width = memory.shape[1] // self.num_heads
+        width = self.head_width
         rows, places = source.rows[2]
         grid = to_grid(self.key_value(memory).view(-1, width), rows, places)
         return grid.view(2, source.shape[0], self.num_heads, source.shape[1], width)
@@ -167,4 +166,4 @@ class CrossAttention(nn.Module):
         sentences, heads = keys_and_values.shape[1], self.num_heads
         query = self.query(x).view(sentences, -1, heads, keys_and_values.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
         context = attend(query, keys_and_values[0], keys_and_values[1], bias)
-        return self.output(context.transpose(1, 2).reshape(x.shape))
+        return self.output(context.transpose(1, 2).reshape(x.shape[0], -1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import CrossAttention, Grid, KeyValueCache, SelfAttention
-from model.config import Norm
+from model.config import Norm, TransformerConfig
 
 
 class _CheapDropout(torch.autograd.Function):
@@ -71,11 +71,11 @@ class Residual(nn.Module):
     """The frame of a sublayer: LayerNorm(x + Dropout(sublayer(x))) (section 3.1, post-norm), or
     x + Dropout(sublayer(LayerNorm(x))) (pre-norm). Used as enter → the sublayer → leave."""
 
-    def __init__(self, d_model: int, dropout: float, norm: Norm) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
-        self.is_pre = norm is Norm.pre
+        self.norm = nn.LayerNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        self.is_pre = config.norm is Norm.pre
 
     def enter(self, x: Tensor) -> Tensor:
         """What the sublayer reads: (N, d_model) -> (N, d_model)."""
@@ -90,12 +90,12 @@ class Residual(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward (figure 1, left)."""
 
-    def __init__(self, d_model: int, d_ff: int, num_heads: int, dropout: float, norm: Norm) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model, d_ff)
-        self.around_attention = Residual(d_model, dropout, norm)
-        self.around_feed_forward = Residual(d_model, dropout, norm)
+        self.self_attention = SelfAttention(config.d_model, config.num_heads, config.head_width)
+        self.feed_forward = FeedForward(config.d_model, config.d_ff)
+        self.around_attention = Residual(config)
+        self.around_feed_forward = Residual(config)
 
     def forward(self, x: Tensor, source: Grid) -> Tensor:
         """x: (N source tokens, d_model) -> the same."""
@@ -108,14 +108,14 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Masked self-attention, attention to the encoder's output, feed-forward (figure 1, right)."""
 
-    def __init__(self, d_model: int, d_ff: int, num_heads: int, dropout: float, norm: Norm) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(d_model, num_heads)
-        self.cross_attention = CrossAttention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model, d_ff)
-        self.around_self_attention = Residual(d_model, dropout, norm)
-        self.around_cross_attention = Residual(d_model, dropout, norm)
-        self.around_feed_forward = Residual(d_model, dropout, norm)
+        self.self_attention = SelfAttention(config.d_model, config.num_heads, config.head_width)
+        self.cross_attention = CrossAttention(config.d_model, config.num_heads, config.head_width)
+        self.feed_forward = FeedForward(config.d_model, config.d_ff)
+        self.around_self_attention = Residual(config)
+        self.around_cross_attention = Residual(config)
+        self.around_feed_forward = Residual(config)
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""

@@ -36,9 +36,8 @@ class Transformer(nn.Module):
         else:
             self.register_buffer("sinusoids", sinusoids(config.max_positions, d_model), persistent=False)
         self.dropout = Dropout(config.dropout)
-        layer = (d_model, config.d_ff, config.num_heads, config.dropout, config.norm)
-        self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(config.decoder_layers))
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         # Post-norm layers end in a normalisation of their own.
         is_pre = config.norm is Norm.pre
         self.encoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
