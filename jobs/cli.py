@@ -19,6 +19,7 @@ JOBS = {
     "train": "prepare what is missing, then train; resume=<run> goes on with a run",
     "evaluate": "average the last checkpoints of a run, translate the test set, score it",
     "translate": "translate text with a trained model: lines in, lines out",
+    "bench": "measure training and decoding against what is usually used, on this machine",
     "ui": "serve MLflow's pages on the runs, on this machine only",
 }
 
@@ -41,9 +42,13 @@ EXAMPLES = [  # of the jobs that have none of their own
 ]
 
 # Jobs with more, or other, words than settings: what usage says, and examples.
-ARGUMENTS = {"translate": "<run or model folder> [file] "}
+ARGUMENTS = {
+    "translate": "<run or model folder> [file] ",
+    "bench": "[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500] ",
+}
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
+    "bench": ["", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"],
     "ui": ["", "output_dir=/data/outputs"],
 }
 

@@ -1,0 +1,161 @@
+"""Starts the contenders of the bench: plain processes, and workers of Ray Train; and lets them train in turns."""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import ALLOCATOR
+from jobs.config import ClusterConfig, Config
+from jobs.train import make_trainer
+from pipeline.bench.config import BenchConfig
+from pipeline.bench.protocol import Contender, IsLost, Meeting, serve
+from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
+from pipeline.bench.task import Kind, Task, Weights
+from pipeline.bench.training import make_matmul, make_member
+from pipeline.bench.turns import WARM_UP_STEPS, Progress, take_turns
+from pipeline.data.prepare import Prepared
+from pipeline.train.engine import EngineConfig, EngineName
+from pipeline.train.optimizer import TORCH_DTYPES
+
+SECONDS_TO_END = 30.0
+MATMUL = "matrix product"
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What every contender has in its environment, ours and the others."""
+    return {**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
+
+
+def task_of(config: Config, prepared: Prepared) -> Task:
+    """The training that all share; the contender's kind and engine are put in its place."""
+    return Task(
+        kind=Kind.ours,
+        engine=EngineConfig(EngineName.torch),
+        model=config.model,
+        batch=config.batch,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        precision=config.precision,
+        label_smoothing=config.train.label_smoothing,
+        seed=config.seed,
+        shards=str(prepared.shards.folder),
+        vocab_size=prepared.tokenizer.manifest["counts"]["vocab_size"],
+        use_gpu=config.cluster.gpus_per_worker > 0,
+    )
+
+
+def _engines(task: Task) -> dict[str, tuple[Task, int]]:
+    """The contenders under Ray Train by name: what each does, on how many workers."""
+
+    def zero(stage: int) -> Task:
+        return dataclasses.replace(task, engine=EngineConfig(EngineName.deepspeed, stage))
+
+    found = {ZERO0: (zero(0), 1), ZERO1: (zero(1), 1)}
+    if not task.use_gpu and cores() > 1 and task.batch.micro_batches > 1:  # halves of a GPU don't train together
+        found[TWO] = (zero(1), 2)
+    return found
+
+
+def measure_training(
+    task: Task, cluster: ClusterConfig, bench: BenchConfig, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Lets all contenders train in turns, inside a session of Ray; then ours alone goes on for weights to decode with.
+
+    Writes `folder`/weights.safetensors where decoding is to be measured too.
+
+    Raises:
+        UserError: a contender died or refused.
+    """
+    alone = {BARE: task, CONTROL: dataclasses.replace(task, kind=Kind.torch)}
+    notes = []
+    if find_spec("transformers"):
+        alone[MARIAN] = dataclasses.replace(task, kind=Kind.marian)
+    else:
+        notes.append(f"{MARIAN} is left out: the package transformers is not installed (pip install transformers)")
+    together = _engines(task)
+    if TWO not in together:
+        notes.append(f"{TWO}: left out, it needs two processor cores, no GPU, and a step of two micro-batches")
+    with ExitStack() as stack:
+        threads: list[threading.Thread] = []
+        stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
+        meeting = stack.enter_context(Meeting())
+        lost = {name: meeting.start_processes(name, 1, environment(cores())) for name in (*alone, MATMUL)}
+        for name, (_, workers) in together.items():
+            lost[name], thread = _start_under_ray(meeting, name, workers, cluster, folder, len(together))
+            threads.append(thread)
+        matmul = meeting.meet(MATMUL, 1, lost[MATMUL])
+        contenders: dict[str, Contender] = {}
+        for name in (BARE, *together, CONTROL, MARIAN):
+            if name in lost:
+                contenders[name] = meeting.meet(name, together[name][1] if name in together else 1, lost[name])
+        matmul.send(partial(make_matmul, task.use_gpu, TORCH_DTYPES[task.precision.dtype]))
+        tasks = alone | {name: one for name, (one, _) in together.items()}
+        for name, contender in contenders.items():
+            contender.send(partial(make_member, tasks[name]))
+        matmul.receive()
+        ready = {name: contender.receive() for name, contender in contenders.items()}
+        rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)
+        result = summarise_training(rounds, ready, task.model, task.vocab_size)
+        result |= {"ratios": [one.as_dict() for one in training_ratios(rounds)], "notes": notes}
+        if bench.decodes:
+            _train_on(contenders[BARE], bench, folder / "weights.safetensors", progress)
+    return result
+
+
+def _train_on(ours: Contender, bench: BenchConfig, path: Path, progress: Progress) -> None:
+    """Until translations have sensible lengths."""
+    done = WARM_UP_STEPS + bench.rounds * bench.steps
+    while done < bench.train_steps:
+        progress("training ours on, for weights to decode with: step", done, bench.train_steps)
+        steps = min(20, bench.train_steps - done)
+        ours.ask(steps)
+        done += steps
+    ours.ask(Weights(str(path)))
+
+
+def _start_under_ray(
+    meeting: Meeting, name: str, workers: int, cluster: ClusterConfig, folder: Path, trainings: int
+) -> tuple[IsLost, threading.Thread]:
+    """Starts `workers` members as a training of Ray Train, one of several that are there at the same time."""
+    cluster = dataclasses.replace(
+        cluster, num_workers=workers, cpus_per_worker=max(1, cores() // workers), max_failures=0
+    )
+    settings = {"address": meeting.address, "name": name, "use_gpu": cluster.gpus_per_worker > 0}
+    # Each reserves so little that all fit on the machine together; only one of them works at a time.
+    reserve = 1 / (trainings + 1) / cluster.cpus_per_worker
+    trainer = make_trainer(serve_worker, settings, cluster, folder / "ray", reserve)
+    ended: list[str] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.append("its training ended")
+        except BaseException as error:
+            ended.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=fit, name=name, daemon=True)
+    thread.start()
+    return lambda: ended[0] if ended else None, thread
+
+
+def serve_worker(settings: Mapping[str, Any]) -> None:
+    """A worker of Ray Train as a member of a contender."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    if settings["use_gpu"]:
+        import torch
+
+        torch.cuda.set_device(get_device())
+    serve(settings["address"], settings["name"], get_context().get_world_rank())

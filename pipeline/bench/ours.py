@@ -1,0 +1,39 @@
+"""Our training step, as a contender: the engine and the objective of a real run."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.bench.task import Task, Trainer, initial_model
+from pipeline.data.batches import Step, iterate_steps
+from pipeline.data.shards import open_shards
+from pipeline.ranks import rank, world_size
+from pipeline.train.engine import make_engine
+from pipeline.train.objective import TranslationObjective
+
+
+def our_trainer(task: Task, device: torch.device) -> Trainer:
+    """What `jobs/train.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
+    objective = TranslationObjective(initial_model(task), task.label_smoothing).train()
+    engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
+
+    def take(step: Step, rate: float) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        last = len(step.batches) - 1
+        for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
+            torch.manual_seed(seed)
+            loss = engine.forward_backward(one.to(device), scale=weight / step.target_tokens, last=i == last)
+            total += loss.total * weight
+        engine.step(rate)
+        return total
+
+    def save(path: Path) -> None:
+        weights = {name.removeprefix("model."): tensor for name, tensor in engine.weights().items()}
+        if rank() == 0:
+            save_file(weights, path)
+
+    pairs = open_shards(Path(task.shards), "train")
+    steps = iterate_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
+    return Trainer(steps, take, save)

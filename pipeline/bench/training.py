@@ -1,0 +1,106 @@
+"""The contenders of training: all take the same steps on the same pairs in the same micro-batches.
+
+Ours is the objective with an engine (`ours.py`), alone or under Ray Train. The control is torch.nn.Transformer as it is
+usually written, and another is Hugging Face's Marian (`peers.py`). All begin with the same weights.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipeline.bench.protocol import peak_bytes
+from pipeline.bench.task import Burst, Kind, Ready, Task, Trainer, Weights
+from pipeline.train.engine import EngineName
+from pipeline.train.schedule import learning_rate
+
+MATMUL_SHAPE = (2048, 1024, 1024)  # friendly to every kernel: what the machine can do at best
+
+
+def make_member(task: Task) -> tuple[Callable[[int | Weights], Burst | None], Ready]:
+    """The answerer of a member: asked for a number of steps, it takes them and answers with a Burst."""
+    make = _import_trainer(task)
+    imported = peak_bytes()
+    device = torch.device("cuda", torch.cuda.current_device()) if task.use_gpu else torch.device("cpu")
+    trainer = make(task, device)
+    taken = 0
+
+    def answer(request: int | Weights) -> Burst | None:
+        nonlocal taken
+        if isinstance(request, Weights):
+            assert trainer.save is not None
+            trainer.save(Path(request.path))
+            return None
+        _synchronize(device)
+        started_at, cpu_started_at = time.monotonic(), time.process_time()
+        source_tokens = target_tokens = 0
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for _ in range(request):
+            taken += 1
+            step = next(trainer.steps)
+            total += trainer.take(step, learning_rate(task.schedule, taken, task.model.d_model))
+            source_tokens += step.source_tokens
+            target_tokens += step.target_tokens
+        _synchronize(device)
+        return Burst(
+            seconds=time.monotonic() - started_at,
+            source_tokens=source_tokens,
+            target_tokens=target_tokens,
+            loss=float(total),
+            cpu_seconds=time.process_time() - cpu_started_at,
+            peak_bytes=peak_bytes(),
+            gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if task.use_gpu else 0,
+        )
+
+    return answer, Ready(torch.get_num_threads(), imported)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _import_trainer(task: Task) -> Callable[[Task, torch.device], Trainer]:
+    """Imports what the contender needs, and no other's libraries: memory is compared."""
+    match task.kind:
+        case Kind.ours:
+            if task.engine.name is EngineName.deepspeed:
+                os.environ.setdefault("DS_ACCELERATOR", "cuda" if task.use_gpu else "cpu")
+                import pipeline.train.deepspeed  # noqa: F401
+            from pipeline.bench.ours import our_trainer
+
+            return our_trainer
+        case Kind.torch:
+            from pipeline.bench.peers import torch_trainer
+
+            return torch_trainer
+        case Kind.marian:
+            import transformers.models.marian  # noqa: F401
+
+            from pipeline.bench.peers import marian_trainer
+
+            return marian_trainer
+
+
+def make_matmul(use_gpu: bool, dtype: torch.dtype) -> tuple[Callable[[float], float], Ready]:
+    """The answerer of the yardstick: asked for a number of seconds, it multiplies matrices for as long, and answers
+    with floating-point operations per second."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    rows, inner, columns = (size * 4 for size in MATMUL_SHAPE) if use_gpu else MATMUL_SHAPE
+    a = torch.randn(rows, inner, device=device).to(dtype)
+    b = torch.randn(inner, columns, device=device).to(dtype)
+    a @ b
+
+    def answer(seconds: float) -> float:
+        _synchronize(device)
+        products, started_at = 0, time.monotonic()
+        while (elapsed := time.monotonic() - started_at) < seconds:
+            for _ in range(10):
+                a @ b
+            products += 10
+            _synchronize(device)
+        return 2 * rows * inner * columns * products / elapsed
+
+    return answer, Ready(torch.get_num_threads(), peak_bytes())
