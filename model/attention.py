@@ -12,22 +12,33 @@ from torch import Tensor, nn
 from model.packing import Layout, from_grid, to_grid
 
 
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(K) + bias), the weights of equation 1 of the paper; every row sums to 1.
+
+    Args:
+        query: (..., Lq, K). key: (..., Lk, K).
+        bias: broadcastable to (..., Lq, Lk): 0 where a query sees a key, -inf where it does not. None: sees all.
+    Returns:
+        (..., Lq, Lk)
+    """
+    # Keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
+    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias
+    return torch.softmax(scores, dim=-1)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(K) + bias) value, equation 1 of the paper.
 
     Explicit products: on a CPU the backward of torch's scaled_dot_product_attention takes longer than all of this.
 
     Args:
-        query: (..., Lq, K). key, value: (..., Lk, K).
-        bias: broadcastable to (..., Lq, Lk): 0 where a query sees a key, -inf where it does not. None: sees all.
+        query: (..., Lq, K). key, value: (..., Lk, K). bias: as for `attention_weights`.
     Returns:
         (..., Lq, K)
     """
-    # Keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
-    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
-    if bias is not None:
-        scores = scores + bias
-    return torch.matmul(torch.softmax(scores, dim=-1), value)
+    return torch.matmul(attention_weights(query, key, bias), value)
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,14 +122,23 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
-        (sentences, longest), heads, width = grid.shape, self.num_heads, self.head_width
-        rows, places = grid.rows[3]
-        heads_of = to_grid(self.query_key_value(x).view(-1, width), rows, places)
-        query, key, value = heads_of.view(3, sentences, heads, longest, width)
+        heads, width = self.num_heads, self.head_width
+        query, key, value = self._queries_keys_values(x, grid)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
         context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
         rows, places = grid.rows[1]
         return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, heads * width))
+
+    def weights(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
+        """How much `forward` takes of each token, (B, H, L queries, L keys); rows of padding mean nothing."""
+        query, key, _ = self._queries_keys_values(x, grid)
+        return attention_weights(query, key, grid.causal_bias if causal else grid.padding_bias)
+
+    def _queries_keys_values(self, x: Tensor, grid: Grid) -> Tensor:
+        """x: (N, d_model) -> (3, B, H, L, K)"""
+        rows, places = grid.rows[3]
+        heads_of = to_grid(self.query_key_value(x).view(-1, self.head_width), rows, places)
+        return heads_of.view(3, grid.shape[0], self.num_heads, grid.shape[1], self.head_width)
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
@@ -142,13 +162,22 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
-        width = self.head_width
-        rows, places = target.rows[1]
-        query = to_grid(self.query(x).view(-1, width), rows, places)
-        query = query.view(target.shape[0], self.num_heads, target.shape[1], width)
+        heads, width = self.num_heads, self.head_width
         key, value = self.keys_and_values(memory, source)
-        context = attend(query, key, value, source.padding_bias)
-        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, self.num_heads * width))
+        context = attend(self._queries(x, target), key, value, source.padding_bias)
+        rows, places = target.rows[1]
+        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, heads * width))
+
+    def weights(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
+        """How much `forward` takes of each source token, (B, H, L target, L source); rows of padding mean nothing."""
+        key, _ = self.keys_and_values(memory, source)
+        return attention_weights(self._queries(x, target), key, source.padding_bias)
+
+    def _queries(self, x: Tensor, target: Grid) -> Tensor:
+        """x: (N target tokens, d_model) -> (B, H, L, K)"""
+        rows, places = target.rows[1]
+        query = to_grid(self.query(x).view(-1, self.head_width), rows, places)
+        return query.view(target.shape[0], self.num_heads, target.shape[1], self.head_width)
 
     def keys_and_values(self, memory: Tensor, source: Grid) -> Tensor:
         """memory: (N source tokens, d_model) -> (2, B, H, L, K), what `step` sees."""

@@ -1,0 +1,76 @@
+"""Laws of the attention's weights: what they are, and that `forward` uses just these."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.attention import CrossAttention, Grid, SelfAttention
+from model.packing import Layout
+
+LENGTHS, OTHER_LENGTHS = (5, 2, 7), (3, 6, 1)  # of unequal sentences, so that there is padding
+WIDTH, HEADS = 12, 3
+
+
+def grid(lengths: tuple[int, ...]) -> Grid:
+    return Grid.of(Layout.of(torch.tensor(lengths)), HEADS, torch.float64)
+
+
+def tokens(lengths: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(sum(lengths), WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def make(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    attention = kind(WIDTH, HEADS, WIDTH // HEADS + 1).double()  # heads need not share the width out
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return attention
+
+
+def check_rows(weights: Tensor, query_lengths: tuple[int, ...], key_lengths: tuple[int, ...]) -> None:
+    for of_one, queries, keys in zip(weights, query_lengths, key_lengths, strict=True):
+        rows = of_one[:, :queries]
+        torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+        assert (rows >= 0).all()
+        assert (rows[..., keys:] == 0).all(), "padding gets something"
+
+
+def check_context(
+    weights: Tensor,
+    values: Tensor,
+    output: nn.Linear,
+    expected: Tensor,
+    query_lengths: tuple[int, ...],
+    key_lengths: tuple[int, ...],
+) -> None:
+    """The weights' mean of the values, sentence by sentence, through the output projection, is what forward gives."""
+    found = []
+    for of_one, value, queries in zip(weights, values.split(list(key_lengths)), query_lengths, strict=True):
+        heads = value.view(len(value), HEADS, -1).transpose(0, 1)  # (H, keys, K)
+        context = of_one[:, :queries, : len(value)] @ heads
+        found.append(output(context.transpose(0, 1).flatten(1)))
+    torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention_is_the_mean_of_values_by_its_weights(causal: bool) -> None:
+    attention, x, layout = make(SelfAttention), tokens(LENGTHS, 1), grid(LENGTHS)
+    weights = attention.weights(x, layout, causal=causal)
+    assert weights.shape == (len(LENGTHS), HEADS, layout.shape[1], layout.shape[1])
+    check_rows(weights, LENGTHS, LENGTHS)
+    assert bool((weights.triu(1) == 0).all()) == causal
+    assert not torch.allclose(weights[:, 0], weights[:, 1])
+    values = attention.query_key_value(x).chunk(3, dim=1)[2]
+    check_context(weights, values, attention.output, attention(x, layout, causal=causal), LENGTHS, LENGTHS)
+
+
+def test_cross_attention_is_the_mean_of_values_by_its_weights() -> None:
+    attention, x, memory = make(CrossAttention), tokens(LENGTHS, 1), tokens(OTHER_LENGTHS, 2)
+    target, source = grid(LENGTHS), grid(OTHER_LENGTHS)
+    weights = attention.weights(x, memory, target, source)
+    assert weights.shape == (len(LENGTHS), HEADS, target.shape[1], source.shape[1])
+    check_rows(weights, LENGTHS, OTHER_LENGTHS)
+    values = attention.key_value(memory).chunk(2, dim=1)[1]
+    expected = attention(x, memory, target, source)
+    check_context(weights, values, attention.output, expected, LENGTHS, OTHER_LENGTHS)
