@@ -1,5 +1,6 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ JOBS = {
     "evaluate": "average the last checkpoints of a run, translate the test set, score it",
     "translate": "translate text with a trained model: lines in, lines out",
     "bench": "measure training and decoding against what is usually used, on this machine",
+    "attend": "translate a sentence and draw the model's attention",
     "ui": "serve MLflow's pages on the runs, on this machine only",
 }
 
@@ -45,12 +47,34 @@ EXAMPLES = [  # of the jobs that have none of their own
 ARGUMENTS = {
     "translate": "<run or model folder> [file] ",
     "bench": "[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500] ",
+    "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
 }
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
     "bench": ["", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"],
+    "attend": [
+        'my-run "A small dog runs."',
+        'outputs/runs/my-run/model "A small dog runs." "Ein kleiner Hund rennt."',
+    ],
     "ui": ["", "output_dir=/data/outputs"],
 }
+
+
+def sort_words(argv: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str], dict[str, str], list[str]]:
+    """A job's plain words, such as a file or a sentence; those of its settings that are not in the configuration, with
+    the keys `own`; and all others: `key=value`, options and what follows --cfg."""
+    words: list[str] = []
+    values: dict[str, str] = {}
+    settings: list[str] = []
+    for i, word in enumerate(argv):
+        key, equals, value = word.partition("=")
+        if equals and key in own:
+            values[key] = value
+        elif re.match(r"[+~]*[\w./@]+=|--?[a-zA-Z]", word) or argv[i - 1 : i] == ["--cfg"]:
+            settings.append(word)
+        else:  # a sentence may have "=" in it, after a space
+            words.append(word)
+    return words, values, settings
 
 
 def configuration(job: str, argv: Sequence[str]) -> "Config":

@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.cli import configuration
+from jobs.cli import configuration, sort_words
 from jobs.workspace import find_model, output_dir
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
@@ -12,8 +12,8 @@ LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not w
 
 
 def main(argv: list[str]) -> int:
-    words = [word for i, word in enumerate(argv) if not ("=" in word or word.startswith("-") or argv[i - 1] == "--cfg")]
-    config = configuration("translate", [word for word in argv if word not in words])
+    words, _, settings = sort_words(argv)
+    config = configuration("translate", settings)
     if len(words) not in (1, 2):
         raise UserError(USAGE)
     folder = find_model(words[0], output_dir(config))

@@ -139,6 +139,10 @@ class Tokenizer:
             raise UserError(f"{file}: its ids of <pad>, <unk>, <s>, </s> are {ids}, but must be 0, 1, 2, 3")
         return cls(processor, sha256_file(file))
 
+    def pieces(self) -> list[str]:
+        """The vocabulary, by id; U+2581 stands for a space."""
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each text, ending in </s>; an empty text is </s> alone."""
         return [ids.tolist() for ids in self.encode_arrays(texts)]

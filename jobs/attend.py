@@ -1,0 +1,79 @@
+"""Attend: translate a sentence, and draw what every head of the model's attention looks at meanwhile."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.cli import configuration, sort_words
+from jobs.config import read_config
+from jobs.console import console
+from jobs.summary import print_next
+from jobs.workspace import CONFIG_FILE, Run, find_model, only_owner, output_dir
+from pipeline.errors import UserError
+from pipeline.files import hash_of
+from pipeline.spool import DRIVER_SPOOL
+from pipeline.tracker import SpoolTracker
+from pipeline.tracking import sync_run
+
+USAGE = 'usage: transloom attend <run or model folder> "A sentence." ["Its translation."] [log=true] [decode=beam4 …]'
+
+
+def main(argv: list[str]) -> int:
+    words, own, settings = sort_words(argv, ["log"])
+    config = configuration("attend", settings)
+    if len(words) not in (2, 3):
+        raise UserError(USAGE)
+    log = own.get("log", "false")
+    if log not in ("true", "false"):
+        raise UserError(f"log={log}: with true the pictures go to the run's page in MLflow, too; with false not")
+    sentence, translation = words[1], words[2] if len(words) == 3 else None
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:
+        raise UserError("the sentence is not UTF-8: convert it first") from None
+    model = find_model(words[0], output_dir(config))
+    run = _run_of(model)
+    if log == "true" and run is None:
+        raise UserError(f"log: {model} is not in a run's folder, so it has no page in MLflow; name a run, or leave it")
+
+    import torch
+
+    from pipeline.attention_figures import draw_attention
+    from pipeline.attention_maps import attention_maps
+    from pipeline.translate import Translator
+
+    translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    maps = attention_maps(translator, sentence, config.decode, translation)
+    name = re.sub(r"\W+", "-", sentence.lower())[:40].strip("-")
+    root = run.folder / "figures" if run else Path.cwd()
+    folder = root / "attention" / f"{name}-{hash_of([sentence, maps.translation])[:6]}"
+    pictures = draw_attention(maps, folder)
+    console.print(f"source       {sentence}\ntranslation  {maps.translation}\n")
+    for picture in pictures:
+        console.print(f"{picture.stem:<11}  {picture}")
+    if run and log == "true":
+        _log(run, pictures, config.tracking.uri)
+        print_next("transloom ui")
+    elif run:
+        again = shlex.join(["transloom", "attend", *words, *settings, "log=true"])
+        print_next(f"{again}  # also to the run's page in MLflow")
+    return 0
+
+
+def _run_of(model: Path) -> Run | None:
+    """The run in whose folder the model lies, if it does."""
+    folder = model.absolute().parent
+    settings = folder / CONFIG_FILE
+    return Run(folder.name, folder, read_config(settings)) if settings.exists() else None
+
+
+def _log(run: Run, pictures: Sequence[Path], uri: str | None) -> None:
+    """Adds the pictures to the artifacts of the run, which ended long ago, and stays ended."""
+    with only_owner(run):
+        tracker = SpoolTracker(run.folder, DRIVER_SPOOL)
+        for picture in pictures:
+            tracker.log_artifact(picture, f"figures/attention/{picture.parent.name}")
+        tracker.close()
+        sync_run(run.folder, uri)
+    console.print(f"In MLflow    the run's artifacts, figures/attention/{pictures[0].parent.name}")
