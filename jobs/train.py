@@ -179,7 +179,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.ranks import rank, world_size
-    from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+    from pipeline.train.checkpoint import resume
     from pipeline.train.engine import make_engine
     from pipeline.train.loop import TrainState, train
     from pipeline.train.objective import TranslationObjective
@@ -193,11 +193,8 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     model = Transformer(config.model, tokenizer.vocab_size)
     objective = TranslationObjective(model, config.train.label_smoothing).train()
 
-    state, initial = TrainState(), None
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    if checkpoint is not None:
-        initial, saved = load_checkpoint(checkpoint)
-        state = TrainState(**saved)
+    initial, saved = resume(folder / "checkpoints")
+    state = TrainState(**saved or {})
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
     started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, atomic_write, fsync_folder, sha256_file
+from pipeline.ranks import on_rank_zero
 from pipeline.train.optimizer import EngineState
 
 STATE = "state.safetensors"
@@ -72,6 +73,31 @@ def load_checkpoint(path: Path) -> tuple[EngineState, dict[str, Any]]:
         UserError: a file is missing or damaged.
     """
     verify(path)
+    return _load_verified(path)
+
+
+def resume(folder: Path) -> tuple[EngineState | None, dict[str, Any] | None]:
+    """The newest checkpoint that verifies: the engine's state on rank 0 alone, which reads for all of them, and the
+    loop's on every rank; None where no checkpoint was ever finished. A collective.
+
+    Raises:
+        UserError: on every rank, as newest_checkpoint.
+    """
+    engine_state = None
+
+    def read() -> dict[str, Any] | None:
+        nonlocal engine_state
+        path = newest_checkpoint(folder)
+        if path is None:
+            return None
+        engine_state, trainer = _load_verified(path)
+        return trainer
+
+    trainer_state = on_rank_zero(read)
+    return engine_state, trainer_state
+
+
+def _load_verified(path: Path) -> tuple[EngineState, dict[str, Any]]:
     try:
         trainer = json.loads((path / TRAINER).read_bytes())
         return EngineState(load_file(path / STATE), trainer["engine"]), trainer["trainer"]
