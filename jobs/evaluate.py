@@ -89,7 +89,7 @@ def export_model(run: Run) -> Path:
     Raises:
         UserError: there are no snapshots.
     """
-    from pipeline.train.checkpoint import average_weights, snapshot_path
+    from pipeline.train.checkpoint import average_weights, read_manifest, snapshot_path
     from pipeline.translate import save_model
 
     training = run.training
@@ -103,13 +103,18 @@ def export_model(run: Run) -> Path:
         raise UserError(f"the run {run.name} has no snapshots to average: it was never validated")
     folder = run.folder / "model"
     about_file = folder / "config.json"
-    if about_file.exists() and read_json(about_file).get("steps") == steps:
+    written = read_json(about_file) if about_file.exists() else {}
+    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    # A step that was trained again has other weights. Snapshots that were removed, for room, can't have changed.
+    hashes = {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
+    if written.get("steps") == steps and hashes.items() <= written.get("snapshots", {}).items():
         return folder
-    weights = average_weights([snapshot_path(run.folder / "weights", step) for step in steps])
+    weights = average_weights(paths)
     tokenizer = Path(read_json(run.folder / PREPARED_FILE)["tokenizer"])
     about = {
         "run": run.name,
         "steps": steps,
+        "snapshots": hashes,
         "source_language": config.corpus.source_language,
         "target_language": config.corpus.target_language,
     }
