@@ -89,7 +89,7 @@ def test_help_names_every_group_and_option(name, capsys):
     assert printed.startswith(f"usage: transloom {name} ")
     for group, options in groups().items():
         assert re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE)
-        assert all(option in printed for option in options)
+        assert all(option.rpartition("/")[0] in printed if "/" in option else option in printed for option in options)
 
 
 def test_help_imports_nothing_heavy():
