@@ -4,6 +4,7 @@ Every part of the pipeline owns its settings; `Config` only nests them. Everythi
 starts: whatever is wrong is raised as UserError with the key's full name.
 """
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -23,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from jobs.groups import CONF_DIR, groups
+from model.build import ARCHITECTURES, architecture_of
 from model.config import TransformerConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
@@ -34,6 +36,11 @@ from pipeline.tracking import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
 from pipeline.train.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from model.build import ModelConfig
+else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by the section's key `architecture`
+    ModelConfig = Any
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class ClusterConfig:
 class Config:
     """Everything that a pipeline run depends on.
 
+    In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are.
     `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
     on with. A relative `output_dir` counts from where the command was given.
     """
@@ -72,7 +80,7 @@ class Config:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    model: TransformerConfig = field(default_factory=TransformerConfig)
+    model: ModelConfig = field(default_factory=TransformerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -105,13 +113,13 @@ def load_config(overrides: Sequence[str]) -> Config:
     """
     for override in _parse(overrides):
         _check_name(override)
-    ConfigStore.instance().store(name="schema", node=_schema())
+    ConfigStore.instance().store(name="schema", node=_schema(None))
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             node = compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_explain(error)) from error
-    return _build(node, "")
+    return from_dict(node)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -153,8 +161,9 @@ def read_config(path: Path) -> Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dictionaries, strings and numbers: what YAML, JSON and the tracker take."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return cast(dict[str, Any], plain)
+    plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
+    plain["model"] = {"architecture": architecture_of(config.model), **plain["model"]}
+    return plain
 
 
 def from_dict(settings: Any) -> Config:
@@ -164,7 +173,7 @@ def from_dict(settings: Any) -> Config:
         UserError: if a value does not fit the schema.
     """
     try:
-        return _build(cast(DictConfig, OmegaConf.merge(_schema(), settings)), "")
+        return _build(_typed(cast(DictConfig, OmegaConf.create(settings))), "")
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
 
@@ -173,10 +182,39 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
-def _schema() -> DictConfig:
+def _schema(architecture: str | None) -> DictConfig:
+    """The typed settings; the model's section takes any keys where its architecture is not known yet."""
     schema = OmegaConf.structured(Config)
+    schema._set_flag("readonly", False)
+    schema.model = OmegaConf.structured(ARCHITECTURES[architecture]) if architecture else {}
     _make_mergeable(schema)
     return schema
+
+
+def _typed(settings: DictConfig) -> DictConfig:
+    """The settings on their schema.
+
+    Raises:
+        UserError: an architecture that does not exist, or a setting that it does not have.
+    """
+    settings = copy.deepcopy(settings)
+    OmegaConf.set_struct(settings, False)
+    model = settings.get("model") if isinstance(settings, DictConfig) else None
+    model = model if isinstance(model, DictConfig) else DictConfig({})  # what is none is refused by the merge
+    architecture = model.pop("architecture", "transformer")  # older files know no other, and do not say
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"model.architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
+    schema = _schema(architecture)
+    for name in model:
+        if name not in schema.model:
+            others = [kind for kind in ARCHITECTURES if name in _schema(kind).model]
+            if not others:
+                raise UserError(f"model.{name}: {_unknown(f'model.{name}')}")
+            raise UserError(
+                f"model.{name}: is a setting of model.architecture={others[0]}; this model is of architecture "
+                f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}"
+            )
+    return cast(DictConfig, OmegaConf.merge(schema, settings))
 
 
 def _make_mergeable(node: DictConfig) -> None:
@@ -202,7 +240,8 @@ def _keys() -> list[str]:
             else:
                 yield f"{prefix}{name}"
 
-    return list(walk(_schema(), ""))
+    names = [name for architecture in ARCHITECTURES for name in walk(_schema(architecture), "")]
+    return list(dict.fromkeys([*names, "model.architecture"]))
 
 
 def _is_section(node: Any) -> TypeGuard[DictConfig]:

@@ -105,6 +105,8 @@ def following(progress_file: Path) -> Iterator[None]:
 def training_line(progress: Mapping[str, Any]) -> str:
     """The progress of a training in one line."""
     parts = [f"  step {progress.get('step', 0):,}/{progress.get('max_steps', 0):,}"]
+    if progress.get("max_minutes"):
+        parts.append(f"{clock(progress.get('seconds', 0.0))} of {clock(60 * progress['max_minutes'])}")
     if "loss" in progress:
         parts += [
             f"loss {progress['loss']:.3f}",

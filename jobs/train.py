@@ -61,12 +61,14 @@ def train_stage(run: Run) -> float | None:
 
 
 def refuse_too_long(run: Run) -> None:
-    """Before the hours of training, not in their midst: every sentence must have as many positions as tokens.
+    """Before the hours of training, not in their midst: a model that counts positions must have enough of them.
 
     Raises:
         UserError: one of the training or validation set has more.
     """
     room = run.config.model.max_positions
+    if room is None:
+        return
     splits = read_json(Path(read_json(run.folder / PREPARED_FILE)["shards"]) / MANIFEST)["counts"]["splits"]
     for split, advice in (("train", "raise it, or lower clean.max_words"), ("validation", "raise it")):
         longest = max(splits[split]["longest_source"], splits[split]["longest_target"])
@@ -82,8 +84,9 @@ def is_trained(run: Run) -> bool:
     done, config = run.training, run.config.train
     if done is None:
         return False
+    is_out_of_time = done["reason"] == "max_minutes" and 0 < config.max_minutes * 60 <= done["seconds"]
     has_lost_patience = done["reason"] == "patience" and 0 < config.patience <= done["patience"]
-    return has_lost_patience or done["step"] >= config.max_steps
+    return has_lost_patience or is_out_of_time or done["step"] >= config.max_steps
 
 
 def make_trainer(
@@ -175,7 +178,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
-    from model.transformer import Transformer
+    from model.build import build_model
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.ranks import rank, world_size
@@ -190,7 +193,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     device = get_device()
     tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
     torch.manual_seed(config.seed)  # the initial weights
-    model = Transformer(config.model, tokenizer.vocab_size)
+    model = build_model(config.model, tokenizer.vocab_size)
     objective = TranslationObjective(model, config.train.label_smoothing).train()
 
     initial, saved = resume(folder / "checkpoints")
@@ -252,7 +255,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     """Loss and BLEU of a snapshot on the validation set; inside the process group of the workers, their common work."""
     import torch
 
-    from model.transformer import Transformer
+    from model.build import build_model
     from pipeline.data.lines import read_lines
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
@@ -262,7 +265,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
 
     prepared = read_json(folder / PREPARED_FILE)
     tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
-    model = Transformer(config.model, tokenizer.vocab_size)
+    model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(load_weights(snapshot))
     model = model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval()
     references = [line.decode() for line in read_lines(Path(prepared["corpus"]) / "validation.target")]
@@ -280,7 +283,7 @@ def _reports(config: Config, folder: Path, is_first: bool) -> Any:
     if not is_first:
         return Reports(*[lambda *_: None] * 3)
     tracker = SpoolTracker(folder)
-    shown: dict[str, Any] = {"max_steps": config.train.max_steps}
+    shown: dict[str, Any] = {"max_steps": config.train.max_steps, "max_minutes": config.train.max_minutes}
 
     def validated(step: int, found: Any) -> None:
         report_validation(tracker, Run(folder.name, folder, config), step, found)

@@ -26,6 +26,7 @@ CHANGEABLE = (
     "decode.",
     "engine.",
     "train.max_steps",
+    "train.max_minutes",
     "train.patience",
     "train.log_every",
     "train.validate_every",

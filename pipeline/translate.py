@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import Norm, Positions, TransformerConfig
+from model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
+from model.config import Norm, Positions
 from model.packing import Layout
-from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, Tokenizer
 from pipeline.decode import BeamConfig, Hypothesis, beam_search
 from pipeline.errors import UserError
@@ -32,7 +32,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_model(
-    folder: Path, config: TransformerConfig, weights: Mapping[str, Tensor], tokenizer: Path, about: Mapping[str, Any]
+    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Path, about: Mapping[str, Any]
 ) -> None:
     """Writes a model folder.
 
@@ -46,14 +46,24 @@ def save_model(
     shutil.copyfile(source, folder / MODEL_FILE)
     shape = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
     files = {name: sha256_file(folder / name) for name in (WEIGHTS, MODEL_FILE)}
-    write_json(folder / CONFIG, {"architecture": "transformer", "model": shape, "sha256": files, **about})
+    write_json(folder / CONFIG, {"architecture": architecture_of(config), "model": shape, "sha256": files, **about})
+
+
+def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:
+    """What `save_model` wrote of a configuration.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none, or one of a later version.
+    """
+    kinds = {"norm": Norm, "positions": Positions}
+    return ARCHITECTURES[architecture](**{name: kinds.get(name, lambda x: x)(value) for name, value in shape.items()})
 
 
 @dataclass(frozen=True)
 class Translator:
     """A model, its tokenizer, and what its folder says about it."""
 
-    model: Transformer
+    model: Model
     tokenizer: Tokenizer
     about: dict[str, Any]
 
@@ -66,9 +76,7 @@ class Translator:
         """
         try:
             about = json.loads((folder / CONFIG).read_bytes())
-            shape = dict(about["model"])
-            shape |= {"norm": Norm(shape["norm"]), "positions": Positions(shape["positions"])}
-            config = TransformerConfig(**shape)
+            config = _config(about.get("architecture", "transformer"), about["model"])
             expected = about["sha256"]
         except FileNotFoundError:
             raise UserError(
@@ -83,7 +91,7 @@ class Translator:
                     "Restore it from a copy, or remove the folder and evaluate the run again"
                 )
         tokenizer = Tokenizer.load(folder)
-        model = Transformer(config, tokenizer.vocab_size)
+        model = build_model(config, tokenizer.vocab_size)
         try:
             model.load_state_dict(load_file(folder / WEIGHTS))
         except RuntimeError as error:
@@ -93,12 +101,12 @@ class Translator:
     def translate(self, lines: list[str], config: BeamConfig, first_line: int = 1) -> list[str]:
         """One translation a line, in the lines' order; an empty line stays empty.
 
-        A line longer than the model's positions allow is cut, with a warning that counts lines from first_line.
+        A line longer than a Transformer's positions allow is cut, with a warning that counts lines from first_line.
         """
         sources = self.tokenizer.encode_arrays(lines)
         room = self.model.config.max_positions
         for number, ids in enumerate(sources, start=first_line):
-            if len(ids) > room:
+            if room is not None and len(ids) > room:
                 log.warning(
                     "line %d has %d tokens and is cut to the %d that the model can read", number, len(ids), room
                 )
@@ -108,7 +116,7 @@ class Translator:
 
 @torch.inference_mode()
 def translate_tokens(
-    model: Transformer,
+    model: Model,
     sources: list[np.ndarray],
     config: BeamConfig,
 ) -> list[Hypothesis]:
@@ -126,7 +134,8 @@ def translate_tokens(
         batch = [_cut(sources[i], room) for i in chosen]
         layout = Layout.of(torch.tensor([len(ids) for ids in batch])).to(device)
         tokens = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
-        limits = (layout.lengths + config.extra_tokens).clamp(max=room)
+        limits = layout.lengths + config.extra_tokens
+        limits = limits if room is None else limits.clamp(max=room)
         decoding = model.start_decoding(tokens, layout)
         found = beam_search(decoding, limits, config, BOS_ID, EOS_ID)
         for i, hypothesis in zip(chosen, found, strict=True):
@@ -134,5 +143,5 @@ def translate_tokens(
     return results
 
 
-def _cut(ids: np.ndarray, room: int) -> np.ndarray:
-    return ids if len(ids) <= room else np.concatenate((ids[: room - 1], ids[-1:]))
+def _cut(ids: np.ndarray, room: int | None) -> np.ndarray:
+    return ids if room is None or len(ids) <= room else np.concatenate((ids[: room - 1], ids[-1:]))

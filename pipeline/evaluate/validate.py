@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.build import Model
 from model.losses import label_smoothed_cross_entropy
-from model.transformer import Transformer
 from pipeline.data.batches import BatchConfig, make_batch, plan_epoch
 from pipeline.data.shards import PairDataset
 from pipeline.data.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class Validation:
 
 @torch.inference_mode()
 def validate(
-    model: Transformer,
+    model: Model,
     tokenizer: Tokenizer,
     pairs: PairDataset,
     references: list[str],

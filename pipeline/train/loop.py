@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from model.transformer import Transformer
+from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, iterate_steps
 from pipeline.data.shards import PairDataset
 from pipeline.errors import UserError
-from pipeline.ranks import on_rank_zero, rank, world_size
+from pipeline.ranks import gather, on_rank_zero, rank, world_size
 from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
@@ -37,6 +37,8 @@ class TrainConfig:
 
     Attributes:
         max_steps: optimizer steps.
+        max_minutes: of training, without validation and checkpoints, over all attempts; looked at every log_every
+            steps. 0: no limit.
         label_smoothing: share of the target spread over the vocabulary (section 5.4).
         log_every, validate_every, checkpoint_every: in steps. A checkpoint holds everything that training needs to
             go on; a validation also keeps a snapshot of the weights alone.
@@ -48,6 +50,7 @@ class TrainConfig:
     """
 
     max_steps: int = 100_000
+    max_minutes: float = 0.0
     label_smoothing: float = 0.1
     log_every: int = 20
     validate_every: int = 1000
@@ -64,8 +67,9 @@ class TrainConfig:
         for name in (*positive, "validation_beam", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        if self.patience < 0:
-            raise ValueError(f"patience: must be at least 0, not {self.patience}")
+        for name in ("max_minutes", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing: must be in [0, 1), not {self.label_smoothing}")
 
@@ -78,7 +82,8 @@ class TrainState:
         epoch, index: where the next step stands in the plan.
         validations: {"step", "loss", "bleu", "chrf"} of each validation, oldest first.
         pending_validation: step of a validation whose result had not come yet.
-        seconds: of training, without validation and checkpoints; over all attempts.
+        seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
+            report, and so on when the time is up.
     """
 
     step: int = 0
@@ -138,7 +143,7 @@ def train(
     batch: BatchConfig,
     schedule: ScheduleConfig,
     *,
-    model: Transformer,
+    model: Model,
     engine: Engine,
     pairs: PairDataset,
     seed: int,
@@ -148,7 +153,7 @@ def train(
     validate: Validate,
     reports: Reports,
 ) -> str:
-    """Trains until max_steps or until BLEU has stopped rising; returns which: "max_steps" or "patience".
+    """Trains until one of "max_steps", "max_minutes" and "patience" (BLEU has stopped rising); returns which.
 
     Args:
         model: what the engine trains, for its shape only.
@@ -166,7 +171,8 @@ def train(
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
         pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
     saved_step = state.step
-    while state.step < config.max_steps and not _is_out_of_patience(state, config):
+    is_last = state.step >= config.max_steps or _is_out_of_time(state, config)
+    while not is_last and not _is_out_of_patience(state, config):
         meter.start()
         step = next(steps)
         rate = learning_rate(schedule, state.step + 1, model.config.d_model)
@@ -175,6 +181,7 @@ def train(
         is_last = state.step == config.max_steps
         if state.step % config.log_every == 0 or is_last:
             _report(meter, state, rate, config, reports)
+            is_last = is_last or _is_out_of_time(state, config)
         if state.step % config.validate_every == 0 or is_last:
             _finish_validation(state, pending, reports)
             _keep_snapshot(engine, state, folder, config)
@@ -185,7 +192,13 @@ def train(
     _finish_validation(state, pending, reports)
     if saved_step != state.step:
         save(engine, state, folder, config, about, reports)
-    return "max_steps" if state.step >= config.max_steps else "patience"
+    if state.step >= config.max_steps:
+        return "max_steps"
+    return "max_minutes" if is_last else "patience"
+
+
+def _is_out_of_time(state: TrainState, config: TrainConfig) -> bool:
+    return 0 < config.max_minutes * 60 <= state.seconds
 
 
 def _is_out_of_patience(state: TrainState, config: TrainConfig) -> bool:
@@ -213,8 +226,11 @@ def save(
 
 def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, reports: Reports) -> None:
     """Tells how the steps since the last report went; a collective."""
+    state.seconds = gather(state.seconds)[0]  # the ranks' clocks differ
     metrics = {
         "learning_rate": rate,
+        "seconds": state.seconds,
+        "source_tokens": state.source_tokens,
         "target_tokens": state.target_tokens,
         "epoch": state.epoch,
         "skipped_steps": state.skipped_steps,
@@ -223,6 +239,8 @@ def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, r
     finite = {f"train/{name}": value for name, value in metrics.items() if math.isfinite(value)}
     reports.metrics(finite, state.step)
     left = (config.max_steps - state.step) * meter.seconds_per_step
+    if config.max_minutes:
+        left = max(0.0, min(left, config.max_minutes * 60 - state.seconds))
     reports.progress({"step": state.step, "max_steps": config.max_steps, "eta_seconds": left, **metrics})
 
 

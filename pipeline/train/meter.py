@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from model.build import Model
 from model.flops import training_flops
-from model.transformer import Transformer
 from pipeline.data.batches import Step
 from pipeline.ranks import world_size
 
@@ -21,7 +21,7 @@ class Meter:
         seconds_per_step: since the last report.
     """
 
-    def __init__(self, model: Transformer, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device) -> None:
         self.model, self.device = model, device
         self.gradient_norm = math.nan
         self._clear()

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from model.build import Model
 from model.losses import LossSum, label_smoothed_cross_entropy
-from model.transformer import Transformer
 from pipeline.data.batches import Batch
 
 
@@ -11,7 +11,7 @@ class TranslationObjective(nn.Module):
     """Label-smoothed cross-entropy of the target given the source. A module, so that an engine which shards or
     gathers parameters around `forward` (ZeRO 3) sees every use of them, the tied output projection too."""
 
-    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+    def __init__(self, model: Model, label_smoothing: float) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing

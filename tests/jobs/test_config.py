@@ -11,6 +11,7 @@ import pytest
 from jobs.cli import configuration
 from jobs.config import Config, load_config, read_config, to_dict, to_yaml
 from jobs.groups import groups
+from model.config import RecurrentConfig
 from pipeline.data.corpus import CorpusKind
 from pipeline.errors import UserError
 
@@ -56,6 +57,32 @@ def test_a_stored_configuration_that_no_longer_fits_is_refused_by_name(tmp_path)
         read_config(tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
         read_config(tmp_path / "nowhere.yaml")
+
+
+def test_an_architecture_has_its_own_settings_and_survives_yaml(tmp_path):
+    config = load_config(["model=lstm", "model.dropout=0.3"])
+    assert config.model == RecurrentConfig(d_model=384, encoder_layers=2, decoder_layers=2, dropout=0.3)
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == config
+    assert to_dict(load_config(["model=small"]))["model"]["architecture"] == "transformer"
+
+
+def test_a_stored_configuration_without_an_architecture_is_a_transformers(tmp_path):
+    text = to_yaml(load_config(["model=small"])).replace("  architecture: transformer\n", "")
+    assert "architecture" not in text
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == load_config(["model=small"])
+
+
+def test_a_setting_of_another_architecture_is_refused_with_those_that_there_are():
+    with pytest.raises(
+        UserError, match=r"^model\.num_heads: is a setting of model\.architecture=transformer; .* lstm, .*"
+    ):
+        load_config(["model=lstm", "model.num_heads=4"])
+    with pytest.raises(UserError, match=r"^model\.architecture: 'rnn' is none of transformer, lstm"):
+        load_config(["model.architecture=rnn"])
+    with pytest.raises(UserError, match=r"^model\.dropout: must be in"):
+        load_config(["model=lstm", "model.dropout=2"])
 
 
 def test_the_configuration_is_frozen():

@@ -1,6 +1,7 @@
 """The loop on a task small enough to learn in seconds: copying a sentence of made-up words."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import Norm, TransformerConfig
-from model.transformer import Transformer
+from model.build import ModelConfig, build_model
+from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.decode import BeamConfig
@@ -29,6 +30,7 @@ VOCAB = 24
 MODEL = TransformerConfig(
     d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=1, dropout=0.1, norm=Norm.pre, max_positions=64
 )
+LSTM = RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2, dropout=0.0)
 BATCH = BatchConfig(tokens=512, micro_tokens=128)
 SCHEDULE = ScheduleConfig(name=ScheduleName.inverse_sqrt, warmup_steps=60, peak_learning_rate=5e-3)
 
@@ -80,8 +82,8 @@ def words(ids: list[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def bleu(weights: Mapping[str, torch.Tensor], pairs: CopyTask) -> float:
-    model = Transformer(MODEL, VOCAB).eval()
+def bleu(shape: ModelConfig, weights: Mapping[str, torch.Tensor], pairs: CopyTask) -> float:
+    model = build_model(shape, VOCAB).eval()
     model.load_state_dict(weights)
     found = translate_tokens(model, pairs.sentences, BeamConfig(beam=2))
     return score([words(one.tokens) for one in found], [words(one[:-1].tolist()) for one in pairs.sentences])[
@@ -90,11 +92,15 @@ def bleu(weights: Mapping[str, torch.Tensor], pairs: CopyTask) -> float:
 
 
 def start(
-    folder: Path, config: TrainConfig, wrap: Callable[[Engine], Any] = lambda engine: engine, **changes: Any
+    folder: Path,
+    config: TrainConfig,
+    wrap: Callable[[Engine], Any] = lambda engine: engine,
+    shape: ModelConfig = MODEL,
+    **changes: Any,
 ) -> tuple[Told, TrainState, Engine, str]:
     """Trains as a worker does: from the newest checkpoint, if there is one."""
     torch.manual_seed(1)
-    model = Transformer(MODEL, VOCAB)
+    model = build_model(shape, VOCAB)
     state, initial = TrainState(), None
     if (newest := newest_checkpoint(folder / "checkpoints")) is not None:
         initial, saved = load_checkpoint(newest)
@@ -128,20 +134,22 @@ def start(
 SHORT = TrainConfig(max_steps=12, log_every=2, validate_every=5, checkpoint_every=4, average=2)
 
 
-def test_the_copy_task_reaches_bleu_95(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [MODEL, LSTM], ids=["transformer", "lstm"])
+def test_the_copy_task_reaches_bleu_95(tmp_path: Path, shape: ModelConfig) -> None:
     config = TrainConfig(max_steps=700, log_every=50, validate_every=50, checkpoint_every=700, average=3)
-    told, _, _, _ = start(tmp_path, config)
+    told, _, _, _ = start(tmp_path, config, shape=shape)
     losses = told.losses()
     assert losses[700] < losses[50]
     weights = average_weights(list_weights(tmp_path / "weights")[-3:])
-    assert bleu(weights, CopyTask(200, seed=99)) > 95
+    assert bleu(shape, weights, CopyTask(200, seed=99)) > 95
 
 
-def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [MODEL, LSTM], ids=["transformer", "lstm"])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, shape: ModelConfig) -> None:
     class Stop(Exception):
         pass
 
-    whole, _, engine, _ = start(tmp_path / "whole", SHORT)
+    whole, _, engine, _ = start(tmp_path / "whole", SHORT, shape=shape)
 
     calls = []
 
@@ -152,9 +160,9 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
         return Found(1.0, float(step))
 
     with pytest.raises(Stop):
-        start(tmp_path / "broken", SHORT, validate=stop_at_second)
+        start(tmp_path / "broken", SHORT, shape=shape, validate=stop_at_second)
     assert newest_checkpoint(tmp_path / "broken" / "checkpoints").name == "step_00000008"
-    resumed, state, again, _ = start(tmp_path / "broken", SHORT)
+    resumed, state, again, _ = start(tmp_path / "broken", SHORT, shape=shape)
     assert state.step == 12
     for name, tensor in engine.weights().items():
         assert torch.equal(tensor, again.weights()[name]), name
@@ -208,6 +216,20 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "checkpoints").name == "step_00000008"
 
 
+def test_training_ends_at_the_report_after_its_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("pipeline.train.meter.time.monotonic", lambda: float(next(clock)))  # a step takes a second
+    config = TrainConfig(max_minutes=5 / 60, log_every=2, validate_every=4, checkpoint_every=50)
+    told, state, _, reason = start(tmp_path, config)
+    assert (reason, state.step, state.seconds) == ("max_minutes", 6, 6.0)
+    assert [one["step"] for one in state.validations] == [4, 6]
+    assert told.metrics["train/seconds", 4] == 4.0
+    _, state, _, reason = start(tmp_path, config)
+    assert (reason, state.step) == ("max_minutes", 6)  # the time of all attempts counts
+    _, state, _, reason = start(tmp_path, dataclasses.replace(config, max_minutes=7 / 60))
+    assert (reason, state.step, state.seconds) == ("max_minutes", 8, 8.0)
+
+
 class Broken:
     """An engine whose every step meets a gradient that is no number."""
 
@@ -235,7 +257,7 @@ def test_metrics_count_real_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["max_steps", "log_every", "validate_every", "average", "patience", "label_smoothing"]
+    "field", ["max_steps", "max_minutes", "log_every", "validate_every", "average", "patience", "label_smoothing"]
 )
 def test_impossible_settings_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):

@@ -1,0 +1,230 @@
+"""The baseline that the Transformer beat: an LSTM encoder-decoder with attention, the best of 2016.
+
+It is the network of Google's translator (Wu et al. 2016, "GNMT"), with three choices that make it fast on today's
+machines, and no weaker:
+
+- Attention is asked by the decoder's bottom layer at the same position, and what it finds goes into every layer above,
+  as in the later GNMT of the MLPerf benchmark; Wu et al. ask with the position before. So no layer's input waits for
+  another one's output of an earlier position: each LSTM runs over the whole target in one call of oneDNN or cuDNN,
+  where input feeding needs a Python loop over time. The upper layers still remember what was attended to.
+- The score is a scaled product (Luong et al. 2015, "general"), not a layer of tanh for each pair of positions.
+- All encoder layers are bidirectional (Chen et al. 2018), not only the first, which Wu et al. chose to spread the
+  layers over devices. The last layer's state and the context pass through Luong's tanh layer: with one decoder layer
+  this is Luong's global attention.
+
+Letters in shapes: N packed tokens, B sentences, L source positions, T target positions, R hypotheses, V the vocabulary.
+Grids are time-major, (L, B, d_model), as LSTM kernels read them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import attend, padding_bias
+from model.config import RecurrentConfig
+from model.layers import Dropout
+from model.packing import Layout, from_grid, to_grid
+
+State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, R, d_model)
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """Between packed tokens and a time-major grid.
+
+    Attributes:
+        shape: (L, B)
+        rows: (L * B,) the packed token in each cell; padding stands behind a sentence's end and repeats some token.
+        places: (N,) the cell of each token.
+        flip: (L * B,) the cell whose token stands here when every sentence is read backwards; its own inverse.
+    """
+
+    shape: tuple[int, int]
+    rows: Tensor
+    places: Tensor
+    flip: Tensor
+
+    @staticmethod
+    def of(layout: Layout) -> "TimeGrid":
+        """The grid of a layout, on its device."""
+        sentences, longest = layout.grid
+        lengths = layout.lengths
+        times = torch.arange(longest, device=lengths.device)[:, None]
+        backwards = torch.where(times < lengths, lengths - 1 - times, times)
+        flip = backwards * sentences + torch.arange(sentences, device=lengths.device)
+        return TimeGrid(
+            (longest, sentences),
+            layout.to_grid.t().reshape(-1),
+            layout.cells % longest * sentences + layout.cells // longest,
+            flip.flatten(),
+        )
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(N, d) -> (L, B, d)"""
+        return to_grid(x, self.rows, self.places).view(*self.shape, -1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(L, B, d) -> (N, d)"""
+        return from_grid(x.flatten(0, 1), self.rows, self.places)
+
+    def reverse(self, x: Tensor) -> Tensor:
+        """Every sentence backwards, its padding still behind its end: (L, B, d) -> the same."""
+        return to_grid(x.flatten(0, 1), self.flip, self.flip).view(x.shape)
+
+
+class EncoderLayer(nn.Module):
+    """One LSTM of half the width in each direction."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.forwards = _lstm(d_model, d_model // 2)
+        self.backwards = _lstm(d_model, d_model // 2)
+
+    def forward(self, x: Tensor, grid: TimeGrid) -> Tensor:
+        """x: (L, B, d_model) -> the same. Two LSTMs on left-aligned grids need no packed sequences, which run position
+        by position on a CPU: padding stands behind the end in both directions."""
+        return torch.cat((self.forwards(x)[0], grid.reverse(self.backwards(grid.reverse(x))[0])), dim=-1)
+
+
+class Recurrent(nn.Module):
+    """Encoder and decoder over packed token ids below `vocab_size`; see `forward`.
+
+    In bf16 on a CPU this needs one that computes in it (oneDNN's LSTM: AVX-512 or newer); others take fp32.
+    """
+
+    def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        d_model = config.d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(d_model): variance 1
+        self.dropout = Dropout(config.dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(d_model) for _ in range(config.encoder_layers))
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        # All but the bottom one also read what attention found.
+        self.decoder = nn.ModuleList(_lstm(d_model * (2 if i else 1), d_model) for i in range(config.decoder_layers))
+        self.output = nn.Linear(2 * d_model, d_model)
+        for linear in (self.key, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, source: Tensor, source_layout: Layout, target: Tensor, target_layout: Layout) -> Tensor:
+        """Teacher forcing: the decoder's output at every target position.
+
+        Args:
+            source: (N source tokens,) ids. target: (N target tokens,) ids, each sentence shifted right by one.
+        Returns:
+            (N target tokens, d_model); times `embedding.weight` transposed it gives the logits.
+        """
+        memory = self.encode(source, source_layout)
+        grid = TimeGrid.of(target_layout)
+        states: list[State | None] = [None] * len(self.decoder)
+        read = lambda query: memory.read(query.transpose(0, 1)).transpose(0, 1)  # noqa: E731
+        found, _ = self.decode(grid.spread(self.embed(target)), states, read)
+        return self.combine(grid.pack(found))
+
+    def encode(self, source: Tensor, layout: Layout) -> "Memory":
+        """source: (N,) ids -> what attention reads."""
+        grid = TimeGrid.of(layout)
+        x = grid.spread(self.embed(source))
+        for i, layer in enumerate(self.encoder):
+            change = layer(x, grid)
+            x = self.dropout(x + change if i else change)  # residuals from the second layer on, as deep stacks need
+        bias = None if layout.padding is None else padding_bias(layout.padding, x.dtype)[:, 0]
+        return Memory(self.key(x).transpose(0, 1), x.transpose(0, 1), bias)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens: (N,) -> (N, d_model)."""
+        return self.dropout(self.embedding(tokens) * math.sqrt(self.config.d_model))
+
+    def decode(
+        self, x: Tensor, states: Sequence[State | None], read: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[State]]:
+        """The decoder's layers.
+
+        Args:
+            x: (T, R, d_model), embedded tokens.
+            states: of each layer before the first position; None: zeros, as in GNMT.
+            read: attention: queries (T, R, d_model) -> contexts, the same.
+        Returns:
+            the top layer's output beside the context, (T, R, 2 * d_model), and the states after the last position.
+        """
+        layers = cast(Sequence[nn.LSTM], self.decoder)
+        x, state = layers[0](x, states[0])
+        context = read(x)
+        after = [state]
+        for layer, before in zip(layers[1:], states[1:], strict=True):
+            change, state = layer(torch.cat((self.dropout(x), context), dim=-1), before)
+            x = x + change
+            after.append(state)
+        return torch.cat((x, context), dim=-1), after
+
+    def combine(self, found: Tensor) -> Tensor:
+        """tanh(W [h; context]), equation 5 of Luong et al. 2015: (N, 2 * d_model) -> (N, d_model)."""
+        return self.dropout(torch.tanh(self.output(self.dropout(found))))
+
+    def start_decoding(self, source: Tensor, layout: Layout) -> "RecurrentDecoding":
+        """Encodes packed source sentences and prepares to decode them, one hypothesis each."""
+        return RecurrentDecoding(self, self.encode(source, layout))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What attention reads of B source sentences: keys and values (B, L, d_model); bias (B, 1, L) hides padding."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def read(self, query: Tensor) -> Tensor:
+        """(B, Q, d_model) -> (B, Q, d_model)"""
+        return attend(query, self.keys, self.values, self.bias)
+
+    def select(self, sentences: Tensor) -> "Memory":
+        """That of some sentences alone."""
+        bias = None if self.bias is None else self.bias.index_select(0, sentences)
+        return Memory(self.keys.index_select(0, sentences), self.values.index_select(0, sentences), bias)
+
+
+class RecurrentDecoding:
+    """Incremental decoding of B sentences: what `pipeline.decode` steps through (its protocol `Decoding`)."""
+
+    def __init__(self, model: Recurrent, memory: Memory) -> None:
+        self.model, self.memory = model, memory
+        self.states: list[State | None] = [None] * len(model.decoder)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
+        x = self.model.embed(tokens)[None]
+        sentences = self.memory.keys.shape[0]
+        read = lambda query: self.memory.read(query.view(sentences, -1, x.shape[-1])).view(x.shape)  # noqa: E731
+        found, after = self.model.decode(x, self.states, read)
+        self.states = [*after]
+        return nn.functional.linear(self.model.combine(found[0]), self.model.embedding.weight)
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
+        """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        self.states = [
+            state and (state[0].index_select(1, rows), state[1].index_select(1, rows)) for state in self.states
+        ]
+        if sentences is not None:
+            self.memory = self.memory.select(sentences)
+
+
+def _lstm(inputs: int, outputs: int) -> nn.LSTM:
+    """An LSTM (Hochreiter and Schmidhuber 1997) over grids (T, B, inputs) -> (T, B, outputs)."""
+    lstm = nn.LSTM(inputs, outputs)
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            for gate in parameter.chunk(4):
+                nn.init.xavier_uniform_(gate)
+    with torch.no_grad():  # the forget gate, second of four, begins open (Jozefowicz et al. 2015)
+        dict(lstm.named_parameters())["bias_ih_l0"].chunk(4)[1].fill_(1.0)
+    return lstm
