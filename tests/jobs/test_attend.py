@@ -52,7 +52,7 @@ def test_the_pictures_of_a_copied_model_go_to_the_current_folder(
     monkeypatch.chdir(tmp_path)
     try:
         assert attend.main(["copy", "Schnee!", "Ein Hund."]) == 0
-        with pytest.raises(UserError, match="^log: .*copy is not in a run's folder"):
+        with pytest.raises(UserError, match=r"^log: .*copy is not in a run's folder"):
             attend.main(["copy", "Schnee!", "log=true"])
     finally:
         (tmp_path / "copy").rename(root / "runs" / "mine" / "model")

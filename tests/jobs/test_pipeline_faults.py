@@ -1,0 +1,100 @@
+"""What becomes of a run whose processes are killed or whose files are damaged: through the real command line."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from command import TINY, Command, transloom
+from runs import STEPS, VALIDATION, checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
+from safetensors.torch import load_file
+
+from pipeline.files import read_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_run_killed_half_way_ends_as_if_nothing_had_been(place, whole):
+    words = ("run", *TINY, "name=killed")
+    command = Command(place, *words)
+    folder = folder_of(place, "killed")
+    command.wait_for(folder / "checkpoints" / "step_00000050")
+    command.kill()
+    assert not (folder / "training.json").exists(), "the kill came too late"
+    logged = len(losses(folder))
+    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "killed"]
+
+    transloom(place, *words)
+    training = read_json(folder / "training.json")
+    assert training["this_attempt"]["from_step"] in (50, 100) and training["step"] == STEPS
+    assert logged >= 10
+    expected = folder_of(place, "whole")
+    assert not differing(checkpoint_state(folder), checkpoint_state(expected))
+    model = "model/model.safetensors"
+    assert not differing(load_file(folder / model), load_file(expected / model))
+
+    # Into the same MLflow run, every point once.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{place}/outputs/mlflow.db")
+    (after,) = [run for run in mlflow_runs(place) if run.info.run_name == "killed"]
+    assert after.info.run_id == run.info.run_id and after.info.status == "FINISHED"
+    for name, points in trajectory(expected).items():
+        history = client.get_metric_history(after.info.run_id, name)
+        assert sorted((point.step, point.value) for point in history) == points
+    for name in VALIDATION:
+        steps = Counter(point.step for point in client.get_metric_history(after.info.run_id, name))
+        assert steps == {50: 1, 100: 1, 150: 1}
+
+
+def test_a_killed_worker_is_started_again(place, whole):
+    words = ("train", *TINY, "name=worker", "tracking=off")
+    folder = folder_of(place, "worker")
+
+    # With no retries left, the command says so.
+    command = Command(place, *words, "cluster.max_failures=0")
+    _kill_worker(command, folder, 50, which=0)
+    outcome = command.wait()
+    assert outcome.code == 2, outcome.said
+    assert outcome.err.startswith("transloom: training failed, and no retries are left (cluster.max_failures=0)")
+    assert "the process of worker" in outcome.err and "Traceback" not in outcome.err
+
+    # With some, training goes on by itself, from the newest checkpoint.
+    command = Command(place, *words)
+    _kill_worker(command, folder, 100, which=1)
+    outcome = command.wait()
+    assert outcome.code == 0, outcome.said
+    training = read_json(folder / "training.json")
+    assert training["step"] == STEPS and training["this_attempt"]["from_step"] == 100
+    expected = folder_of(place, "whole")
+    assert not differing(checkpoint_state(folder), checkpoint_state(expected))
+    assert trajectory(folder) == trajectory(expected)
+
+
+def _kill_worker(command: Command, folder: Path, step: int, which: int) -> None:
+    """SIGKILL to one of the workers as soon as the step's checkpoint is there."""
+    (folder / "progress.json").unlink(missing_ok=True)
+    command.wait_for(folder / "progress.json")  # found before the steps begin to fly: it takes a moment
+    workers = command.workers()
+    assert len(workers) == 2
+    command.wait_for(folder / "checkpoints" / f"step_{step:08d}")
+    workers[which].kill()
+    assert not (folder / "training.json").exists(), "the kill came too late"
+
+
+def test_a_resumed_run_goes_back_over_a_damaged_checkpoint(place, whole):
+    expected, folder = folder_of(place, "whole"), folder_of(place, "longer")
+    shutil.copytree(expected, folder)
+    damaged = folder / "checkpoints" / "step_00000150" / "state.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+
+    outcome = transloom(place, "train", "resume=longer", "train.max_steps=180", "tracking=off")
+    assert f"{damaged} is damaged" in outcome.out + outcome.err
+    training = read_json(folder / "training.json")
+    assert training["this_attempt"]["from_step"] == 100 and training["step"] == 180
+    # What it went over again came out as before.
+    weights = "weights/step_00000150/weights.safetensors"
+    assert not differing(load_file(folder / weights), load_file(expected / weights))
+    assert [step for step in sorted(losses(folder))] == list(range(5, 181, 5))

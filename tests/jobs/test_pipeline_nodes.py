@@ -1,0 +1,144 @@
+"""A cluster of two nodes: where the workers are changes nothing, nor do their number and the engine."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from command import ROOT, TINY, Command
+from runs import checkpoint_state, differing, folder_of, losses, trajectory
+
+from jobs.cluster import ray_session
+from jobs.config import ClusterConfig, load_config
+from jobs.prepare import prepare_stage
+from jobs.train import make_trainer, train_worker
+from jobs.workspace import Run, run_for
+from pipeline.files import read_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """Two raylets of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {"PYTHONPATH": before} if before is not None else {}
+
+
+@pytest.fixture(scope="module")
+def spread(place, two_nodes) -> list[list[str]]:
+    """The run "spread", of a worker on each node: what the processes of each said that they were doing."""
+    words = (*TINY, "name=spread", "tracking=off", f"cluster.address={two_nodes.address}")
+    command = Command(place, "train", *words)
+    command.wait_for(folder_of(place, "spread") / "progress.json")
+    titles = _titles(two_nodes)
+    outcome = command.wait()
+    assert outcome.code == 0, outcome.said
+    return titles
+
+
+def _titles(cluster: Any) -> list[list[str]]:
+    """What the processes of each node say that they are doing."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+    titles: list[list[str]] = [[] for _ in raylets]
+    for of_node, raylet in zip(titles, raylets, strict=True):
+        for process in psutil.Process(raylet).children():
+            with suppress(psutil.Error):
+                of_node.append("".join(process.cmdline()[:1]))
+    return titles
+
+
+def test_workers_on_two_nodes_train_as_on_one(place, whole, spread):
+    assert [sum("RayTrainWorker" in title for title in of_node) for of_node in spread] == [1, 1]
+    expected, folder = folder_of(place, "whole"), folder_of(place, "spread")
+    assert trajectory(folder) == trajectory(expected)
+    assert not differing(checkpoint_state(folder), checkpoint_state(expected))
+
+
+def test_validation_on_a_spare_cpu_finds_the_same(place, two_nodes, spread):
+    """The cluster of two CPUs has none to spare for two workers: there they validate in turn with training."""
+    third = two_nodes.add_node(num_cpus=1)
+    try:
+        words = (*TINY, "name=spare", "tracking=off", f"cluster.address={two_nodes.address}")
+        command = Command(place, "train", *words)
+        seen: set[str] = set()
+        while command.process.poll() is None:
+            seen |= {title for of_node in _titles(two_nodes) for title in of_node}
+            time.sleep(0.05)
+        outcome = command.wait()
+        assert outcome.code == 0, outcome.said
+        assert "ray::validate_snapshot" in seen
+    finally:
+        two_nodes.remove_node(third)
+    spare, in_turn = (read_json(folder_of(place, name) / "training.json") for name in ("spare", "spread"))
+    assert [one["step"] for one in spare["validations"]] == [50, 100, 150]
+    assert in_turn["validations"][-1]["bleu"] > 0
+    for found, expected in zip(spare["validations"], in_turn["validations"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert not differing(checkpoint_state(folder_of(place, "spare")), checkpoint_state(folder_of(place, "spread")))
+
+
+def test_every_engine_and_number_of_workers_takes_the_same_steps(place, two_nodes, monkeypatch):
+    """Twelve steps each, which warm up to a high learning rate; all runs of a number of workers in one worker group,
+    since the start of a group takes longer than all of them."""
+    monkeypatch.chdir(place)
+    engines = ("torch", "zero0", "zero1", "zero2", "zero3")
+    kinds = [(engine, precision, 2) for engine in engines for precision in ("fp32", "bf16")]
+    kinds += [("torch", "fp32", 1), ("zero1", "fp32", 1)]
+    # Four micro-batches a step: with two, their sum would be the same in any order.
+    short = (
+        "batch.tokens=1024",
+        "train.max_steps=12",
+        "train.log_every=1",
+        "train.validate_every=12",
+        "train.checkpoint_every=12",
+    )
+    found: dict[tuple[str, str, int], list[float]] = {}
+    with ray_session(ClusterConfig(address=two_nodes.address)):
+        prepared = prepare_stage(load_config(TINY))
+        for count in (2, 1):
+            runs = {
+                kind: run_for(load_config([*TINY, *short, *_words(kind), "tracking=off"]), prepared)
+                for kind in kinds
+                if kind[2] == count
+            }
+            _train_all(list(runs.values()))
+            for kind, run in runs.items():
+                assert read_json(run.folder / "training.json")["world_size"] == count
+                found[kind] = [loss for _, loss in sorted(losses(run.folder).items())]
+
+    expected = found["torch", "fp32", 2]
+    assert len(expected) == 12 and expected[-1] < expected[0] - 0.5
+    for (engine, precision, count), found_losses in found.items():
+        tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
+        assert found_losses == pytest.approx(expected, rel=tolerance), (engine, precision, count)
+
+
+def _words(kind: tuple[str, str, int]) -> tuple[str, ...]:
+    engine, precision, workers = kind
+    name = f"{engine}-{precision}-{workers}"
+    return f"engine={engine}", f"precision={precision}", f"cluster.num_workers={workers}", f"name={name}"
+
+
+def _train_all(runs: list[Run]) -> None:
+    def train_in_turn(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [train_worker({"folder": folder, "spare_cpus": 0}) for folder in settings["folders"]]
+
+    cluster = dataclasses.replace(runs[0].config.cluster, max_failures=0)
+    folders = [str(run.folder) for run in runs]
+    trainer = make_trainer(train_in_turn, {"folders": folders}, cluster, runs[0].folder / "ray")
+    assert trainer.fit().return_value == [{"reason": "max_steps"}] * len(runs)
