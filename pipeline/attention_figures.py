@@ -32,9 +32,9 @@ class _Side(NamedTuple):
 
 
 def draw_attention(maps: AttentionMaps, folder: Path) -> list[Path]:
-    """Draws four PNG files into the folder and returns their paths: alignment, the last layer's cross-attention
-    averaged over its heads; cross, decoder and encoder, with a panel for each layer and head. A row of a panel is a
-    query, its dark cells are the keys that it takes most of."""
+    """Draws PNG files into the folder and returns their paths: alignment, the last layer's cross-attention averaged
+    over its heads; cross, decoder and encoder, with a panel for each layer and head, of a model that has such. A row of
+    a panel is a query, its dark cells are the keys that it takes most of."""
     import matplotlib
 
     sentences = f"{maps.sentence}\n→ {maps.translation}"
@@ -44,30 +44,22 @@ def draw_attention(maps: AttentionMaps, folder: Path) -> list[Path]:
         return "".join(f"U+{ord(letter):04X}" if letter in missing else letter for letter in text)
 
     source, read, written = ([readable(label) for label in part] for part in (maps.source, maps.read, maps.written))
-    future = np.triu(np.ones(maps.decoder.shape, dtype=bool), 1)
     texts = _Side(source, "source")
     writes = _Side(written, "translation: what is being written")
-    figures = {}
+    has_been = _Side(read, "translation: what has been written")
+    below = f"\n{readable(sentences)}"
     # A dollar in a sentence is no mathematics.
     with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
-        figures["alignment"] = _draw_alignment(
-            maps.cross[-1].mean(axis=0),
-            writes,
-            texts,
-            f"Cross-attention, mean of the last layer's heads\n{readable(sentences)}",
-        )
-        for name, weights, rows, columns, title in (
-            ("cross", maps.cross, writes, texts, "Cross-attention"),
-            (
-                "decoder",
-                np.ma.masked_array(maps.decoder, future),
-                writes,
-                _Side(read, "translation: what has been written"),
-                "Decoder self-attention",
-            ),
-            ("encoder", maps.encoder, texts, texts, "Encoder self-attention"),
-        ):
-            figures[name] = _draw_heads(weights, rows, columns, f"{title}\n{readable(sentences)}")
+        last = maps.cross[-1]
+        title = "Cross-attention" + (", mean of the last layer's heads" if len(last) > 1 else "")
+        figures = {"alignment": _draw_alignment(last.mean(axis=0), writes, texts, title + below)}
+        if maps.encoder is not None and maps.decoder is not None:
+            decoder = np.ma.masked_array(maps.decoder, np.triu(np.ones(maps.decoder.shape, dtype=bool), 1))
+            figures |= {
+                "cross": _draw_heads(maps.cross, writes, texts, "Cross-attention" + below),
+                "decoder": _draw_heads(decoder, writes, has_been, "Decoder self-attention" + below),
+                "encoder": _draw_heads(maps.encoder, texts, texts, "Encoder self-attention" + below),
+            }
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             with atomic_write(folder / f"{name}.png") as file:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, SelfAttention
+from model.attention import CrossAttention, SelfAttention, attention_weights
 from model.packing import Layout
+from model.recurrent import Recurrent
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID
 from pipeline.decode import BeamConfig
@@ -29,15 +30,15 @@ class AttentionMaps:
             at each of its T positions: `read` begins with <s>, `written` ends with </s>.
         encoder: (layers, H, S, S) of the source's tokens to each other.
         decoder: (layers, H, T, T): writing written[q], to read[k]; zero above the diagonal.
-        cross: (layers, H, T, S): writing written[q], to source[k].
+        cross: (layers, H, T, S): writing written[q], to source[k]. A recurrent model has this alone, (1, 1, T, S).
         sentence, translation: the two texts.
     """
 
     source: list[str]
     read: list[str]
     written: list[str]
-    encoder: np.ndarray
-    decoder: np.ndarray
+    encoder: np.ndarray | None
+    decoder: np.ndarray | None
     cross: np.ndarray
     sentence: str
     translation: str
@@ -50,11 +51,9 @@ def attention_maps(
     """The attention while the model writes `translation`, by default the one that it finds for the sentence itself.
 
     Raises:
-        UserError: the sentence or the translation is empty, or longer than the model can read; it is no Transformer.
+        UserError: the sentence or the translation is empty, or longer than the model can read.
     """
     tokenizer, model = translator.tokenizer, translator.model
-    if not isinstance(model, Transformer):
-        raise UserError("attention maps are drawn of Transformers alone; this model is recurrent")
     source = tokenizer.encode_arrays([sentence])[0]
     _check_length("sentence", len(source), model.config.max_positions)
     if translation is None:
@@ -65,7 +64,15 @@ def attention_maps(
         _check_length("translation", len(target), model.config.max_positions)
     read = np.array([BOS_ID, *target[:-1]])
 
-    encoder, decoder, cross = _weights(model, source, read)
+    device = model.embedding.weight.device
+    layouts = [Layout.of(torch.tensor([len(ids)])).to(device) for ids in (source, read)]
+    tokens = [torch.from_numpy(ids.astype(np.int64)).to(device) for ids in (source, read)]
+    encoder = decoder = None
+    match model:
+        case Transformer():
+            encoder, decoder, cross = _weights(model, tokens[0], layouts[0], tokens[1], layouts[1])
+        case Recurrent():
+            cross = _recurrent_weights(model, tokens[0], layouts[0], tokens[1])
     vocabulary = tokenizer.pieces()
     return AttentionMaps(
         source=_labels([vocabulary[i] for i in source]),
@@ -79,14 +86,16 @@ def attention_maps(
     )
 
 
-def _check_length(what: str, tokens: int, room: int) -> None:
+def _check_length(what: str, tokens: int, room: int | None) -> None:
     if tokens == 1:
         raise UserError(f"the {what} is empty: there is nothing to look at")
-    if tokens > room:
+    if room is not None and tokens > room:
         raise UserError(f"the {what} has {tokens} tokens, and the model reads at most {room}: give a shorter one")
 
 
-def _weights(model: Transformer, source: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _weights(
+    model: Transformer, source: Tensor, source_layout: Layout, read: Tensor, read_layout: Layout
+) -> list[np.ndarray]:
     """Runs the model once, teacher-forced, and asks each attention for its weights on what comes to it."""
     found: dict[str, list[Tensor]] = {"encoder": [], "decoder": [], "cross": []}
 
@@ -100,17 +109,28 @@ def _weights(model: Transformer, source: np.ndarray, read: np.ndarray) -> tuple[
         if isinstance(module, SelfAttention | CrossAttention)
     }
     hooks = [attention.register_forward_pre_hook(ask, with_kwargs=True) for attention in kinds]
-    device = next(model.parameters()).device
-    layouts = [Layout.of(torch.tensor([len(ids)])).to(device) for ids in (source, read)]
-    tokens = [torch.from_numpy(ids.astype(np.int64)).to(device) for ids in (source, read)]
     try:
-        model(tokens[0], layouts[0], tokens[1], layouts[1])
+        model(source, source_layout, read, read_layout)
     finally:
         for hook in hooks:
             hook.remove()
     encoder, decoder, cross = (torch.stack(weights).float().cpu().numpy() for weights in found.values())
     s, t = len(source), len(read)  # a grid may be longer than its longest sentence
-    return encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s]
+    return [encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s]]
+
+
+def _recurrent_weights(model: Recurrent, source: Tensor, layout: Layout, read: Tensor) -> np.ndarray:
+    """Runs the model once, teacher-forced, through an attention that keeps its weights."""
+    memory = model.encode(source, layout)
+    found: list[Tensor] = []
+
+    def attend(query: Tensor) -> Tensor:  # (T, 1, d_model)
+        query = query.transpose(0, 1)
+        found.append(attention_weights(query, memory.keys, memory.bias))
+        return memory.read(query).transpose(0, 1)
+
+    model.decode(model.embed(read)[:, None], [None] * len(model.decoder), attend)
+    return found[0][None, :, :, : len(source)].float().cpu().numpy()
 
 
 def _labels(pieces: list[str]) -> list[str]:

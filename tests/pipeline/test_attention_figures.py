@@ -1,5 +1,6 @@
 """Pictures of attention: what is in them, at every length, and letters that no font has."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def test_what_the_decoder_can_not_see_is_not_drawn_as_a_zero(tmp_path: Path, dra
     for axes in panels(drawn[2]):
         hidden = np.ma.getmaskarray(axes.images[0].get_array())
         assert (hidden == np.triu(np.ones_like(hidden), 1)).all()
+
+
+def test_a_recurrent_model_has_one_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    maps = dataclasses.replace(make_maps(layers=1, heads=1), encoder=None, decoder=None)
+    assert [path.name for path in draw_attention(maps, tmp_path)] == ["alignment.png"]
+    assert drawn[0].get_suptitle().startswith("Cross-attention\n")
 
 
 @pytest.mark.parametrize(("source", "target"), [(2, 2), (2, 40), (70, 3)])

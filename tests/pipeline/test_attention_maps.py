@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import Norm, TransformerConfig
+from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.packing import Layout
+from model.recurrent import Recurrent
 from model.transformer import Transformer
 from pipeline.attention_maps import AttentionMaps, attention_maps
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -59,6 +60,7 @@ def maps(translator: Translator) -> AttentionMaps:
 
 def test_every_row_sums_to_one_and_the_future_gets_nothing(maps: AttentionMaps) -> None:
     source, target = len(maps.source), len(maps.written)
+    assert maps.encoder is not None and maps.decoder is not None
     assert maps.encoder.shape == (1, 2, source, source)
     assert maps.decoder.shape == (2, 2, target, target)
     assert maps.cross.shape == (2, 2, target, source)
@@ -91,6 +93,19 @@ def test_a_given_translation_is_read_instead_of_the_models_own(maps: AttentionMa
     np.testing.assert_allclose(given.encoder, maps.encoder)
     own = attention_maps(translator, maps.sentence, SEARCH, maps.translation)
     np.testing.assert_allclose(own.cross, maps.cross)
+
+
+def test_a_recurrent_model_has_its_one_attention(translator: Translator) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(RecurrentConfig(d_model=16, encoder_layers=1, decoder_layers=2), translator.tokenizer.vocab_size)
+    recurrent = Translator(model.eval(), translator.tokenizer, {})
+    maps, other = (attention_maps(recurrent, "Hund sieht Haus", SEARCH, text) for text in ("zum Käse", "zum Haus und"))
+    assert maps.encoder is None and maps.decoder is None
+    assert maps.cross.shape == (1, 1, len(maps.written), len(maps.source))
+    np.testing.assert_allclose(maps.cross.sum(-1), 1.0, rtol=1e-5)
+    # Up to the token that differs, and while it is written, both have read the same.
+    np.testing.assert_allclose(maps.cross[0, 0, :2], other.cross[0, 0, :2], rtol=1e-5)
+    assert not np.allclose(maps.cross[0, 0, 2], other.cross[0, 0, 2], rtol=1e-5)
 
 
 def test_the_model_is_left_as_it_was(translator: Translator) -> None:
