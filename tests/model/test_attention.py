@@ -5,14 +5,17 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import CrossAttention, Grid, SelfAttention
+from model.config import TransformerConfig
 from model.packing import Layout
+from model.transformer import Transformer
 
 LENGTHS, OTHER_LENGTHS = (5, 2, 7), (3, 6, 1)  # of unequal sentences, so that there is padding
 WIDTH, HEADS = 12, 3
 
 
 def grid(lengths: tuple[int, ...]) -> Grid:
-    return Grid.of(Layout.of(torch.tensor(lengths)), HEADS, torch.float64)
+    config = TransformerConfig(d_model=WIDTH, d_ff=1, num_heads=HEADS, encoder_layers=1, decoder_layers=1)
+    return Transformer(config, vocab_size=1).double().grid(Layout.of(torch.tensor(lengths)))
 
 
 def tokens(lengths: tuple[int, ...], seed: int) -> Tensor:
