@@ -9,7 +9,7 @@ from jobs.cli import configuration, sort_words
 from jobs.config import read_config
 from jobs.console import console
 from jobs.summary import print_next
-from jobs.workspace import CONFIG_FILE, Run, find_model, only_owner, output_dir
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_model, only_owner, output_dir
 from pipeline.errors import UserError
 from pipeline.files import hash_of
 from pipeline.spool import DRIVER_SPOOL
@@ -45,10 +45,8 @@ def main(argv: list[str]) -> int:
 
     translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     maps = attention_maps(translator, sentence, config.decode, translation)
-    name = re.sub(r"\W+", "-", sentence.lower())[:40].strip("-")
     root = run.folder / "figures" if run else Path.cwd()
-    folder = root / "attention" / f"{name}-{hash_of([sentence, maps.translation])[:6]}"
-    pictures = draw_attention(maps, folder)
+    pictures = draw_attention(maps, root / "attention" / _folder_name(sentence, maps.translation))
     console.print(f"source       {sentence}\ntranslation  {maps.translation}\n")
     for picture in pictures:
         console.print(f"{picture.stem:<11}  {picture}")
@@ -61,15 +59,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _folder_name(sentence: str, translation: str) -> str:
+    """The sentence's first words, and a hash that tells it from others that begin like it."""
+    words = re.sub(r"\W+", "-", sentence.lower())[:40].strip("-")
+    return "-".join(filter(None, (words, hash_of([sentence, translation])[:6])))
+
+
 def _run_of(model: Path) -> Run | None:
     """The run in whose folder the model lies, if it does."""
     folder = model.absolute().parent
-    settings = folder / CONFIG_FILE
-    return Run(folder.name, folder, read_config(settings)) if settings.exists() else None
+    is_run = (folder / CONFIG_FILE).exists() and (folder / PREPARED_FILE).exists()
+    return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
 def _log(run: Run, pictures: Sequence[Path], uri: str | None) -> None:
-    """Adds the pictures to the artifacts of the run, which ended long ago, and stays ended."""
+    """Adds the pictures to the artifacts of the run, whose status stays as it is."""
     with only_owner(run):
         tracker = SpoolTracker(run.folder, DRIVER_SPOOL)
         for picture in pictures:

@@ -8,11 +8,12 @@ import torch
 from jobs import attend
 from jobs.cli import sort_words
 from jobs.config import load_config, to_yaml
+from jobs.workspace import PREPARED_FILE
 from model.config import TransformerConfig
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
 from pipeline.spool import last_status
 from pipeline.tracking import MlflowTracker, TrackingConfig, is_reported
 from pipeline.translate import save_model
@@ -27,6 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(load_config([f"output_dir={root}", "name=mine"])), encoding="utf-8")
+    write_json(folder / PREPARED_FILE, {})
     (root / "text").write_bytes(b"Ein Hund rennt durch den Schnee.\n" * 20)
     train_tokenizer([root / "text"], TokenizerConfig(vocab_size=300), root)
     config = TransformerConfig(d_model=16, d_ff=16, num_heads=1, encoder_layers=1, decoder_layers=1, max_positions=60)
