@@ -1,6 +1,7 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ JOBS = {
     "train": "prepare what is missing, then train; resume=<run> goes on with a run",
     "evaluate": "average the last checkpoints of a run, translate the test set, score it",
     "translate": "translate text with a trained model: lines in, lines out",
+    "export": "write a trained model in the format of CTranslate2 or Hugging Face",
     "bench": "measure training and decoding against what is usually used, on this machine",
     "attend": "translate a sentence and draw the model's attention",
     "ui": "serve MLflow's pages on the runs, on this machine only",
@@ -47,10 +49,12 @@ EXAMPLES = [  # of the jobs that have none of their own
 ARGUMENTS = {
     "translate": "<run or model folder> [file] ",
     "bench": "[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500] ",
+    "export": "<run or model folder> <output folder> format=ctranslate2|huggingface ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
 }
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
+    "export": ["my-run my-run-ct2 format=ctranslate2 quantization=int8", "my-run my-run-hf format=huggingface"],
     "bench": ["", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"],
     "attend": [
         'my-run "A small dog runs."',
@@ -121,13 +125,20 @@ def print_help(job: str) -> None:
     console.print(f"usage: transloom {job} {ARGUMENTS.get(job, '')}[key=value | group=option] …\n", soft_wrap=True)
     console.print(f"{JOBS[job][0].upper()}{JOBS[job][1:]}.\n", soft_wrap=True)
     console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
-    console.print(_columns({name: " ".join(options) for name, options in groups().items()}))
+    console.print(_columns({name: _few(options) for name, options in groups().items()}))
     console.print("\nUsual settings:")
     console.print(_columns(USUAL_OVERRIDES))
     console.print("\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
     console.print("Examples:")
     for words in OWN_EXAMPLES.get(job, EXAMPLES):
         console.print(f"  transloom {job} {words}", soft_wrap=True)
+
+
+def _few(options: list[str]) -> str:
+    """The options in a line; of those in folders of their own only how many there are."""
+    folders = Counter(option.rpartition("/")[0] for option in options if "/" in option)
+    plain = [option for option in options if "/" not in option]
+    return " ".join([*plain, *(f"{folder}/… ({count})" for folder, count in folders.items())])
 
 
 def _columns(rows: dict[str, str]) -> Table:

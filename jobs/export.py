@@ -1,0 +1,51 @@
+"""Export: a trained model as a folder that CTranslate2 or Hugging Face's transformers loads."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from jobs.cli import configuration
+from jobs.workspace import find_model, output_dir
+from pipeline.errors import UserError
+
+USAGE = (
+    "usage: transloom export <run or model folder> <output folder> format=ctranslate2 [quantization=int8]\n"
+    "       transloom export <run or model folder> <output folder> format=huggingface"
+)
+Choice = TypeVar("Choice", bound=Enum)
+
+
+def main(argv: list[str]) -> int:
+    from pipeline.export import Format, Quantization, export
+
+    own, words, settings = _sort(argv)
+    config = configuration("export", settings)
+    if len(words) != 2 or "format" not in own:
+        raise UserError(USAGE)
+    folder = Path(words[1])
+    to = _choice("format", own["format"], Format)
+    quantization = _choice("quantization", own.get("quantization", "float32"), Quantization)
+    export(find_model(words[0], output_dir(config)), folder, to, quantization)
+    print(f"Exported to {folder.absolute()}")
+    return 0
+
+
+def _sort(argv: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """This job's own settings, the folders, and the settings that are everyone's."""
+    own, words, settings = {}, [], []
+    for i, word in enumerate(argv):
+        key, equals, value = word.partition("=")
+        if equals and key in ("format", "quantization"):
+            own[key] = value
+        elif equals or word.startswith("-") or argv[i - 1] == "--cfg":
+            settings.append(word)
+        else:
+            words.append(word)
+    return own, words, settings
+
+
+def _choice(key: str, value: str, choices: type[Choice]) -> Choice:
+    try:
+        return choices(value)
+    except ValueError:
+        raise UserError(f"{key}={value}: there is {', '.join(one.value for one in choices)}") from None
