@@ -86,7 +86,7 @@ def test_validation_on_a_spare_cpu_finds_the_same(place, two_nodes, spread):
         two_nodes.remove_node(third)
     spare, in_turn = (read_json(folder_of(place, name) / "training.json") for name in ("spare", "spread"))
     assert [one["step"] for one in spare["validations"]] == [50, 100, 150]
-    assert in_turn["validations"][-1]["bleu"] > 0
+    assert in_turn["validations"][-1]["chrf"] > 1, "there is something to compare; BLEU may still be 0"
     for found, expected in zip(spare["validations"], in_turn["validations"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert not differing(checkpoint_state(folder_of(place, "spare")), checkpoint_state(folder_of(place, "spread")))
