@@ -24,6 +24,7 @@ JOBS = {
     "export": "write a trained model in the format of CTranslate2 or Hugging Face",
     "bench": "measure training and decoding against what is usually used, on this machine",
     "attend": "translate a sentence and draw the model's attention",
+    "race": "train several models on one corpus for equal time, and compare them",
     "ui": "serve MLflow's pages on the runs, on this machine only",
 }
 
@@ -59,6 +60,10 @@ OWN_EXAMPLES = {
     "attend": [
         'my-run "A small dog runs."',
         'outputs/runs/my-run/model "A small dog runs." "Ein kleiner Hund rennt."',
+    ],
+    "race": [
+        "experiment=attention_vs_recurrence corpus.path=../multi30k",
+        "experiment=attention_vs_recurrence train.max_minutes=30",
     ],
     "ui": ["", "output_dir=/data/outputs"],
 }

@@ -69,6 +69,26 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
+class RaceConfig:
+    """What `transloom race` compares.
+
+    Attributes:
+        contenders: by name, the words (key=value, group=option) that a contender adds to the common settings.
+        lengths: of the sentences, in tokens, on which training speed is measured.
+    """
+
+    contenders: dict[str, list[str]] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+
+    def __post_init__(self) -> None:
+        for name in self.contenders:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"contenders: names become names of runs: letters, digits, . _ - only, not {name!r}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths: must be at least 1 each, not {self.lengths}")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a pipeline run depends on.
 
@@ -90,6 +110,7 @@ class Config:
     decode: BeamConfig = field(default_factory=BeamConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    race: RaceConfig = field(default_factory=RaceConfig)
     seed: int = 1
     name: str | None = None
     output_dir: str = "outputs"

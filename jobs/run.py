@@ -19,7 +19,7 @@ from pipeline.tracking import is_reported
 def main(argv: list[str]) -> int:
     config = configuration("run", argv)
     prepared = found_prepared(config)
-    done = _done_before(config, prepared) if prepared else None
+    done = done_before(config, prepared) if prepared else None
     seconds: dict[str, float | None] = dict.fromkeys(("corpus", "tokenizer", "shards", "train", "evaluate"))
     if done:
         run, result = done
@@ -30,11 +30,7 @@ def main(argv: list[str]) -> int:
                 stage = getattr(prepared, name)
                 seconds[name] = None if stage.skipped else stage.seconds
             run = run_for(config, prepared)
-            with only_owner(run), open_tracker(run, prepared) as tracker:
-                seconds["train"] = train_stage(run)
-                report_training(run, tracker)
-                result, seconds["evaluate"] = evaluate_stage(run)
-                report_evaluation(run, result, tracker)
+            result, seconds["train"], seconds["evaluate"] = finish_run(run, prepared)
     print_stages(seconds)
     print_result(run, result)
     more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
@@ -46,7 +42,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
+def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:
+    """What is left of a run, in a Ray session: its result, and the seconds of training and of evaluation, None where
+    that was done before."""
+    with only_owner(run), open_tracker(run, prepared) as tracker:
+        training = train_stage(run)
+        report_training(run, tracker)
+        result, evaluation = evaluate_stage(run)
+        report_evaluation(run, result, tracker)
+    return result, training, evaluation
+
+
+def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
     """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
     if not run_folder(config, prepared).exists():
         return None

@@ -62,7 +62,7 @@ def output_dir(config: Config) -> Path:
 def identity(config: Config, prepared: Prepared) -> str:
     """The hash of what the trained weights depend on. The same words on the same data find the same run again."""
     settings = to_dict(config)
-    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "output_dir", "name", "resume"):
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "output_dir", "name", "resume"):
         del settings[key]
     settings["cluster"] = {
         key: settings["cluster"][key] for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")

@@ -1,0 +1,81 @@
+"""How fast training steps are on sentences of one length: what recurrence and attention cost as sentences grow."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import cast
+
+import numpy as np
+import torch
+
+from model.build import ModelConfig, build_model
+from pipeline.data.batches import make_batch
+from pipeline.data.shards import PairDataset
+from pipeline.data.tokenizer import EOS_ID
+from pipeline.train.engine import EngineConfig, EngineName, make_engine
+from pipeline.train.objective import TranslationObjective
+from pipeline.train.optimizer import OptimizerConfig, PrecisionConfig
+
+WARM_UP, ROUNDS = 2, 7
+
+
+@dataclass(frozen=True)
+class SameLength:
+    """Pairs of random words, all of `length` tokens with </s>."""
+
+    length: int
+    vocab_size: int
+
+    def source(self, index: int) -> np.ndarray:
+        words = np.random.default_rng(index).integers(EOS_ID + 1, self.vocab_size, self.length - 1)
+        return np.append(words, EOS_ID)
+
+    target = source
+
+
+def speed_by_length(
+    models: Mapping[str, ModelConfig],
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    vocab_size: int,
+    precision: PrecisionConfig,
+    device: torch.device,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, list[float]]:
+    """Target tokens per second (as many source tokens go with them) of whole training steps on one worker with the
+    plain torch engine, for each of the lengths. The models take turns; medians.
+
+    Args:
+        lengths: tokens of each sentence, on both sides.
+        tokens: of a step, on each side, in one micro-batch; rounded down to whole sentences.
+    """
+    engines = {}
+    for name, config in models.items():
+        objective = TranslationObjective(build_model(config, vocab_size), label_smoothing=0.1).train()
+        engines[name] = make_engine(
+            objective, OptimizerConfig(), precision, EngineConfig(name=EngineName.torch), device
+        )
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    for done, length in enumerate(lengths):
+        progress("measuring speed by sentence length", done, len(lengths))
+        count = max(1, tokens // length)
+        batch = make_batch(cast(PairDataset, SameLength(length, vocab_size)), range(count)).to(device)
+        found: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(WARM_UP + ROUNDS):
+            for name, engine in engines.items():
+                _wait_for(device)
+                started_at = time.perf_counter()
+                engine.forward_backward(batch, scale=1.0 / (count * length), last=True)
+                engine.step(1e-6)
+                _wait_for(device)
+                found[name].append(count * length / (time.perf_counter() - started_at))
+        for name, values in found.items():
+            speeds[name].append(median(values[WARM_UP:]))
+    return speeds
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
