@@ -1,15 +1,45 @@
 """Scaled dot-product attention with many heads (sections 3.2.1 and 3.2.2).
 
-Letters in shapes: N packed tokens, B sentences, L the longest one, H heads, K width of a head, R hypotheses.
+Letters in shapes: N packed tokens, B sentences, L a grid's length, H heads, K width of a head, R hypotheses.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from model.packing import Layout, from_grid, to_grid
+
+
+class _SoftmaxOverKeys(torch.autograd.Function):
+    """softmax(scale * scores + bias) of scores (..., Lk, Lq) over the keys, as (..., Lq, Lk).
+
+    In memory the keys come first: so a CPU takes many queries at a time, where over rows as short as a sentence
+    softmax falls back to one element at a time and needs five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        by_key = scores.movedim(-2, 0)  # (Lk, ..., Lq)
+        scaled = scores.new_empty(by_key.shape)
+        if bias is None:
+            torch.mul(by_key, scale, out=scaled)
+        else:
+            bias = bias.view((1,) * (scores.dim() - bias.dim()) + bias.shape).movedim(-1, 0)
+            torch.add(bias, by_key, alpha=scale, out=scaled)
+        weights = scaled.softmax(0)
+        ctx.save_for_backward(weights)
+        ctx.scale = scale
+        return weights.movedim(0, -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        by_key = grad.movedim(-1, 0).contiguous()
+        change = torch.ops.aten._softmax_backward_data(by_key, weights, 0, weights.dtype)
+        return change.mul_(ctx.scale).movedim(0, -2), None, None
 
 
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
@@ -21,11 +51,9 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor
     Returns:
         (..., Lq, Lk)
     """
-    # Keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
-    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
-    if bias is not None:
-        scores = scores + bias
-    return torch.softmax(scores, dim=-1)
+    # The scale keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
+    scores = torch.matmul(key, query.transpose(-1, -2))
+    return _SoftmaxOverKeys.apply(scores, bias, 1.0 / math.sqrt(query.shape[-1]))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,6 +67,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
         (..., Lq, K)
     """
     return torch.matmul(attention_weights(query, key, bias), value)
+
+
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", source: "Grid", causal: bool) -> Tensor:
+    """The same on packed tokens, without a grid: flash attention of sentences of any length, on a GPU.
+
+    Args:
+        query: (N target tokens, H, K). key, value: (N source tokens, H, K). target, source: may be the same side.
+    Returns:
+        (N target tokens, H, K)
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        query,
+        key,
+        value,
+        target.ends,
+        source.ends,
+        target.shape[1],
+        source.shape[1],
+        window_size=(-1, 0) if causal else (-1, -1),
+    )
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,29 +105,45 @@ def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """What every layer's attention needs to know of one packed side, made once a batch.
+    """What every layer's attention needs to know of one packed side; each part is made once, when first asked for.
 
     Attributes:
-        shape: (B, L)
-        rows: by number of projections, the gather of `Layout.head_rows`.
-        padding_bias: (B, 1, 1, L), or None without padding.
-        causal_bias: (L, L)
+        dtype: of the scores.
     """
 
-    shape: tuple[int, int]
-    rows: dict[int, tuple[Tensor, Tensor]]
-    padding_bias: Tensor | None
-    causal_bias: Tensor
+    layout: Layout
+    num_heads: int
+    dtype: torch.dtype
 
-    @staticmethod
-    def of(layout: Layout, num_heads: int, dtype: torch.dtype) -> "Grid":
-        """The grid of a layout, on its device; biases in dtype, that of the scores."""
-        return Grid(
-            shape=layout.grid,
-            rows={projections: layout.head_rows(num_heads, projections) for projections in (1, 2, 3)},
-            padding_bias=None if layout.padding is None else padding_bias(layout.padding, dtype),
-            causal_bias=causal_bias(layout.grid[1], dtype, layout.lengths.device),
-        )
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)"""
+        return self.layout.grid
+
+    @property
+    def has_packed_kernel(self) -> bool:
+        """Whether `attend_packed` runs here."""
+        return self.layout.lengths.is_cuda and self.dtype in (torch.bfloat16, torch.float16)
+
+    @cached_property
+    def rows(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By number of projections, the gather of `Layout.head_rows`."""
+        return {projections: self.layout.head_rows(self.num_heads, projections) for projections in (1, 2, 3)}
+
+    @cached_property
+    def padding_bias(self) -> Tensor | None:
+        """(B, 1, 1, L), or None without padding."""
+        return None if self.layout.padding is None else padding_bias(self.layout.padding, self.dtype)
+
+    @cached_property
+    def causal_bias(self) -> Tensor:
+        """(L, L)"""
+        return causal_bias(self.shape[1], self.dtype, self.layout.lengths.device)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(B + 1,) int32: 0, then the row behind each sentence."""
+        return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
 
 
 class KeyValueCache:
@@ -123,6 +189,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
         heads, width = self.num_heads, self.head_width
+        if grid.has_packed_kernel:
+            query, key, value = self.query_key_value(x).view(-1, 3, heads, width).unbind(1)
+            return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
         query, key, value = self._queries_keys_values(x, grid)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
         context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
@@ -163,6 +232,10 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
         heads, width = self.num_heads, self.head_width
+        if target.has_packed_kernel:
+            key, value = self.key_value(memory).view(-1, 2, heads, width).unbind(1)
+            query = self.query(x).view(-1, heads, width)
+            return self.output(attend_packed(query, key, value, target, source, causal=False).flatten(1))
         key, value = self.keys_and_values(memory, source)
         context = attend(self._queries(x, target), key, value, source.padding_bias)
         rows, places = target.rows[1]

@@ -24,11 +24,12 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         uniform = smoothing / weight.shape[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         rows = 64 if hidden.device.type == "cpu" else 4096
-        for some_logits, some_labels in zip(logits.split(rows), labels[:, None].split(rows), strict=True):
+        counted = logits[: len(labels)]
+        logits[len(labels) :] = 0
+        for some_logits, some_labels in zip(counted.split(rows), labels[:, None].split(rows), strict=True):
             z = some_logits.float()
             p = z.softmax(-1)
-            largest, where = z.max(-1, keepdim=True)
-            log_normaliser = largest - p.gather(1, where).log()
+            log_normaliser = z.amax(-1) - p.amax(-1).log()
             # -sum_v q(v) log p(v), with log p(v) = z(v) - log_normaliser and q summing to 1
             total += log_normaliser.sum() - (1 - smoothing) * z.gather(1, some_labels).sum() - uniform * z.sum()
             p -= uniform
@@ -50,6 +51,7 @@ def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor,
     (Szegedy et al. 2016): -sum_v q(v) log p(v).
 
     Args:
-        hidden: (N, d_model). weight: (V, d_model). labels: (N,) ids.
+        hidden: (N, d_model). weight: (V, d_model).
+        labels: (M,) ids of the first M rows; rows behind them are filler, without loss or gradient.
     """
     return LossSum(_SmoothedCrossEntropy.apply(hidden, weight, labels, smoothing), labels.numel())

@@ -1,7 +1,7 @@
 """Packed sentences: tokens of many sentences stand in one row, without padding; only attention needs to know
 where a sentence begins. A Layout says so, and carries tokens between the row and a padded grid.
 
-Letters in shapes: N tokens in the row, B sentences, L the longest one, H heads, K width of a head, P projections
+Letters in shapes: N tokens in the row, B sentences, L a grid's length, H heads, K width of a head, P projections
 (query, key, value) that lie side by side in one token's row.
 """
 
@@ -18,9 +18,10 @@ class Layout:
     Attributes:
         lengths: (B,) tokens of each sentence, each at least 1.
         positions: (N,) a token's position in its own sentence, from 0.
-        to_grid: (B, L) the row of the token in this cell; cells behind a sentence's end name the row 0.
+        to_grid: (B, L) the row of the token in this cell; cells behind a sentence's end name the row 0. L is even, one
+            more than the longest sentence where need be: half as many shapes of the grid.
         cells: (N,) the cell b * L + l of each token.
-        padding: (B, L) True behind a sentence's end; None where all sentences are equally long.
+        padding: (B, L) True behind a sentence's end; None where all sentences have L tokens.
     """
 
     lengths: Tensor
@@ -32,7 +33,7 @@ class Layout:
     @staticmethod
     def of(lengths: Tensor) -> "Layout":
         """The layout of sentences that follow each other in the row; lengths (B,)."""
-        longest = int(lengths.max())
+        longest = -(-int(lengths.max()) // 2) * 2
         starts = lengths.cumsum(0) - lengths
         steps = torch.arange(longest, device=lengths.device)
         inside = steps < lengths[:, None]  # (B, L)

@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         longest = layout.grid[1]
         if longest > self.config.max_positions:
             raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
-        return Grid.of(layout, self.config.num_heads, self.embedding.weight.dtype)
+        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype)
 
     def start_decoding(self, source: Tensor, layout: Layout) -> "TransformerDecoding":
         """Encodes packed source sentences and prepares to decode them, one hypothesis each."""

@@ -6,7 +6,8 @@ effective batch stays the same when the cluster shrinks or grows, and (epoch, st
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from model.packing import Layout
 from pipeline.data.shards import PairDataset
-from pipeline.data.tokenizer import BOS_ID
+from pipeline.data.tokenizer import BOS_ID, PAD_ID
 from pipeline.errors import UserError
 
 STEPS_PER_POOL = 64  # sorted together: more makes purer lengths, fewer makes steps more alike
+# A batch's tokens and sentences are filled up to multiples of these, so that their numbers repeat: libraries prepare a
+# kernel for every shape that is new, which took 10 % of a training step on a CPU.
+ROW_MULTIPLE, SENTENCE_MULTIPLE = 64, 8
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of packed pairs. Letters: B pairs, S source tokens, T target tokens.
+    """One micro-batch of packed pairs, then sentences of <pad> as filler. Letters: S source, T target tokens; M of the
+    T are real.
 
     Attributes:
         source: (S,) ids, each sentence ending in </s>.
         target: (T,) ids the decoder reads: <s> and all but the last of each sentence.
-        labels: (T,) ids the decoder should say: each sentence with its </s>.
+        labels: (M,) ids the decoder should say: each sentence with its </s>; none for the filler behind them.
+        source_tokens: how many of S are real.
     """
 
     source: Tensor
@@ -60,19 +66,24 @@ class Batch:
     target: Tensor
     target_layout: Layout
     labels: Tensor
+    source_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
+        """The same on another device; does not wait for it."""
         if device.type == "cpu":
             return self
-        tensors = [x.to(device, non_blocking=True) for x in (self.source, self.target, self.labels)]
-        return Batch(tensors[0], self.source_layout.to(device), tensors[1], self.target_layout.to(device), tensors[2])
+        # Only from pinned memory does a copy run beside the computation.
+        source, target, labels = (
+            x.pin_memory().to(device, non_blocking=True) for x in (self.source, self.target, self.labels)
+        )
+        source_layout, target_layout = self.source_layout.to(device), self.target_layout.to(device)
+        return Batch(source, source_layout, target, target_layout, labels, self.source_tokens)
 
     @property
     def padding_share(self) -> float:
-        """What part of both sides' padded grids, where attention works, is padding."""
+        """What part of both sides' padded grids, where attention works, is padding or filler."""
         cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
-        return 1.0 - (self.source.numel() + self.target.numel()) / cells
+        return 1.0 - (self.source_tokens + self.labels.numel()) / cells
 
 
 def plan_epoch(
@@ -174,14 +185,47 @@ def iterate_steps(
         epoch, index = epoch + 1, 0
 
 
+def ahead(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+    """The same steps, their batches on the device: each is made in the background while the one before it is used."""
+
+    def make() -> Step:
+        step = next(steps)
+        return replace(step, batches=[batch.to(device) for batch in step.batches])
+
+    with ThreadPoolExecutor(1, "batches") as background:
+        coming = background.submit(make)
+        while True:
+            step = coming.result()
+            coming = background.submit(make)
+            yield step
+
+
 def make_batch(pairs: PairDataset, indices: Sequence[int] | np.ndarray) -> Batch:
     """Packs the named pairs."""
     sources = [pairs.source(i) for i in indices]
     labels = [pairs.target(i) for i in indices]
-    source = torch.from_numpy(np.concatenate(sources).astype(np.int64))
-    label_row = torch.from_numpy(np.concatenate(labels).astype(np.int64))
-    source_layout = Layout.of(torch.tensor([len(x) for x in sources]))
-    target_layout = Layout.of(torch.tensor([len(x) for x in labels]))
+    source_filler, target_filler = _filler([len(x) for x in sources], [len(x) for x in labels])
+    source, source_layout = _pack(sources, source_filler)
+    label_row, target_layout = _pack(labels, target_filler)
     target = label_row.roll(1)
     target[target_layout.positions == 0] = BOS_ID
-    return Batch(source, source_layout, target, target_layout, label_row)
+    label_row = label_row[: sum(len(x) for x in labels)]
+    return Batch(source, source_layout, target, target_layout, label_row, sum(len(x) for x in sources))
+
+
+def _pack(sentences: list[np.ndarray], filler: list[int]) -> tuple[Tensor, Layout]:
+    row = np.concatenate([*sentences, np.full(sum(filler), PAD_ID)]).astype(np.int64)
+    return torch.from_numpy(row), Layout.of(torch.tensor([*(len(x) for x in sentences), *filler]))
+
+
+def _filler(source_lengths: list[int], target_lengths: list[int]) -> tuple[list[int], list[int]]:
+    """Lengths of the sentences that fill a batch up, equally many on both sides, none longer than the real ones."""
+    count = -len(source_lengths) % SENTENCE_MULTIPLE
+    while True:
+        missing = [count + -(sum(real) + count) % ROW_MULTIPLE for real in (source_lengths, target_lengths)]
+        # Never shorter than 2, for sentences of one token would take 64 of their kind
+        if all(tokens <= count * max(2, *real) for tokens, real in zip(missing, (source_lengths, target_lengths))):
+            break
+        count += SENTENCE_MULTIPLE
+    source, target = ([tokens // count + (i < tokens % count) for i in range(count)] for tokens in missing)
+    return source, target

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from model.build import Model
-from pipeline.data.batches import BatchConfig, Step, iterate_steps
+from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset
 from pipeline.errors import UserError
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
@@ -163,9 +163,8 @@ def train(
     Raises:
         UserError: too many steps in a row without a finite gradient; a full disk.
     """
-    steps = iterate_steps(
-        pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index
-    )
+    plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index)
+    steps = ahead(plan, engine.device)
     meter = Meter(model, engine.device)
     pending: Callable[[], ValidationResult] | None = None
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
@@ -257,7 +256,7 @@ def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter
     last = len(step.batches) - 1
     for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
         torch.manual_seed(seed)
-        loss = engine.forward_backward(one.to(engine.device), scale=weight / step.target_tokens, last=i == last)
+        loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
         meter.add_loss(loss.total, weight)
     result = engine.step(rate)
     meter.gradient_norm = result.grad_norm

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, Grid, SelfAttention
+import model.attention
+from model.attention import CrossAttention, Grid, SelfAttention, attend, causal_bias, padding_bias
 from model.config import TransformerConfig
 from model.packing import Layout
 from model.transformer import Transformer
@@ -77,3 +78,61 @@ def test_cross_attention_is_the_mean_of_values_by_its_weights() -> None:
     values = attention.key_value(memory).chunk(2, dim=1)[1]
     expected = attention(x, memory, target, source)
     check_context(weights, values, attention.output, expected, LENGTHS, OTHER_LENGTHS)
+
+
+@pytest.mark.parametrize("bias", ["none", "causal", "padding"])
+def test_attend_has_the_gradient_of_its_formula(bias: str) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    hidden = {
+        "none": None,
+        "causal": causal_bias(4, torch.float64, query.device),
+        "padding": padding_bias(torch.tensor([[False] * 4, [False, False, True, True]]), torch.float64),
+    }[bias]
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, hidden), (query, key, value))
+    scores = query @ key.transpose(-1, -2) / 5**0.5 + (0.0 if hidden is None else hidden)
+    torch.testing.assert_close(attend(query, key, value, hidden), scores.softmax(-1) @ value)
+
+
+def reference_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    max_query: int,
+    max_key: int,
+    *,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """torch.nn.attention.varlen.varlen_attn as its documentation has it, sentence by sentence."""
+    assert query_ends.dtype is key_ends.dtype is torch.int32
+    assert max_query >= query_ends.diff().max() and max_key >= key_ends.diff().max()
+    parts = []
+    for q0, q1, k0, k1 in zip(query_ends[:-1], query_ends[1:], key_ends[:-1], key_ends[1:], strict=True):
+        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        assert window_size in ((-1, -1), (-1, 0))
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=window_size == (-1, 0))
+        parts.append(out.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_way_without_a_grid_gives_the_same(
+    kind: type[nn.Module], causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself runs on GPUs alone; what goes into it and comes out of it is tested with a stand-in."""
+    attention, x, memory = make(kind), tokens(LENGTHS, 1), tokens(OTHER_LENGTHS, 2)
+    target, source = grid(LENGTHS), grid(OTHER_LENGTHS)
+
+    def run() -> Tensor:
+        if kind is SelfAttention:
+            return attention(x, target, causal=causal)
+        return attention(x, memory, target, source)
+
+    expected = run()
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
+    monkeypatch.setattr(model.attention.Grid, "has_packed_kernel", True)
+    torch.testing.assert_close(run(), expected)

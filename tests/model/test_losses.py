@@ -51,3 +51,20 @@ def test_bf16_sums_in_fp32() -> None:
     exact = label_smoothed_cross_entropy(hidden.double(), weight.double(), labels, 0.1).total
     assert ours.item() == pytest.approx(exact.item(), rel=2e-3)
     assert ours.dtype is torch.float32
+
+
+def test_rows_behind_the_labels_have_neither_loss_nor_gradient() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(150, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    labels = torch.randint(50, (130,))
+    filled = label_smoothed_cross_entropy(hidden, weight, labels, 0.1)
+    alone = label_smoothed_cross_entropy(hidden[:130], weight, labels, 0.1)
+    torch.testing.assert_close(filled.total, alone.total)
+    assert filled.num_tokens == 130
+    for one, other in zip(
+        torch.autograd.grad(filled.total, (hidden, weight)),
+        torch.autograd.grad(alone.total, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)

@@ -224,6 +224,23 @@ def test_dropout_keeps_the_mean_and_its_share() -> None:
     assert torch.equal(Dropout(0.3).eval()(x), x)
 
 
+def test_dropout_is_added_with_its_gradient() -> None:
+    x, change = torch.randn(1000, requires_grad=True), torch.randn(1000, requires_grad=True)
+    weight = torch.randn(1000)
+    torch.manual_seed(2)
+    added = Dropout(0.3)(change, x)
+    torch.manual_seed(2)
+    dropped = Dropout(0.3)(change)
+    torch.testing.assert_close(added, x + dropped)
+    assert 0 < (dropped == 0).sum() < 1000
+    for one, other in zip(
+        torch.autograd.grad((added * weight).sum(), (x, change)),
+        torch.autograd.grad(((x + dropped) * weight).sum(), (x, change)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_dropout_positions_are_independent() -> None:
     torch.manual_seed(1)
     keep = (Dropout(0.5)(torch.ones(1 << 18)) > 0).double() - 0.5

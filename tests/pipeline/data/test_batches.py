@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import BatchConfig, Step, iterate_steps, make_batch, plan_epoch
-from pipeline.data.tokenizer import BOS_ID, EOS_ID
+from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps, make_batch, plan_epoch
+from pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from pipeline.errors import UserError
 
 
@@ -40,7 +40,8 @@ def steps(pairs: Pairs, rank: int, world_size: int, count: int, **start: int) ->
 def pairs_of(step: Step) -> list[int]:
     """The numbers of the pairs that count."""
     used = [b for b, weight in zip(step.batches, step.weights, strict=True) if weight]
-    return [int(t) - 4 for b in used for t in b.source[b.source_layout.positions == 0]]
+    firsts = [b.source[: b.source_tokens][b.source_layout.positions[: b.source_tokens] == 0] for b in used]
+    return [int(token) - 4 for first in firsts for token in first]
 
 
 def test_every_pair_stands_in_exactly_one_micro_batch_within_the_budget() -> None:
@@ -132,14 +133,56 @@ def test_a_batch_shifts_each_target_by_itself() -> None:
     pairs = Pairs(10)
     batch = make_batch(pairs, [3, 5])  # type: ignore[arg-type]
     first, second = pairs.target_lengths[[3, 5]]
-    labels, targets = batch.labels.split([first, second]), batch.target.split([first, second])
+    labels, targets = batch.labels.split([first, second]), batch.target[: first + second].split([first, second])
     for label, target, number in zip(labels, targets, (3, 5), strict=True):
         assert label[0] == number + 4 and label[-1] == EOS_ID
         assert target[0] == BOS_ID
         assert torch.equal(target[1:], label[:-1])
-    cells = 2 * max(first, second) + 2 * max(pairs.source_lengths[[3, 5]])
+    cells = batch.source_layout.to_grid.numel() + batch.target_layout.to_grid.numel()
     tokens = pairs.source_lengths[[3, 5]].sum() + first + second
     assert batch.padding_share == pytest.approx(1 - tokens / cells)
+
+
+@pytest.mark.parametrize("chosen", [[3], [3, 5], list(range(64)), list(range(200))])
+def test_filler_makes_sizes_repeat_and_says_nothing(chosen: list[int]) -> None:
+    pairs = Pairs(200)
+    batch = make_batch(pairs, chosen)  # type: ignore[arg-type]
+    sides = (
+        (batch.source, batch.source_layout, pairs.source_lengths[chosen], batch.source_tokens),
+        (batch.target, batch.target_layout, pairs.target_lengths[chosen], len(batch.labels)),
+    )
+    for row, layout, lengths, real in sides:
+        assert real == lengths.sum()
+        assert layout.lengths[: len(chosen)].tolist() == lengths.tolist()
+        assert len(row) == layout.lengths.sum() and len(row) % 64 == 0 and len(row) - real < 64 + 80
+        assert len(layout.lengths) % 8 == 0 and layout.lengths.min() >= 1
+        assert layout.lengths[len(chosen) :].max() <= lengths.max()
+    assert (batch.source[batch.source_tokens :] == PAD_ID).all()
+    assert len(batch.source_layout.lengths) == len(batch.target_layout.lengths)
+
+
+def test_sentences_of_one_token_can_be_filled() -> None:
+    pairs = Pairs(3)
+    pairs.source_lengths[:] = pairs.target_lengths[:] = 2
+    assert len(make_batch(pairs, [0, 1, 2]).source) % 64 == 0  # type: ignore[arg-type]
+
+
+def test_made_ahead_they_are_the_same_steps() -> None:
+    pairs = Pairs(300)
+    stream = iterate_steps(pairs, CONFIG, 7, rank=0, world_size=1)  # type: ignore[arg-type]
+    for one, other in zip(steps(pairs, 0, 1, 20), ahead(stream, torch.device("cpu")), strict=False):
+        assert (one.epoch, one.index, one.seeds, one.target_tokens) == (
+            other.epoch,
+            other.index,
+            other.seeds,
+            other.target_tokens,
+        )
+        assert all(torch.equal(a.source, b.source) for a, b in zip(one.batches, other.batches, strict=True))
+
+
+def test_a_refusal_while_making_ahead_reaches_the_user() -> None:
+    with pytest.raises(UserError, match=r"corpus\.train"):
+        next(ahead(iterate_steps(Pairs(0), CONFIG, 7, rank=0, world_size=1), torch.device("cpu")))  # type: ignore[arg-type]
 
 
 def test_a_pair_larger_than_the_budget_is_refused_by_key() -> None:

@@ -250,7 +250,7 @@ def test_a_training_that_diverges_stops_and_says_where(tmp_path: Path) -> None:
 def test_metrics_count_real_tokens(tmp_path: Path) -> None:
     told, state, _, _ = start(tmp_path, SHORT)
     assert state.target_tokens == told.metrics["train/target_tokens", 12]
-    assert 0 <= told.metrics["train/padding_share", 12] < 0.1
+    assert 0 < told.metrics["train/padding_share", 12] < 0.4  # of batches so small that filler weighs
     assert told.metrics["train/learning_rate", 6] == pytest.approx(5e-3 * 60**0.5 * 6 * 60**-1.5)
     first = told.losses()[2]
     assert math.log(VOCAB) * 0.7 < first < math.log(VOCAB) * 2
