@@ -8,21 +8,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from jobs.bench_summary import machine, print_bench
+from jobs.bench_summary import machine, print_bench, report_bench
 from jobs.cli import configuration
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
-from jobs.workspace import output_dir
+from jobs.workspace import PREPARED_FILE, find_model, output_dir
 from pipeline.bench.config import BenchConfig, Part
+from pipeline.bench.picture import draw_bench
 from pipeline.bench.turns import Progress
+from pipeline.data.lines import read_lines
+from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 USAGE = "usage: transloom bench [run or model folder] [part=train|decode] [rounds=5] [steps=10] [key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
-RESULT_FILE = "bench.json"
+RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -33,35 +37,82 @@ def main(argv: list[str]) -> int:
     if config.cluster.address or config.resume:
         key = "cluster.address" if config.cluster.address else "resume"
         raise UserError(f"{key}: the bench measures this machine, with contenders of its own; leave it out")
-    folder = output_dir(config) / "bench" / (config.name or f"{config.corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if bench.part is Part.decode and not folders:
+        raise UserError("part=decode: needs a model; give a run or a model folder, or leave part= out")
+    given = find_model(folders[0], output_dir(config)) if folders else None
+    started_at = time.time()
+    name = config.name or f"{config.corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = output_dir(config) / "bench" / name
+    measured = _measure(config, bench, given, folder)
     result = {
-        "machine": machine(config),
+        "machine": machine(config.cluster.gpus_per_worker > 0),
         "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
         "settings": to_dict(config),
-        **_measure(config, bench, folder),
+        "seconds": time.time() - started_at,
+        **measured,
     }
     write_json(folder / RESULT_FILE, result)
+    draw_bench(result, folder / FIGURE_FILE)
+    report_bench(config, result, folder)
     print_bench(result, folder)
     return 0
 
 
-def _measure(config: Config, bench: BenchConfig, folder: Any) -> dict[str, Any]:
+def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Path) -> dict[str, Any]:
+    """Both parts, as far as they are asked for; `given` is a model folder to decode with, else ours is trained on."""
     from jobs.bench_contenders import measure_training, task_of
+    from jobs.bench_decoding import measure_decoding
     from jobs.cluster import ray_session
     from jobs.prepare import found_prepared, prepare_stage
 
-    prepared = found_prepared(config)
     result: dict[str, Any] = {}
+    corpus = _corpus_of(given)
     with ExitStack() as stack:
-        if bench.trains or prepared is None:
-            stack.enter_context(ray_session(config.cluster))
-        prepared = prepared or prepare_stage(config)
-        task = task_of(config, prepared)
-        folder.mkdir(parents=True, exist_ok=True)
         progress = stack.enter_context(_progress())
-        if bench.trains:
-            result["training"] = measure_training(task, config.cluster, bench, folder, progress)
+        if bench.trains or corpus is None:
+            prepared = found_prepared(config)
+            with ExitStack() as ray:
+                if bench.trains or prepared is None:
+                    progress("starting Ray", 0, 0)
+                    ray.enter_context(ray_session(config.cluster))
+                prepared = prepared or prepare_stage(config)
+                folder.mkdir(parents=True, exist_ok=True)
+                if bench.trains:
+                    task = task_of(config, prepared)
+                    result["training"] = measure_training(task, config.cluster, bench, folder, progress)
+            corpus = corpus or prepared.corpus.folder
+            if bench.decodes and given is None:
+                given = _save_model(config, bench, prepared, folder)
+        if bench.decodes:
+            assert given is not None and corpus is not None
+            folder.mkdir(parents=True, exist_ok=True)
+            sources, references = [
+                [line.decode() for line in read_lines(corpus / f"test.{side}")] for side in ("source", "target")
+            ]
+            use_gpu = config.cluster.gpus_per_worker > 0
+            result["decoding"] = measure_decoding(given, sources, references, config.decode, bench, use_gpu, progress)
     return result
+
+
+def _corpus_of(model: Path | None) -> Path | None:
+    """The corpus that a run's model was trained for; None of a model folder that stands alone."""
+    record = model.parent / PREPARED_FILE if model else None
+    return Path(read_json(record)["corpus"]) if record and record.exists() else None
+
+
+def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: Path) -> Path:
+    """The weights that training left, as a model folder."""
+    from safetensors.torch import load_file
+
+    from pipeline.translate import save_model
+
+    corpus = config.corpus
+    about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
+    about |= {"run": folder.name, "steps": [bench.steps_in_all]}
+    weights = folder / WEIGHTS_FILE
+    save_model(folder / "model", config.model, load_file(weights), prepared.tokenizer.folder, about)
+    weights.unlink()
+    return folder / "model"
 
 
 def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:
@@ -99,15 +150,16 @@ def _value(key: str, value: str) -> int | Enum:
 def _progress() -> Iterator[Progress]:
     """Shows what is going on and, once that is known, for how long."""
     status = StatusLine()
-    started_at: dict[str, float] = {}
+    began: dict[int, float] = {}
 
     def show(what: str, done: int, total: int) -> None:
-        kind = what.partition(":")[0].split(" ")[0]
-        begun_at = started_at.setdefault(kind, time.monotonic())
-        left = ""
-        if done and total:
-            left = f"   ETA {clock((time.monotonic() - begun_at) / done * (total - done))}"
-        status.show(f"  {what}   {done} of {total}{left}", now=True)
+        now = time.monotonic()
+        if not total:
+            status.show(f"  {what} …", now=True)
+            return
+        elapsed = now - began.setdefault(total, now)
+        left = f"   ETA {clock(elapsed / done * (total - done))}" if done and elapsed else ""
+        status.show(f"  {what} ({done} of {total}){left}", now=True)
 
     try:
         yield show

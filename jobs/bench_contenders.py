@@ -3,8 +3,8 @@
 import dataclasses
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +13,19 @@ from typing import Any
 from jobs.cluster import ALLOCATOR
 from jobs.config import ClusterConfig, Config
 from jobs.train import make_trainer
-from pipeline.bench.config import BenchConfig
+from pipeline.bench.config import WARM_UP_STEPS, BenchConfig
 from pipeline.bench.protocol import Contender, IsLost, Meeting, serve
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
 from pipeline.bench.task import Kind, Task, Weights
 from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import WARM_UP_STEPS, Progress, take_turns
+from pipeline.bench.turns import Progress, take_turns
 from pipeline.data.prepare import Prepared
 from pipeline.train.engine import EngineConfig, EngineName
 from pipeline.train.optimizer import TORCH_DTYPES
 
 SECONDS_TO_END = 30.0
 MATMUL = "matrix product"
+MANY_PROCESSES = "worker processes have been started"
 
 
 def cores() -> int:
@@ -87,6 +88,7 @@ def measure_training(
     if TWO not in together:
         notes.append(f"{TWO}: left out, it needs two processor cores, no GPU, and a step of two micro-batches")
     with ExitStack() as stack:
+        stack.enter_context(_without_warning())
         threads: list[threading.Thread] = []
         stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
         meeting = stack.enter_context(Meeting())
@@ -115,13 +117,31 @@ def measure_training(
 
 def _train_on(ours: Contender, bench: BenchConfig, path: Path, progress: Progress) -> None:
     """Until translations have sensible lengths."""
-    done = WARM_UP_STEPS + bench.rounds * bench.steps
+    first = done = WARM_UP_STEPS + bench.rounds * bench.steps
     while done < bench.train_steps:
-        progress("training ours on, for weights to decode with: step", done, bench.train_steps)
+        progress("training ours on, to decode with its weights: steps", done - first, bench.train_steps - first)
         steps = min(20, bench.train_steps - done)
         ours.ask(steps)
         done += steps
     ours.ask(Weights(str(path)))
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Ray prints a warning of many processes, where several trainings are there at the same time on purpose."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_others(data: Any, *args: Any, **options: Any) -> None:
+        if not any(MANY_PROCESSES in line for line in data["lines"]):
+            show(data, *args, **options)
+
+    worker.print_to_stdstream = show_others
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 def _start_under_ray(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+WARM_UP_STEPS = 3  # before anything is measured: kernels are chosen and memory is taken in the first ones
+
 
 class Part(Enum):
     """What is measured."""
@@ -44,3 +46,8 @@ class BenchConfig:
     @property
     def decodes(self) -> bool:
         return self.part is not Part.train
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps that ours has taken when its weights are used."""
+        return max(self.train_steps, WARM_UP_STEPS + self.rounds * self.steps)

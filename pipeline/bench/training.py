@@ -91,14 +91,14 @@ def make_matmul(use_gpu: bool, dtype: torch.dtype) -> tuple[Callable[[float], fl
     rows, inner, columns = (size * 4 for size in MATMUL_SHAPE) if use_gpu else MATMUL_SHAPE
     a = torch.randn(rows, inner, device=device).to(dtype)
     b = torch.randn(inner, columns, device=device).to(dtype)
-    a @ b
+    torch.matmul(a, b)
 
     def answer(seconds: float) -> float:
         _synchronize(device)
         products, started_at = 0, time.monotonic()
         while (elapsed := time.monotonic() - started_at) < seconds:
             for _ in range(10):
-                a @ b
+                torch.matmul(a, b)
             products += 10
             _synchronize(device)
         return 2 * rows * inner * columns * products / elapsed

@@ -4,10 +4,10 @@ all alike."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.bench.config import WARM_UP_STEPS
 from pipeline.bench.protocol import Contender, busy_seconds
 from pipeline.bench.task import Burst
 
-WARM_UP_STEPS = 3  # kernels are chosen and memory is taken in the first ones
 MATMUL_SECONDS = 1.0
 
 Progress = Callable[[str, int, int], None]  # what is going on, turns done, turns in all
@@ -56,7 +56,7 @@ def take_turns(
         progress(f"warming up {name}", done, total)
         contender.ask(WARM_UP_STEPS)
     for number in range(rounds):
-        names = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        names = list(contenders) if number % 2 == 0 else list(contenders)[::-1]
         for name in names:
             progress(f"round {number + 1} of {rounds}: {name}", done, total)
             result.turns[name].append(_turn(contenders[name], steps, WARM_UP_STEPS + (number + 1) * steps))
