@@ -222,10 +222,12 @@ def _filler(source_lengths: list[int], target_lengths: list[int]) -> tuple[list[
     """Lengths of the sentences that fill a batch up, equally many on both sides, none longer than the real ones."""
     count = -len(source_lengths) % SENTENCE_MULTIPLE
     while True:
-        missing = [count + -(sum(real) + count) % ROW_MULTIPLE for real in (source_lengths, target_lengths)]
-        # Never shorter than 2, for sentences of one token would take 64 of their kind
-        if all(tokens <= count * max(2, *real) for tokens, real in zip(missing, (source_lengths, target_lengths))):
-            break
+        source, target = (count + -(sum(real) + count) % ROW_MULTIPLE for real in (source_lengths, target_lengths))
+        # Up to 2 tokens at least, for filler of single tokens would have to be 64 sentences
+        if source <= count * max(2, *source_lengths) and target <= count * max(2, *target_lengths):
+            return _share_out(source, count), _share_out(target, count)
         count += SENTENCE_MULTIPLE
-    source, target = ([tokens // count + (i < tokens % count) for i in range(count)] for tokens in missing)
-    return source, target
+
+
+def _share_out(tokens: int, count: int) -> list[int]:
+    return [tokens // count + (i < tokens % count) for i in range(count)]
