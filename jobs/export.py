@@ -4,7 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.cli import configuration
+from jobs.cli import configuration, sort_words
 from jobs.workspace import find_model, output_dir
 from pipeline.errors import UserError
 
@@ -18,7 +18,7 @@ Choice = TypeVar("Choice", bound=Enum)
 def main(argv: list[str]) -> int:
     from pipeline.export import Format, Quantization, export
 
-    own, words, settings = _sort(argv)
+    words, own, settings = sort_words(argv, ("format", "quantization"))
     config = configuration("export", settings)
     if len(words) != 2 or "format" not in own:
         raise UserError(USAGE)
@@ -28,20 +28,6 @@ def main(argv: list[str]) -> int:
     export(find_model(words[0], output_dir(config)), folder, to, quantization)
     print(f"Exported to {folder.absolute()}")
     return 0
-
-
-def _sort(argv: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """This job's own settings, the folders, and the settings that are everyone's."""
-    own, words, settings = {}, [], []
-    for i, word in enumerate(argv):
-        key, equals, value = word.partition("=")
-        if equals and key in ("format", "quantization"):
-            own[key] = value
-        elif equals or word.startswith("-") or argv[i - 1] == "--cfg":
-            settings.append(word)
-        else:
-            words.append(word)
-    return own, words, settings
 
 
 def _choice(key: str, value: str, choices: type[Choice]) -> Choice:
