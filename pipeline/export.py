@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -231,7 +232,9 @@ def marian_config(config: TransformerConfig, vocab_size: int):
 def _write_marian(model: Transformer, folder: Path) -> None:
     config = marian_config(model.config, model.vocab_size)
     from transformers import GenerationConfig, MarianMTModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of a second's work
     marian = MarianMTModel(config)
     # What its state has beyond ours, it makes itself: the sinusoids, and a bias of zeros on the logits.
     keys = marian.load_state_dict(marian_weights(model.state_dict(), model.config.d_model), strict=False)
@@ -254,18 +257,19 @@ def _write_marian_tokenizer(translator: Translator, source: Path, folder: Path) 
     source_spm, target_spm, vocab = folder / "source.spm", folder / "target.spm", folder / "vocab.json"
     _save_tokenizer(source, source_spm, target_spm)
     write_json(vocab, {piece: i for i, piece in enumerate(pieces)})
-    tokenizer = MarianTokenizer(
-        str(source_spm),
-        str(target_spm),
-        str(vocab),
-        source_lang=about.get("source_language"),
-        target_lang=about.get("target_language"),
-        bos_token=pieces[BOS_ID],
-        eos_token=pieces[EOS_ID],
-        pad_token=pieces[PAD_ID],
-        unk_token=pieces[UNK_ID],
-        model_max_length=about["model"]["max_positions"],
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,  # </s> in a text is text
-    )
+    with warnings.catch_warnings(action="ignore"):  # it recommends sacremoses, which it does not use
+        tokenizer = MarianTokenizer(
+            str(source_spm),
+            str(target_spm),
+            str(vocab),
+            source_lang=about.get("source_language"),
+            target_lang=about.get("target_language"),
+            bos_token=pieces[BOS_ID],
+            eos_token=pieces[EOS_ID],
+            pad_token=pieces[PAD_ID],
+            unk_token=pieces[UNK_ID],
+            model_max_length=about["model"]["max_positions"],
+            clean_up_tokenization_spaces=False,
+            split_special_tokens=True,  # </s> in a text is text
+        )
     tokenizer.save_pretrained(folder)
