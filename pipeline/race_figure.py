@@ -1,5 +1,6 @@
 """The picture of a race: BLEU against time and against floating-point operations, speed against sentence length."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Course:
 
 
 def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
-    """Draws a PNG of 1000 pixels' width: above, validation BLEU against minutes of training and against 10^15
+    """Draws a PNG of 1000 pixels' width: above, validation BLEU against minutes of training and against
     floating-point operations; below, target tokens per second against sentence length."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,16 +40,18 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic([["time", "flops"], ["speed", "speed"]])
     panels["flops"].sharey(panels["time"])
+    costs = [flops for course in courses.values() for flops in course.flops]
+    power = 3 * int(math.log10(max(costs, default=1.0)) // 3)
     for (name, course), (color, marker) in zip(courses.items(), STYLES, strict=False):
         style = {"color": color, "marker": marker, "markersize": 5, "lw": 1.8, "label": name}
         panels["time"].plot([seconds / 60 for seconds in course.seconds], course.bleu, **style)
-        panels["flops"].plot([flops / 1e15 for flops in course.flops], course.bleu, **style)
+        panels["flops"].plot([flops / 10**power for flops in course.flops], course.bleu, **style)
         panels["speed"].plot(list(course.speed), list(course.speed.values()), **style)
     best = max((bleu for course in courses.values() for bleu in course.bleu), default=1.0)
     panels["time"].set_ylim(0, best * 1.08 + 1)
     panels["time"].set_ylabel("validation BLEU (0 to 100)")
     panels["time"].set_xlabel("minutes of training")
-    panels["flops"].set_xlabel("training cost (10$^{15}$ floating-point operations)")
+    panels["flops"].set_xlabel(f"training cost (10$^{{{power}}}$ floating-point operations)")
     panels["flops"].tick_params(labelleft=False)
     for name in ("time", "flops"):
         panels[name].set_xlim(left=0)
@@ -59,7 +62,7 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     lines, labels = panels["time"].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=12)
-    figure.suptitle(title, fontsize=14, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=14, x=0.01, y=0.985, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
@@ -70,6 +73,6 @@ def _finish_speed(axes: "Axes", lengths: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.set_xlabel("sentence length (tokens on each side; as many tokens in every step)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
     axes.set_ylabel("target tokens per second\nin training, one worker")
     axes.yaxis.set_major_formatter(lambda speed, _: f"{speed:,.0f}")
