@@ -265,6 +265,13 @@ def _keys() -> list[str]:
     return list(dict.fromkeys([*names, "model.architecture"]))
 
 
+@cache
+def _dictionaries() -> list[str]:
+    """The settings whose keys the user chooses: `race.contenders.mine=[…]` sets one of them."""
+    schema = _schema("transformer")
+    return [name for name in _keys() if isinstance(OmegaConf.select(schema, name), DictConfig)]
+
+
 def _is_section(node: Any) -> TypeGuard[DictConfig]:
     return isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node))
 
@@ -299,7 +306,7 @@ def _check_name(override: Override) -> None:
             raise UserError(f"{word}: no such option.{hint} There is: {', '.join(options)}.")
     elif section := [name for name in keys if name.startswith(f"{key}.")]:
         raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
-    elif key not in keys:
+    elif key not in keys and not any(key.startswith(f"{name}.") for name in _dictionaries()):
         raise UserError(f"{key}: {_unknown(key)}")
     if override.type is not OverrideType.CHANGE:
         raise UserError(f"{word}: settings are neither added nor removed; write {key}=<value>")

@@ -53,8 +53,10 @@ def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:
     """What `save_model` wrote of a configuration.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none, or one of a later version.
+        TypeError, ValueError: it is none, or one of a later version.
     """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
     kinds = {"norm": Norm, "positions": Positions}
     return ARCHITECTURES[architecture](**{name: kinds.get(name, lambda x: x)(value) for name, value in shape.items()})
 

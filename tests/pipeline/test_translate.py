@@ -1,13 +1,16 @@
 """A model folder: what is written is what is read; damage is refused; translations don't depend on the batch."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.config import Norm, TransformerConfig
+from model.build import build_model
+from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.decode import BeamConfig
@@ -53,6 +56,31 @@ def test_one_translation_a_line_whatever_the_batches(folder: Path, caplog: pytes
     ]
     assert together == one_by_one
     assert not any("\n" in line for line in together)
+
+
+def test_a_recurrent_model_is_stored_and_translates_lines_of_any_length(folder: Path, tmp_path: Path) -> None:
+    shape = RecurrentConfig(d_model=16, encoder_layers=1, decoder_layers=2)
+    torch.manual_seed(0)
+    model = build_model(shape, Tokenizer.load(folder).vocab_size)
+    save_model(tmp_path, shape, model.state_dict(), folder, {})
+    translator = Translator.load(tmp_path, CPU)
+    assert translator.model.config == shape
+    text = ["Der Hund Nummer 3", "", "läuft", "x" * 2000]
+    beam = BeamConfig(beam=3, extra_tokens=5)
+    together = translator.translate(text, beam)
+    assert together[1] == "" and together[3]
+    assert together == [translator.translate([line], dataclasses.replace(beam, batch_sentences=1))[0] for line in text]
+
+
+def test_a_folder_of_before_there_were_architectures_is_a_transformers(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    about = json.loads((folder / "config.json").read_bytes())
+    assert about.pop("architecture") == "transformer"
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert Translator.load(tmp_path, CPU).model.config == CONFIG
+    (tmp_path / "config.json").write_text(json.dumps({**about, "architecture": "rnn"}))
+    with pytest.raises(UserError, match="'rnn' is none of transformer, lstm"):
+        Translator.load(tmp_path, CPU)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])

@@ -1,0 +1,81 @@
+"""A race's contenders are ordinary configurations that differ in what they are compared by, and in nothing else."""
+
+import json
+
+import pytest
+from command import TINY, transloom
+
+from jobs.cli import configuration
+from jobs.race import contenders_of
+from model.config import RecurrentConfig, TransformerConfig
+from pipeline.errors import UserError
+
+EXPERIMENT = "experiment=attention_vs_recurrence"
+
+
+def contenders(*words: str):
+    return contenders_of(configuration("race", words), words)
+
+
+def test_the_experiment_races_attention_against_recurrence_for_equal_time():
+    found = contenders(EXPERIMENT)
+    assert [type(one.model) for one in found.values()] == [TransformerConfig, RecurrentConfig]
+    transformer, lstm = found.values()
+    assert transformer.train == lstm.train and transformer.train.max_minutes > 0
+    assert (transformer.batch, transformer.tokenizer) == (lstm.batch, lstm.tokenizer)
+    assert not transformer.race.contenders
+
+
+def test_the_command_line_has_the_last_word_for_all():
+    found = contenders(EXPERIMENT, "schedule.peak_learning_rate=3e-4", "train.max_minutes=1.5")
+    assert {one.schedule.peak_learning_rate for one in found.values()} == {3e-4}
+    assert {one.train.max_minutes for one in found.values()} == {1.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiment=demo"], r"^race\.contenders: names at least two"),
+        ([EXPERIMENT, "train.max_minutes=0"], r"^train\.max_minutes: must say how long"),
+        (
+            [EXPERIMENT, "race.contenders.lstm=['model.num_haeds=2']"],
+            r"^race\.contenders\.lstm: model\.num_haeds: no such",
+        ),
+        ([EXPERIMENT, "race.contenders.lstm=['tokenizer=bpe_8k']"], r"^race\.contenders\.lstm: changes tokenizer"),
+        (
+            [EXPERIMENT, "race.contenders.lstm=['train.max_minutes=9']"],
+            r"^race\.contenders\.lstm: changes train\.max_minutes",
+        ),
+        ([EXPERIMENT, "race.lengths=[0]"], r"^race\.lengths: must be at least 1"),
+        (
+            [EXPERIMENT, "race.contenders={a:['model=small'],b:['model=tiny']}", "model=small"],
+            r"^race\.contenders\.b: is the same as a",
+        ),
+        ([EXPERIMENT, "race.contenders={a/b:['model=small']}"], r"^race\.contenders: names become names of runs"),
+    ],
+)
+def test_what_does_not_compare_is_refused_by_name(words, message):
+    with pytest.raises(UserError, match=message):
+        contenders(*words)
+
+
+@pytest.mark.slow
+def test_a_race_trains_both_and_is_done_when_given_again(place):
+    words = [word for word in TINY if not word.startswith(("model.", "train.max_steps"))]
+    small = 'model.d_model=32","model.encoder_layers=1","model.decoder_layers=1'
+    both = f'{{transformer:["model=tiny","{small}"],lstm:["model=lstm","{small}"]}}'
+    words += [f"race.contenders={both}", "race.lengths=[8,16]", "train.max_minutes=0.05", "name=tiny"]
+    first = transloom(place, "race", *words)
+    result = json.loads((place / "outputs" / "races" / "tiny" / "race.json").read_bytes())
+    assert list(result["runs"]) == ["transformer", "lstm"]
+    for name, one in result["runs"].items():
+        assert one["run"] == f"tiny-{name}" and one["run"] in first.out
+        assert 3.0 <= one["seconds"] < 30.0
+        assert one["curve"][-1]["step"] == one["steps"]
+        assert one["curve"][-1]["flops"] == one["flops"]
+        assert one["curve"][-1]["seconds"] == pytest.approx(one["seconds"])
+        assert all(speed > 0 for speed in one["speed_by_length"].values())
+        assert one["bleu"]["test"]["signature"] in first.out
+    assert (place / "outputs" / "races" / "tiny" / "race.png").read_bytes()[:4] == b"\x89PNG"
+    again = transloom(place, "race", *words)
+    assert "minutes of training" not in again.out and "test BLEU" in again.out

@@ -1,0 +1,27 @@
+"""The picture of a race is drawn from any contenders' figures, also from one who was never validated."""
+
+from pathlib import Path
+
+from matplotlib.image import imread
+
+from pipeline.race_figure import Course, draw_race
+
+
+def test_the_picture_shows_every_contender_in_its_colour(tmp_path: Path) -> None:
+    course = Course([60.0, 120.0], [1e15, 2e15], [10.0, 20.0], {8: 5000.0, 16: 6000.0})
+    other = Course([60.0, 120.0], [2e15, 4e15], [5.0, 12.0], {8: 5000.0, 16: 4000.0})
+    pictures = {
+        number: imread(draw_race(courses, tmp_path / f"{number}.png", "title"))
+        for number, courses in enumerate([{"a": course}, {"a": course, "b": other}], start=1)
+    }
+    orange = (213, 94, 0)  # of the second
+
+    def pixels(picture) -> int:
+        return int(((abs(picture[..., :3] * 255 - orange) < 6).all(-1)).sum())
+
+    assert pictures[1].shape[1] == 1000
+    assert pixels(pictures[1]) == 0 and pixels(pictures[2]) > 500
+
+
+def test_a_contender_without_a_validation_is_drawn(tmp_path: Path) -> None:
+    assert draw_race({"a": Course([], [], [], {8: 1.0})}, tmp_path / "race.png", "title").exists()
