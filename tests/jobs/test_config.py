@@ -96,7 +96,7 @@ REFUSED = {
     "modl.d_model=512": ["Did you mean model.d_model?"],
     "corpus.train.sorce=a.en": ["Did you mean corpus.train.source?"],
     "experimnt=demo": ["Did you mean experiment?"],
-    "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "paper/table3_big"],
+    "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
     "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     # a wrong type
