@@ -30,6 +30,8 @@ RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.saf
 
 
 def main(argv: list[str]) -> int:
+    from jobs.bench_contenders import refuse_unlike
+
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
     if len(folders) > 1:
@@ -39,6 +41,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{key}: the bench measures this machine, with contenders of its own; leave it out")
     if bench.part is Part.decode and not folders:
         raise UserError("part=decode: needs a model; give a run or a model folder, or leave part= out")
+    refuse_unlike(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.time()
     name = config.name or f"{config.corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -13,6 +13,7 @@ from typing import Any
 from jobs.cluster import ALLOCATOR
 from jobs.config import ClusterConfig, Config
 from jobs.train import make_trainer
+from model.config import Norm, Positions, TransformerConfig
 from pipeline.bench.config import WARM_UP_STEPS, BenchConfig
 from pipeline.bench.protocol import Contender, IsLost, Meeting, serve
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
@@ -20,8 +21,9 @@ from pipeline.bench.task import Kind, Task, Weights
 from pipeline.bench.training import make_matmul, make_member
 from pipeline.bench.turns import Progress, take_turns
 from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
 from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.optimizer import TORCH_DTYPES
+from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 SECONDS_TO_END = 30.0
 MATMUL = "matrix product"
@@ -38,8 +40,28 @@ def environment(threads: int) -> dict[str, str]:
     return {**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
 
 
+def refuse_unlike(config: Config) -> None:
+    """Refuses what the others can't be made to do.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    model = config.model
+    if not isinstance(model, TransformerConfig):
+        raise UserError("model: the bench compares Transformers; choose another model")
+    if model.positions is not Positions.sinusoidal:
+        raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
+    if model.head_width * model.num_heads != model.d_model:
+        raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
+    if config.precision.dtype is Precision.fp16:
+        raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
+    if config.optimizer.weight_decay:
+        raise UserError("optimizer.weight_decay: the bench compares without it; leave it out")
+
+
 def task_of(config: Config, prepared: Prepared) -> Task:
     """The training that all share; the contender's kind and engine are put in its place."""
+    assert isinstance(config.model, TransformerConfig)
     return Task(
         kind=Kind.ours,
         engine=EngineConfig(EngineName.torch),
@@ -56,16 +78,25 @@ def task_of(config: Config, prepared: Prepared) -> Task:
     )
 
 
-def _engines(task: Task) -> dict[str, tuple[Task, int]]:
-    """The contenders under Ray Train by name: what each does, on how many workers."""
+def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
+    """What each contender does, and with how many members, by name; and why others are left out."""
 
     def zero(stage: int) -> Task:
         return dataclasses.replace(task, engine=EngineConfig(EngineName.deepspeed, stage))
 
-    found = {ZERO0: (zero(0), 1), ZERO1: (zero(1), 1)}
-    if not task.use_gpu and cores() > 1 and task.batch.micro_batches > 1:  # halves of a GPU don't train together
+    found, notes = {BARE: (task, 1), ZERO0: (zero(0), 1), ZERO1: (zero(1), 1)}, []
+    if not task.use_gpu and cores() > 1 and task.batch.micro_batches > 1:
         found[TWO] = (zero(1), 2)
-    return found
+    else:
+        notes.append(f"{TWO}: left out, for it needs two processor cores, no GPU, and a step of two micro-batches")
+    found[CONTROL] = (dataclasses.replace(task, kind=Kind.torch), 1)
+    if not find_spec("transformers"):
+        notes.append(f"{MARIAN} is left out: the package transformers is not installed (pip install transformers)")
+    elif task.model.norm is Norm.pre:
+        notes.append(f"{MARIAN} is left out: it is post-norm, and this model is pre-norm")
+    else:
+        found[MARIAN] = (dataclasses.replace(task, kind=Kind.marian), 1)
+    return found, notes
 
 
 def measure_training(
@@ -78,33 +109,26 @@ def measure_training(
     Raises:
         UserError: a contender died or refused.
     """
-    alone = {BARE: task, CONTROL: dataclasses.replace(task, kind=Kind.torch)}
-    notes = []
-    if find_spec("transformers"):
-        alone[MARIAN] = dataclasses.replace(task, kind=Kind.marian)
-    else:
-        notes.append(f"{MARIAN} is left out: the package transformers is not installed (pip install transformers)")
-    together = _engines(task)
-    if TWO not in together:
-        notes.append(f"{TWO}: left out, it needs two processor cores, no GPU, and a step of two micro-batches")
+    tasks, notes = contenders_of(task)
+    under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
         stack.enter_context(_without_warning())
         threads: list[threading.Thread] = []
         stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
         meeting = stack.enter_context(Meeting())
-        lost = {name: meeting.start_processes(name, 1, environment(cores())) for name in (*alone, MATMUL)}
-        for name, (_, workers) in together.items():
-            lost[name], thread = _start_under_ray(meeting, name, workers, cluster, folder, len(together))
-            threads.append(thread)
+        lost: dict[str, IsLost] = {}
+        for name in (MATMUL, *tasks):
+            if name in under_ray:
+                members = tasks[name][1]
+                lost[name], thread = _start_under_ray(meeting, name, members, cluster, folder, len(under_ray))
+                threads.append(thread)
+            else:
+                lost[name] = meeting.start_processes(name, 1, environment(cores()))
         matmul = meeting.meet(MATMUL, 1, lost[MATMUL])
-        contenders: dict[str, Contender] = {}
-        for name in (BARE, *together, CONTROL, MARIAN):
-            if name in lost:
-                contenders[name] = meeting.meet(name, together[name][1] if name in together else 1, lost[name])
+        contenders = {name: meeting.meet(name, members, lost[name]) for name, (_, members) in tasks.items()}
         matmul.send(partial(make_matmul, task.use_gpu, TORCH_DTYPES[task.precision.dtype]))
-        tasks = alone | {name: one for name, (one, _) in together.items()}
         for name, contender in contenders.items():
-            contender.send(partial(make_member, tasks[name]))
+            contender.send(partial(make_member, tasks[name][0]))
         matmul.receive()
         ready = {name: contender.receive() for name, contender in contenders.items()}
         rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.data.batches import Step, iterate_steps
+from pipeline.data.batches import Step, ahead, iterate_steps
 from pipeline.data.shards import open_shards
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import make_engine
@@ -24,7 +24,7 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
         last = len(step.batches) - 1
         for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
             torch.manual_seed(seed)
-            loss = engine.forward_backward(one.to(device), scale=weight / step.target_tokens, last=i == last)
+            loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
             total += loss.total * weight
         engine.step(rate)
         return total
@@ -36,4 +36,4 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
 
     pairs = open_shards(Path(task.shards), "train")
     steps = iterate_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
-    return Trainer(steps, take, save)
+    return Trainer(ahead(steps, device), take, save)

@@ -9,29 +9,43 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model.config import Norm, Positions, TransformerConfig
+from model.config import Norm, TransformerConfig
 from model.layers import DecoderLayer, EncoderLayer, sinusoids
 from model.transformer import Transformer
 from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.data.batches import BatchConfig, plan_epoch
+from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
 from pipeline.data.shards import PairDataset, open_shards
 from pipeline.data.tokenizer import BOS_ID, PAD_ID
-from pipeline.errors import UserError
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 
 @dataclass(frozen=True)
-class PaddedStep:
-    """One optimizer step: (source (B, S), decoder input (B, T), labels (B, T)) of each micro-batch, ids."""
+class PaddedBatch:
+    """One micro-batch: ids of the source (B, S), the decoder's input (B, T) and the labels (B, T)."""
 
-    batches: list[tuple[Tensor, Tensor, Tensor]]
+    source: Tensor
+    target: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        """The same on another device; does not wait for it."""
+        if device.type == "cpu":
+            return self
+        return PaddedBatch(*[x.pin_memory().to(device, non_blocking=True) for x in vars(self).values()])
+
+
+@dataclass(frozen=True)
+class PaddedStep:
+    """One optimizer step."""
+
+    batches: list[PaddedBatch]
     source_tokens: int
     target_tokens: int
 
@@ -51,15 +65,15 @@ def padded_steps(pairs: PairDataset, config: BatchConfig, seed: int) -> Iterator
         epoch += 1
 
 
-def _padded(pairs: PairDataset, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(pairs: PairDataset, indices: np.ndarray) -> PaddedBatch:
     def pad(sentences: list[np.ndarray]) -> Tensor:
         tensors = [torch.from_numpy(ids.astype(np.int64)) for ids in sentences]
         return pad_sequence(tensors, batch_first=True, padding_value=PAD_ID)
 
     source, labels = pad([pairs.source(i) for i in indices]), pad([pairs.target(i) for i in indices])
-    decoder_input = labels.roll(1, dims=1)
-    decoder_input[:, 0] = BOS_ID
-    return source, decoder_input, labels
+    target = labels.roll(1, dims=1)
+    target[:, 0] = BOS_ID
+    return PaddedBatch(source, target, labels)
 
 
 class PlainTransformer(nn.Module):
@@ -110,7 +124,7 @@ class PlainTransformer(nn.Module):
 def copy_weights(ours: Transformer, plain: PlainTransformer) -> None:
     """Gives the control our weights, so that both begin at the same point."""
     plain.embedding.load_state_dict(ours.embedding.state_dict())
-    theirs = plain.transformer
+    theirs: Any = plain.transformer
     for layer, other in zip(cast(list[EncoderLayer], ours.encoder), theirs.encoder.layers, strict=True):
         attention = layer.self_attention.query_key_value
         _copy_attention(attention.weight, attention.bias, layer.self_attention.output, other.self_attn)
@@ -132,13 +146,13 @@ def copy_weights(ours: Transformer, plain: PlainTransformer) -> None:
             norm.load_state_dict(getattr(ours, f"{name}_norm").state_dict())
 
 
-def _copy_attention(weight: Tensor, bias: Tensor, output: nn.Linear, theirs: nn.Module) -> None:
+def _copy_attention(weight: Tensor, bias: Tensor, output: nn.Linear, theirs: Any) -> None:
     theirs.in_proj_weight.copy_(weight)
     theirs.in_proj_bias.copy_(bias)
     theirs.out_proj.load_state_dict(output.state_dict())
 
 
-def _copy_feed_forward(layer: EncoderLayer | DecoderLayer, theirs: nn.Module) -> None:
+def _copy_feed_forward(layer: EncoderLayer | DecoderLayer, theirs: Any) -> None:
     theirs.linear1.load_state_dict(layer.feed_forward.inner.state_dict())
     theirs.linear2.load_state_dict(layer.feed_forward.outer.state_dict())
 
@@ -180,9 +194,8 @@ def _trainer(task: Task, device: torch.device, model: nn.Module, logits: Callabl
     def take(step: PaddedStep, rate: float) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=device)
         for batch in step.batches:
-            source, target, labels = (x.to(device, non_blocking=True) for x in batch)
             with torch.autocast(device.type, dtype=dtype, enabled=is_mixed):
-                loss = criterion(logits(source, target).flatten(0, 1), labels.flatten())
+                loss = criterion(logits(batch.source, batch.target).flatten(0, 1), batch.labels.flatten())
             (loss / step.target_tokens).backward()
             total += loss.detach()
         if adam.clip_norm:
@@ -192,21 +205,5 @@ def _trainer(task: Task, device: torch.device, model: nn.Module, logits: Callabl
         optimizer.zero_grad(set_to_none=True)
         return total
 
-    pairs = open_shards(Path(task.shards), "train")
-    return Trainer(padded_steps(pairs, task.batch, task.seed), take)
-
-
-def refuse(task: Task) -> None:
-    """What the peers can't be made to do.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if task.model.positions is not Positions.sinusoidal:
-        raise UserError("model.positions: the bench compares with models of sinusoidal positions; leave it out")
-    if task.model.head_width * task.model.num_heads != task.model.d_model:
-        raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
-    if task.precision.dtype is Precision.fp16:
-        raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
-    if task.optimizer.weight_decay:
-        raise UserError("optimizer.weight_decay: the bench compares without it; leave it out")
+    steps = padded_steps(open_shards(Path(task.shards), "train"), task.batch, task.seed)
+    return Trainer(ahead(cast(Iterator[Step], steps), device), take)  # made in the background, as ours are

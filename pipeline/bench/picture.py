@@ -56,9 +56,9 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
 def _draw_training(axes: "Axes", contenders: Mapping[str, Any]) -> None:
     spreads = [one["target_tokens_per_second"] for one in contenders.values()]
     colors = [BLUE if _is_ours(name) else GREY for name in contenders]
-    notes = [f"{one['share_of_matmul']:.0%} of a matrix product" for one in contenders.values()]
+    notes = [f"{one['share_of_matmul']:.0%} of matmul" for one in contenders.values()]
     _draw_bars(axes, list(contenders), spreads, colors, notes)
-    axes.set_xlabel("training: target tokens per second, without padding (median; lines: least to most)")
+    axes.set_xlabel("training: target tokens per second, no padding (median; lines: least to most)")
 
 
 def _draw_memory(axes: "Axes", contenders: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ def _draw_memory(axes: "Axes", contenders: Mapping[str, Any]) -> None:
     if not on_gpu:
         imports = [one["imported_bytes"] / 1e6 for one in contenders.values()]
         axes.barh(names, imports, color=PALE, height=0.7, label="libraries alone")
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False)
     for place, peak in enumerate(peaks):
         axes.text(peak, place, f" {peak:,.0f}", va="center")
     axes.invert_yaxis()
@@ -87,7 +87,7 @@ def _draw_decoding(axes: "Axes", searches: Mapping[str, Any]) -> None:
             colors.append(BLUE if _is_ours(name) else GREY)
             notes.append(f"BLEU {one['bleu']:.1f}")
     _draw_bars(axes, names, spreads, colors, notes)
-    axes.set_xlabel("decoding: sentences per second, fp32 (processes or batches at a time x threads of each)")
+    axes.set_xlabel("decoding: sentences per second, fp32 (at a time x threads of each)")
 
 
 def _draw_bars(
@@ -102,9 +102,9 @@ def _draw_bars(
     above = [one["most"] - one["median"] for one in spreads]
     axes.barh(names, medians, color=colors, height=0.7, xerr=(below, above), error_kw={"lw": 1.2, "capsize": 3})
     for place, (one, note) in enumerate(zip(spreads, notes, strict=True)):
-        axes.text(one["most"], place, f"  {one['median']:,.0f}   {note}", va="center")
+        axes.text(one["most"], place, f"  {one['median']:,.0f}  ({note})", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, max(one["most"] for one in spreads) * 1.35)
+    axes.set_xlim(0, max(one["most"] for one in spreads) * 1.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
@@ -121,9 +121,9 @@ def _draw_ratios(axes: "Axes", ratios: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(1.0, color="black", lw=1.2)
     for place, (one, value) in enumerate(zip(ratios, reached, strict=True)):
         sign = "≥" if one["at_least"] else "≤"
-        axes.text(min(value, 2.0), place, f"  {one['value']:.3g} ({sign} {one['goal']:g})", va="center")
+        axes.text(max(1.0, min(value, 2.0)), place, f"  {one['value']:.3g} ({sign} {one['goal']:g})", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 2.6)
+    axes.set_xlim(0, 2.7)
     axes.set_xlabel("targets reached (1: just met)")
 
 

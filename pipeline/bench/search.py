@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ def _huggingface(task: SearchTask) -> Search:
 
     device = _device(task)
     attention = "sdpa" if task.use_gpu else "eager"  # the quicker one
-    model = MarianMTModel.from_pretrained(task.folder, attn_implementation=attention).to(device).eval()
+    model: Any = MarianMTModel.from_pretrained(task.folder, attn_implementation=attention)
+    model.to(device).eval()
 
     @torch.inference_mode()
     def search(sources: list[list[int]], config: BeamConfig) -> list[list[int]]:

@@ -1,0 +1,106 @@
+"""The bench as a person types it: what is refused at once, what is left out and said, and a whole small bench."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from command import TINY, transloom
+
+from jobs import bench_contenders, bench_decoding
+from jobs.__main__ import main
+from jobs.bench import _sort
+from jobs.config import load_config
+from model.config import Norm
+from pipeline.bench.config import BenchConfig, Part
+from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1
+from pipeline.bench.search import Program
+from pipeline.bench.task import Kind
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+
+REFUSED = {
+    "part=trian": "part=trian: there is all, train, decode",
+    "rounds=few": "rounds=few: must be a whole number",
+    "steps=0": "steps: must be at least 1, not 0",
+    "part=decode": "part=decode: needs a model",
+    "cluster.address=auto": "cluster.address: the bench measures this machine",
+    "precision=fp16": "precision.dtype: the bench compares in bf16 or fp32",
+    "model.positions=learned": "model.positions: ",
+    "model.d_k=8": "model.d_k: ",
+    "model=lstm": "model: the bench compares Transformers",
+    "one two": "usage: transloom bench ",
+    "nowhere": "there is no run 'nowhere'",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_measured_is_refused_at_once(words: str, tmp_path: Path, capsys) -> None:
+    assert main(["bench", *words.split(), f"output_dir={tmp_path / 'outputs'}"]) == 2
+    assert REFUSED[words] in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_benchs_own_words_are_told_from_settings_and_folders() -> None:
+    bench, folders, settings = _sort(["my-run", "part=train", "rounds=2", "model=tiny", "--cfg", "job"])
+    assert bench == replace(BenchConfig(), part=Part.train, rounds=2)
+    assert folders == ["my-run"]
+    assert settings == ["experiment=bench", "model=tiny", "--cfg", "job"]
+    assert _sort(["experiment=demo"])[2] == ["experiment=demo"]
+
+
+def test_who_can_not_take_part_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = SimpleNamespace(
+        shards=SimpleNamespace(folder="shards"),
+        tokenizer=SimpleNamespace(manifest={"counts": {"vocab_size": 400}}),
+    )
+    task = bench_contenders.task_of(load_config(["experiment=bench"]), cast(Prepared, stages))
+    monkeypatch.setattr(bench_contenders, "find_spec", lambda name: object())
+    monkeypatch.setattr(bench_contenders, "cores", lambda: 2)
+    tasks, notes = bench_contenders.contenders_of(task)
+    assert set(tasks) == {BARE, ZERO0, ZERO1, TWO, CONTROL, MARIAN} and not notes
+    assert tasks[TWO][1] == 2 and all(members == 1 for name, (_, members) in tasks.items() if name != TWO)
+    assert tasks[CONTROL][0].kind is Kind.torch and tasks[ZERO1][0].engine.zero_stage == 1
+
+    monkeypatch.setattr(bench_contenders, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_contenders, "cores", lambda: 1)
+    tasks, notes = bench_contenders.contenders_of(task)
+    assert set(tasks) == {BARE, ZERO0, ZERO1, CONTROL}
+    assert any("transformers is not installed (pip install transformers)" in note for note in notes)
+    assert any(TWO in note and "two processor cores" in note for note in notes)
+
+    monkeypatch.setattr(bench_contenders, "find_spec", lambda name: object())
+    _, notes = bench_contenders.contenders_of(replace(task, model=replace(task.model, norm=Norm.pre)))
+    assert any("post-norm" in note for note in notes)
+
+
+def test_a_format_that_can_not_be_written_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def export(model: Path, folder: Path, to: object) -> None:
+        if folder.name == Program.ctranslate2.value:
+            raise UserError("the package ctranslate2 is missing")
+
+    monkeypatch.setattr(bench_decoding, "export", export)
+    notes: list[str] = []
+    assert list(bench_decoding._exported(tmp_path, tmp_path, notes)) == [Program.huggingface]
+    assert notes == ["CTranslate2 is left out: the package ctranslate2 is missing"]
+
+
+@pytest.mark.slow
+def test_a_whole_small_bench(tmp_path: Path) -> None:
+    words = [word for word in TINY if not word.startswith(("cluster", "engine", "train."))]
+    sizes = ("rounds=1", "steps=2", "train_steps=60", "sentences=10")
+    said = transloom(tmp_path, "bench", *words, *sizes, "name=small", "tracking=off").out
+    result = json.loads((tmp_path / "outputs" / "bench" / "small" / "bench.json").read_bytes())
+    contenders = result["training"]["contenders"]
+    assert {ZERO0, ZERO1, BARE, CONTROL} <= set(contenders)
+    losses = [one["loss"] for one in contenders.values()]
+    assert max(losses) - min(losses) < 0.2
+    tokens = {one["turns"][0]["target_tokens"] for one in contenders.values()}
+    assert len(tokens) == 1
+    assert result["decoding"]["without_length_penalty"]["ours"]["identical_to_ours"] == 1.0
+    for name in contenders:
+        assert f"\n{name} " in said
+    assert "at least 0.97" in said and "bench.png" in said
+    assert (tmp_path / "outputs" / "bench" / "small" / "bench.png").stat().st_size > 10_000

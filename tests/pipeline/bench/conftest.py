@@ -1,0 +1,49 @@
+"""A small training that all contenders can take part in, on the embedded phrasebook."""
+
+from pathlib import Path
+
+import pytest
+
+from model.config import TransformerConfig
+from pipeline.bench.task import Kind, Task
+from pipeline.data.batches import BatchConfig
+from pipeline.data.clean import CleanConfig
+from pipeline.data.corpus import CorpusConfig, CorpusKind
+from pipeline.data.prepare import Prepared, prepare
+from pipeline.data.tokenizer import TokenizerConfig
+from pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig
+from pipeline.train.optimizer import Precision
+from pipeline.train.schedule import ScheduleConfig
+
+SHAPE = TransformerConfig(
+    d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.1, max_positions=128
+)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    corpus = CorpusConfig(kind=CorpusKind.phrasebook, name="phrasebook", held_out=20, phrasebook_pairs=300)
+    return prepare(corpus, CleanConfig(), TokenizerConfig(vocab_size=400), tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def task(prepared: Prepared) -> Task:
+    return Task(
+        kind=Kind.ours,
+        engine=EngineConfig(EngineName.torch),
+        model=SHAPE,
+        batch=BatchConfig(512, 256),
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(),
+        precision=PrecisionConfig(Precision.fp32),
+        label_smoothing=0.1,
+        seed=1,
+        shards=str(prepared.shards.folder),
+        vocab_size=prepared.tokenizer.manifest["counts"]["vocab_size"],
+        use_gpu=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def shards(prepared: Prepared) -> Path:
+    return prepared.shards.folder
