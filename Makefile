@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo ui test check format lint clean clean-all
+.PHONY: help demo ui bench test check format lint clean clean-all
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed  ## train and evaluate a small translator, in about fiv
 
 ui: $(VENV)/.installed  ## serve MLflow's pages on the runs, on this machine only
 	@$(BIN)/transloom ui
+
+bench: $(VENV)/.installed-export  ## measure training and decoding against what is usually used; ARGS="corpus=multi30k_en_de"
+	@$(BIN)/transloom bench $(ARGS)
 
 test: check  ## lint, types, layers and all tests
 	$(BIN)/python -m pytest
@@ -48,7 +51,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP_INSTALL) -e .
 	@touch $@
 
+$(VENV)/.installed-export: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Transloom, and what it is compared with, into $(VENV): a minute or two, depending on the network"
+	@$(PIP_INSTALL) -e '.[export]'
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Transloom and its development tools into $(VENV): a minute or two, depending on the network"
 	@$(PIP_INSTALL) -e '.[dev]'
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed $(VENV)/.installed-export $@

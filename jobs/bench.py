@@ -7,12 +7,11 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from jobs.bench_summary import machine, print_bench, report_bench
-from jobs.cli import configuration
+from jobs.cli import configuration, sort_words
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
 from jobs.workspace import PREPARED_FILE, find_model, output_dir
@@ -120,25 +119,16 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
 
 def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:
     """The bench's own settings, folders, and the settings that are everyone's."""
-    own: dict[str, Any] = {}
-    folders, settings = [], []
-    for i, word in enumerate(argv):
-        key, equals, value = word.partition("=")
-        if equals and key in OWN:
-            own[key] = _value(key, value)
-        elif equals or word.startswith("-") or argv[i - 1] == "--cfg":
-            settings.append(word)
-        else:
-            folders.append(word)
+    folders, own, settings = sort_words(argv, OWN)
     if not any(word.startswith("experiment=") for word in settings):
-        settings.insert(0, "experiment=bench")
+        settings = ["experiment=bench", *settings]
     try:
-        return BenchConfig(**own), folders, settings
+        return BenchConfig(**{key: _value(key, value) for key, value in own.items()}), folders, settings
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def _value(key: str, value: str) -> int | Enum:
+def _value(key: str, value: str) -> Any:
     if key == "part":
         if value not in [one.value for one in Part]:
             raise UserError(f"part={value}: there is {', '.join(one.value for one in Part)}")
