@@ -81,7 +81,8 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
                 folder.mkdir(parents=True, exist_ok=True)
                 if bench.trains:
                     task = task_of(config, prepared)
-                    result["training"] = measure_training(task, config.cluster, bench, folder, progress)
+                    weights = folder / WEIGHTS_FILE if bench.decodes and given is None else None
+                    result["training"] = measure_training(task, config.cluster, bench, weights, progress)
             corpus = corpus or prepared.corpus.folder
             if bench.decodes and given is None:
                 given = _save_model(config, bench, prepared, folder)
@@ -143,14 +144,14 @@ def _value(key: str, value: str) -> Any:
 def _progress() -> Iterator[Progress]:
     """Shows what is going on and, once that is known, for how long."""
     status = StatusLine()
-    began: dict[int, float] = {}
+    began: dict[str, float] = {}
 
     def show(what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if not total:
             status.show(f"  {what} …", now=True)
             return
-        elapsed = now - began.setdefault(total, now)
+        elapsed = now - began.setdefault(what.partition(" ")[0], now)  # round …, training …, decoding …
         left = f"   ETA {clock(elapsed / done * (total - done))}" if done and elapsed else ""
         status.show(f"  {what} ({done} of {total}){left}", now=True)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.cluster import ALLOCATOR
@@ -51,7 +52,7 @@ def refuse_unlike(config: Config) -> None:
         raise UserError("model: the bench compares Transformers; choose another model")
     if model.positions is not Positions.sinusoidal:
         raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
-    if model.head_width * model.num_heads != model.d_model:
+    if {model.key_width * model.num_heads, model.value_width * model.num_heads} != {model.d_model}:
         raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
     if config.precision.dtype is Precision.fp16:
         raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
@@ -100,12 +101,12 @@ def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
 
 
 def measure_training(
-    task: Task, cluster: ClusterConfig, bench: BenchConfig, folder: Path, progress: Progress
+    task: Task, cluster: ClusterConfig, bench: BenchConfig, weights: Path | None, progress: Progress
 ) -> dict[str, Any]:
-    """Lets all contenders train in turns, inside a session of Ray; then ours alone goes on for weights to decode with.
+    """Lets all contenders train in turns, inside a session of Ray.
 
-    Writes `folder`/weights.safetensors where decoding is to be measured too.
-
+    Args:
+        weights: a file for weights to decode with; ours alone trains on for them. None: not needed.
     Raises:
         UserError: a contender died or refused.
     """
@@ -113,14 +114,16 @@ def measure_training(
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
         stack.enter_context(_without_warning())
+        ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
         threads: list[threading.Thread] = []
         stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
         meeting = stack.enter_context(Meeting())
+        progress("starting the contenders", 0, 0)
         lost: dict[str, IsLost] = {}
         for name in (MATMUL, *tasks):
             if name in under_ray:
                 members = tasks[name][1]
-                lost[name], thread = _start_under_ray(meeting, name, members, cluster, folder, len(under_ray))
+                lost[name], thread = _start_under_ray(meeting, name, members, cluster, Path(ray_folder), len(under_ray))
                 threads.append(thread)
             else:
                 lost[name] = meeting.start_processes(name, 1, environment(cores()))
@@ -134,8 +137,8 @@ def measure_training(
         rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)
         result = summarise_training(rounds, ready, task.model, task.vocab_size)
         result |= {"ratios": [one.as_dict() for one in training_ratios(rounds)], "notes": notes}
-        if bench.decodes:
-            _train_on(contenders[BARE], bench, folder / "weights.safetensors", progress)
+        if weights:
+            _train_on(contenders[BARE], bench, weights, progress)
     return result
 
 
@@ -178,7 +181,7 @@ def _start_under_ray(
     settings = {"address": meeting.address, "name": name, "use_gpu": cluster.gpus_per_worker > 0}
     # Each reserves so little that all fit on the machine together; only one of them works at a time.
     reserve = 1 / (trainings + 1) / cluster.cpus_per_worker
-    trainer = make_trainer(serve_worker, settings, cluster, folder / "ray", reserve)
+    trainer = make_trainer(serve_worker, settings, cluster, folder, reserve)
     ended: list[str] = []
 
     def fit() -> None:
