@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     from pipeline.attention_maps import attention_maps
     from pipeline.translate import Translator
 
-    translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     maps = attention_maps(translator, sentence, config.decode, translation)
     root = run.folder / "figures" if run else Path.cwd()
     pictures = draw_attention(maps, root / "attention" / _folder_name(sentence, maps.translation))

@@ -16,6 +16,9 @@ ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 28),
+    # oneDNN prepares a kernel for every shape of a product; by default it forgets all but the last 1024, which are
+    # fewer than training comes by.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
 
 

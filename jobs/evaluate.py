@@ -117,6 +117,7 @@ def export_model(run: Run) -> Path:
         "snapshots": hashes,
         "source_language": config.corpus.source_language,
         "target_language": config.corpus.target_language,
+        "precision": config.precision.dtype.value,
     }
     save_model(folder, config.model, weights, tokenizer, about)
     return folder

@@ -52,8 +52,12 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor
         (..., Lq, Lk)
     """
     # The scale keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
-    scores = torch.matmul(key, query.transpose(-1, -2))
-    return _SoftmaxOverKeys.apply(scores, bias, 1.0 / math.sqrt(query.shape[-1]))
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    if (
+        query.shape[-2] == 1 and bias is None and query.dtype is torch.float32
+    ):  # decoding: here the plain way is quicker
+        return torch.matmul(query * scale, key.transpose(-1, -2)).softmax(-1)
+    return _SoftmaxOverKeys.apply(torch.matmul(key, query.transpose(-1, -2)), bias, scale)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,126 +150,138 @@ class Grid:
         return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
 
 
+def to_heads(projected: Tensor, grid: Grid, projections: int) -> Tensor:
+    """Projections that lie side by side, (N, P * H * K), as heads in the grid: (P, B, H, L, K)."""
+    (sentences, length), heads = grid.shape, grid.num_heads
+    rows, places = grid.rows[projections]
+    width = projected.shape[1] // (projections * heads)
+    return to_grid(projected.reshape(-1, width), rows, places).view(projections, sentences, heads, length, width)
+
+
+def from_heads(context: Tensor, grid: Grid) -> Tensor:
+    """(B, H, L, K) -> (N, H * K)"""
+    rows, places = grid.rows[1]
+    width = context.shape[-1]
+    return from_grid(context.reshape(-1, width), rows, places).view(-1, grid.num_heads * width)
+
+
 class KeyValueCache:
-    """Keys and values of the tokens decoded so far: two tensors (R, H, room, K) that grow by doubling."""
+    """Keys (R, H, room, K) and values (R, H, room, V) of the tokens decoded so far; the room doubles when full."""
 
     def __init__(self) -> None:
         self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._room: list[Tensor] = []
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds one position, key and value (R, H, K); returns all of them, (R, H, length, K)."""
-        if self._keys is None or self._values is None or self.length == self._keys.shape[2]:
-            room = key.new_empty(2, key.shape[0], key.shape[1], max(16, 2 * self.length), key.shape[2])
-            if self._keys is not None and self._values is not None:
-                room[0, :, :, : self.length] = self._keys
-                room[1, :, :, : self.length] = self._values
-            self._keys, self._values = room[0], room[1]
-        self._keys[:, :, self.length] = key
-        self._values[:, :, self.length] = value
+        """Adds one position, key (R, H, K) and value (R, H, V); returns all: (R, H, length, K), (R, H, length, V)."""
+        if not self._room or self.length == self._room[0].shape[2]:
+            larger = max(16, 2 * self.length)
+            room = [one.new_empty(*one.shape[:2], larger, one.shape[2]) for one in (key, value)]
+            for new, old in zip(room, self._room, strict=bool(self._room)):
+                new[:, :, : self.length] = old
+            self._room = room
+        for one, new in zip(self._room, (key, value), strict=True):
+            one[:, :, self.length] = new
         self.length += 1
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        keys, values = (one[:, :, : self.length] for one in self._room)
+        return keys, values
 
     def reorder(self, rows: Tensor) -> None:
         """Row r goes on from what was row rows[r]; rows (R',), R' may be smaller."""
-        if self._keys is not None and self._values is not None:
-            self._keys = self._keys.index_select(0, rows)
-            self._values = self._values.index_select(0, rows)
+        self._room = [one.index_select(0, rows) for one in self._room]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of packed sentences to themselves."""
+    """Multi-head attention of packed sentences to themselves; heads are key_width (K) and value_width (V) wide."""
 
-    def __init__(self, d_model: int, num_heads: int, head_width: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
-        self.num_heads, self.head_width = num_heads, head_width
-        self.query_key_value = nn.Linear(d_model, 3 * num_heads * head_width)
-        self.output = nn.Linear(num_heads * head_width, d_model)
-        for weight in self.query_key_value.weight.chunk(3):
+        self.num_heads = num_heads
+        self.widths = [num_heads * width for width in (key_width, key_width, value_width)]
+        self.query_key_value = nn.Linear(d_model, sum(self.widths))
+        self.output = nn.Linear(num_heads * value_width, d_model)
+        for weight in self.query_key_value.weight.split(self.widths):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.query_key_value.bias)
 
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
-        heads, width = self.num_heads, self.head_width
-        if grid.has_packed_kernel:
-            query, key, value = self.query_key_value(x).view(-1, 3, heads, width).unbind(1)
+        if grid.has_packed_kernel and len(set(self.widths)) == 1:
+            query, key, value = self.query_key_value(x).view(len(x), 3, self.num_heads, -1).unbind(1)
             return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
         query, key, value = self._queries_keys_values(x, grid)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
         context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
-        rows, places = grid.rows[1]
-        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, heads * width))
+        return self.output(from_heads(context, grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """How much `forward` takes of each token, (B, H, L queries, L keys); rows of padding mean nothing."""
         query, key, _ = self._queries_keys_values(x, grid)
         return attention_weights(query, key, grid.causal_bias if causal else grid.padding_bias)
 
-    def _queries_keys_values(self, x: Tensor, grid: Grid) -> Tensor:
-        """x: (N, d_model) -> (3, B, H, L, K)"""
-        rows, places = grid.rows[3]
-        heads_of = to_grid(self.query_key_value(x).view(-1, self.head_width), rows, places)
-        return heads_of.view(3, grid.shape[0], self.num_heads, grid.shape[1], self.head_width)
+    def _queries_keys_values(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (N, d_model) -> (B, H, L, K) twice, (B, H, L, V)"""
+        projected = self.query_key_value(x)
+        if len(set(self.widths)) == 1:
+            query, key, value = to_heads(projected, grid, 3)
+        else:
+            queries_keys, values = projected.split([sum(self.widths[:2]), self.widths[2]], dim=1)
+            (query, key), value = to_heads(queries_keys, grid, 2), to_heads(values, grid, 1)[0]
+        return query, key, value
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
-        query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (R, H, K)
+        parts = self.query_key_value(x).split(self.widths, dim=1)
+        query, key, value = (part.view(len(x), self.num_heads, -1) for part in parts)  # (R, H, K)
         keys, values = cache.append(key, value)
         return self.output(attend(query[:, :, None], keys, values, None).flatten(1))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of the target's tokens to the encoder's output."""
+    """Multi-head attention of the target's tokens to the encoder's output; widths as of SelfAttention."""
 
-    def __init__(self, d_model: int, num_heads: int, head_width: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
-        self.num_heads, self.head_width = num_heads, head_width
-        self.query = nn.Linear(d_model, num_heads * head_width)
-        self.key_value = nn.Linear(d_model, 2 * num_heads * head_width)
-        self.output = nn.Linear(num_heads * head_width, d_model)
-        for weight in (self.query.weight, *self.key_value.weight.chunk(2)):
+        self.num_heads = num_heads
+        self.widths = [num_heads * width for width in (key_width, value_width)]
+        self.query = nn.Linear(d_model, num_heads * key_width)
+        self.key_value = nn.Linear(d_model, sum(self.widths))
+        self.output = nn.Linear(num_heads * value_width, d_model)
+        for weight in (self.query.weight, *self.key_value.weight.split(self.widths)):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.key_value.bias)
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
-        heads, width = self.num_heads, self.head_width
-        if target.has_packed_kernel:
-            key, value = self.key_value(memory).view(-1, 2, heads, width).unbind(1)
-            query = self.query(x).view(-1, heads, width)
+        if target.has_packed_kernel and len(set(self.widths)) == 1:
+            key, value = self.key_value(memory).view(len(memory), 2, self.num_heads, -1).unbind(1)
+            query = self.query(x).view(len(x), self.num_heads, -1)
             return self.output(attend_packed(query, key, value, target, source, causal=False).flatten(1))
         key, value = self.keys_and_values(memory, source)
-        context = attend(self._queries(x, target), key, value, source.padding_bias)
-        rows, places = target.rows[1]
-        return self.output(from_grid(context.reshape(-1, width), rows, places).view(-1, heads * width))
+        context = attend(to_heads(self.query(x), target, 1)[0], key, value, source.padding_bias)
+        return self.output(from_heads(context, target))
 
     def weights(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """How much `forward` takes of each source token, (B, H, L target, L source); rows of padding mean nothing."""
         key, _ = self.keys_and_values(memory, source)
-        return attention_weights(self._queries(x, target), key, source.padding_bias)
+        return attention_weights(to_heads(self.query(x), target, 1)[0], key, source.padding_bias)
 
-    def _queries(self, x: Tensor, target: Grid) -> Tensor:
-        """x: (N target tokens, d_model) -> (B, H, L, K)"""
-        rows, places = target.rows[1]
-        query = to_grid(self.query(x).view(-1, self.head_width), rows, places)
-        return query.view(target.shape[0], self.num_heads, target.shape[1], self.head_width)
+    def keys_and_values(self, memory: Tensor, source: Grid) -> tuple[Tensor, Tensor]:
+        """memory: (N source tokens, d_model) -> (B, H, L, K), (B, H, L, V), what `step` sees."""
+        projected = self.key_value(memory)
+        if len(set(self.widths)) == 1:
+            key, value = to_heads(projected, source, 2)
+        else:
+            keys, values = projected.split(self.widths, dim=1)
+            key, value = to_heads(keys, source, 1)[0], to_heads(values, source, 1)[0]
+        return key, value
 
-    def keys_and_values(self, memory: Tensor, source: Grid) -> Tensor:
-        """memory: (N source tokens, d_model) -> (2, B, H, L, K), what `step` sees."""
-        width = self.head_width
-        rows, places = source.rows[2]
-        grid = to_grid(self.key_value(memory).view(-1, width), rows, places)
-        return grid.view(2, source.shape[0], self.num_heads, source.shape[1], width)
-
-    def step(self, x: Tensor, keys_and_values: Tensor, bias: Tensor | None) -> Tensor:
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """One more token of each hypothesis; the B sentences have R / B hypotheses each, which share their keys.
 
         Args:
-            x: (R, d_model). keys_and_values: (2, B, H, L, K). bias: (B, 1, 1, L) or None.
+            x: (R, d_model). keys, values: of `keys_and_values`. bias: (B, 1, 1, L) or None.
         """
-        sentences, heads = keys_and_values.shape[1], self.num_heads
-        query = self.query(x).view(sentences, -1, heads, keys_and_values.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
-        context = attend(query, keys_and_values[0], keys_and_values[1], bias)
-        return self.output(context.transpose(1, 2).reshape(x.shape[0], -1))
+        query = self.query(x).view(len(keys), -1, self.num_heads, keys.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
+        context = attend(query, keys, values, bias)
+        return self.output(context.transpose(1, 2).reshape(len(x), -1))

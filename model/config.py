@@ -23,7 +23,8 @@ class TransformerConfig:
     """The Transformer of "Attention Is All You Need"; the defaults are the paper's base model.
 
     Attributes:
-        d_k: width of a head's queries, keys and values; None: d_model / num_heads.
+        d_k: width of a head's queries and keys; None: d_model / num_heads.
+        d_v: width of a head's values; None: as d_k.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -33,6 +34,7 @@ class TransformerConfig:
     d_ff: int = 2048
     num_heads: int = 8
     d_k: int | None = None
+    d_v: int | None = None
     encoder_layers: int = 6
     decoder_layers: int = 6
     dropout: float = 0.1
@@ -46,17 +48,23 @@ class TransformerConfig:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
         if self.d_k is None and self.d_model % self.num_heads:
             raise ValueError(f"d_model: {self.d_model} is not divisible by num_heads: {self.num_heads}; or set d_k")
-        if self.d_k is not None and self.d_k < 1:
-            raise ValueError(f"d_k: must be at least 1, not {self.d_k}")
+        for name in ("d_k", "d_v"):
+            if (width := getattr(self, name)) is not None and width < 1:
+                raise ValueError(f"{name}: must be at least 1, not {width}")
         if self.d_model % 2:
             raise ValueError(f"d_model: must be even for sinusoidal positions, not {self.d_model}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout: must be in [0, 1), not {self.dropout}")
 
     @property
-    def head_width(self) -> int:
-        """d_k of the paper, which is also its d_v."""
+    def key_width(self) -> int:
+        """d_k, whether it is given or not."""
         return self.d_k or self.d_model // self.num_heads
+
+    @property
+    def value_width(self) -> int:
+        """d_v, whether it is given or not."""
+        return self.d_v or self.key_width
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
 
 def _transformer(config: TransformerConfig) -> tuple[int, int]:
-    # One projection between the model's width and that of all heads together
-    square = config.d_model * config.num_heads * config.head_width
-    feed_forward = 2 * config.d_model * config.d_ff
-    source = config.encoder_layers * (4 * square + feed_forward) + config.decoder_layers * 2 * square
-    return source, config.decoder_layers * (6 * square + feed_forward)
+    # Queries, keys, values and output: between the model's width and that of all heads together
+    key = config.d_model * config.num_heads * config.key_width
+    value = config.d_model * config.num_heads * config.value_width
+    attention, feed_forward = 2 * key + 2 * value, 2 * config.d_model * config.d_ff
+    source = config.encoder_layers * (attention + feed_forward) + config.decoder_layers * (key + value)
+    return source, config.decoder_layers * (attention + key + value + feed_forward)
 
 
 def _recurrent(config: RecurrentConfig) -> tuple[int, int]:

@@ -96,7 +96,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(config.d_model, config.num_heads, config.head_width)
+        heads = (config.d_model, config.num_heads, config.key_width, config.value_width)
+        self.self_attention = SelfAttention(*heads)
         self.feed_forward = FeedForward(config.d_model, config.d_ff)
         self.around_attention = Residual(config)
         self.around_feed_forward = Residual(config)
@@ -114,8 +115,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(config.d_model, config.num_heads, config.head_width)
-        self.cross_attention = CrossAttention(config.d_model, config.num_heads, config.head_width)
+        heads = (config.d_model, config.num_heads, config.key_width, config.value_width)
+        self.self_attention = SelfAttention(*heads)
+        self.cross_attention = CrossAttention(*heads)
         self.feed_forward = FeedForward(config.d_model, config.d_ff)
         self.around_self_attention = Residual(config)
         self.around_cross_attention = Residual(config)
@@ -130,11 +132,11 @@ class DecoderLayer(nn.Module):
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))
 
-    def step(self, x: Tensor, cache: KeyValueCache, keys_and_values: Tensor, bias: Tensor | None) -> Tensor:
+    def step(self, x: Tensor, cache: KeyValueCache, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """One more token of each hypothesis: x (R, d_model); the rest as in the attentions' own `step`."""
         frame = self.around_self_attention
         x = frame.leave(x, self.self_attention.step(frame.enter(x), cache))
         frame = self.around_cross_attention
-        x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys_and_values, bias))
+        x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys, values, bias))
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))

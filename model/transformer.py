@@ -108,7 +108,7 @@ class TransformerDecoding:
         positions = torch.full_like(tokens, self.position)
         x = self.model.embed(tokens, positions)
         for layer, cache, memory in zip(self.layers, self.caches, self.memories, strict=True):
-            x = layer.step(x, cache, memory, self.bias)
+            x = layer.step(x, cache, *memory, self.bias)
         self.position += 1
         return nn.functional.linear(self.model.decoder_norm(x), self.model.embedding.weight)
 
@@ -117,5 +117,7 @@ class TransformerDecoding:
         for cache in self.caches:
             cache.reorder(rows)
         if sentences is not None:
-            self.memories = [memory.index_select(1, sentences) for memory in self.memories]
+            self.memories = [
+                (keys.index_select(0, sentences), values.index_select(0, sentences)) for keys, values in self.memories
+            ]
             self.bias = None if self.bias is None else self.bias.index_select(0, sentences)

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+BLOCK = 64  # elements: how the vocabulary is looked through for the likeliest tokens
+
 
 @dataclass(frozen=True)
 class BeamConfig:
@@ -153,9 +155,24 @@ def _best_extensions(logits: Tensor, scores: Tensor, count: int) -> tuple[Tensor
     """
     sentences, width = scores.shape
     vocab = logits.shape[-1]
-    # A row's best need no normalised copy of all V logits: subtract logsumexp from the few chosen.
-    top, token = logits.float().topk(min(count, vocab), dim=-1)
-    top = top - logits.float().logsumexp(-1, keepdim=True) + scores.view(-1, 1)
+    top, token = _topk(logits.float().log_softmax(-1), min(count, vocab))
+    top = top + scores.view(-1, 1)
     choice = token.view(sentences, width, -1) + torch.arange(width, device=logits.device)[:, None] * vocab
     best, where = top.view(sentences, -1).topk(min(count, width * top.shape[-1]), dim=-1)
     return best, choice.view(sentences, -1).gather(1, where)
+
+
+def _topk(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """x.topk(count) of long rows (R, V): the largest stand in the `count` blocks with the largest maxima, or in the
+    rest behind the blocks, and looking for maxima is far quicker than sorting."""
+    rows, length = x.shape
+    blocks = length // BLOCK
+    if blocks <= count:
+        return x.topk(count)
+    in_blocks = x[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
+    best = in_blocks.amax(-1).topk(count).indices  # (R, count)
+    columns = (best[:, :, None] * BLOCK + torch.arange(BLOCK, device=x.device)).flatten(1)
+    rest = torch.arange(blocks * BLOCK, length, device=x.device).expand(rows, -1)
+    columns = torch.cat((columns, rest), dim=1)
+    top, where = x.gather(1, columns).topk(count)
+    return top, columns.gather(1, where)

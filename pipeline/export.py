@@ -47,7 +47,7 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
         raise UserError(f"{folder} is there already: name a folder that is empty or does not exist")
     if to is Format.huggingface and quantization is not Quantization.float32:
         raise UserError(f"quantization={quantization.value}: only format=ctranslate2 has it")
-    translator = Translator.load(model, torch.device("cpu"))
+    translator = Translator.load(model, torch.device("cpu"), torch.float32)
     transformer = translator.model
     if not isinstance(transformer, Transformer):
         raise UserError(f"{model}: only a Transformer can be exported; CTranslate2 and Marian have no recurrent models")
@@ -109,7 +109,9 @@ def _write_ctranslate2(model: Transformer, pieces: list[str], folder: Path, quan
     from ctranslate2.specs.model_spec import index_spec
 
     config = model.config
-    shape = {"pre_norm": config.norm is Norm.pre, "head_dim": config.head_width}
+    if config.key_width != config.value_width:
+        raise UserError("model.d_v: neither format has values of another width than keys")
+    shape = {"pre_norm": config.norm is Norm.pre, "head_dim": config.key_width}
     spec: Any = transformer_spec.TransformerSpec(  # its fields are declared to be None
         transformer_spec.TransformerEncoderSpec(config.encoder_layers, config.num_heads, **shape),
         transformer_spec.TransformerDecoderSpec(config.decoder_layers, config.num_heads, **shape),
@@ -207,9 +209,9 @@ def marian_config(config: TransformerConfig, vocab_size: int):
         raise UserError("format=huggingface: Marian is post-norm, this model is pre-norm; format=ctranslate2 has both")
     if config.positions is Positions.learned:
         raise UserError("format=huggingface: Marian has sinusoids, not learned positions; format=ctranslate2 has both")
-    if config.num_heads * config.head_width != config.d_model:
+    if {config.num_heads * config.key_width, config.num_heads * config.value_width} != {config.d_model}:
         raise UserError(
-            f"format=huggingface: Marian's d_k is d_model / num_heads, this model's is {config.head_width}; "
+            f"format=huggingface: Marian's d_k is d_model / num_heads, this model's is {config.key_width}; "
             "format=ctranslate2 takes any"
         )
     return MarianConfig(

@@ -29,6 +29,7 @@ from pipeline.files import sha256_file, write_json
 log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def save_model(
@@ -38,7 +39,8 @@ def save_model(
 
     Args:
         tokenizer: a tokenizer.model, or the folder that holds it.
-        about: what else a reader should know: languages, run, steps, scores. JSON values.
+        about: what else a reader should know: languages, run, steps, scores. JSON values. "precision", one of DTYPES,
+            is what the model is meant to compute in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
@@ -70,9 +72,11 @@ class Translator:
     about: dict[str, Any]
 
     @staticmethod
-    def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "Translator":
+    def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> "Translator":
         """Reads a folder that `save_model` wrote.
 
+        Args:
+            dtype: to compute in; None: the precision that the folder names, but fp32 for fp16 away from a GPU.
         Raises:
             UserError: a file is missing, damaged, or does not fit the others.
         """
@@ -80,6 +84,7 @@ class Translator:
             about = json.loads((folder / CONFIG).read_bytes())
             config = _config(about.get("architecture", "transformer"), about["model"])
             expected = about["sha256"]
+            dtype = dtype or DTYPES[about.get("precision", "fp32")]
         except FileNotFoundError:
             raise UserError(
                 f"{folder} is not a model folder: it has no {CONFIG}. Give the folder model/ of a finished run"
@@ -98,6 +103,8 @@ class Translator:
             model.load_state_dict(load_file(folder / WEIGHTS))
         except RuntimeError as error:
             raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from None
+        if dtype is torch.float16 and device.type == "cpu":
+            dtype = torch.float32
         return Translator(model.to(device, dtype).eval(), tokenizer, about)
 
     def translate(self, lines: list[str], config: BeamConfig, first_line: int = 1) -> list[str]:

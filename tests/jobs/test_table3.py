@@ -15,7 +15,7 @@ from model.transformer import Transformer
 class Row(NamedTuple):
     """A row as the paper prints it; what it leaves empty is the base model's. Millions of parameters, 0: not printed.
 
-    d_k stands for d_v too. In rows (B) the paper's d_v stays 64, so its count there is another model's.
+    d_k stands for d_v too where that is None.
     """
 
     layers: int = 6
@@ -23,6 +23,7 @@ class Row(NamedTuple):
     d_ff: int = 2048
     h: int = 8
     d_k: int = 64
+    d_v: int | None = None
     dropout: float = 0.1
     smoothing: float = 0.1
     steps: int = 100_000
@@ -36,8 +37,8 @@ ROWS = {
     "heads_4": Row(h=4, d_k=128),
     "heads_16": Row(h=16, d_k=32),
     "heads_32": Row(h=32, d_k=16),
-    "d_k_16": Row(d_k=16),
-    "d_k_32": Row(d_k=32),
+    "d_k_16": Row(d_k=16, d_v=64, millions=58),
+    "d_k_32": Row(d_k=32, d_v=64, millions=60),
     "layers_2": Row(layers=2, millions=36),
     "layers_4": Row(layers=4, millions=50),
     "layers_8": Row(layers=8, millions=80),
@@ -56,8 +57,8 @@ ROWS = {
 
 def parameters(row: Row, vocabulary: int) -> int:
     """Counted from sections 3.1 to 3.5: weight matrices, then biases, then gains and biases of normalisations."""
-    d, heads = row.d_model, row.h * row.d_k
-    attention = 4 * d * heads + 3 * heads + d
+    d, keys, values = row.d_model, row.h * row.d_k, row.h * (row.d_v or row.d_k)
+    attention = 2 * d * keys + 2 * d * values + 2 * keys + values + d
     feed_forward = 2 * d * row.d_ff + row.d_ff + d
     normalisation = 2 * d
     encoder_layer = attention + feed_forward + 2 * normalisation
@@ -77,7 +78,8 @@ def test_a_row_has_the_papers_numbers_and_its_parameters(name):
     row, config = ROWS[name], load_config([f"experiment=paper/table3_{name}"])
     model = config.model
     assert (model.encoder_layers, model.decoder_layers) == (row.layers, row.layers)
-    assert (model.d_model, model.d_ff, model.num_heads, model.head_width) == (row.d_model, row.d_ff, row.h, row.d_k)
+    assert (model.d_model, model.d_ff, model.num_heads, model.key_width) == (row.d_model, row.d_ff, row.h, row.d_k)
+    assert model.value_width == (row.d_v or row.d_k)
     assert (model.dropout, config.train.label_smoothing) == (row.dropout, row.smoothing)
     assert (model.positions is Positions.learned) == row.learned_positions
     assert (config.train.max_steps, config.train.average, config.decode.beam) == (row.steps, 1, 4)

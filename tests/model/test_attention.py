@@ -23,9 +23,9 @@ def tokens(lengths: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(sum(lengths), WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def make(kind: type[nn.Module]) -> nn.Module:
+def make(kind: type[nn.Module], value_width: int = WIDTH // HEADS + 1) -> nn.Module:
     torch.manual_seed(0)
-    attention = kind(WIDTH, HEADS, WIDTH // HEADS + 1).double()  # heads need not share the width out
+    attention = kind(WIDTH, HEADS, WIDTH // HEADS + 1, value_width).double()  # heads need not share the width out
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -57,25 +57,27 @@ def check_context(
     torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("value_width", [5, 2])  # as wide as the keys, and narrower
 @pytest.mark.parametrize("causal", [False, True])
-def test_self_attention_is_the_mean_of_values_by_its_weights(causal: bool) -> None:
-    attention, x, layout = make(SelfAttention), tokens(LENGTHS, 1), grid(LENGTHS)
+def test_self_attention_is_the_mean_of_values_by_its_weights(causal: bool, value_width: int) -> None:
+    attention, x, layout = make(SelfAttention, value_width), tokens(LENGTHS, 1), grid(LENGTHS)
     weights = attention.weights(x, layout, causal=causal)
     assert weights.shape == (len(LENGTHS), HEADS, layout.shape[1], layout.shape[1])
     check_rows(weights, LENGTHS, LENGTHS)
     assert bool((weights.triu(1) == 0).all()) == causal
     assert not torch.allclose(weights[:, 0], weights[:, 1])
-    values = attention.query_key_value(x).chunk(3, dim=1)[2]
+    values = attention.query_key_value(x).split([HEADS * 5, HEADS * 5, HEADS * value_width], dim=1)[2]
     check_context(weights, values, attention.output, attention(x, layout, causal=causal), LENGTHS, LENGTHS)
 
 
-def test_cross_attention_is_the_mean_of_values_by_its_weights() -> None:
-    attention, x, memory = make(CrossAttention), tokens(LENGTHS, 1), tokens(OTHER_LENGTHS, 2)
+@pytest.mark.parametrize("value_width", [5, 2])
+def test_cross_attention_is_the_mean_of_values_by_its_weights(value_width: int) -> None:
+    attention, x, memory = make(CrossAttention, value_width), tokens(LENGTHS, 1), tokens(OTHER_LENGTHS, 2)
     target, source = grid(LENGTHS), grid(OTHER_LENGTHS)
     weights = attention.weights(x, memory, target, source)
     assert weights.shape == (len(LENGTHS), HEADS, target.shape[1], source.shape[1])
     check_rows(weights, LENGTHS, OTHER_LENGTHS)
-    values = attention.key_value(memory).chunk(2, dim=1)[1]
+    values = attention.key_value(memory).split([HEADS * 5, HEADS * value_width], dim=1)[1]
     expected = attention(x, memory, target, source)
     check_context(weights, values, attention.output, expected, LENGTHS, OTHER_LENGTHS)
 

@@ -16,9 +16,9 @@ VOCAB = 29
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 
 
-def make_model(norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal) -> Transformer:
+def make_model(norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal, **widths: int) -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(**SIZES, norm=norm, positions=positions, max_positions=64)
+    config = TransformerConfig(**SIZES, **widths, norm=norm, positions=positions, max_positions=64)
     return Transformer(config, VOCAB).double().eval()
 
 
@@ -86,8 +86,9 @@ def test_every_source_token_matters() -> None:
 
 @pytest.mark.parametrize("norm", Norm)
 @pytest.mark.parametrize("positions", Positions)
-def test_cached_decoding_equals_uncached(norm: Norm, positions: Positions) -> None:
-    model = make_model(norm, positions)
+@pytest.mark.parametrize("widths", [{}, {"d_k": 3, "d_v": 5}])
+def test_cached_decoding_equals_uncached(norm: Norm, positions: Positions, widths: dict[str, int]) -> None:
+    model = make_model(norm, positions, **widths)
     sources = sentences(5, 9, 2)
     targets = torch.stack(sentences(20, 20, 20, seed=1))  # long enough for the cache to grow
     decoding = model.start_decoding(*pack(sources))
