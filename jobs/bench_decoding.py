@@ -1,7 +1,7 @@
 """The decoding part of the bench: ours, Hugging Face and CTranslate2 translate the same with the same weights."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,12 @@ WARM_UP_SENTENCES = 64
 BATCH_SENTENCES = {Program.huggingface: 32, Program.ctranslate2: 64}
 BATCH_SENTENCES_ON_GPU = 128
 FORMATS = {Program.huggingface: Format.huggingface, Program.ctranslate2: Format.ctranslate2}
-LABELS = {Program.ours: "ours", Program.huggingface: "Hugging Face", Program.ctranslate2: "CTranslate2"}
+LABELS = {
+    Program.ours: "ours",
+    Program.ours_bf16: "ours in bf16",
+    Program.huggingface: "Hugging Face",
+    Program.ctranslate2: "CTranslate2",
+}
 
 
 def measure_decoding(
@@ -40,7 +45,7 @@ def measure_decoding(
     use_gpu: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Lets all translate the same sentences with the same weights in turns, in fp32.
+    """Lets all translate the same sentences with the same weights in turns, in fp32, and ours in bf16 too.
 
     Each program runs with one process of all threads and with a process for each core (CTranslate2: inter_threads), so
     that its best can be compared. Scores have each program's own formula of the length penalty; a last pass without
@@ -60,16 +65,14 @@ def measure_decoding(
     notes: list[str] = []
     with ExitStack() as stack:
         exported = Path(stack.enter_context(TemporaryDirectory(prefix="transloom-bench-")))
-        folders = {Program.ours: model, **_exported(model, exported, notes)}
+        folders = {Program.ours: model, Program.ours_bf16: model, **_exported(model, exported, notes)}
         meeting = stack.enter_context(Meeting())
         contenders = _start(meeting, folders, use_gpu)
         searches = {name: _Search(contender, ids, decode, use_gpu) for name, contender in contenders.items()}
         found = _take_turns(searches, bench.rounds, progress)
         progress("translating without a length penalty", 0, 0)
         exact = {
-            program: next(searches[name] for name in searches if name.startswith(LABELS[program])).translate(
-                JUDGED_BEAM, length_penalty=0.0
-            )
+            program: searches[_of(program, searches)[0]].translate(JUDGED_BEAM, length_penalty=0.0)
             for program in folders
         }
 
@@ -108,6 +111,11 @@ def measure_decoding(
     }
 
 
+def _of(program: Program, names: Iterable[str]) -> list[str]:
+    """A program's contenders: "<program>, <processes> x <threads>"."""
+    return [name for name in names if name.startswith(f"{LABELS[program]}, ")]
+
+
 def _exported(model: Path, folder: Path, notes: list[str]) -> dict[Program, Path]:
     """The model in the others' formats; why one is missing is noted."""
     found = {}
@@ -143,7 +151,7 @@ class _Search:
 
     def __init__(self, contender: Contender, ids: list[list[int]], decode: BeamConfig, use_gpu: bool) -> None:
         self._contender, self._ids = contender, ids
-        program = next(one for one in Program if contender.name.startswith(LABELS[one]))
+        program = next(one for one in Program if _of(one, [contender.name]))
         sentences = BATCH_SENTENCES_ON_GPU if use_gpu else BATCH_SENTENCES.get(program, decode.batch_sentences)
         self._config = dataclasses.replace(decode, batch_sentences=sentences)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -188,18 +196,18 @@ def _ratios(found: Mapping[str, dict[int, list[Found]]], without_penalty: Mappin
     """Those that there are targets for, each side with its best threading."""
 
     def best(program: Program) -> list[float]:
-        names = [name for name in found if name.startswith(LABELS[program])]
-        seconds = [[one.seconds for one in found[name][JUDGED_BEAM]] for name in names]
+        seconds = [[one.seconds for one in found[name][JUDGED_BEAM]] for name in _of(program, found)]
         return min(seconds, key=median)
 
-    ours = best(Program.ours)
     ratios = []
     for program, goal in ((Program.huggingface, 2.0), (Program.ctranslate2, 0.8)):
         if LABELS[program] in without_penalty:
             theirs = best(program)
-            spread = Spread.of([other / one for one, other in zip(ours, theirs, strict=True)])
-            what = f"sentences/s, beam {JUDGED_BEAM}: ours / {LABELS[program]}, best threading each"
-            ratios.append(Ratio(what, median(theirs) / median(ours), spread, goal))
+            for ours in (Program.ours, Program.ours_bf16):
+                mine = best(ours)
+                spread = Spread.of([other / one for one, other in zip(mine, theirs, strict=True)])
+                what = f"sentences/s, beam {JUDGED_BEAM}: {LABELS[ours]} / {LABELS[program]}, best threading each"
+                ratios.append(Ratio(what, median(theirs) / median(mine), spread, goal))
     exported = without_penalty.get(LABELS[Program.ctranslate2])
     if exported:
         same = exported["identical_to_ours"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-WARM_UP_STEPS = 3  # before anything is measured: kernels are chosen and memory is taken in the first ones
+WARM_UP_STEPS = 20  # before anything is measured: kernels are prepared and memory is taken in the first ones
 
 
 class Part(Enum):

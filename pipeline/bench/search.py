@@ -1,6 +1,7 @@
 """The contenders of decoding: beam search with one model's weights, by ours, Hugging Face's generate and CTranslate2.
 
-All go from token ids to token ids, in fp32, sorted by length. Each says how long it took; loading is not counted.
+All go from token ids to token ids, sorted by length, in fp32; ours in bf16 too, as models trained in it translate. Each
+says how long it took; loading is not counted.
 """
 
 import time
@@ -23,6 +24,7 @@ class Program(Enum):
     """What searches."""
 
     ours = "ours"
+    ours_bf16 = "ours_bf16"
     huggingface = "huggingface"
     ctranslate2 = "ctranslate2"
 
@@ -67,7 +69,12 @@ Search = Callable[[list[list[int]], BeamConfig], list[list[int]]]
 
 def make_searcher(task: SearchTask) -> tuple[Callable[[Request], Found], Ready]:
     """The answerer of a member."""
-    makers = {Program.ours: _ours, Program.huggingface: _huggingface, Program.ctranslate2: _ctranslate2}
+    makers = {
+        Program.ours: _ours,
+        Program.ours_bf16: _ours,
+        Program.huggingface: _huggingface,
+        Program.ctranslate2: _ctranslate2,
+    }
     search = makers[task.program](task)
 
     def answer(request: Request) -> Found:
@@ -81,7 +88,8 @@ def make_searcher(task: SearchTask) -> tuple[Callable[[Request], Found], Ready]:
 def _ours(task: SearchTask) -> Search:
     from pipeline.translate import Translator, translate_tokens
 
-    model = Translator.load(Path(task.folder), _device(task)).model
+    dtype = torch.bfloat16 if task.program is Program.ours_bf16 else torch.float32
+    model = Translator.load(Path(task.folder), _device(task), dtype).model
 
     def search(sources: list[list[int]], config: BeamConfig) -> list[list[int]]:
         arrays = [np.array(ids) for ids in sources]
