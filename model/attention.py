@@ -6,6 +6,7 @@ Letters in shapes: N packed tokens, B sentences, L a grid's length, H heads, K w
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,16 +84,9 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
-        query,
-        key,
-        value,
-        target.ends,
-        source.ends,
-        target.shape[1],
-        source.shape[1],
-        window_size=(-1, 0) if causal else (-1, -1),
-    )
+    window = (-1, 0) if causal else (-1, -1)
+    lengths = target.ends, source.ends, target.shape[1], source.shape[1]
+    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window))
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
