@@ -45,14 +45,13 @@ def main(argv: list[str]) -> int:
     started_at = time.time()
     name = config.name or f"{config.corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = output_dir(config) / "bench" / name
-    measured = _measure(config, bench, given, folder)
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(config.cluster.gpus_per_worker > 0),
         "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
         "settings": to_dict(config),
-        "seconds": time.time() - started_at,
-        **measured,
     }
+    _measure(config, bench, given, folder, result)
+    result["seconds"] = time.time() - started_at
     write_json(folder / RESULT_FILE, result)
     draw_bench(result, folder / FIGURE_FILE)
     report_bench(config, result, folder)
@@ -60,14 +59,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Path) -> dict[str, Any]:
-    """Both parts, as far as they are asked for; `given` is a model folder to decode with, else ours is trained on."""
+def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Path, result: dict[str, Any]) -> None:
+    """Both parts into `result`, as far as they are asked for; `given` is a model folder to decode with, else ours is
+    trained on."""
     from jobs.bench_contenders import measure_training, task_of
     from jobs.bench_decoding import measure_decoding
     from jobs.cluster import ray_session
     from jobs.prepare import found_prepared, prepare_stage
 
-    result: dict[str, Any] = {}
     corpus = _corpus_of(given)
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
@@ -83,6 +82,7 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
                     task = task_of(config, prepared)
                     weights = folder / WEIGHTS_FILE if bench.decodes and given is None else None
                     result["training"] = measure_training(task, config.cluster, bench, weights, progress)
+                    write_json(folder / RESULT_FILE, result)  # kept, whatever comes over the decoding
             corpus = corpus or prepared.corpus.folder
             if bench.decodes and given is None:
                 given = _save_model(config, bench, prepared, folder)
@@ -94,7 +94,6 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
             ]
             use_gpu = config.cluster.gpus_per_worker > 0
             result["decoding"] = measure_decoding(given, sources, references, config.decode, bench, use_gpu, progress)
-    return result
 
 
 def _corpus_of(model: Path | None) -> Path | None:

@@ -135,7 +135,7 @@ def _print_decoding(decoding: Mapping[str, Any]) -> None:
                 ]
             )
     columns = ["contender", "beam", "sentences/s", "least-most", "BLEU", "as ours", "peak"]
-    title = f"\nDecoding in fp32: {decoding['sentences']} sentences of the test set"
+    title = f"\nDecoding, in fp32 where nothing else is said: {decoding['sentences']} sentences of the test set"
     console.print(table(title, columns, rows, right=(1, 2, 3, 4, 5, 6)))
     without = [
         f"{name} {one['identical_to_ours']:.1%} as ours, BLEU {one['bleu']:.2f}"

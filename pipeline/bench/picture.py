@@ -87,7 +87,7 @@ def _draw_decoding(axes: "Axes", searches: Mapping[str, Any]) -> None:
             colors.append(BLUE if _is_ours(name) else GREY)
             notes.append(f"BLEU {one['bleu']:.1f}")
     _draw_bars(axes, names, spreads, colors, notes)
-    axes.set_xlabel("decoding: sentences per second, fp32 (at a time x threads of each)")
+    axes.set_xlabel("decoding: sentences per second (at a time x threads of each; fp32 if not said)")
 
 
 def _draw_bars(

@@ -122,13 +122,14 @@ def test_two_contenders_take_turns(task: Task, monkeypatch: pytest.MonkeyPatch) 
             (ready,) = contender.receive()
             assert ready.threads == 1 and ready.imported_bytes > 0
         monkeypatch.setattr("pipeline.bench.turns.MATMUL_SECONDS", 0.05)
+        monkeypatch.setattr("pipeline.bench.turns.WARM_UP_STEPS", 1)
         rounds = take_turns(contenders, matmul, 2, 2, lambda *what: shown.append(what))
     assert len(rounds.matmul) == 2
     for ours, control in zip(rounds.turns["ours"], rounds.turns["control"], strict=True):
         assert (ours.source_tokens, ours.target_tokens) == (control.source_tokens, control.target_tokens)
         assert ours.loss == pytest.approx(control.loss, rel=0.02)
         assert ours.seconds > 0 and ours.cpu_seconds > 0 and ours.other_cpu_seconds >= 0
-    assert [turn.steps for turn in rounds.turns["ours"]] == [5, 7]
+    assert [turn.steps for turn in rounds.turns["ours"]] == [3, 5]
     order = [what.rpartition(" ")[2] for what, _, _ in shown if what.startswith("round")]
     assert order == ["ours", "control", "control", "ours"]
     assert [done for what, done, _ in shown if what.startswith("round")] == [0, 1, 2, 3]
