@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
         raise UserError("the sentence is not UTF-8: convert it first") from None
     model = find_model(words[0], output_dir(config))
     run = _run_of(model)
+    if log == "true" and not config.tracking.enabled:
+        raise UserError("log: there is no MLflow to log to with tracking=off; leave one of them out")
     if log == "true" and run is None:
         raise UserError(f"log: {model} is not in a run's folder, so it has no page in MLflow; name a run, or leave it")
 
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
         console.print(f"{picture.stem:<11}  {picture}")
     if run and log == "true":
         _log(run, pictures, config.tracking.uri)
-        print_next("transloom ui")
+        print_next(shlex.join(["transloom", "ui", *(word for word in settings if word.startswith("output_dir="))]))
     elif run:
         again = shlex.join(["transloom", "attend", *words, *settings, "log=true"])
         print_next(f"{again}  # also to the run's page in MLflow")

@@ -233,7 +233,8 @@ def _typed(settings: DictConfig) -> DictConfig:
                 raise UserError(f"model.{name}: {_unknown(f'model.{name}')}")
             raise UserError(
                 f"model.{name}: is a setting of model.architecture={others[0]}; this model is of architecture "
-                f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}"
+                f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}. Where it is the "
+                "experiment that sets it, take another experiment, or none"
             )
     return cast(DictConfig, OmegaConf.merge(schema, settings))
 

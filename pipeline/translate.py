@@ -89,7 +89,12 @@ class Translator:
             raise UserError(
                 f"{folder} is not a model folder: it has no {CONFIG}. Give the folder model/ of a finished run"
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise UserError(
+                f"{folder / CONFIG} does not describe a model of Transloom's: it has no {error}. Give a run, or its "
+                "folder model/; what was exported is for other programs"
+            ) from None
+        except (TypeError, ValueError) as error:
             raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from None
         for name in (WEIGHTS, MODEL_FILE):
             if not (folder / name).exists() or sha256_file(folder / name) != expected.get(name):
