@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 Answerer = Callable[[Any], Any]  # from a request to its answer; both are pickled
 IsLost = Callable[[], str | None]  # why a member will never answer; None while it may
 
-SECONDS_TO_START = 300.0
+SECONDS_TO_START = 600.0  # a busy machine of two cores takes minutes to start some thirty processes
 
 
 @dataclass(frozen=True)
