@@ -128,7 +128,8 @@ def test_ctranslate2_gives_every_token_the_same_probability(
     place: Path, tmp_path: Path, lines: list[str], norm: Norm, positions: Positions, d_k: int | None
 ) -> None:
     """Of every kind of Transformer, with random weights."""
-    config = TransformerConfig(32, 48, 2, d_k, 1, 2, norm=norm, positions=positions, max_positions=200)
+    shape = {"d_model": 32, "d_ff": 48, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 2, "max_positions": 200}
+    config = TransformerConfig(**shape, d_k=d_k, norm=norm, positions=positions)
     tokenizer = Tokenizer.load(place)
     torch.manual_seed(0)
     model = Transformer(config, tokenizer.vocab_size).eval()
