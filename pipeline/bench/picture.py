@@ -58,7 +58,7 @@ def _draw_training(axes: "Axes", contenders: Mapping[str, Any]) -> None:
     colors = [BLUE if _is_ours(name) else GREY for name in contenders]
     notes = [f"{one['share_of_matmul']:.0%} of matmul" for one in contenders.values()]
     _draw_bars(axes, list(contenders), spreads, colors, notes)
-    axes.set_xlabel("training: target tokens per second, no padding (median; lines: least to most)")
+    axes.set_xlabel("training: target tokens/s without padding (median, range)")
 
 
 def _draw_memory(axes: "Axes", contenders: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ def _draw_decoding(axes: "Axes", searches: Mapping[str, Any]) -> None:
             colors.append(BLUE if _is_ours(name) else GREY)
             notes.append(f"BLEU {one['bleu']:.1f}")
     _draw_bars(axes, names, spreads, colors, notes)
-    axes.set_xlabel("decoding: sentences per second (at a time x threads of each; fp32 if not said)")
+    axes.set_xlabel("decoding: sentences/s (processes x threads; fp32 or as said)")
 
 
 def _draw_bars(
