@@ -191,6 +191,7 @@ class SelfAttention(nn.Module):
     def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.has_one_width = key_width == value_width  # then one gather carries them all
         self.widths = [num_heads * width for width in (key_width, key_width, value_width)]
         self.query_key_value = nn.Linear(d_model, sum(self.widths))
         self.output = nn.Linear(num_heads * value_width, d_model)
@@ -200,7 +201,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
-        if grid.has_packed_kernel and len(set(self.widths)) == 1:
+        if grid.has_packed_kernel and self.has_one_width:
             query, key, value = self.query_key_value(x).view(len(x), 3, self.num_heads, -1).unbind(1)
             return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
         query, key, value = self._queries_keys_values(x, grid)
@@ -216,7 +217,7 @@ class SelfAttention(nn.Module):
     def _queries_keys_values(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """x: (N, d_model) -> (B, H, L, K) twice, (B, H, L, V)"""
         projected = self.query_key_value(x)
-        if len(set(self.widths)) == 1:
+        if self.has_one_width:
             query, key, value = to_heads(projected, grid, 3)
         else:
             queries_keys, values = projected.split([sum(self.widths[:2]), self.widths[2]], dim=1)
@@ -237,6 +238,7 @@ class CrossAttention(nn.Module):
     def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.has_one_width = key_width == value_width
         self.widths = [num_heads * width for width in (key_width, value_width)]
         self.query = nn.Linear(d_model, num_heads * key_width)
         self.key_value = nn.Linear(d_model, sum(self.widths))
@@ -247,7 +249,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
-        if target.has_packed_kernel and len(set(self.widths)) == 1:
+        if target.has_packed_kernel and self.has_one_width:
             key, value = self.key_value(memory).view(len(memory), 2, self.num_heads, -1).unbind(1)
             query = self.query(x).view(len(x), self.num_heads, -1)
             return self.output(attend_packed(query, key, value, target, source, causal=False).flatten(1))
@@ -263,7 +265,7 @@ class CrossAttention(nn.Module):
     def keys_and_values(self, memory: Tensor, source: Grid) -> tuple[Tensor, Tensor]:
         """memory: (N source tokens, d_model) -> (B, H, L, K), (B, H, L, V), what `step` sees."""
         projected = self.key_value(memory)
-        if len(set(self.widths)) == 1:
+        if self.has_one_width:
             key, value = to_heads(projected, source, 2)
         else:
             keys, values = projected.split(self.widths, dim=1)

@@ -11,6 +11,7 @@ from pipeline.data.batches import Step, ahead, iterate_steps
 from pipeline.data.shards import open_shards
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import make_engine
+from pipeline.train.loop import add_gradients
 from pipeline.train.objective import TranslationObjective
 
 
@@ -20,12 +21,7 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
     engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
 
     def take(step: Step, rate: float) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        last = len(step.batches) - 1
-        for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
-            torch.manual_seed(seed)
-            loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
-            total += loss.total * weight
+        total = add_gradients(engine, step)
         engine.step(rate)
         return total
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
@@ -251,13 +252,25 @@ def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: Trai
     on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
 
 
-def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter: Meter, config: TrainConfig) -> None:
-    """One optimizer step. The loss is a sum over tokens, normalised once, by the tokens of all ranks."""
+def add_gradients(engine: Engine, step: Step) -> Tensor:
+    """The gradients of a rank's micro-batches, into the engine; a collective. The loss is a sum over tokens, normalised
+    once, by the tokens of all ranks.
+
+    Returns:
+        this rank's loss, summed over its target tokens (nats, smoothed; fp64): a scalar on the engine's device.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
     last = len(step.batches) - 1
     for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
         torch.manual_seed(seed)
         loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
-        meter.add_loss(loss.total, weight)
+        total += loss.total * weight  # stays on the device: reading it here would wait for the step
+    return total
+
+
+def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter: Meter, config: TrainConfig) -> None:
+    """One optimizer step."""
+    meter.add_loss(add_gradients(engine, step))
     result = engine.step(rate)
     meter.gradient_norm = result.grad_norm
     state.step += 1

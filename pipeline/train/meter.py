@@ -35,9 +35,9 @@ class Meter:
         """A step begins, with the making of its batches."""
         self.started_at = time.monotonic()
 
-    def add_loss(self, total: Tensor, weight: float) -> None:
-        """Adds a micro-batch's summed loss."""
-        self.loss += total * weight  # stays on the device: reading it here would wait for the step
+    def add_loss(self, total: Tensor) -> None:
+        """Adds a step's summed loss."""
+        self.loss += total  # stays on the device: reading it here would wait for the step
 
     def stop(self, step: Step) -> float:
         """The step has ended; returns its seconds."""
