@@ -124,7 +124,10 @@ class Recurrent(nn.Module):
         memory = self.encode(source, source_layout)
         grid = TimeGrid.of(target_layout)
         states: list[State | None] = [None] * len(self.decoder)
-        read = lambda query: memory.read(query.transpose(0, 1)).transpose(0, 1)  # noqa: E731
+
+        def read(query: Tensor) -> Tensor:
+            return memory.read(query.transpose(0, 1)).transpose(0, 1)
+
         found, _ = self.decode(grid.spread(self.embed(target)), states, read)
         return self.combine(grid.pack(found))
 
@@ -202,7 +205,10 @@ class RecurrentDecoding:
         """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
         x = self.model.embed(tokens)[None]
         sentences = self.memory.keys.shape[0]
-        read = lambda query: self.memory.read(query.view(sentences, -1, x.shape[-1])).view(x.shape)  # noqa: E731
+
+        def read(query: Tensor) -> Tensor:
+            return self.memory.read(query.view(sentences, -1, x.shape[-1])).view(x.shape)
+
         found, after = self.model.decode(x, self.states, read)
         self.states = [*after]
         return nn.functional.linear(self.model.combine(found[0]), self.model.embedding.weight)
