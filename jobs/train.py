@@ -256,6 +256,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     import torch
 
     from model.build import build_model
+    from model.packed_linear import pack_linears
     from pipeline.data.lines import read_lines
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
@@ -267,7 +268,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(load_weights(snapshot))
-    model = model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval()
+    model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
     references = [line.decode() for line in read_lines(Path(prepared["corpus"]) / "validation.target")]
     beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
     return validate(

@@ -109,6 +109,7 @@ class Recurrent(nn.Module):
         # All but the bottom one also read what attention found.
         self.decoder = nn.ModuleList(_lstm(d_model * (2 if i else 1), d_model) for i in range(config.decoder_layers))
         self.output = nn.Linear(2 * d_model, d_model)
+        self.packed_projection: nn.Module | None = None  # of `pack_linears`
         for linear in (self.key, self.output):
             nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(self.output.bias)
@@ -171,6 +172,12 @@ class Recurrent(nn.Module):
         """tanh(W [h; context]), equation 5 of Luong et al. 2015: (N, 2 * d_model) -> (N, d_model)."""
         return self.dropout(torch.tanh(self.output(self.dropout(found))))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        if self.packed_projection is not None:
+            return self.packed_projection(hidden)
+        return nn.functional.linear(hidden, self.embedding.weight)
+
     def start_decoding(self, source: Tensor, layout: Layout) -> "RecurrentDecoding":
         """Encodes packed source sentences and prepares to decode them, one hypothesis each."""
         return RecurrentDecoding(self, self.encode(source, layout))
@@ -211,7 +218,7 @@ class RecurrentDecoding:
 
         found, after = self.model.decode(x, self.states, read)
         self.states = [*after]
-        return nn.functional.linear(self.model.combine(found[0]), self.model.embedding.weight)
+        return self.model.logits(self.model.combine(found[0]))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
         """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""

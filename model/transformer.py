@@ -42,6 +42,7 @@ class Transformer(nn.Module):
         is_pre = config.norm is Norm.pre
         self.encoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
+        self.packed_projection: nn.Module | None = None  # of `pack_linears`
 
     def forward(self, source: Tensor, source_layout: Layout, target: Tensor, target_layout: Layout) -> Tensor:
         """Teacher forcing: the decoder's output at every target position.
@@ -85,6 +86,12 @@ class Transformer(nn.Module):
             raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
         return Grid(layout, self.config.num_heads, self.embedding.weight.dtype)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        if self.packed_projection is not None:
+            return self.packed_projection(hidden)
+        return nn.functional.linear(hidden, self.embedding.weight)
+
     def start_decoding(self, source: Tensor, layout: Layout) -> "TransformerDecoding":
         """Encodes packed source sentences and prepares to decode them, one hypothesis each."""
         return TransformerDecoding(self, source, layout)
@@ -110,7 +117,7 @@ class TransformerDecoding:
         for layer, cache, memory in zip(self.layers, self.caches, self.memories, strict=True):
             x = layer.step(x, cache, *memory, self.bias)
         self.position += 1
-        return nn.functional.linear(self.model.decoder_norm(x), self.model.embedding.weight)
+        return self.model.logits(self.model.decoder_norm(x))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
         """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
 from model.config import Norm, Positions
+from model.packed_linear import pack_linears
 from model.packing import Layout
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, Tokenizer
 from pipeline.decode import BeamConfig, Hypothesis, beam_search
@@ -124,7 +125,7 @@ class Translator:
                 log.warning(
                     "line %d has %d tokens and is cut to the %d that the model can read", number, len(ids), room
                 )
-        hypotheses = translate_tokens(self.model, sources, config)
+        hypotheses = translate_tokens(pack_linears(self.model), sources, config)
         return self.tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
 
 

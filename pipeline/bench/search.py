@@ -86,10 +86,11 @@ def make_searcher(task: SearchTask) -> tuple[Callable[[Request], Found], Ready]:
 
 
 def _ours(task: SearchTask) -> Search:
+    from model.packed_linear import pack_linears
     from pipeline.translate import Translator, translate_tokens
 
     dtype = torch.bfloat16 if task.program is Program.ours_bf16 else torch.float32
-    model = Translator.load(Path(task.folder), _device(task), dtype).model
+    model = pack_linears(Translator.load(Path(task.folder), _device(task), dtype).model)
 
     def search(sources: list[list[int]], config: BeamConfig) -> list[list[int]]:
         arrays = [np.array(ids) for ids in sources]

@@ -1,0 +1,56 @@
+"""Products with fixed weights, for inference on a CPU.
+
+torch multiplies fp32 matrices by MKL, which is slow on processors that are not Intel's (on an AMD EPYC 100 GFLOP/s a
+core, where oneDNN does 230), and lays bf16 weights out anew for every product. Here oneDNN gets them in its own layout,
+once, through the operators that torch.compile's CPU backend uses.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 256  # of a typical product, for which oneDNN chooses the layout; any other number works
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b with weights that can't change any more: (..., inputs) -> (..., outputs)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def pack_linears(model: Module) -> Module:
+    """Gives all linear layers of a model packed weights, and its projection to the vocabulary too, in place. From then
+    on it can neither train nor be saved.
+
+    Returns:
+        the model; unchanged where it is packed already, and where this torch has no such operators for its device and
+        type.
+    """
+    weight: Tensor = model.embedding.weight  # type: ignore[assignment]
+    if model.packed_projection is not None or not _can_pack(weight):
+        return model
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
+    model.packed_projection = PackedLinear(weight)
+    return model
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        PackedLinear(weight[:8])(weight[:1])
+    except (AttributeError, RuntimeError, TypeError):  # the operators are torch's own affair, and may change
+        return False
+    return True
