@@ -11,7 +11,7 @@ import pytest
 from jobs.cli import configuration
 from jobs.config import Config, load_config, read_config, to_dict, to_yaml
 from jobs.groups import groups
-from model.config import RecurrentConfig
+from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
 from pipeline.errors import UserError
 
@@ -65,6 +65,15 @@ def test_an_architecture_has_its_own_settings_and_survives_yaml(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert read_config(tmp_path / "config.yaml") == config
     assert to_dict(load_config(["model=small"]))["model"]["architecture"] == "transformer"
+
+
+def test_an_experiment_takes_a_model_of_another_architecture():
+    assert load_config(["experiment=multi30k_en_de"]).model == TransformerConfig(
+        d_model=256, d_ff=1024, num_heads=4, encoder_layers=3, decoder_layers=3, dropout=0.3, norm=Norm.pre
+    )
+    assert load_config(["experiment=multi30k_en_de", "model=lstm"]).model == RecurrentConfig(
+        d_model=384, encoder_layers=2, decoder_layers=2, dropout=0.3
+    )
 
 
 def test_a_stored_configuration_without_an_architecture_is_a_transformers(tmp_path):
