@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import configuration
-from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.config import CONTENDERS, Config, load_config, read_config, to_dict, to_yaml
 from jobs.groups import groups
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
@@ -113,6 +113,12 @@ REFUSED = {
     "model.num_heads=1.5": ["model.num_heads: Value '1.5'"],
     "tracking.enabled=perhaps": ["tracking.enabled: Value 'perhaps' is not a valid bool"],
     "precision.dtype=bf61": ["precision.dtype: Invalid value 'bf61', expected one of [fp32, bf16, fp16]"],
+    "seed=null": ["seed: can't be null; give it a value, or leave it out"],
+    "tracking.enabled=null": ["tracking.enabled: can't be null"],
+    "race.lengths=null": ["race.lengths: can't be null"],
+    "race.contenders=null": ["race.contenders: can't be null"],
+    "race.contenders={a: [model=small]}": ["is not of the form", f"Contenders are written as {CONTENDERS}."],
+    "race.contenders=model": ["race.contenders: ", f"Contenders are written as {CONTENDERS}."],
     "model=512": ["model=512: no such option", "base, big"],
     "model=null": ["model=null: no such option"],
     "model={d_model: 3}": ["model={d_model: 3}: no such option"],
