@@ -340,7 +340,7 @@ def _explain(error: BaseException) -> str:
         if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
             return f"{key}: {_unknown(key)}"
         said = str(cause).partition("\n")[0]
-        if key and re.search(r"(?i)not optional|'None'|from None", said):  # OmegaConf's words for it
+        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
             return f"{key}: can't be null; give it a value, or leave it out"
         if key:
             return f"{key}: {said}" + (f". {_quoting(key)}" if key.startswith("race.contenders") else "")

@@ -117,6 +117,7 @@ REFUSED = {
     "tracking.enabled=null": ["tracking.enabled: can't be null"],
     "race.lengths=null": ["race.lengths: can't be null"],
     "race.contenders=null": ["race.contenders: can't be null"],
+    "race.lengths=[8, null]": ["race.lengths[1]: can't be null"],
     "race.contenders={a: [model=small]}": ["is not of the form", f"Contenders are written as {CONTENDERS}."],
     "race.contenders=model": ["race.contenders: ", f"Contenders are written as {CONTENDERS}."],
     "model=512": ["model=512: no such option", "base, big"],
