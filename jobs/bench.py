@@ -40,9 +40,7 @@ def main(argv: list[str]) -> int:
     if bench.part is Part.decode and not folders:
         raise UserError("part=decode: needs a model; give a run or a model folder, or leave part= out")
     if bench.part is Part.train and folders:
-        raise UserError(
-            f"part=train: takes no model: {folders[0]} would be translated with. Leave it out, or take part=decode"
-        )
+        raise UserError(f"part=train: measures no decoding, and {folders[0]} is to decode with; leave one of them out")
     refuse_unlike(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.time()

@@ -38,7 +38,7 @@ USUAL_OVERRIDES = {
     "tracking.uri=http://host:5000": "report to an MLflow server",
     "name=<name>": "the run's name and folder",
     "resume=<run>": "go on with a run: its name or its folder",
-    "output_dir=<folder>": "where everything is written",
+    "output_dir=<folder>": "where everything is written and found",
 }
 
 # Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.

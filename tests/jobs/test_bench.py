@@ -26,7 +26,7 @@ REFUSED = {
     "rounds=few": "rounds=few: must be a whole number",
     "steps=0": "steps: must be at least 1, not 0",
     "part=decode": "part=decode: needs a model",
-    "my-run part=train": "part=train: takes no model: my-run would be translated with",
+    "my-run part=train": "part=train: measures no decoding, and my-run is to decode with",
     "resume=my-run": "resume: give the run as a plain word: transloom bench my-run part=decode",
     "cluster.address=auto": "cluster.address: the bench measures this machine",
     "precision=fp16": "precision.dtype: the bench compares in bf16 or fp32",
