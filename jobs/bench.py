@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench_summary import machine, print_bench, report_bench
-from jobs.cli import configuration, sort_words
+from jobs.cli import ARGUMENTS, configuration, sort_words
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
 from jobs.workspace import PREPARED_FILE, find_model, output_dir
@@ -23,7 +23,7 @@ from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
-USAGE = "usage: transloom bench [run or model folder] [part=train|decode] [rounds=5] [steps=10] [key=value …]"
+USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
 
@@ -35,15 +35,17 @@ def main(argv: list[str]) -> int:
     config = configuration("bench", settings)
     if len(folders) > 1:
         raise UserError(USAGE)
-    if config.cluster.address or config.resume:
-        key = "cluster.address" if config.cluster.address else "resume"
-        raise UserError(f"{key}: the bench measures this machine, with contenders of its own; leave it out")
+    if config.cluster.address:
+        raise UserError("cluster.address: the bench measures this machine, with contenders of its own; leave it out")
     if bench.part is Part.decode and not folders:
         raise UserError("part=decode: needs a model; give a run or a model folder, or leave part= out")
+    if bench.part is Part.train and folders:
+        raise UserError(f"part=train: measures no decoding, and {folders[0]} is to decode with; leave one of them out")
     refuse_unlike(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.time()
-    name = config.name or f"{config.corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    of = config.corpus.name if bench.trains or given is None else _name_of(given)
+    name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = output_dir(config) / "bench" / name
     result: dict[str, Any] = {
         "machine": machine(config.cluster.gpus_per_worker > 0),
@@ -96,6 +98,12 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
             result["decoding"] = measure_decoding(given, sources, references, config.decode, bench, use_gpu, progress)
 
 
+def _name_of(model: Path) -> str:
+    """What people call a model: the run or bench in whose folder it is `model`, else by its own folder."""
+    folder = model.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def _corpus_of(model: Path | None) -> Path | None:
     """The corpus that a run's model was trained for; None of a model folder that stands alone."""
     record = model.parent / PREPARED_FILE if model else None
@@ -120,6 +128,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
 def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:
     """The bench's own settings, folders, and the settings that are everyone's."""
     folders, own, settings = sort_words(argv, OWN)
+    if resume := next((word for word in settings if word.startswith("resume=")), None):
+        run = resume.partition("=")[2] or "<run>"
+        raise UserError(f"resume: give the run as a plain word: transloom bench {run} part=decode")
     if not any(word.startswith("experiment=") for word in settings):
         settings = ["experiment=bench", *settings]
     try:

@@ -1,5 +1,6 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +38,20 @@ USUAL_OVERRIDES = {
     "tracking.uri=http://host:5000": "report to an MLflow server",
     "name=<name>": "the run's name and folder",
     "resume=<run>": "go on with a run: its name or its folder",
-    "output_dir=<folder>": "where everything is written",
+    "output_dir=<folder>": "where everything is written and found",
+}
+
+# Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.
+READS = {
+    "prepare": ("corpus", "tokenizer", "cluster", "experiment", "corpus.path", "cluster.num_workers", "output_dir"),
+    "translate": ("decode", "output_dir"),
+    "export": ("output_dir",),
+    "bench": (
+        *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
+        *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
+    ),
+    "attend": ("decode", "tracking", "tracking.uri", "output_dir"),
+    "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 
 EXAMPLES = [  # of the jobs that have none of their own
@@ -79,11 +93,24 @@ def sort_words(argv: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str],
         key, equals, value = word.partition("=")
         if equals and key in own:
             values[key] = value
-        elif re.match(r"[+~]*[\w./@]+=|--?[a-zA-Z]", word) or argv[i - 1 : i] == ["--cfg"]:
+        elif _is_setting(word) or argv[i - 1 : i] == ["--cfg"]:
             settings.append(word)
-        else:  # a sentence may have "=" in it, after a space
+        else:
             words.append(word)
     return words, values, settings
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is a setting or an option. One with a space in it may be a sentence: "x=1 holds", "-No, he said";
+    it is a setting where it begins with a part of the configuration."""
+    key = re.match(r"[+~]*(\w+)[\w./@]*=", word)
+    if " " not in word:
+        return bool(key or re.match(r"--?[a-zA-Z]", word))
+    if not key:
+        return False
+    from jobs.config import Config  # imports torch, which such a job needs anyway
+
+    return key[1] in [*groups(), *(field.name for field in dataclasses.fields(Config))]
 
 
 def configuration(job: str, argv: Sequence[str]) -> "Config":
@@ -129,10 +156,13 @@ def print_help(job: str) -> None:
     console = _console()
     console.print(f"usage: transloom {job} {ARGUMENTS.get(job, '')}[key=value | group=option] …\n", soft_wrap=True)
     console.print(f"{JOBS[job][0].upper()}{JOBS[job][1:]}.\n", soft_wrap=True)
-    console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
-    console.print(_columns({name: _few(options) for name, options in groups().items()}))
-    console.print("\nUsual settings:")
-    console.print(_columns(USUAL_OVERRIDES))
+    reads = READS.get(job, (*groups(), *(word.partition("=")[0] for word in USUAL_OVERRIDES)))
+    if shown := {name: _few(options) for name, options in groups().items() if name in reads}:
+        console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
+        console.print(_columns(shown))
+        console.print()
+    console.print("Usual settings:")
+    console.print(_columns({word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads}))
     console.print("\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
     console.print("Examples:")
     for words in OWN_EXAMPLES.get(job, EXAMPLES):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by the section's key `architecture`
     ModelConfig = Any
 
+CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -284,11 +286,15 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            raise UserError(
-                f"{text}: is not of the form key=value or group=option. "
-                "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
-            ) from error
+            raise UserError(f"{text}: is not of the form key=value or group=option. {_quoting(text)}") from error
     return parsed
+
+
+def _quoting(word: str) -> str:
+    """How a value is quoted, for the shell and within it for Hydra."""
+    if word.startswith("race.contenders"):
+        return f"Contenders are written as {CONTENDERS}."
+    return "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
 
 
 def _check_name(override: Override) -> None:
@@ -333,8 +339,11 @@ def _explain(error: BaseException) -> str:
         key = getattr(cause, "full_key", None)
         if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
             return f"{key}: {_unknown(key)}"
+        said = str(cause).partition("\n")[0]
+        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
+            return f"{key}: can't be null; give it a value, or leave it out"
         if key:
-            return f"{key}: {str(cause).splitlines()[0]}"
+            return f"{key}: {said}" + (f". {_quoting(key)}" if key.startswith("race.contenders") else "")
         cause = cause.__cause__
     return str(error).partition("\n    full_key")[0]
 

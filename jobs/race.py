@@ -11,7 +11,7 @@ import numpy as np
 
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session
-from jobs.config import Config, RaceConfig, load_config, with_absolute_paths
+from jobs.config import CONTENDERS, Config, RaceConfig, load_config, with_absolute_paths
 from jobs.console import clock, console, quantity, table
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
@@ -52,7 +52,10 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
         UserError: there are not two, or they do not compare.
     """
     if len(config.race.contenders) < 2:
-        raise UserError("race.contenders: names at least two to be compared; experiment=attention_vs_recurrence does")
+        raise UserError(
+            "race.contenders: names at least two to be compared, as experiment=attention_vs_recurrence does, or "
+            f"{CONTENDERS}"
+        )
     if not config.train.max_minutes:
         raise UserError("train.max_minutes: must say how long each contender trains, for example train.max_minutes=8")
     given = {word.partition("=")[0] for word in words}

@@ -262,7 +262,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.evaluate.validate import validate
     from pipeline.train.checkpoint import load_weights
-    from pipeline.train.engine import TORCH_DTYPES
+    from pipeline.train.optimizer import TORCH_DTYPES
 
     prepared = read_json(folder / PREPARED_FILE)
     tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))

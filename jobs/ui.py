@@ -8,7 +8,7 @@ from jobs.cli import configuration
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.spool import redact_uri
-from pipeline.tracking import RUN_RECORD, run_url, tracking_uri, ui_command
+from pipeline.tracking import RUN_RECORD, recorded_uri, run_url, tracking_uri, ui_command
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)
@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
 def _newest_run(output_dir: Path, uri: str) -> tuple[str, str, str] | None:
     """Name, MLflow's experiment id and run id of the run that reported to this store last."""
     records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for record in map(read_json, records):
-        if record.get("run_id") and record["tracking_uri"] == redact_uri(uri):
+    for path in records:
+        record = read_json(path)
+        if record.get("run_id") and recorded_uri(path.parent, record) == redact_uri(uri):
             return record["run_name"], record["experiment_id"], record["run_id"]
     return None
 

@@ -3,6 +3,7 @@
 Letters in shapes: S tokens of the source, T tokens of the translation, H heads; </s> is counted on both sides.
 """
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.translate import Translator, translate_tokens
 
 WORD_START = "\u2581"  # SentencePiece's mark
+BLANK = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, controls and invisible formatting
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,13 @@ def _recurrent_weights(model: Recurrent, source: Tensor, layout: Layout, read: T
 
 
 def _labels(pieces: list[str]) -> list[str]:
-    """Pieces as people read them: "▁Haus" is "Haus", and "tür", which goes on with a word, is "·tür"."""
+    """Pieces as people read them: "▁Haus" is "Haus", and "tür", which goes on with a word, is "·tür". Of one without
+    any ink, such as a no-break space, the characters' numbers."""
     labels = []
     for piece in pieces:
         text = piece.removeprefix(WORD_START).replace(WORD_START, " ")
         goes_on = not piece.startswith(WORD_START) and text[:1].isalnum()
-        labels.append(f"·{text}" if goes_on else text or "␣")
+        if all(unicodedata.category(character) in BLANK for character in text):
+            text = "".join("␣" if character == " " else f"U+{ord(character):04X}" for character in text or " ")
+        labels.append(f"·{text}" if goes_on else text)
     return labels

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
@@ -56,12 +57,25 @@ class TrackingConfig:
 
 def tracking_uri(config: TrackingConfig, output_dir: Path) -> str:
     """The absolute URI of the store. It may hold a password: print it through `redact_uri` only."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir.absolute()}/mlflow.db"
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(output_dir)
+
+
+def local_store(output_dir: Path) -> str:
+    """The URI of the store in an output folder."""
+    return f"sqlite:///{output_dir.absolute()}/mlflow.db"
 
 
 def artifact_location(uri: str, output_dir: Path) -> str | None:
     """Where a new experiment's artifacts go: beside a database; a server has its own place (None)."""
     return None if uri.startswith("http") else (output_dir.absolute() / "mlartifacts").as_uri()
+
+
+def recorded_uri(run_folder: Path, record: Mapping[str, Any]) -> str:
+    """The URI, without its secrets, of the store that a run reports to; a store in the output folder moves with it."""
+    uri, location = record["tracking_uri"], record.get("artifact_location")
+    if location and uri == local_store(Path(unquote(urlsplit(location).path)).parent):
+        return local_store(run_folder.absolute().parent.parent)
+    return uri
 
 
 def _user() -> str:
@@ -151,8 +165,9 @@ class Uploader:
     def __init__(self, run_folder: Path, uri: str) -> None:
         self._folder = run_folder
         self._uri = uri
+        self._output_dir = run_folder.parent.parent
         self._record = read_json(run_folder / RUN_RECORD)
-        self._store = MlflowStore(uri, self._record)
+        self._store = MlflowStore(uri, self._record | {"artifact_location": artifact_location(uri, self._output_dir)})
         self._readers = [SpoolReader(run_folder / name) for name in SPOOLS]
         self._run_found = threading.Event()
         self._closing = threading.Event()
@@ -184,6 +199,8 @@ class Uploader:
                 self._record |= {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
                 write_json(self._folder / RUN_RECORD, self._record)
             self._run_found.set()
+            if self._uri == local_store(self._output_dir):
+                self._store.warn_if_moved(self._output_dir)
         for reader in self._readers:
             self._upload_spool(reader)
 
@@ -256,7 +273,7 @@ def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> b
     if not record_file.exists() or last_status(run_folder) != "FINISHED":
         return False
     record = read_json(record_file)
-    if record["run_id"] is None or record["tracking_uri"] != redact_uri(uri):
+    if record["run_id"] is None or recorded_uri(run_folder, record) != redact_uri(uri):
         return False
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return False
@@ -272,7 +289,7 @@ def sync_run(run_folder: Path, uri: str | None = None) -> str:
     record_file = run_folder / RUN_RECORD
     if not record_file.exists():
         raise UserError(f"{run_folder} holds no {RUN_RECORD}: give the folder of a run, such as outputs/runs/<name>")
-    stored = read_json(record_file)["tracking_uri"]
+    stored = recorded_uri(run_folder, read_json(record_file))
     if uri is None and "***" in stored:
         raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri again")
     uploader = Uploader(run_folder.absolute(), uri or stored)

@@ -21,7 +21,6 @@ from torch import distributed as dist
 from model.losses import LossSum
 from pipeline.errors import UserError
 from pipeline.ranks import rank, world_size
-from pipeline.train.engine import Engine, TorchEngine
 from pipeline.train.optimizer import (
     KINDS,
     TORCH_DTYPES,
@@ -35,6 +34,7 @@ from pipeline.train.optimizer import (
     create_adam_state,
     share_scalars,
 )
+from pipeline.train.torch_engine import TorchEngine
 
 # Without this the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a
 # C++ compiler) that is never used: it needs MPI's environment.
@@ -50,7 +50,7 @@ def make_deepspeed_engine(
     zero_stage: int,
     device: torch.device,
     initial: EngineState | None,
-) -> Engine:
+) -> "Stage0Engine | ZeroEngine":
     """See make_engine. Makes a process group of one where there is none."""
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed asks for it
     accelerator = get_accelerator()
@@ -68,7 +68,7 @@ def make_deepspeed_engine(
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     if zero_stage == 0:
-        engine: Stage0Engine | ZeroEngine = Stage0Engine(module, optimizer, precision, device)
+        engine = Stage0Engine(module, optimizer, precision, device)
     else:
         engine = ZeroEngine(module, optimizer, precision, zero_stage, device)
     engine.load_state(initial)

@@ -1,4 +1,4 @@
-"""One training step behind a small protocol: plain torch here, DeepSpeed in `deepspeed.py`.
+"""One training step behind a small protocol: plain torch in `torch_engine.py`, DeepSpeed in `deepspeed.py`.
 
 The module's parameters live in the compute type (bf16, fp16 or fp32); the weights that are trained are fp32 masters,
 updated by Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: whoever calls has already divided
@@ -12,20 +12,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from model.losses import LossSum
-from pipeline.ranks import rank, world_size
-from pipeline.train.optimizer import (
-    KINDS,
-    TORCH_DTYPES,
-    EngineState,
-    LossScale,
-    MasterAdam,
-    OptimizerConfig,
-    PrecisionConfig,
-    StepResult,
-)
+from pipeline.train.optimizer import EngineState, OptimizerConfig, PrecisionConfig, StepResult
+from pipeline.train.torch_engine import TorchEngine
 
 
 class EngineName(Enum):
@@ -84,47 +74,6 @@ class Engine(Protocol):
             UserError: on every rank, if the state is of another model.
         """
         ...
-
-
-class TorchEngine:
-    """Plain torch: every rank holds everything; one all-reduce of the flat fp32 gradient a step."""
-
-    def __init__(
-        self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
-    ) -> None:
-        self.device = device
-        self._module = module
-        self._loss_scale = LossScale(precision)
-        dtype = TORCH_DTYPES[precision.dtype]
-        self._optimizer = MasterAdam(module, optimizer, self._loss_scale, dtype)
-        module.to(dtype)  # the buffers: the parameters are already
-
-    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
-        loss: LossSum = self._module(batch)
-        (loss.total * (scale * self._loss_scale.value)).backward()
-        self._optimizer.accumulate()
-        return LossSum(loss.total.detach(), loss.num_tokens)
-
-    def step(self, learning_rate: float) -> StepResult:
-        if world_size() > 1:
-            dist.all_reduce(self._optimizer.gradient)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._optimizer.step()
-        return self._optimizer.result
-
-    def weights(self) -> dict[str, Tensor]:
-        return self._optimizer.named("weights")
-
-    def state(self) -> EngineState:
-        masters = self._optimizer.masters
-        scalars = {"adam_step": int(self._optimizer.state[masters]["step"].item()), **self._loss_scale.state()}
-        if rank() != 0:
-            return EngineState({}, scalars)
-        tensors = {f"{kind}/{name}": t for kind in KINDS for name, t in self._optimizer.named(kind).items()}
-        return EngineState(tensors, scalars)
-
-    def load_state(self, state: EngineState | None) -> None:
-        self._optimizer.load(state)
 
 
 def make_engine(

@@ -96,8 +96,9 @@ def test_what_is_refused(root: Path, words: list[str], message: str) -> None:
 
 
 def test_words_are_told_from_settings() -> None:
-    argv = ["run", "E = mc², she said.", "decode=greedy", "-5 degrees", "log=true", "--cfg", "job", "+a.b/c@d=1", "- x"]
-    words, own, settings = sort_words(argv, ["log"])
-    assert words == ["run", "E = mc², she said.", "-5 degrees", "- x"]
+    sentences = ["E = mc², she said.", "word=another word", "-5 degrees", "-No, he said", "- x"]
+    others = ["decode=greedy", "corpus.data_files={a: b}", "output_dir=a b", "--cfg", "job", "+a.b/c@d=1"]
+    words, own, settings = sort_words(["run", *sentences, "log=true", *others], ["log"])
+    assert words == ["run", *sentences]
     assert own == {"log": "true"}
-    assert settings == ["decode=greedy", "--cfg", "job", "+a.b/c@d=1"]
+    assert settings == others

@@ -11,7 +11,7 @@ from command import TINY, Command
 
 from jobs import bench_contenders, bench_decoding
 from jobs.__main__ import main
-from jobs.bench import _sort
+from jobs.bench import _name_of, _sort
 from jobs.config import load_config
 from model.config import Norm
 from pipeline.bench.config import BenchConfig, Part
@@ -26,12 +26,14 @@ REFUSED = {
     "rounds=few": "rounds=few: must be a whole number",
     "steps=0": "steps: must be at least 1, not 0",
     "part=decode": "part=decode: needs a model",
+    "my-run part=train": "part=train: measures no decoding, and my-run is to decode with",
+    "resume=my-run": "resume: give the run as a plain word: transloom bench my-run part=decode",
     "cluster.address=auto": "cluster.address: the bench measures this machine",
     "precision=fp16": "precision.dtype: the bench compares in bf16 or fp32",
     "model.positions=learned": "model.positions: ",
     "model.d_k=8": "model.d_k: ",
     "model=lstm": "model: the bench compares Transformers",
-    "one two": "usage: transloom bench ",
+    "one two": "usage: transloom bench [run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500]",
     "nowhere": "there is no run 'nowhere'",
 }
 
@@ -49,6 +51,11 @@ def test_the_benchs_own_words_are_told_from_settings_and_folders() -> None:
     assert folders == ["my-run"]
     assert settings == ["experiment=bench", "model=tiny", "--cfg", "job"]
     assert _sort(["experiment=demo"])[2] == ["experiment=demo"]
+
+
+def test_a_decoding_is_named_after_its_model() -> None:
+    assert _name_of(Path("outputs/runs/first/model")) == "first"
+    assert _name_of(Path("copies/captions")) == "captions"
 
 
 def test_who_can_not_take_part_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:

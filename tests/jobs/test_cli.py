@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import main
-from jobs.cli import EXAMPLES, JOBS, USUAL_OVERRIDES, configuration
+from jobs.cli import EXAMPLES, JOBS, READS, USUAL_OVERRIDES, configuration
 from jobs.config import load_config, read_config, with_absolute_paths
 from jobs.groups import groups
 from pipeline.errors import UserError
@@ -83,13 +83,24 @@ def test_a_bug_keeps_its_traceback(job):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_help_names_every_group_and_option(name, capsys):
+def test_help_names_every_group_and_option_that_the_job_reads(name, capsys):
     assert main([name, "model=tiny", "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: transloom {name} ")
     for group, options in groups().items():
-        assert re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE)
-        assert all(option.rpartition("/")[0] in printed if "/" in option else option in printed for option in options)
+        is_shown = re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE) is not None
+        assert is_shown == (group in READS.get(name, groups()))
+        for option in options if is_shown else ():
+            assert option.rpartition("/")[0] in printed if "/" in option else option in printed
+
+
+def test_help_of_a_job_that_reads_little_is_short(capsys):
+    main(["ui", "--help"])
+    printed = capsys.readouterr().out
+    assert "tracking.uri=" in printed and "output_dir=" in printed
+    assert "corpus" not in printed and "train.max_steps" not in printed
+    known = {*groups(), *(word.partition("=")[0] for word in USUAL_OVERRIDES)}
+    assert all(set(reads) <= known for reads in READS.values())
 
 
 def test_help_imports_nothing_heavy():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import configuration
-from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.config import CONTENDERS, Config, load_config, read_config, to_dict, to_yaml
 from jobs.groups import groups
-from model.config import RecurrentConfig
+from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
 from pipeline.errors import UserError
 
@@ -67,6 +67,15 @@ def test_an_architecture_has_its_own_settings_and_survives_yaml(tmp_path):
     assert to_dict(load_config(["model=small"]))["model"]["architecture"] == "transformer"
 
 
+def test_an_experiment_takes_a_model_of_another_architecture():
+    assert load_config(["experiment=multi30k_en_de"]).model == TransformerConfig(
+        d_model=256, d_ff=1024, num_heads=4, encoder_layers=3, decoder_layers=3, dropout=0.3, norm=Norm.pre
+    )
+    assert load_config(["experiment=multi30k_en_de", "model=lstm"]).model == RecurrentConfig(
+        d_model=384, encoder_layers=2, decoder_layers=2, dropout=0.3
+    )
+
+
 def test_a_stored_configuration_without_an_architecture_is_a_transformers(tmp_path):
     text = to_yaml(load_config(["model=small"])).replace("  architecture: transformer\n", "")
     assert "architecture" not in text
@@ -104,6 +113,13 @@ REFUSED = {
     "model.num_heads=1.5": ["model.num_heads: Value '1.5'"],
     "tracking.enabled=perhaps": ["tracking.enabled: Value 'perhaps' is not a valid bool"],
     "precision.dtype=bf61": ["precision.dtype: Invalid value 'bf61', expected one of [fp32, bf16, fp16]"],
+    "seed=null": ["seed: can't be null; give it a value, or leave it out"],
+    "tracking.enabled=null": ["tracking.enabled: can't be null"],
+    "race.lengths=null": ["race.lengths: can't be null"],
+    "race.contenders=null": ["race.contenders: can't be null"],
+    "race.lengths=[8, null]": ["race.lengths[1]: can't be null"],
+    "race.contenders={a: [model=small]}": ["is not of the form", f"Contenders are written as {CONTENDERS}."],
+    "race.contenders=model": ["race.contenders: ", f"Contenders are written as {CONTENDERS}."],
     "model=512": ["model=512: no such option", "base, big"],
     "model=null": ["model=null: no such option"],
     "model={d_model: 3}": ["model={d_model: 3}: no such option"],

@@ -1,11 +1,13 @@
 """A race's contenders are ordinary configurations that differ in what they are compared by, and in nothing else."""
 
 import json
+import shlex
 
 import pytest
 from command import TINY, transloom
 
 from jobs.cli import configuration
+from jobs.config import CONTENDERS
 from jobs.race import contenders_of
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.errors import UserError
@@ -26,6 +28,11 @@ def test_the_experiment_races_attention_against_recurrence_for_equal_time():
     assert not transformer.race.contenders
 
 
+def test_contenders_are_given_on_the_command_line_as_the_messages_say():
+    (word,) = shlex.split(CONTENDERS)
+    assert list(contenders(word, "train.max_minutes=1")) == ["a", "b"]
+
+
 def test_the_command_line_has_the_last_word_for_all():
     found = contenders(EXPERIMENT, "schedule.peak_learning_rate=3e-4", "train.max_minutes=1.5")
     assert {one.schedule.peak_learning_rate for one in found.values()} == {3e-4}
@@ -35,7 +42,7 @@ def test_the_command_line_has_the_last_word_for_all():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["experiment=demo"], r"^race\.contenders: names at least two"),
+        (["experiment=demo"], r"^race\.contenders: names at least two .*'race\.contenders={a: "),
         ([EXPERIMENT, "train.max_minutes=0"], r"^train\.max_minutes: must say how long"),
         (
             [EXPERIMENT, "race.contenders.lstm=['model.num_haeds=2']"],

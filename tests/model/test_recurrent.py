@@ -1,8 +1,9 @@
-"""Laws of the attentional LSTM: what must hold whatever its weights."""
+"""The attentional LSTM against torch's; its parameters and precision. Laws: test_laws.py."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from packed import VOCAB, make_recurrent, pack, run, sentences
+from torch import nn
 
 from model.build import architecture_of, build_model
 from model.config import RecurrentConfig, TransformerConfig
@@ -12,101 +13,11 @@ from model.packing import Layout
 from model.recurrent import Recurrent, TimeGrid
 from model.transformer import Transformer
 
-VOCAB = 29
 LAYERS = [(1, 1), (2, 3)]
 
 
-def make_model(encoder_layers: int = 2, decoder_layers: int = 3) -> Recurrent:
-    torch.manual_seed(0)
-    return Recurrent(RecurrentConfig(16, encoder_layers, decoder_layers), VOCAB).double().eval()
-
-
-def sentences(*lengths: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(4, VOCAB, (length,), generator=generator) for length in lengths]
-
-
-def pack(parts: list[Tensor]) -> tuple[Tensor, Layout]:
-    return torch.cat(parts), Layout.of(torch.tensor([len(part) for part in parts]))
-
-
-def run(model: Recurrent, sources: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
-    """The decoder's output by sentence."""
-    hidden = model(*pack(sources), *pack(targets))
-    return list(hidden.split([len(target) for target in targets]))
-
-
-@pytest.mark.parametrize("layers", LAYERS)
-def test_packing_and_padding_change_nothing(layers: tuple[int, int]) -> None:
-    model = make_model(*layers)
-    sources, targets = sentences(5, 9, 1, 7), sentences(8, 2, 6, 1, seed=1)
-    together = run(model, sources, targets)
-    for source, target, among_others in zip(sources, targets, together, strict=True):
-        torch.testing.assert_close(among_others, run(model, [source], [target])[0], rtol=0, atol=1e-12)
-
-
-def test_gradients_do_not_depend_on_the_packing() -> None:
-    model = make_model()
-    sources, targets = sentences(5, 9, 3), sentences(8, 2, 6, seed=1)
-    together = torch.autograd.grad(sum(p.pow(2).sum() for p in run(model, sources, targets)), list(model.parameters()))
-    alone_sum = sum(run(model, [s], [t])[0].pow(2).sum() for s, t in zip(sources, targets, strict=True))
-    for one, other in zip(together, torch.autograd.grad(alone_sum, list(model.parameters())), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def test_a_future_token_never_changes_the_past() -> None:
-    model = make_model()
-    sources, (target,) = sentences(5), sentences(8, seed=1)
-    before = run(model, sources, [target])[0]
-    for position in range(1, 8):
-        changed = target.clone()
-        changed[position] = 4 + (target[position] - 3) % (VOCAB - 4)
-        after = run(model, sources, [changed])[0]
-        assert torch.equal(before[:position], after[:position])
-        assert not torch.allclose(before[position:], after[position:])
-
-
-def test_every_source_token_matters_to_every_position() -> None:
-    model = make_model()
-    (source,), targets = sentences(6), sentences(4, seed=1)
-    before = run(model, [source], targets)[0]
-    for position in range(6):
-        changed = source.clone()
-        changed[position] = 4 + (source[position] - 3) % (VOCAB - 4)
-        difference = (before - run(model, [changed], targets)[0]).abs().amax(1)
-        assert (difference > 1e-9).all()
-
-
-@pytest.mark.parametrize("layers", LAYERS)
-def test_stepwise_decoding_equals_teacher_forcing(layers: tuple[int, int]) -> None:
-    model = make_model(*layers)
-    sources = sentences(5, 9, 2)
-    targets = torch.stack(sentences(20, 20, 20, seed=1))
-    decoding = model.start_decoding(*pack(sources))
-    stepped = torch.stack([decoding.step(targets[:, t]) for t in range(20)], dim=1)
-    whole = torch.stack(run(model, sources, list(targets))) @ model.embedding.weight.T
-    torch.testing.assert_close(stepped, whole, rtol=0, atol=1e-12)
-
-
-def test_reordered_hypotheses_go_on_from_their_parents() -> None:
-    model = make_model()
-    sources = sentences(5, 9)
-    prefixes = torch.stack(sentences(3, 3, 3, 3, seed=1))  # two hypotheses for each of the two sentences
-    nexts = torch.tensor([7, 8])
-    decoding = model.start_decoding(*pack(sources))
-    decoding.reorder(torch.tensor([0, 0, 1, 1]), None)  # nothing fed yet: nothing to reorder
-    for t in range(3):
-        decoding.step(prefixes[:, t])
-    rows = torch.tensor([3, 2])  # the first sentence is done; the second's two change places
-    decoding.reorder(rows, torch.tensor([1]))
-    stepped = decoding.step(nexts)
-    targets = [torch.cat((prefixes[row], nexts[i : i + 1])) for i, row in enumerate(rows)]
-    whole = torch.stack([out[-1] for out in run(model, [sources[1], sources[1]], targets)])
-    torch.testing.assert_close(stepped, whole @ model.embedding.weight.T, rtol=0, atol=1e-12)
-
-
 def test_an_encoder_layer_equals_torchs_bidirectional_lstm_on_packed_sequences() -> None:
-    layer = make_model().encoder[0]
+    layer = make_recurrent().encoder[0]
     reference = nn.LSTM(16, 8, bidirectional=True).double()
     forwards, backwards = layer.forwards.state_dict(), layer.backwards.state_dict()
     reference.load_state_dict({**forwards, **{f"{name}_reverse": tensor for name, tensor in backwards.items()}})
@@ -120,7 +31,7 @@ def test_an_encoder_layer_equals_torchs_bidirectional_lstm_on_packed_sequences()
 
 
 def test_the_loss_reaches_every_parameter() -> None:
-    model = make_model().float().train()
+    model = make_recurrent().float().train()
     targets = sentences(8, 2, seed=1)
     hidden = model(*pack(sentences(5, 9)), *pack(targets))
     label_smoothed_cross_entropy(hidden, model.embedding.weight, torch.cat(targets), 0.1).total.backward()
@@ -147,7 +58,7 @@ def test_bf16_on_this_processor_is_close_to_fp32() -> None:
 @pytest.mark.parametrize("layers", LAYERS)
 def test_the_number_of_parameters_and_of_multiply_adds(layers: tuple[int, int]) -> None:
     encoder, decoder = layers
-    model = make_model(encoder, decoder)
+    model = make_recurrent(encoder, decoder)
     d, h = 16, 8
     parameters = VOCAB * d
     parameters += encoder * 2 * 4 * h * (d + h + 2)  # four gates of two products and torch's two biases

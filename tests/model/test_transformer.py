@@ -1,121 +1,21 @@
-"""Laws of the model: what must hold whatever its weights."""
+"""The Transformer against an independent implementation and the paper's formulas; its parts. Laws: test_laws.py."""
 
 import math
 
 import pytest
 import torch
+from packed import SIZES, make_transformer, run, sentences
 from torch import Tensor, nn
 
 from model.attention import attend, causal_bias
-from model.config import Norm, Positions, TransformerConfig
+from model.config import Norm, TransformerConfig
 from model.layers import Dropout, sinusoids
 from model.packing import Layout, from_grid, to_grid
-from model.transformer import Transformer
-
-VOCAB = 29
-SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
-
-
-def make_model(norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal, **widths: int) -> Transformer:
-    torch.manual_seed(0)
-    config = TransformerConfig(**SIZES, **widths, norm=norm, positions=positions, max_positions=64)
-    return Transformer(config, VOCAB).double().eval()
-
-
-def sentences(*lengths: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(4, VOCAB, (length,), generator=generator) for length in lengths]
-
-
-def pack(parts: list[Tensor]) -> tuple[Tensor, Layout]:
-    return torch.cat(parts), Layout.of(torch.tensor([len(part) for part in parts]))
-
-
-def run(model: Transformer, sources: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
-    """The decoder's output by sentence."""
-    hidden = model(*pack(sources), *pack(targets))
-    return list(hidden.split([len(target) for target in targets]))
-
-
-@pytest.mark.parametrize("norm", Norm)
-@pytest.mark.parametrize("positions", Positions)
-def test_packing_and_padding_change_nothing(norm: Norm, positions: Positions) -> None:
-    model = make_model(norm, positions)
-    sources, targets = sentences(5, 9, 1, 7), sentences(8, 2, 6, 1, seed=1)
-    together = run(model, sources, targets)
-    for source, target, among_others in zip(sources, targets, together, strict=True):
-        alone = run(model, [source], [target])[0]
-        torch.testing.assert_close(among_others, alone, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("norm", Norm)
-def test_gradients_do_not_depend_on_the_packing(norm: Norm) -> None:
-    model = make_model(norm)
-    sources, targets = sentences(5, 9, 3), sentences(8, 2, 6, seed=1)
-    run_sum = sum(part.pow(2).sum() for part in run(model, sources, targets))
-    together = torch.autograd.grad(run_sum, list(model.parameters()))
-    alone_sum = sum(
-        run(model, [source], [target])[0].pow(2).sum() for source, target in zip(sources, targets, strict=True)
-    )
-    alone = torch.autograd.grad(alone_sum, list(model.parameters()))
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def test_a_future_token_never_changes_the_past() -> None:
-    model = make_model()
-    sources, (target,) = sentences(5), sentences(8, seed=1)
-    before = run(model, sources, [target])[0]
-    for position in range(1, 8):
-        changed = target.clone()
-        changed[position] = 4 + (target[position] - 3) % (VOCAB - 4)
-        after = run(model, sources, [changed])[0]
-        assert torch.equal(before[:position], after[:position])
-        assert not torch.allclose(before[position:], after[position:])
-
-
-def test_every_source_token_matters() -> None:
-    model = make_model()
-    (source,), targets = sentences(6), sentences(4, seed=1)
-    before = run(model, [source], targets)[0]
-    for position in range(6):
-        changed = source.clone()
-        changed[position] = 4 + (source[position] - 3) % (VOCAB - 4)
-        assert not torch.allclose(before, run(model, [changed], targets)[0])
-
-
-@pytest.mark.parametrize("norm", Norm)
-@pytest.mark.parametrize("positions", Positions)
-@pytest.mark.parametrize("widths", [{}, {"d_k": 3, "d_v": 5}])
-def test_cached_decoding_equals_uncached(norm: Norm, positions: Positions, widths: dict[str, int]) -> None:
-    model = make_model(norm, positions, **widths)
-    sources = sentences(5, 9, 2)
-    targets = torch.stack(sentences(20, 20, 20, seed=1))  # long enough for the cache to grow
-    decoding = model.start_decoding(*pack(sources))
-    stepped = torch.stack([decoding.step(targets[:, t]) for t in range(20)], dim=1)
-    whole = torch.stack(run(model, sources, list(targets))) @ model.embedding.weight.T
-    torch.testing.assert_close(stepped, whole, rtol=0, atol=1e-12)
-
-
-def test_reordered_hypotheses_go_on_from_their_parents() -> None:
-    model = make_model()
-    sources = sentences(5, 9)
-    prefixes = torch.stack(sentences(3, 3, 3, 3, seed=1))  # two hypotheses for each of the two sentences
-    nexts = torch.tensor([7, 8])
-    decoding = model.start_decoding(*pack(sources))
-    for t in range(3):
-        decoding.step(prefixes[:, t])
-    rows = torch.tensor([3, 2])  # the first sentence is done; the second's two change places
-    decoding.reorder(rows, torch.tensor([1]))
-    stepped = decoding.step(nexts)
-    targets = [torch.cat((prefixes[row], nexts[i : i + 1])) for i, row in enumerate(rows)]
-    whole = torch.stack([out[-1] for out in run(model, [sources[1], sources[1]], targets)])
-    torch.testing.assert_close(stepped, whole @ model.embedding.weight.T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", Norm)
 def test_equals_torch_with_the_same_weights(norm: Norm) -> None:
-    model = make_model(norm)
+    model = make_transformer(norm)
     reference = nn.Transformer(
         d_model=16,
         nhead=4,
@@ -251,7 +151,7 @@ def test_dropout_positions_are_independent() -> None:
 
 def test_too_long_a_sentence_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="max_positions is 64"):
-        run(make_model(), sentences(65), sentences(3))
+        run(make_transformer(), sentences(65), sentences(3))
 
 
 @pytest.mark.parametrize(

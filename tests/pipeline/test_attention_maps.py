@@ -9,7 +9,7 @@ from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.packing import Layout
 from model.recurrent import Recurrent
 from model.transformer import Transformer
-from pipeline.attention_maps import AttentionMaps, attention_maps
+from pipeline.attention_maps import AttentionMaps, _labels, attention_maps
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -84,6 +84,11 @@ def test_labels_are_pieces_as_people_read_them(maps: AttentionMaps, translator: 
     assert odd.source[1].startswith("·"), "it goes on with a word"
     assert "," in odd.source or "<0x2C>" in odd.source
     assert odd.source[-5:] == ["␣", "<0xE4>", "<0xB8>", "<0xAD>", "</s>"]
+
+
+def test_no_label_is_blank() -> None:
+    pieces = ["\u00a0", "▁\u202f", "\u200b\u00ad", "▁", "▁▁", "«\u00a0"]
+    assert _labels(pieces) == ["U+00A0", "U+202F", "U+200BU+00AD", "␣", "␣", "«\u00a0"]
 
 
 def test_a_given_translation_is_read_instead_of_the_models_own(maps: AttentionMaps, translator: Translator) -> None:

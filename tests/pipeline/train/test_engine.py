@@ -8,8 +8,9 @@ from toy import Objective, make_batch, make_objective, take_steps
 
 from model.losses import LossSum
 from pipeline.errors import UserError
-from pipeline.train.engine import EngineConfig, EngineName, TorchEngine, make_engine
+from pipeline.train.engine import EngineConfig, EngineName, make_engine
 from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig
+from pipeline.train.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 TORCH = EngineConfig(EngineName.torch)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.losses import LossSum
-from pipeline.train.engine import Engine, StepResult
+from pipeline.train.engine import Engine
+from pipeline.train.optimizer import StepResult
 
 VOCABULARY = 1703  # the embedding has more than the 100 000 elements under which ZeRO 3 shares nothing out
 WIDTH = 61
