@@ -24,11 +24,15 @@ from pipeline.bench.protocol import Contender, Meeting, peak_bytes
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset, open_shards
 from pipeline.data.tokenizer import EOS_ID
+from pipeline.plan.hardware import Hardware
+from pipeline.plan.memory import Footing
+from pipeline.plan.speed import UPDATE_BYTES
 from pipeline.ranks import rank, world_size
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
 from pipeline.train.loop import add_gradients
 from pipeline.train.objective import TranslationObjective
+from pipeline.train.optimizer import Precision
 
 WARM_UP_SECONDS, TURN_SECONDS, TURNS = 8.0, 4.0, 4
 LEAST_WARM_UP, LEAST_STEPS = 3, 2  # steps, where they take longer than that
@@ -231,6 +235,7 @@ def calibrate(
             latency, link = _ring(contenders.get(TOGETHER), workers, parameters)
             progress("writing a checkpoint", 0, 0)
             checkpoint = contenders[ALONE].ask(Save(str(place / "checkpoints")))[0]
+            peak = _ask_steps(contenders[ALONE], 1).peak_bytes  # a run's workers write checkpoints too
     finally:
         shutil.rmtree(place, ignore_errors=True)
     alone = taken[ALONE]
@@ -248,7 +253,7 @@ def calibrate(
         update_seconds=update,
         link=link,
         latency=latency,
-        training_bytes=float(alone.peak_bytes - imported[ALONE][0]),
+        training_bytes=float(peak - imported[ALONE][0]),
         checkpoint_seconds=checkpoint,
     )
 
@@ -293,3 +298,33 @@ def _ring(together: Contender | None, workers: int, parameters: int) -> tuple[fl
     small, large = (max(together.ask(Reduce(numbers))) for numbers in (1, parameters))
     passes = 2 * (workers - 1)
     return small / passes, passes / workers * 4 * parameters / max(large - small, 1e-9)
+
+
+def calibrated(
+    hardware: Hardware,
+    footing: Footing,
+    measured: Calibration,
+    precision: Precision,
+    parameters: int,
+    predicted_bytes: float,
+) -> tuple[Hardware, Footing]:
+    """This machine as it was measured, in place of what was assumed of it.
+
+    Args:
+        predicted_bytes: what the torch engine was to hold beside its libraries.
+    """
+    peak = {kind: flops * hardware.utilisation for kind, flops in hardware.peak.items()}
+    has_link = measured.workers > 1
+    return (
+        dataclasses.replace(
+            hardware,
+            peak={**peak, precision: measured.flops_alone},
+            utilisation=1.0,
+            crowding=(1 - measured.flops_together / measured.flops_alone) / max(1, measured.workers - 1),
+            memory_bandwidth=UPDATE_BYTES * parameters / measured.update_seconds,
+            link=measured.link if has_link else hardware.link,
+            link_latency=measured.latency if has_link else hardware.link_latency,
+            origin="measured",
+        ),
+        dataclasses.replace(footing, slack=1.0, fixed=measured.training_bytes - predicted_bytes),
+    )

@@ -23,7 +23,7 @@ class Hardware:
         key: names it in `price.<key>=`.
         peak: FLOP/s of large dense matrix products, by precision.
         utilisation: part of the peak that a training step reaches, counted as `training_flops` counts.
-        crowding: a worker's speed while all devices of its machine work, over its speed alone.
+        crowding: part of its speed that a worker loses to each other worker on its machine.
         memory_bytes: of the device; memory_bandwidth: bytes/s, read and written, of an optimizer's update.
         per_machine: devices in a machine.
         link, network: bytes/s that a device sends to its neighbour within a machine, and between machines.
@@ -44,15 +44,14 @@ class Hardware:
     network: float
     network_latency: float
     price: float
-    crowding: float = 1.0
+    crowding: float = 0.0
     is_gpu: bool = True
     origin: str = "assumed"
 
     def flops_per_second(self, precision: Precision, workers: int) -> float:
         """Of one of so many workers, in the forward and backward pass."""
         others = min(workers, self.per_machine) - 1
-        share = others / (self.per_machine - 1) if self.per_machine > 1 else 0.0
-        return self.peak[precision] * self.utilisation * (1 - (1 - self.crowding) * share)
+        return self.peak[precision] * self.utilisation * max(0.1, 1 - self.crowding * others)
 
 
 def _peak(half: float, single: float) -> dict[Precision, float]:

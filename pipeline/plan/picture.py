@@ -22,7 +22,7 @@ def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     names = {one["key"]: one["name"] for one in plan["hardware"]}
-    for (key, rows), (color, marker) in zip(plan["growth"].items(), STYLES, strict=False):
+    for rows, (color, marker) in zip(plan["growth"].values(), STYLES, strict=False):
         for batch, line in (("growing_batch", "-"), ("same_batch", "--")):
             known = [row for row in rows if row[batch]]
             workers = [row["workers"] for row in known]

@@ -35,7 +35,8 @@ class Training:
     """What is planned: the settings that cost something, and what is known of the data.
 
     Attributes:
-        corpus: its name. workers: as the configuration has them. on_gpu: one GPU each.
+        corpus: its name. shards: their folder; None where the corpus is not prepared.
+        workers: as the configuration has them. on_gpu: one GPU each.
     """
 
     model: ModelConfig
@@ -46,6 +47,7 @@ class Training:
     train: TrainConfig
     corpus: str
     volume: Volume
+    shards: str | None
     workers: int
     on_gpu: bool
 
@@ -134,6 +136,13 @@ def _memory(training: Training, parameters: int, stage: int, precision: Precisio
         on_gpu=on_gpu,
         footing=footing,
     )
+
+
+def memory_alone(training: Training) -> tuple[int, float]:
+    """The model's parameters, and what one worker with the torch engine holds on a CPU beside its libraries."""
+    parameters = count_parameters(training.model, training.vocab_size)
+    alone = dataclasses.replace(training, workers=1)
+    return parameters, _memory(alone, parameters, 0, training.precision, Footing(libraries=0.0, slack=1.0)).total
 
 
 def _as_dict(memory: Memory) -> dict[str, float]:
