@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -34,16 +34,8 @@ def main(argv: list[str]) -> int:
     settings, calibrates, prices = _sort(argv)
     config = configuration("plan", settings)
     training = training_of(config, _found(config))
-    cpu = this_machine(config)
-    footing = cpu_footing(training.engine.name is EngineName.deepspeed)
-    calibration = None
-    if calibrates:
-        calibration = _calibrate(config, training, cpu)
-        cpu, footing = calibrated(cpu, footing, calibration, training.precision, *memory_alone(training))
-    devices = [price_of(one, prices) for one in (*GPUS, cpu)]
-    plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
-    plan["settings"] = to_dict(config)
-    plan["calibration"] = dataclasses.asdict(calibration) if calibration else None
+    calibration = calibrate_here(config, training) if calibrates else None
+    plan = plan_of(config, training, prices, calibration)
     name = _name(config)
     folder = output_dir(config) / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +45,20 @@ def main(argv: list[str]) -> int:
     console.print(f"\nFigures  {folder / RESULT_FILE}\nPicture  {folder / PICTURE_FILE}")
     print_next(*next_commands(plan, settings, calibrates))
     return 0
+
+
+def plan_of(
+    config: Config, training: Training, prices: Mapping[str, float], calibration: Calibration | None
+) -> dict[str, Any]:
+    """The plan, with the settings and the measurement that it was made from."""
+    cpu, footing = this_machine(config), cpu_footing(training.engine.name is EngineName.deepspeed)
+    if calibration:
+        cpu, footing = calibrated(cpu, footing, calibration, training.precision, *memory_alone(training))
+    devices = [price_of(one, prices) for one in (*GPUS, cpu)]
+    plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
+    plan["settings"] = to_dict(config)
+    plan["calibration"] = dataclasses.asdict(calibration) if calibration else None
+    return plan
 
 
 def _name(config: Config) -> str:
@@ -132,13 +138,13 @@ def this_machine(config: Config) -> Hardware:
     return this_cpu(len(os.sched_getaffinity(0)), config.cluster.cpus_per_worker, memory, processor_flags())
 
 
-def _calibrate(config: Config, training: Training, cpu: Hardware) -> Calibration:
+def calibrate_here(config: Config, training: Training) -> Calibration:
     """Takes some training steps here.
 
     Raises:
         UserError: the memory would not do.
     """
-    workers = min(training.workers, cpu.per_machine)
+    workers = min(training.workers, this_machine(config).per_machine)
     needed = (1 + workers) * (memory_alone(training)[1] + cpu_footing(False).libraries)
     if needed > psutil.virtual_memory().available:
         raise UserError(

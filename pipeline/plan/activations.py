@@ -54,10 +54,12 @@ def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     cross_target, cross_source = (grid * keys + values) * c + scores, grid * (keys + values) * c
     embedding = d * (c + mask)
     closing = d * c if config.norm is Norm.pre else 0
-    layouts = _layout(config, batch)
-    source = embedding + closing + layouts + config.encoder_layers * (2 * frame + self_attention + feed_forward)
+    # Gathers between tokens and grid: of queries, keys and values, of what is read, and of the context, both ways
+    index = 0 if batch.is_packed else config.num_heads * INDEX_BYTES
+    source = embedding + closing + (3 + 2 + 1 + grid) * index
+    source += config.encoder_layers * (2 * frame + self_attention + feed_forward)
     source += config.decoder_layers * cross_source
-    target = embedding + closing + layouts
+    target = embedding + closing + (3 + 1 + grid) * index
     target += config.decoder_layers * (3 * frame + self_attention + cross_target + feed_forward)
     return source * batch.source_tokens + target * batch.target_tokens
 
@@ -67,13 +69,6 @@ def _scores(config: TransformerConfig, batch: MicroBatch) -> float:
     if batch.is_packed:
         return 4.0 * config.num_heads
     return batch.grid * config.num_heads * batch.longest * batch.bytes_per_number
-
-
-def _layout(config: TransformerConfig, batch: MicroBatch) -> float:
-    """The gathers between packed tokens and the grid of 1, 2 and 3 projections, for each token."""
-    if batch.is_packed:
-        return 0.0
-    return (1 + 2 + 3) * config.num_heads * (1 + batch.grid) * INDEX_BYTES
 
 
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:

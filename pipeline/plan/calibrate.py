@@ -111,7 +111,7 @@ class Calibration:
         workers: who worked together.
         flops_alone, flops_together: FLOP/s of one worker in forward and backward, alone and beside the others.
         update_seconds: of Adam on the whole model.
-        link, latency: bytes/s and seconds of a ring's step between the workers.
+        link, latency: bytes/s and seconds of a ring's step between the workers; None of one alone.
         training_bytes: the most that a worker alone held beside its libraries.
         checkpoint_seconds: to collect and write the complete state.
     """
@@ -120,8 +120,8 @@ class Calibration:
     flops_alone: float
     flops_together: float
     update_seconds: float
-    link: float
-    latency: float
+    link: float | None
+    latency: float | None
     training_bytes: float
     checkpoint_seconds: float
 
@@ -232,7 +232,7 @@ def calibrate(
                 contenders[name].send(*(partial(make_member, one, number) for number in range(count)))
                 imported[name] = contenders[name].receive()
             taken = _take_turns(contenders, progress)
-            latency, link = _ring(contenders.get(TOGETHER), workers, parameters)
+            latency, link = _ring(contenders[TOGETHER], workers, parameters) if workers > 1 else (None, None)
             progress("writing a checkpoint", 0, 0)
             checkpoint = contenders[ALONE].ask(Save(str(place / "checkpoints")))[0]
             peak = _ask_steps(contenders[ALONE], 1).peak_bytes  # a run's workers write checkpoints too
@@ -242,7 +242,7 @@ def calibrate(
     update = alone.update_seconds
     flops_alone = alone.flops / (alone.seconds - update)
     flops_together = flops_alone
-    if workers > 1:
+    if link is not None and latency is not None:
         # Of all members together; what they wait for each other is in it
         ring = 2 * (workers - 1) / workers * 4 * parameters / link + 2 * (workers - 1) * latency
         flops_together = taken[TOGETHER].flops / workers / (taken[TOGETHER].seconds - update - ring)
@@ -291,10 +291,8 @@ def _mean(turns: Sequence[Taken], steps: int) -> Taken:
     )
 
 
-def _ring(together: Contender | None, workers: int, parameters: int) -> tuple[float, float]:
+def _ring(together: Contender, workers: int, parameters: int) -> tuple[float, float]:
     """Latency and bandwidth by which `2 (W - 1) / W x bytes / bandwidth + 2 (W - 1) x latency` is what was measured."""
-    if together is None:
-        return 0.0, float("inf")
     small, large = (max(together.ask(Reduce(numbers))) for numbers in (1, parameters))
     passes = 2 * (workers - 1)
     return small / passes, passes / workers * 4 * parameters / max(large - small, 1e-9)
@@ -314,7 +312,6 @@ def calibrated(
         predicted_bytes: what the torch engine was to hold beside its libraries.
     """
     peak = {kind: flops * hardware.utilisation for kind, flops in hardware.peak.items()}
-    has_link = measured.workers > 1
     return (
         dataclasses.replace(
             hardware,
@@ -322,8 +319,8 @@ def calibrated(
             utilisation=1.0,
             crowding=(1 - measured.flops_together / measured.flops_alone) / max(1, measured.workers - 1),
             memory_bandwidth=UPDATE_BYTES * parameters / measured.update_seconds,
-            link=measured.link if has_link else hardware.link,
-            link_latency=measured.latency if has_link else hardware.link_latency,
+            link=measured.link or hardware.link,
+            link_latency=measured.latency or hardware.link_latency,
             origin="measured",
         ),
         dataclasses.replace(footing, slack=1.0, fixed=measured.training_bytes - predicted_bytes),
