@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,12 +37,10 @@ def main(argv: list[str]) -> int:
     training = training_of(config, _found(config))
     calibration = calibrate_here(config, training) if calibrates else None
     plan = plan_of(config, training, prices, calibration)
-    name = _name(config)
-    folder = output_dir(config) / "plans" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(config)
     write_json(folder / RESULT_FILE, plan)
-    draw_plan(plan, folder / PICTURE_FILE, f"{name}, {training.precision.value}")
-    print_plan(plan, name)
+    draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {training.precision.value}")
+    print_plan(plan, folder.name)
     console.print(f"\nFigures  {folder / RESULT_FILE}\nPicture  {folder / PICTURE_FILE}")
     print_next(*next_commands(plan, settings, calibrates))
     return 0
@@ -56,17 +55,25 @@ def plan_of(
         cpu, footing = calibrated(cpu, footing, calibration, training.precision, *memory_alone(training))
     devices = [price_of(one, prices) for one in (*GPUS, cpu)]
     plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
-    plan["settings"] = to_dict(config)
+    plan["settings"] = _settings(config)
     plan["calibration"] = dataclasses.asdict(calibration) if calibration else None
     return plan
 
 
-def _name(config: Config) -> str:
-    """Of the plan's folder: the same settings give the same one."""
-    settings = to_dict(config)
-    for key in ("name", "output_dir", "tracking", "resume"):
-        del settings[key]
-    return config.name or f"{config.corpus.name}-{hash_of(settings)[:8]}"
+def _settings(config: Config) -> dict[str, Any]:
+    """What the plan depends on; no address of a tracker, which may have a password in it."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("name", "output_dir", "tracking")}
+
+
+def _folder(config: Config) -> Path:
+    """The plan's own: the same settings give the same one."""
+    name = config.name or f"{config.corpus.name}-{hash_of(_settings(config))[:8]}"
+    folder = output_dir(config) / "plans" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: can't make the folder {folder}: {error.strerror}. Set output_dir=") from error
+    return folder
 
 
 def _sort(argv: Sequence[str]) -> tuple[list[str], bool, dict[str, float]]:

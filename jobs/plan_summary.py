@@ -40,7 +40,7 @@ def _print_model(plan: Mapping[str, Any]) -> None:
     console.print(
         f"Step   {data['step_source_tokens']:,.0f} source + {data['step_target_tokens']:,.0f} target tokens "
         f"({'counted' if data['is_exact'] else 'estimated'}; at most {plan['batch']['tokens']:,} on each side), "
-        f"{quantity(model['flops_per_step'])}FLOP; {plan['steps']:,} steps {quantity(model['flops'])}FLOP"
+        f"{quantity(model['flops_per_step'])}FLOP; {plan['steps']:,} steps {model['flops']:.2e} FLOP"
     )
 
 
@@ -121,9 +121,11 @@ def _print_hardware(plan: Mapping[str, Any]) -> None:
         title += f"; at most {plan['max_minutes']:g} minutes of training"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
     cpu = next(one for one in plan["hardware"] if one["key"] == "cpu")
+    of_cpu = "assumed too; --calibrate measures it"
+    if cpu["origin"] == "measured":
+        of_cpu = "measured, its FLOP/s being those of training itself"
     console.print(
-        f"GPUs: speed, links and prices are assumed. This CPU: {cpu['origin']}. "
-        "Other prices: price.h100=2.5 and the like"
+        f"GPUs: speed, links and prices are assumed. This CPU: {of_cpu}. Other prices: price.h100=2.5 and the like"
     )
     fitting = {one["recommended_stage"] for one in plan["hardware"] if (one["key"] != "cpu") == plan["on_gpu"]}
     if None in fitting:
