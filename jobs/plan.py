@@ -16,18 +16,22 @@ from jobs.console import StatusLine, console
 from jobs.plan_summary import print_plan
 from jobs.summary import print_next, processor_flags
 from jobs.workspace import output_dir, prepared_before
+from model.flops import count_parameters
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt, hash_of, write_json
-from pipeline.plan.calibrate import Calibration, Probe, calibrate, calibrated
+from pipeline.plan.calibrate import Calibration, calibrate, calibrated
 from pipeline.plan.hardware import GPUS, Hardware, this_cpu
 from pipeline.plan.memory import cpu_footing
 from pipeline.plan.picture import draw_plan
-from pipeline.plan.plan import Training, make_plan, memory_alone, price_of
-from pipeline.plan.volume import estimated_volume, prepared_volume
+from pipeline.plan.plan import make_plan, price_of
+from pipeline.plan.probe import Probe
+from pipeline.plan.training import Training, memory_alone
+from pipeline.plan.volume import estimated_volume, prepared_volume, training_lengths
 from pipeline.train.engine import EngineName
 
 KEYS = ("h200", "h100", "a100", "cpu")
+FEW = 100  # micro-batches: about what a calibration trains
 RESULT_FILE, PICTURE_FILE = "plan.json", "plan.png"
 
 
@@ -52,7 +56,9 @@ def plan_of(
     """The plan, with the settings and the measurement that it was made from."""
     cpu, footing = this_machine(config), cpu_footing(training.engine.name is EngineName.deepspeed)
     if calibration:
-        cpu, footing = calibrated(cpu, footing, calibration, training.precision, *memory_alone(training))
+        parameters = count_parameters(training.model, training.vocab_size)
+        predicted = memory_alone(training, calibration.micro_batches, footing)
+        cpu, footing = calibrated(cpu, footing, calibration, training.precision, parameters, predicted)
     devices = [price_of(one, prices) for one in (*GPUS, cpu)]
     plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
     plan["settings"] = _settings(config)
@@ -131,9 +137,10 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         engine=config.engine,
         precision=config.precision.dtype,
         train=config.train,
+        seed=config.seed,
         corpus=config.corpus.name,
         volume=volume,
-        shards=str(prepared.shards.folder) if prepared else None,
+        shards=prepared.shards.folder if prepared else None,
         workers=config.cluster.num_workers,
         on_gpu=config.cluster.gpus_per_worker > 0,
     )
@@ -152,7 +159,8 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         UserError: the memory would not do.
     """
     workers = min(training.workers, this_machine(config).per_machine)
-    needed = (1 + workers) * (memory_alone(training)[1] + cpu_footing(False).libraries)
+    footing = cpu_footing(False)
+    needed = (1 + workers) * (memory_alone(training, FEW, footing) + footing.libraries)
     if needed > psutil.virtual_memory().available:
         raise UserError(
             f"calibrate: {1 + workers} processes would need about {needed / 1e9:.0f} GB, and this machine has "
@@ -160,8 +168,6 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         )
     # Two micro-batches at most: as a step's, with what accumulation costs, in a fraction of its time
     held = min(2, -(-training.batch.micro_batches // workers))
-    volume = training.volume
-    pairs = volume.pairs or 1
     probe = Probe(
         model=training.model,
         vocab_size=training.vocab_size,
@@ -170,20 +176,20 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         precision=config.precision,
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,
-        shards=training.shards,
-        mean_lengths=((volume.source_tokens or 30) / pairs, (volume.target_tokens or 30) / pairs),
-        longest=min(volume.longest, training.batch.micro_tokens),
+        shards=str(training.shards) if training.shards else None,
+        lengths=training_lengths(training.volume, training.shards, training.batch.micro_tokens),
         members=1,
         folder=str(output_dir(config)),
     )
     environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(max(1, int(config.cluster.cpus_per_worker)))}
+    parameters = count_parameters(training.model, training.vocab_size)
     status = StatusLine()
 
     def progress(what: str, done: int, total: int) -> None:
         status.show(f"  calibrating: {what}" + (f" ({done} of {total})" if total else "") + " …", now=True)
 
     try:
-        return calibrate(probe, workers, memory_alone(training)[0], environment, progress)
+        return calibrate(probe, workers, parameters, environment, progress)
     finally:
         status.clear()
 

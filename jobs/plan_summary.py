@@ -87,6 +87,7 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
         "optimizer": "masters and moments",
         "gradients": "gradients",
         "passing": "activations and loss",
+        "kernels": "oneDNN's kernels",
     }
     told = ", ".join(f"{text} {size(parts[part])}" for part, text in names.items())
     console.print(f"As configured (stage {stage}, {precision}): {told}")

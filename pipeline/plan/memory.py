@@ -21,6 +21,7 @@ class Memory:
         libraries: before there is a model.
         weights: in the compute type. optimizer: fp32 masters and Adam's two moments. gradients: with buckets.
         passing: activations and loss, or what a step's end or a checkpoint needs after them, whichever is more.
+        kernels: those that oneDNN keeps (`kernels.py`).
     """
 
     libraries: float
@@ -28,10 +29,11 @@ class Memory:
     optimizer: float
     gradients: float
     passing: float
+    kernels: float
 
     @property
     def total(self) -> float:
-        return self.libraries + self.weights + self.optimizer + self.gradients + self.passing
+        return self.libraries + self.weights + self.optimizer + self.gradients + self.passing + self.kernels
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,24 @@ class Footing:
     """What a process needs beside what the model's shape says.
 
     Attributes:
-        libraries: bytes before there is a model.
+        libraries: bytes before there is a model, and what any model takes besides.
         slack: factor on all that comes and goes: the allocator finds no use for some of what it has.
-        fixed: bytes that training takes whatever the model: kernels that were prepared, threads.
     """
 
     libraries: float
     slack: float
-    fixed: float = 0.0
 
+
+# Measured: a worker's resident memory when its libraries are imported, what any model adds to it, and how much more its
+# heap has than is in use: glibc is told to keep what was freed (`ALLOCATOR` in jobs/cluster.py).
+RAY, RAY_AND_DEEPSPEED, ANY_MODEL, CPU_SLACK = 0.35e9, 0.48e9, 0.035e9, 1.55
 
 GPU = Footing(GPU_LIBRARIES, GPU_SLACK)
 
 
 def cpu_footing(has_deepspeed: bool) -> Footing:
     """A worker of Ray Train on a CPU, as far as it is known without measuring here."""
-    return Footing(libraries=0.48e9 if has_deepspeed else 0.33e9, slack=1.5, fixed=0.3e9)
+    return Footing(ANY_MODEL + (RAY_AND_DEEPSPEED if has_deepspeed else RAY), CPU_SLACK)
 
 
 def peak_memory(
@@ -67,11 +71,13 @@ def peak_memory(
     workers: int,
     on_gpu: bool,
     footing: Footing,
+    kernels: float = 0.0,
 ) -> Memory:
     """The most that one of so many workers holds.
 
     Args:
         stage: ZeRO's; 0 stands for plain torch too.
+        kernels: bytes of those that oneDNN keeps.
     """
     c = batch.bytes_per_number
     weights, masters, gradients, reducing = _kept(parameters, c, stage, workers)
@@ -79,11 +85,12 @@ def peak_memory(
     if not on_gpu:  # a checkpoint's copies lie where the worker lies
         passing = max(passing, 12.0 * parameters)
     return Memory(
-        libraries=footing.libraries + footing.fixed,
+        libraries=footing.libraries,
         weights=weights,
         optimizer=masters + 8.0 * parameters / (1 if stage == 0 else workers),
         gradients=gradients,
         passing=footing.slack * passing,
+        kernels=footing.slack * kernels,
     )
 
 

@@ -5,20 +5,15 @@ Read `make_plan`; the sizes come from `memory.py`, the seconds from `speed.py`, 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from model.build import ModelConfig, architecture_of
-from model.config import TransformerConfig
+from model.build import architecture_of
 from model.flops import count_parameters, training_flops
-from pipeline.data.batches import BatchConfig
-from pipeline.plan.activations import MicroBatch
 from pipeline.plan.hardware import Hardware
-from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
+from pipeline.plan.memory import GPU, Footing, Memory
 from pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
 from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
-from pipeline.plan.volume import Volume
-from pipeline.train.engine import EngineConfig, EngineName
+from pipeline.plan.training import Training, kernels_of, memory_of
 from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import Precision
 
@@ -28,33 +23,6 @@ ROOM = 0.95  # of a device's memory may be used
 STATE_BYTES, WEIGHTS_BYTES = 12, 4  # of a parameter, in a checkpoint (weights and two moments in fp32) and a snapshot
 # Assumed, bytes/s: a GPU's memory to its host's, a disk that is written and synchronised, SHA-256 of what was written
 TO_HOST, TO_DISK, HASHING = 10e9, 0.5e9, 1.0e9
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is planned: the settings that cost something, and what is known of the data.
-
-    Attributes:
-        corpus: its name. shards: their folder; None where the corpus is not prepared.
-        workers: as the configuration has them. on_gpu: one GPU each.
-    """
-
-    model: ModelConfig
-    vocab_size: int
-    batch: BatchConfig
-    engine: EngineConfig
-    precision: Precision
-    train: TrainConfig
-    corpus: str
-    volume: Volume
-    shards: str | None
-    workers: int
-    on_gpu: bool
-
-    @property
-    def stage(self) -> int:
-        """ZeRO's; plain torch keeps what stage 0 keeps."""
-        return 0 if self.engine.name is EngineName.torch else self.engine.zero_stage
 
 
 def make_plan(
@@ -71,7 +39,8 @@ def make_plan(
     flops = training_flops(
         model, training.vocab_size, round(volume.step_source_tokens), round(volume.step_target_tokens)
     )
-    rows = [_on(one, training, parameters, flops, cpu_footing, checkpoint_seconds) for one in hardware]
+    kernels = kernels_of(training)
+    rows = [_on(one, training, parameters, flops, cpu_footing, checkpoint_seconds, kernels) for one in hardware]
     return {
         "corpus": training.corpus,
         "precision": training.precision.value,
@@ -97,7 +66,7 @@ def make_plan(
         "memory": {
             place: {
                 precision.value: [
-                    _as_dict(_memory(training, parameters, stage, precision, footing)) for stage in STAGES
+                    _as_dict(memory_of(training, parameters, stage, precision, footing, kernels)) for stage in STAGES
                 ]
                 for precision in (Precision.fp32, Precision.bf16)
             }
@@ -111,38 +80,6 @@ def make_plan(
         "paper": _paper(training, flops),
         "formula": FORMULA,
     }
-
-
-def _memory(training: Training, parameters: int, stage: int, precision: Precision, footing: Footing) -> Memory:
-    on_gpu = footing is GPU
-    model, batch = training.model, training.batch
-    is_fp32 = precision is Precision.fp32
-    has_one_width = isinstance(model, TransformerConfig) and model.key_width == model.value_width
-    micro_batch = MicroBatch(
-        source_tokens=batch.micro_tokens,
-        target_tokens=batch.micro_tokens,
-        longest=min(training.volume.longest, batch.micro_tokens),
-        bytes_per_number=4 if is_fp32 else 2,
-        bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,
-        is_packed=on_gpu and not is_fp32 and has_one_width,
-    )
-    return peak_memory(
-        model,
-        training.vocab_size,
-        parameters,
-        micro_batch,
-        stage=stage,
-        workers=training.workers,
-        on_gpu=on_gpu,
-        footing=footing,
-    )
-
-
-def memory_alone(training: Training) -> tuple[int, float]:
-    """The model's parameters, and what one worker with the torch engine holds on a CPU beside its libraries."""
-    parameters = count_parameters(training.model, training.vocab_size)
-    alone = dataclasses.replace(training, workers=1)
-    return parameters, _memory(alone, parameters, 0, training.precision, Footing(libraries=0.0, slack=1.0)).total
 
 
 def _as_dict(memory: Memory) -> dict[str, float]:
@@ -186,13 +123,14 @@ def _on(
     flops: float,
     cpu_footing: Footing,
     checkpoint_seconds: float | None,
+    kernels: float,
 ) -> dict[str, Any]:
     """Memory, time and money on one kind of device."""
     train = training.train
     workers = training.workers if hardware.is_gpu else min(training.workers, hardware.per_machine)
     at = dataclasses.replace(training, workers=workers)
     footing = GPU if hardware.is_gpu else cpu_footing
-    memory = {stage: _memory(at, parameters, stage, training.precision, footing).total for stage in STAGES}
+    memory = {stage: memory_of(at, parameters, stage, training.precision, footing, kernels).total for stage in STAGES}
     fitting = [stage for stage in _allowed(hardware, training) if memory[stage] <= ROOM * hardware.memory_bytes]
     stage = training.stage if training.stage in fitting or not fitting else fitting[0]
     time = step_time(_work(training, parameters, flops, stage), hardware, workers)

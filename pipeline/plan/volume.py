@@ -5,6 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.batches import BatchConfig, plan_epoch
 from pipeline.data.corpus import CorpusConfig, CorpusKind, text_files
 from pipeline.data.lines import read_lines
@@ -49,6 +51,25 @@ class Volume:
         if self.target_tokens is None or self.source_tokens is None:
             return None
         return max(self.target_tokens / self.step_target_tokens, self.source_tokens / self.step_source_tokens)
+
+
+def random_lengths(mean: float, longest: int, count: int = 20_000) -> np.ndarray:
+    """(count,) tokens of sentences, skewed as sentences are; the n-th is as long, for its mean, on either side."""
+    factors = np.random.default_rng(0).lognormal(-0.125, 0.5, count)  # of mean 1
+    return np.clip(np.rint(mean * factors), 2, longest).astype(np.int32)
+
+
+def training_lengths(volume: Volume, shards: Path | None, micro_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs,) tokens of the source's and of the target's sentences: the corpus's own, or random ones like them."""
+    if shards is not None:
+        pairs = open_shards(shards, "train")
+        return pairs.source_lengths[:MOST_PLANNED], pairs.target_lengths[:MOST_PLANNED]
+    longest = min(volume.longest, micro_tokens)
+    if volume.pairs is None or volume.source_tokens is None or volume.target_tokens is None:
+        means = TOKENS_PER_SENTENCE, TOKENS_PER_SENTENCE
+    else:
+        means = volume.source_tokens / volume.pairs, volume.target_tokens / volume.pairs
+    return random_lengths(means[0], longest), random_lengths(means[1], longest)
 
 
 def prepared_volume(shards: Path, batch: BatchConfig, seed: int) -> Volume:

@@ -16,6 +16,7 @@ SHAPE = TransformerConfig(d_model=64, d_ff=192, num_heads=4, encoder_layers=2, d
 
 def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
     """All that lies in memory for the backward pass but the parameters, the output included; each storage once."""
+    model = model.to(dtype).train()
     storages: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
 
@@ -27,7 +28,6 @@ def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
 
     layout = Layout.of(torch.tensor(lengths))
     tokens = torch.randint(4, 90, (sum(lengths),))
-    model = model.to(dtype).train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         keep(model(tokens, layout, tokens, layout))
     return sum(storages.values())

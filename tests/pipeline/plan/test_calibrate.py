@@ -9,14 +9,16 @@ from model.config import TransformerConfig
 from pipeline.data.batches import BatchConfig, iterate_steps
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.plan import calibrate as calibration
-from pipeline.plan.calibrate import Probe, RandomPairs, calibrate
+from pipeline.plan.calibrate import calibrate
+from pipeline.plan.probe import Probe, RandomPairs
+from pipeline.plan.volume import random_lengths
 from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
 SHAPE = TransformerConfig(d_model=64, d_ff=128, num_heads=2, encoder_layers=1, decoder_layers=1)
 
 
 def test_random_pairs_are_as_long_as_a_corpuss() -> None:
-    pairs = RandomPairs((20.0, 25.0), 100, 500)
+    pairs = RandomPairs((random_lengths(20.0, 100), random_lengths(25.0, 100)), 500)
     assert pairs.source_lengths.mean() == pytest.approx(20, rel=0.03)
     assert pairs.target_lengths.mean() == pytest.approx(25, rel=0.03)
     assert np.corrcoef(pairs.source_lengths, pairs.target_lengths)[0, 1] > 0.9
@@ -40,13 +42,12 @@ def test_a_small_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         label_smoothing=0.1,
         seed=1,
         shards=None,
-        mean_lengths=(12.0, 12.0),
-        longest=40,
+        lengths=(random_lengths(12.0, 40), random_lengths(12.0, 40)),
         members=1,
         folder=str(tmp_path / "outputs"),
     )
     found = calibrate(probe, 2, 120_000, {"OMP_NUM_THREADS": "1"}, lambda what, done, total: said.append(what))
-    assert found.workers == 2
+    assert found.workers == 2 and found.micro_batches > 10
     assert 1e8 < found.flops_together < 1e12 and 1e8 < found.flops_alone < 1e12
     assert found.link is not None and found.link > 1e6
     assert found.latency is not None and 0 < found.latency < 0.1
