@@ -11,7 +11,7 @@ from typing import Any
 from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import clock, console, quantity, table
-from jobs.summary import print_next, processor_name
+from jobs.summary import print_next, processor_flags, processor_name
 from jobs.workspace import output_dir
 from pipeline.tracking import MlflowTracker
 
@@ -24,7 +24,7 @@ def machine(use_gpu: bool) -> dict[str, Any]:
     """What the figures depend on, beside the code."""
     import torch
 
-    flags = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
+    flags = processor_flags()
     return {
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -36,13 +36,6 @@ def machine(use_gpu: bool) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in PACKAGES if find_spec(name)},
         "allocator": ALLOCATOR,
     }
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_bytes().decode(errors="replace").split("\n")
-    except OSError:
-        return []
 
 
 def print_bench(result: Mapping[str, Any], folder: Path) -> None:

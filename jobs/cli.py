@@ -23,6 +23,7 @@ JOBS = {
     "evaluate": "average the last checkpoints of a run, translate the test set, score it",
     "translate": "translate text with a trained model: lines in, lines out",
     "export": "write a trained model in the format of CTranslate2 or Hugging Face",
+    "plan": "what a training takes in memory, time and money, before anything is started",
     "bench": "measure training and decoding against what is usually used, on this machine",
     "attend": "translate a sentence and draw the model's attention",
     "race": "train several models on one corpus for equal time, and compare them",
@@ -65,12 +66,18 @@ ARGUMENTS = {
     "translate": "<run or model folder> [file] ",
     "bench": "[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500] ",
     "export": "<run or model folder> <output folder> format=ctranslate2|huggingface ",
+    "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
 }
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
     "export": ["my-run my-run-ct2 format=ctranslate2 quantization=int8", "my-run my-run-hf format=huggingface"],
     "bench": ["", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"],
+    "plan": [
+        "experiment=paper_base_en_de precision=bf16",
+        "experiment=multi30k_en_de --calibrate",
+        "experiment=paper_big_en_de cluster.num_workers=4 price.h100=2.5",
+    ],
     "attend": [
         'my-run "A small dog runs."',
         'outputs/runs/my-run/model "A small dog runs." "Ein kleiner Hund rennt."',

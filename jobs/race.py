@@ -18,8 +18,8 @@ from jobs.report import open_tracker
 from jobs.run import done_before, finish_run
 from jobs.summary import print_next, processor_name
 from jobs.workspace import Run, identity, only_owner, output_dir, run_for
-from model.build import ModelConfig
-from model.flops import training_flops
+from model.build import ModelConfig, architecture_of
+from model.flops import count_parameters, training_flops
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
@@ -167,21 +167,15 @@ def _measure_speeds(config: Config, models: Mapping[str, ModelConfig], vocab_siz
 
 def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     """What is told of one contender: JSON values."""
-    import torch
-
-    from model.build import architecture_of, build_model
-
     training, model = run.training, run.config.model
     assert training is not None
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build_model(model, vocab_size).parameters())
     seconds = max(training["seconds"], 1e-9)
     counts = {side: training[f"{side}_tokens"] for side in ("source", "target")}
     return {
         "run": run.name,
         "folder": str(run.folder),
         "architecture": architecture_of(model),
-        "parameters": parameters,
+        "parameters": count_parameters(model, vocab_size),
         "steps": training["step"],
         "seconds": seconds,
         "source_tokens_per_second": counts["source"] / seconds,

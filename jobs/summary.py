@@ -83,10 +83,18 @@ def print_next(*commands: str) -> None:
 
 def processor_name() -> str:
     """The processor's name as people know it."""
+    return _of_processor("model name") or platform.processor() or "unknown processor"
+
+
+def processor_flags() -> list[str]:
+    """What the processor can do, in Linux's words: avx2, amx_bf16, …"""
+    return _of_processor("flags").split()
+
+
+def _of_processor(key: str) -> str:
+    """What Linux says of the first processor; nothing where it does not."""
     try:
-        for line in Path("/proc/cpuinfo").read_bytes().decode().split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_bytes().decode(errors="replace").split("\n")
     except OSError:
-        pass
-    return platform.processor() or "unknown processor"
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -1,6 +1,8 @@
 """What a model costs, by its shape."""
 
-from model.build import ModelConfig
+import torch
+
+from model.build import ModelConfig, build_model
 from model.config import RecurrentConfig, TransformerConfig
 
 
@@ -41,3 +43,9 @@ def training_flops(config: ModelConfig, vocab_size: int, source_tokens: int, tar
     """Floating-point operations to train on these tokens: 2 for each multiply-add, forward once, backward twice."""
     source, target = multiply_adds(config, vocab_size)
     return 6 * (source * source_tokens + target * target_tokens)
+
+
+def count_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Trained numbers, a shared one once; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config, vocab_size).parameters())

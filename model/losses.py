@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+CPU_ROWS, GPU_ROWS = 64, 4096  # of logits that are in fp32 at a time
+
 
 class LossSum(NamedTuple):
     """A loss summed over tokens (nats; a scalar in fp32) and the number of tokens that it sums over."""
@@ -23,7 +25,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         logits = functional.linear(hidden, weight)
         uniform = smoothing / weight.shape[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = 64 if hidden.device.type == "cpu" else 4096
+        rows = CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
         counted = logits[: len(labels)]
         logits[len(labels) :] = 0
         for some_logits, some_labels in zip(counted.split(rows), labels[:, None].split(rows), strict=True):

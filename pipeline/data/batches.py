@@ -204,7 +204,7 @@ def make_batch(pairs: PairDataset, indices: Sequence[int] | np.ndarray) -> Batch
     """Packs the named pairs."""
     sources = [pairs.source(i) for i in indices]
     labels = [pairs.target(i) for i in indices]
-    source_filler, target_filler = _filler([len(x) for x in sources], [len(x) for x in labels])
+    source_filler, target_filler = filler([len(x) for x in sources], [len(x) for x in labels])
     source, source_layout = _pack(sources, source_filler)
     label_row, target_layout = _pack(labels, target_filler)
     target = label_row.roll(1)
@@ -218,7 +218,7 @@ def _pack(sentences: list[np.ndarray], filler: list[int]) -> tuple[Tensor, Layou
     return torch.from_numpy(row), Layout.of(torch.tensor([*(len(x) for x in sentences), *filler]))
 
 
-def _filler(source_lengths: list[int], target_lengths: list[int]) -> tuple[list[int], list[int]]:
+def filler(source_lengths: list[int], target_lengths: list[int]) -> tuple[list[int], list[int]]:
     """Lengths of the sentences that fill a batch up, equally many on both sides, none longer than the real ones."""
     count = -len(source_lengths) % SENTENCE_MULTIPLE
     while True:

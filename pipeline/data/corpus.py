@@ -44,6 +44,7 @@ class CorpusConfig:
     the data set.
     `source_column` and `target_column` are dotted paths into nested columns.
     `held_out` pairs are taken out of train for each of validation and test that has no data of its own.
+    `published_pairs` is how many training pairs the corpus is said to have: for plans, while it is not at hand.
 
     Raises:
         ValueError: if it does not say where the pairs are, naming the field.
@@ -65,13 +66,14 @@ class CorpusConfig:
     target_column: str = "translation.de"
     held_out: int = 1000
     phrasebook_pairs: int = 40_000
+    published_pairs: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes part of a folder's name: letters, digits, . _ - only, not {self.name!r}")
-        for name in ("held_out", "phrasebook_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        for name in ("held_out", "phrasebook_pairs", "published_pairs"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name}: must be at least 1, not {count}")
         if self.kind is CorpusKind.dataset and self.path is None and self.dataset is None:
             raise ValueError("dataset: the name of a data set is missing (or path: a folder with its text files)")
         if self.kind is CorpusKind.phrasebook:
@@ -189,7 +191,7 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
             f"{split}.{side}": sha256_file(path)
             for split in SPLITS
             if config.has_own_data(split)
-            for side, path in zip(("source", "target"), _text_files(config, split), strict=True)
+            for side, path in zip(("source", "target"), text_files(config, split), strict=True)
         }
     identity = {"dataset": config.dataset, "config": config.dataset_config, "revision": config.revision}
     identity |= {f"{split}.split": getattr(config, split).split for split in SPLITS}
@@ -215,7 +217,7 @@ def count_pairs(config: CorpusConfig, split: str) -> int:
         return config.phrasebook_pairs if split == "train" else config.held_out
     if not config.reads_text:
         return 0
-    source_file, target_file = _text_files(config, split)
+    source_file, target_file = text_files(config, split)
     source_lines, target_lines = count_lines(source_file), count_lines(target_file)
     if source_lines != target_lines:
         raise UserError(
@@ -264,7 +266,12 @@ def _decode(place: str, text: bytes) -> str:
         raise _Unreadable("invalid_utf8", message) from None
 
 
-def _text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
+def text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
+    """The files of a split's two sides.
+
+    Raises:
+        UserError: one is not there.
+    """
     where: SplitConfig = getattr(config, split)
     files = []
     for side in ("source", "target"):
@@ -278,7 +285,7 @@ def _text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
 
 def _text_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
     count_pairs(config, split)  # refuses unequal sides before any work is done
-    source_file, target_file = _text_files(config, split)
+    source_file, target_file = text_files(config, split)
     lines = zip(read_lines(source_file), read_lines(target_file), strict=True)
     for number, (source, target) in enumerate(lines, start=1):
         yield (f"{source_file} line {number}", source), (f"{target_file} line {number}", target)

@@ -1,0 +1,83 @@
+"""What the forward pass of a micro-batch keeps for the backward pass, counted from the code in `model/`.
+
+The attention grid, where there is one, has GRID cells for each packed token. Letters: d d_model, K and V the widths of
+all heads' keys and values together, H heads, L the longest sentence's tokens, c bytes of the compute type.
+"""
+
+from dataclasses import dataclass
+
+from model.build import ModelConfig
+from model.config import Norm, RecurrentConfig, TransformerConfig
+
+GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
+INDEX_BYTES = 8
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker holds at a time: tokens of both sides, its longest sentence, and how it computes.
+
+    Attributes:
+        is_packed: attention is a kernel on packed tokens (a GPU in 16 bits), else products on a padded grid.
+        bytes_per_mask: of an element that dropout keeps or not: the compute type's on a CPU, a bool's on a GPU.
+        grid: cells of the padded grid for each token.
+    """
+
+    source_tokens: int
+    target_tokens: int
+    longest: int
+    bytes_per_number: int
+    bytes_per_mask: int
+    is_packed: bool
+    grid: float = GRID
+
+
+def activation_bytes(config: ModelConfig, batch: MicroBatch) -> float:
+    """All that is kept before the loss."""
+    match config:
+        case TransformerConfig():
+            return _transformer(config, batch)
+        case RecurrentConfig():
+            return _recurrent(config, batch)
+
+
+def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
+    c, mask = batch.bytes_per_number, batch.bytes_per_mask if config.dropout else 0
+    d, keys, values = config.d_model, config.num_heads * config.key_width, config.num_heads * config.value_width
+    grid = 1.0 if batch.is_packed else batch.grid
+    # A frame keeps the sum and the normalised input of its sublayer, and dropout's mask
+    frame = d * (2 * c + mask)
+    feed_forward = config.d_ff * c
+    scores = _scores(config, batch)
+    self_attention = (grid * (2 * keys + values) + values) * c + scores
+    # Queries are the target's, keys and values the source's
+    cross_target, cross_source = (grid * keys + values) * c + scores, grid * (keys + values) * c
+    embedding = d * (c + mask)
+    closing = d * c if config.norm is Norm.pre else 0
+    # Gathers between tokens and grid: of queries, keys and values, of what is read, and of the context, both ways
+    index = 0 if batch.is_packed else config.num_heads * INDEX_BYTES
+    source = embedding + closing + (3 + 2 + 1 + grid) * index
+    source += config.encoder_layers * (2 * frame + self_attention + feed_forward)
+    source += config.decoder_layers * cross_source
+    target = embedding + closing + (3 + 1 + grid) * index
+    target += config.decoder_layers * (3 * frame + self_attention + cross_target + feed_forward)
+    return source * batch.source_tokens + target * batch.target_tokens
+
+
+def _scores(config: TransformerConfig, batch: MicroBatch) -> float:
+    """Attention's weights, for each query; packed kernels keep a number for each head instead."""
+    if batch.is_packed:
+        return 4.0 * config.num_heads
+    return batch.grid * config.num_heads * batch.longest * batch.bytes_per_number
+
+
+def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:
+    """An LSTM keeps its input, its output and, for each position, four gates and two states of its width."""
+    c, mask, d, grid = batch.bytes_per_number, batch.bytes_per_mask if config.dropout else 0, config.d_model, batch.grid
+    embedding = d * (c + mask)
+    encoder_layer = grid * d * (6 * c + 4 * c + mask)  # both directions, each over d to half of it; x + dropout(change)
+    decoder_layer = grid * d * (6 * c + 3 * c + mask)
+    weights = batch.longest * grid * c
+    source = embedding + config.encoder_layers * encoder_layer + grid * 2 * d * c
+    target = embedding + config.decoder_layers * decoder_layer + weights + d * (4 * c + 2 * mask)
+    return source * batch.source_tokens + target * batch.target_tokens

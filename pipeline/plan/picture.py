@@ -1,0 +1,53 @@
+"""The picture of a plan: how the time of a step, and the workers' efficiency, change from 1 to 1024 workers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.figures import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from pipeline.files import atomic_write
+
+STYLES = ((BLUE, "o"), (GREEN, "^"), (ORANGE, "s"), (GREY, "D"))
+
+
+def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
+    """Draws a PNG of 1000 pixels' width: above, seconds of a step against workers; below, efficiency. Solid where the
+    batch grows with the workers, dashed where the same batch is shared."""
+    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    names = {one["key"]: one["name"] for one in plan["hardware"]}
+    for rows, (color, marker) in zip(plan["growth"].values(), STYLES, strict=False):
+        for batch, line in (("growing_batch", "-"), ("same_batch", "--")):
+            known = [row for row in rows if row[batch]]
+            workers = [row["workers"] for row in known]
+            style = {"color": color, "marker": marker, "markersize": 4, "lw": 1.8, "ls": line}
+            above.plot(workers, [row[batch]["total"] for row in known], **style)
+            below.plot(workers, [row[batch]["efficiency"] for row in known], **style)
+    above.set_yscale("log")
+    above.set_ylabel("seconds of a step")
+    below.set_ylim(0, 1.05)
+    below.set_ylabel("efficiency: speed over that of\nas many workers without loss")
+    below.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    below.set_xlabel("workers")
+    below.set_xscale("log", base=2)
+    ticks = [row["workers"] for row in next(iter(plan["growth"].values()))]
+    below.set_xticks(ticks, [str(tick) for tick in ticks])
+    for axes in (above, below):
+        axes.grid(color="#e6e6e6")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    devices = [Line2D([], [], color=c, marker=m, lw=1.8) for c, m in STYLES[: len(names)]]
+    batches = [Line2D([], [], color="black", ls=line, lw=1.8) for line in ("-", "--")]
+    labels = [*names.values(), "a batch that grows with the workers", "the same batch"]
+    figure.legend([*devices, *batches], labels, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
+    figure.suptitle(title, fontsize=14)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return path

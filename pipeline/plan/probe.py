@@ -1,0 +1,162 @@
+"""A member of a calibration: a process that trains with the torch engine as far as it is asked to, and says how long it
+took. It is a member as the bench has them (`pipeline/bench/protocol.py`)."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from model.build import ModelConfig, build_model
+from model.flops import training_flops
+from pipeline.bench.protocol import peak_bytes
+from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
+from pipeline.data.shards import PairDataset, open_shards
+from pipeline.data.tokenizer import EOS_ID
+from pipeline.ranks import rank, world_size
+from pipeline.train.checkpoint import save_checkpoint
+from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
+from pipeline.train.loop import add_gradients
+from pipeline.train.objective import TranslationObjective
+
+REDUCTIONS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The training that is measured.
+
+    Attributes:
+        batch: of all members together.
+        shards: folder of prepared shards; None: sentences of random words, of these `lengths`.
+        folder: for the members' meeting and a checkpoint.
+    """
+
+    model: ModelConfig
+    vocab_size: int
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    precision: PrecisionConfig
+    label_smoothing: float
+    seed: int
+    shards: str | None
+    lengths: tuple[np.ndarray, np.ndarray]
+    members: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A request: take so many steps."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """A request: add up so many fp32 numbers over the members, several times."""
+
+    numbers: int
+
+
+@dataclass(frozen=True)
+class Save:
+    """A request: write a checkpoint into this folder."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A member's answer to Steps.
+
+    Attributes:
+        seconds: in all; update_seconds: of these, the gradients' sum over the members, and Adam.
+        flops: of all members, as `training_flops` counts.
+        peak_bytes: the most memory that this process has had resident so far.
+    """
+
+    seconds: float
+    update_seconds: float
+    flops: float
+    peak_bytes: int
+
+
+class RandomPairs:
+    """Pairs of random words as long as a corpus's; what `iterate_steps` needs of a PairDataset."""
+
+    def __init__(self, lengths: tuple[np.ndarray, np.ndarray], vocab_size: int) -> None:
+        self.source_lengths, self.target_lengths = lengths
+        longest = int(max(side.max() for side in lengths))
+        self._words = np.random.default_rng(0).integers(EOS_ID + 1, vocab_size, longest)
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def source(self, index: int) -> np.ndarray:
+        return np.append(self._words[: self.source_lengths[index] - 1], EOS_ID)
+
+    def target(self, index: int) -> np.ndarray:
+        return np.append(self._words[: self.target_lengths[index] - 1], EOS_ID)
+
+
+def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | Save], Taken | float], int]:
+    """The answerer of a member, and the memory that it held before there was a model."""
+    imported = peak_bytes()
+    if probe.members > 1:
+        store = f"file://{probe.folder}/store"
+        dist.init_process_group("gloo", init_method=store, rank=number, world_size=probe.members)
+    torch.manual_seed(probe.seed)
+    device = torch.device("cpu")
+    objective = TranslationObjective(build_model(probe.model, probe.vocab_size), probe.label_smoothing).train()
+    engine = make_engine(objective, probe.optimizer, probe.precision, EngineConfig(name=EngineName.torch), device)
+    if probe.shards:
+        pairs = open_shards(Path(probe.shards), "train")
+    else:
+        pairs = cast(PairDataset, RandomPairs(probe.lengths, probe.vocab_size))
+    steps = ahead(iterate_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
+
+    def answer(request: Steps | Reduce | Save) -> Taken | float:
+        match request:
+            case Steps(count):
+                return _take_steps(engine, steps, count, probe)
+            case Reduce(numbers):
+                return _reduce(numbers)
+            case Save(folder):
+                return _save(engine, Path(folder))
+
+    return answer, imported
+
+
+def _take_steps(engine: Engine, steps: Iterator[Step], count: int, probe: Probe) -> Taken:
+    flops = update_seconds = 0.0
+    started_at = time.monotonic()
+    for _ in range(count):
+        step = next(steps)
+        add_gradients(engine, step)
+        update_at = time.monotonic()
+        engine.step(1e-6)
+        update_seconds += time.monotonic() - update_at
+        flops += training_flops(probe.model, probe.vocab_size, step.source_tokens, step.target_tokens)
+    return Taken(time.monotonic() - started_at, update_seconds, flops, peak_bytes())
+
+
+def _reduce(numbers: int) -> float:
+    """Seconds of one all-reduce."""
+    row = torch.ones(numbers)
+    dist.all_reduce(row)
+    started_at = time.monotonic()
+    for _ in range(REDUCTIONS):
+        dist.all_reduce(row)
+    return (time.monotonic() - started_at) / REDUCTIONS
+
+
+def _save(engine: Engine, folder: Path) -> float:
+    """Seconds of a checkpoint."""
+    started_at = time.monotonic()
+    save_checkpoint(folder, 1, engine.state(), {}, {}, keep=1)
+    return time.monotonic() - started_at

@@ -1,0 +1,96 @@
+"""What is planned, and what it holds in memory."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.build import ModelConfig
+from model.config import TransformerConfig
+from model.flops import count_parameters
+from pipeline.data.batches import BatchConfig
+from pipeline.plan.activations import MicroBatch
+from pipeline.plan.kernels import kernel_bytes
+from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
+from pipeline.plan.speed import accumulation
+from pipeline.plan.volume import Volume, training_lengths
+from pipeline.train.engine import EngineConfig, EngineName
+from pipeline.train.loop import TrainConfig
+from pipeline.train.optimizer import Precision
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is planned: the settings that cost something, and what is known of the data.
+
+    Attributes:
+        corpus: its name. shards: their folder; None where the corpus is not prepared.
+        workers: as the configuration has them. on_gpu: one GPU each.
+    """
+
+    model: ModelConfig
+    vocab_size: int
+    batch: BatchConfig
+    engine: EngineConfig
+    precision: Precision
+    train: TrainConfig
+    seed: int
+    corpus: str
+    volume: Volume
+    shards: Path | None
+    workers: int
+    on_gpu: bool
+
+    @property
+    def stage(self) -> int:
+        """ZeRO's; plain torch keeps what stage 0 keeps."""
+        return 0 if self.engine.name is EngineName.torch else self.engine.zero_stage
+
+
+def memory_of(
+    training: Training, parameters: int, stage: int, precision: Precision, footing: Footing, kernels: float
+) -> Memory:
+    """What each of its workers holds with another stage or precision.
+
+    Args:
+        footing: GPU, or that of a CPU, whose `kernels` are in 16 bits only.
+    """
+    on_gpu = footing is GPU
+    model, batch = training.model, training.batch
+    is_fp32 = precision is Precision.fp32
+    has_one_width = isinstance(model, TransformerConfig) and model.key_width == model.value_width
+    micro_batch = MicroBatch(
+        source_tokens=batch.micro_tokens,
+        target_tokens=batch.micro_tokens,
+        longest=min(training.volume.longest, batch.micro_tokens),
+        bytes_per_number=4 if is_fp32 else 2,
+        bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,
+        is_packed=on_gpu and not is_fp32 and has_one_width,
+    )
+    return peak_memory(
+        model,
+        training.vocab_size,
+        parameters,
+        micro_batch,
+        stage=stage,
+        workers=training.workers,
+        on_gpu=on_gpu,
+        footing=footing,
+        kernels=0.0 if on_gpu or is_fp32 else kernels,
+    )
+
+
+def kernels_of(training: Training, micro_batches: int | None = None) -> float:
+    """Bytes of the kernels that a worker on a CPU keeps after so many micro-batches, or at the training's end."""
+    if micro_batches is None:
+        micro_batches = training.train.max_steps * accumulation(training.batch.micro_batches, training.workers)
+    lengths = training_lengths(training.volume, training.shards, training.batch.micro_tokens)
+    return kernel_bytes(lengths, training.batch, training.seed, training.workers, micro_batches)
+
+
+def memory_alone(training: Training, micro_batches: int, footing: Footing) -> float:
+    """What one worker with the torch engine holds beside its libraries after so many micro-batches on a CPU."""
+    parameters = count_parameters(training.model, training.vocab_size)
+    alone = dataclasses.replace(training, workers=1)
+    kernels = kernels_of(alone, micro_batches)
+    bare = dataclasses.replace(footing, libraries=0.0)
+    return memory_of(alone, parameters, 0, training.precision, bare, kernels).total

@@ -1,0 +1,148 @@
+"""Plans as a person types them: the paper's four models, what is refused, what comes next, and that nothing starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ROOT, TINY, transloom
+
+from jobs.__main__ import main
+from jobs.config import load_config
+from pipeline.errors import UserError
+from pipeline.plan import calibrate as calibration
+
+REFUSED = {
+    "model.d_modle=512": "model.d_modle: no such setting. Did you mean model.d_model?",
+    "price.h1000=3": "price.h1000: no such price; there are price.h200, price.h100, price.a100, price.cpu",
+    "price.h100=cheap": "price.h100=cheap: must be US dollars",
+    "price.h100=-1": "price.h100=-1: must be US dollars",
+    "calibrate=perhaps": "calibrate=perhaps: must be true or false",
+    "--calibrat": "--calibrat: is not of the form",
+    "demo": "demo: is not of the form key=value",
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a command is given; nothing is there yet."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_a_mistake_is_refused_and_leaves_nothing(word: str, place: Path, capsys) -> None:
+    assert main(["plan", word]) == 2
+    assert REFUSED[word] in capsys.readouterr().err
+    assert not (place / "outputs").exists()
+
+
+@pytest.mark.parametrize("model", ["base", "big"])
+@pytest.mark.parametrize("languages", ["en_de", "en_fr"])
+def test_the_papers_models_are_planned_beside_the_papers_cost(
+    model: str, languages: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"experiment=paper_{model}_{languages}", "precision=bf16", f"name={model}"]
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    plan = json.loads((place / "outputs" / "plans" / model / "plan.json").read_bytes())
+    assert plan["paper"]["name"].startswith(model)
+    assert "the paper, 8 x P100" in said and "here, 8 x H100, bf16" in said
+    assert ("12 h" if model == "base" else "3.5 days") in said
+    assert ("3.3e+18" if model == "base" else "2.3e+19") in said
+    pairs = {"en_de": 4_500_000, "en_fr": 36_000_000}[languages]
+    assert plan["data"]["pairs"] == pairs and f"published: {pairs:,} pairs" in said
+    assert "all-reduce = 2 (W - 1) / W x bytes / bandwidth" in said
+    assert (place / "outputs" / "plans" / model / "plan.png").stat().st_size > 20_000
+    # Stage 1 is configured and fits
+    assert said.rstrip().endswith(f"transloom run {' '.join(words)}")
+
+
+def test_prices_are_the_users(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=paper_base_en_de", "name=one"]
+    file = place / "outputs" / "plans" / "one" / "plan.json"
+
+    def costs(*prices: str) -> dict[str, float]:
+        assert main(["plan", *words, *prices]) == 0
+        return {one["key"]: one["cost"] for one in json.loads(file.read_bytes())["hardware"]}
+
+    before, after = costs(), costs("price.h100=6", "price.cpu=0")
+    assert after["h100"] == pytest.approx(2 * before["h100"])
+    assert after["cpu"] == 0 and after["a100"] == before["a100"]
+
+
+def test_what_does_not_fit_is_planned_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=paper_big_en_de", "batch.tokens=4000000", "batch.micro_tokens=500000"]
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "none fits" in said and "Recommended: smaller batch.micro_tokens" in said
+    last = said.rstrip().rpartition("\n")[2].partition("#")[0].split()
+    assert last[:2] == ["transloom", "plan"]
+    less = load_config(last[2:])
+    assert less.batch.tokens == 4_000_000 and 125_000 <= less.batch.micro_tokens <= 250_000
+
+
+def test_a_prepared_corpus_is_counted_and_a_plan_has_one_folder(place: Path, capsys) -> None:
+    from pipeline.data.prepare import prepare
+
+    words = [*TINY, "tokenizer.vocab_size=600"]
+    config = load_config(words)
+    prepare(config.corpus, config.clean, config.tokenizer, place / "outputs")
+    for _ in range(2):
+        assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "counted: the corpus is prepared" in said and "(counted; at most 512 on each side)" in said
+    (folder,) = (place / "outputs" / "plans").iterdir()
+    plan = json.loads((folder / "plan.json").read_bytes())
+    assert plan["data"]["pairs"] == 500 and plan["engine"]["name"] == "torch"
+    assert "--calibrate  # measures this machine" in said
+    with pytest.raises(UserError, match=r"batch\.micro_tokens: 16 is less than the longest"):
+        main_raising(["plan", *words, "batch.micro_tokens=16"])
+
+
+def main_raising(words: list[str]) -> None:
+    import jobs.plan
+
+    jobs.plan.main(words[1:])
+
+
+def test_nothing_is_started_and_ray_is_not_even_imported(tmp_path: Path) -> None:
+    code = "import sys; from jobs.__main__ import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", f"output_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "80"},
+        check=True,
+    )
+    assert not set(done.stdout.rpartition("\n")[2].split()) & {"ray", "deepspeed", "mlflow", "datasets"}
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_calibrating_measures_this_machine(place: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(calibration, "TURN_SECONDS", 0.2)
+    assert main(["plan", *TINY, "--calibrate", "name=tiny"]) == 0
+    said = capsys.readouterr().out
+    plan = json.loads((place / "outputs" / "plans" / "tiny" / "plan.json").read_bytes())
+    cpu = next(one for one in plan["hardware"] if one["key"] == "cpu")
+    assert cpu["origin"] == "measured" and plan["calibration"]["workers"] == min(2, len(os.sched_getaffinity(0)))
+    assert "This CPU: measured" in said and "--calibrate  #" not in said
+    assert 1e-4 < cpu["step_seconds"]["total"] < 5
+    assert cpu["memory_bytes"] > plan["calibration"]["training_bytes"] > 1e7
+    assert sorted(path.name for path in (place / "outputs").iterdir()) == ["plans"]
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_starts(place: Path, capsys) -> None:
+    words = ["experiment=paper_big_en_de", "batch.tokens=4000000", "batch.micro_tokens=500000", "--calibrate"]
+    assert main(["plan", *words]) == 2
+    assert "calibrate: 3 processes would need about" in capsys.readouterr().err.replace("2 processes", "3 processes")
+
+
+def test_help_tells_of_it(tmp_path: Path) -> None:
+    said = transloom(tmp_path, "plan", "--help").out
+    assert "usage: transloom plan [--calibrate] [price.h100=2.5]" in said

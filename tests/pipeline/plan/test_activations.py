@@ -1,0 +1,67 @@
+"""The formulas of what the forward pass keeps, against what torch is seen to keep."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from model.build import ModelConfig, build_model
+from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
+from model.packing import Layout
+from pipeline.plan.activations import MicroBatch, activation_bytes
+
+SHAPE = TransformerConfig(d_model=64, d_ff=192, num_heads=4, encoder_layers=2, decoder_layers=3, dropout=0.1)
+
+
+def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
+    """All that lies in memory for the backward pass but the parameters, the output included; each storage once."""
+    model = model.to(dtype).train()
+    storages: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    layout = Layout.of(torch.tensor(lengths))
+    tokens = torch.randint(4, 90, (sum(lengths),))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        keep(model(tokens, layout, tokens, layout))
+    return sum(storages.values())
+
+
+CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
+    "fp32": (SHAPE, torch.float32),
+    "bf16": (SHAPE, torch.bfloat16),
+    "pre-norm": (replace(SHAPE, norm=Norm.pre), torch.bfloat16),
+    "no dropout": (replace(SHAPE, dropout=0.0), torch.bfloat16),
+    "heads of two widths": (replace(SHAPE, d_k=8, d_v=24), torch.float32),
+    "wide feed-forward": (replace(SHAPE, d_ff=1024, positions=Positions.learned), torch.bfloat16),
+    "lstm": (RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2), torch.float32),
+    "deep lstm": (RecurrentConfig(d_model=64, encoder_layers=4, decoder_layers=3), torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("lengths", [[16] * 32, [40] * 8 + [36] * 8], ids=["without padding", "with padding"])
+def test_what_is_kept_is_what_was_counted(name: str, lengths: list[int]) -> None:
+    config, dtype = CASES[name]
+    torch.manual_seed(0)
+    found = kept_bytes(build_model(config, 100), lengths, dtype)
+    tokens, longest = sum(lengths), max(lengths)
+    c = dtype.itemsize
+    batch = MicroBatch(tokens, tokens, longest, c, c, is_packed=False, grid=len(lengths) * longest / tokens)
+    expected = activation_bytes(config, batch)
+    print(f"{name}: kept {found:,}, counted {expected:,.0f}, {expected / found:.3f}")
+    assert expected == pytest.approx(found, rel=0.12 if isinstance(config, RecurrentConfig) else 0.03)
+
+
+def test_packed_attention_keeps_neither_grid_nor_weights() -> None:
+    grid = MicroBatch(1000, 1000, 50, 2, 1, is_packed=False)
+    packed = replace(grid, is_packed=True)
+    assert activation_bytes(SHAPE, packed) < activation_bytes(SHAPE, grid)
+    assert activation_bytes(SHAPE, replace(packed, longest=100)) == activation_bytes(SHAPE, packed)
+    assert activation_bytes(SHAPE, replace(grid, longest=100)) > activation_bytes(SHAPE, grid)

@@ -1,0 +1,66 @@
+"""The model of time: by hand, and its laws."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.plan.hardware import GPUS, this_cpu
+from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
+from pipeline.train.optimizer import Precision
+
+H100 = next(one for one in GPUS if one.key == "h100")
+WORK = Work(micro_batches=8, flops=8e12, parameters=100_000_000, precision=Precision.bf16, stage=0)
+
+
+def test_an_all_reduce_by_hand() -> None:
+    # Within a machine: 2 x 3/4 of 400 MB at 360 GB/s, and 6 times 3 microseconds
+    assert communication_seconds(WORK, H100, 4) == pytest.approx(1.5 * 400e6 / 360e9 + 6 * 3e-6)
+    # Two machines: the network sets the pace
+    assert communication_seconds(WORK, H100, 16) == pytest.approx(30 / 16 * 400e6 / 40e9 + 30 * 10e-6)
+    assert communication_seconds(WORK, H100, 1) == 0
+
+
+def test_stages_send_what_they_send() -> None:
+    def bytes_in_all(stage: int, micro_batches: int = 8) -> float:
+        device = replace(H100, link_latency=0.0)
+        work = replace(WORK, stage=stage, micro_batches=micro_batches)
+        return communication_seconds(work, device, 4) * device.link / (3 / 4)
+
+    gradients, weights = 400e6, 200e6
+    assert bytes_in_all(0) == pytest.approx(2 * gradients)
+    assert bytes_in_all(1) == pytest.approx(2 * gradients + weights)
+    assert bytes_in_all(2) == pytest.approx(2 * 2 * gradients + weights)  # two micro-batches each
+    assert bytes_in_all(3) == pytest.approx(2 * gradients + 4 * weights)
+
+
+def test_a_step_is_what_the_busiest_worker_has() -> None:
+    assert [accumulation(8, workers) for workers in range(1, 9)] == [8, 4, 3, 2, 2, 2, 2, 1]
+    alone = step_time(WORK, H100, 1)
+    assert alone.computation == pytest.approx(8e12 / (790e12 * 0.33))
+    assert alone.communication == 0
+    assert step_time(WORK, H100, 4).computation == pytest.approx(alone.computation / 4)
+    assert step_time(WORK, H100, 7).computation == step_time(WORK, H100, 4).computation
+    assert step_time(replace(WORK, stage=1), H100, 4).update == pytest.approx(alone.update / 4)
+
+
+def test_a_growing_batch_costs_only_communication() -> None:
+    times = [step_time(grown(WORK, 4, workers), H100, workers) for workers in (1, 2, 8, 16, 1024)]
+    assert len({time.computation for time in times}) == 1
+    assert [time.communication for time in times] == sorted(time.communication for time in times)
+    assert times[0].computation == pytest.approx(2 * 1e12 / (790e12 * 0.33))  # two of its eight micro-batches each
+
+
+def test_workers_beside_each_other_slow_each_other_down() -> None:
+    cpu = replace(this_cpu(4, 1, 16e9, ["amx_bf16"]), crowding=0.1)
+    speeds = [cpu.flops_per_second(Precision.bf16, workers) for workers in (1, 2, 4, 8)]
+    assert [speed / speeds[0] for speed in speeds] == pytest.approx([1.0, 0.9, 0.7, 0.7])
+
+
+def test_a_cpu_is_known_by_its_instructions() -> None:
+    def peak(*flags: str) -> float:
+        return this_cpu(2, 1, 8e9, flags).peak[Precision.bf16]
+
+    assert peak("amx_bf16", "avx512_bf16") > peak("avx512_bf16") > peak("avx2")
+    assert this_cpu(8, 2, 8e9, []).per_machine == 4
+    assert this_cpu(8, 2, 8e9, []).memory_bytes == 2e9
+    assert this_cpu(1, 2, 8e9, []).per_machine == 1
