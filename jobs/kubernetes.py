@@ -27,7 +27,7 @@ from pipeline.spool import redact_uri
 CONFIG_FOLDER, CONFIG_FILE = "/etc/transloom", "config.yaml"
 HOME = "/home/transloom"  # as in deploy/Dockerfile
 ENVIRONMENT_SECRET = "transloom-environment"  # optional; what the job needs of logins, such as HF_TOKEN
-HEAD_CPUS = 4
+HEAD_CPUS, HEAD_MEMORY = 4, "16Gi"  # for the driver, which trains the tokenizer
 LONGEST_NAME = 47  # of a RayJob; KubeRay adds to it
 SECONDS_TO_START = 1800  # images with CUDA are large
 SECONDS_TO_CHECKPOINT = 120  # between the signal that ends a job and the one that kills it
@@ -41,7 +41,7 @@ class KubernetesConfig:
     Attributes:
         image: made of deploy/Dockerfile, where the cluster's nodes can pull it.
         workers_per_pod: training workers that share a pod; as many as a node has GPUs lets them talk by NVLink.
-        memory: of a worker's pod, and of the head's, as a Kubernetes quantity.
+        memory: of a worker's pod, as a Kubernetes quantity.
         storage: size of the volume that all pods share; its class must offer ReadWriteMany.
         storage_class: none for the cluster's default.
 
@@ -155,13 +155,14 @@ def ray_job(name: str, job: str, config: Config, settings: KubernetesConfig) -> 
     cluster = config.cluster
     pods = cluster.num_workers // settings.workers_per_pod
     gpus = int(cluster.gpus_per_worker) * settings.workers_per_pod
-    head = _container("ray-head", settings, HEAD_CPUS)
+    head = _container("ray-head", settings.image, HEAD_CPUS, HEAD_MEMORY)
     head["env"] += [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(SECONDS_TO_CHECKPOINT)}]
     head["envFrom"] = [{"secretRef": {"name": ENVIRONMENT_SECRET, "optional": True}}]
     head["ports"] = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
     head["volumeMounts"] += [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}]
-    worker = _container("ray-worker", settings, math.ceil(cluster.cpus_per_worker * settings.workers_per_pod), gpus)
-    submitter = _container("submitter", settings, 1, memory="1Gi", with_data=False)
+    cpus = math.ceil(cluster.cpus_per_worker * settings.workers_per_pod)
+    worker = _container("ray-worker", settings.image, cpus, settings.memory, gpus)
+    submitter = _container("submitter", settings.image, 1, "1Gi", with_data=False)
     config_volume = {"name": "config", "configMap": {"name": name}}
     return {
         "apiVersion": "ray.io/v1",
@@ -198,17 +199,15 @@ def ray_job(name: str, job: str, config: Config, settings: KubernetesConfig) -> 
     }
 
 
-def _container(
-    name: str, settings: KubernetesConfig, cpus: int, gpus: int = 0, memory: str | None = None, with_data: bool = True
-) -> dict[str, Any]:
-    resources = {"cpu": str(cpus), "memory": memory or settings.memory}
+def _container(name: str, image: str, cpus: int, memory: str, gpus: int = 0, with_data: bool = True) -> dict[str, Any]:
+    resources = {"cpu": str(cpus), "memory": memory}
     if gpus:
         resources["nvidia.com/gpu"] = str(gpus)
     token = {"secretKeyRef": {"name": RAY_SECRET, "key": "auth_token"}}
     writable = [("tmp", "/tmp"), ("home", HOME)] + ([("data", DATA)] if with_data else [])
     return {
         "name": name,
-        "image": settings.image,
+        "image": image,
         # KubeRay sets these, too. A version that knows no authOptions would drop them silently, and start Ray open.
         "env": [
             {"name": "RAY_AUTH_MODE", "value": "token"},
