@@ -17,7 +17,7 @@ from jobs.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests
 from pipeline.errors import UserError
 
 SETTINGS = KubernetesConfig(image="registry.example/transloom:1")
-GPUS = ("experiment=paper_base_en_de", "cluster=gpu", "cluster.num_workers=16")
+GPUS = ("experiment=paper_base_en_de", "cluster=gpu", "cluster.num_workers=8")
 Document = dict[str, Any]
 
 
@@ -162,14 +162,14 @@ def test_no_secret_is_in_the_manifests():
 
 
 def test_workers_are_shared_out_to_pods_with_what_they_need():
-    settings = KubernetesConfig(image="x", workers_per_pod=8, memory="400Gi")
+    settings = KubernetesConfig(image="x", workers_per_pod=4, memory="400Gi")
     (group,) = made(*GPUS, "cluster.cpus_per_worker=1.5", settings=settings)[-1]["spec"]["rayClusterSpec"][
         "workerGroupSpecs"
     ]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits == {"cpu": "12", "memory": "400Gi", "nvidia.com/gpu": "8"}
-    with pytest.raises(UserError, match="16 workers"):
+    assert limits == {"cpu": "6", "memory": "400Gi", "nvidia.com/gpu": "4"}
+    with pytest.raises(UserError, match="8 workers"):
         made(*GPUS, settings=KubernetesConfig(image="x", workers_per_pod=3))
     cpu = made()[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
