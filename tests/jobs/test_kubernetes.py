@@ -176,7 +176,7 @@ def test_workers_are_shared_out_to_pods_with_what_they_need():
 
 
 def test_the_job_reads_its_whole_configuration_from_the_mounted_file(tmp_path):
-    words = ("model.dropout=0.2", "name=My_Run.1", "corpus.path=/data/corpora/mine", "corpus.kind=text")
+    words = ("model.dropout=0.2", "name=My_Run.1", "corpus=multi30k_en_de", "corpus.path=/data/corpora/mine")
     documents = made(*words, job="train")
     (config_map,) = of_kind(documents, "ConfigMap")
     job = documents[-1]
@@ -237,7 +237,7 @@ def test_settings_are_words():
     assert set(values) < set(KEYS)
     settings = kubernetes_config(values)
     assert (settings.workers_per_pod, settings.storage_class, settings.storage) == (8, "nfs", "1Ti")
-    claims = of_kind(made(settings=settings), "PersistentVolumeClaim")
+    claims = of_kind(made(*GPUS, settings=settings), "PersistentVolumeClaim")
     assert {claim["spec"]["storageClassName"] for claim in claims} == {"nfs"}
 
 
