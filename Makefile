@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo ui bench test check format lint clean clean-all
+.PHONY: help demo ui bench test check format lint audit sbom clean clean-all
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ format: $(VENV)/.installed-dev  ## mend what ruff can mend
 
 lint: check
 
+audit: $(VENV)/.installed-audit  ## look the installed versions up among the known vulnerabilities; asks the internet
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip || { \
+		echo "Not clean: what is wrong stands above. Where it names no vulnerability, the advisory service could not" >&2; \
+		echo "be asked and nothing was checked; it needs the internet." >&2; exit 1; }
+
+sbom: $(VENV)/.installed-audit  ## write sbom.json, what the pinned packages are, in CycloneDX's form
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
+		constraints.txt
+
 clean:  ## remove caches and build leftovers
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -54,6 +63,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-export: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Transloom, and what it is compared with, into $(VENV): a minute or two, depending on the network"
 	@$(PIP_INSTALL) -e '.[export]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-audit: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing pip-audit and cyclonedx-bom into $(VENV)"
+	@$(PIP_INSTALL) -e '.[audit]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
