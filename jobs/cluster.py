@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.config import ClusterConfig
+from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
 
 # glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
@@ -27,6 +28,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
     Raises:
+        Terminated: SIGTERM ended the block.
         UserError: there is no cluster at the address, or it can never place the workers.
     """
     import ray  # takes seconds: only once the configuration is known to be good
@@ -48,8 +50,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         raise UserError(message) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        _refuse_unplaceable(config, ray.cluster_resources())
-        yield
+        with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
+            _refuse_unplaceable(config, ray.cluster_resources())
+            yield
     finally:
         ray.shutdown()
 

@@ -16,7 +16,7 @@ from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, wr
 from pipeline.spool import redact_uri
 
 CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
-PREPARED_FILE = "prepared.json"
+PREPARED_FILE, STOP_FILE = "prepared.json", "stop"
 
 # What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
 # would make it another run.
