@@ -1,17 +1,17 @@
-"""Ray's client of a cluster's jobs: bounded in time, its failures in a sentence. Imports ray at once: import it late."""
+"""Ray's client of a cluster's jobs: bounded in time, its failures in a sentence. Imports ray at once: import late."""
 
 import asyncio
 import os
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import aiohttp
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from jobs.clusters import Cluster
+from jobs.clusters import LOCAL, Cluster, is_loopback
 from pipeline.errors import UserError
 
 ANSWER_SECONDS = 20.0
@@ -28,11 +28,15 @@ class Client(JobSubmissionClient):
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         token = cluster.token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        environment = {name: value for name, value in os.environ.items() if not name.endswith("RAY_ADDRESS")}
-        environment.pop("RAY_API_SERVER_ADDRESS", None)
-        with patch.dict(os.environ, environment, clear=True):  # Ray would take their address instead of this one
-            super().__init__(cluster.address, headers=headers)
+        self._session = requests.Session()
+        # A proxy that the environment names is for other machines.
+        self._session.trust_env = not is_loopback(urlsplit(cluster.address).hostname or "")
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would take their address instead of this one
+            os.environ.pop(name, None)
+        try:
+            super().__init__(cluster.address, headers={"Authorization": f"Bearer {token}"} if token else {})
+        except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
+            raise UserError(f"{cluster.name}: what answers at {cluster.address} is no Ray dashboard") from error
 
     def nodes(self) -> list[dict[str, float]]:
         """The resources of each living node, such as {"CPU": 4.0}."""
@@ -99,7 +103,9 @@ class Client(JobSubmissionClient):
                 return job
             time.sleep(0.5)
 
-    def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
+    def _do_request(
+        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: dict | None = None, **more: Any
+    ) -> requests.Response:
         """Ray's own waits for ever where nobody answers."""
         name, address = self.cluster.name, self._address
         try:
@@ -119,9 +125,7 @@ class Client(JobSubmissionClient):
                 "dashboard, and can this machine reach it?"
             ) from None
         except requests.RequestException as error:
-            advice = (
-                "transloom cluster up starts it" if name == "local" else "is Ray up there, and a tunnel to it open?"
-            )
+            advice = "transloom cluster up starts it" if name == LOCAL else "is Ray up there, is a tunnel to it open?"
             raise UserError(f"{name}: nothing answers at {address} ({_reason(error)}); {advice}") from None
         if answer.status_code == 401:
             raise UserError(
