@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
+from jobs.cluster import ALLOCATOR, spare_cpus
 from jobs.config import ClusterConfig, Config, read_config
 from jobs.console import console, following
+from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
 from jobs.stopping import Terminated, on_sigterm
@@ -42,7 +43,7 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a work
 def main(argv: list[str]) -> int:
     config = configuration("train", argv)
     prepared = found_prepared(config)
-    with ray_session(config.cluster):
+    with checked_session(config):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
         with only_owner(run), open_tracker(run, prepared) as tracker:
