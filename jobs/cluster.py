@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,21 +51,37 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
-            _refuse_unplaceable(config, ray.cluster_resources())
+            refuse_unplaceable(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             yield
     finally:
         ray.shutdown()
 
 
-def _refuse_unplaceable(config: ClusterConfig, have: Mapping[Any, float]) -> None:
-    """Ray waits for ever for resources that never come, which looks like a hang."""
-    for kind, key, each in (("CPU", "cpus", config.cpus_per_worker), ("GPU", "gpus", config.gpus_per_worker)):
-        needed = each * config.num_workers
-        if needed > have.get(kind, 0):
+def refuse_unplaceable(config: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Ray waits for ever for resources that never come, which looks like a hang.
+
+    Args:
+        nodes: the resources that each of the cluster's nodes has when it is idle.
+    Raises:
+        UserError: the workers don't fit.
+    """
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        needed, have = each[kind] * config.num_workers, sum(node.get(kind, 0) for node in nodes)
+        if needed > have:
             raise UserError(
-                f"cluster.num_workers: {config.num_workers} workers of {each:g} {kind} need {needed:g}, but the "
-                f"cluster has {have.get(kind, 0):g}; lower cluster.num_workers or cluster.{key}_per_worker"
+                f"cluster.num_workers: {config.num_workers} workers of {each[kind]:g} {kind} need {needed:g}, but the "
+                f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
             )
+    each = {kind: amount for kind, amount in each.items() if amount}
+    room = sum(min(int(node.get(kind, 0) / amount) for kind, amount in each.items()) for node in nodes)
+    if room < config.num_workers:
+        worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)
+        raise UserError(
+            f"cluster.num_workers: a worker of {worker} must fit on one node, and the cluster's nodes ({has}) have "
+            f"room for {room} of {config.num_workers}; lower cluster.num_workers or what a worker takes"
+        )
 
 
 def spare_cpus(config: ClusterConfig) -> int:
