@@ -74,7 +74,7 @@ def refuse_unplaceable(config: ClusterConfig, nodes: Sequence[Mapping[str, float
                 f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
             )
     each = {kind: amount for kind, amount in each.items() if amount}
-    room = sum(min(int(node.get(kind, 0) / amount) for kind, amount in each.items()) for node in nodes)
+    room = sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
     if room < config.num_workers:
         worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
         has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)

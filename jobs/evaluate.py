@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
-from jobs.console import StatusLine, counter
+from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
@@ -50,6 +50,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     started_at = time.monotonic()
     if done := evaluated_before(run):
         return done, None
+    begin_stage("evaluate")
     model = export_model(run)
     about = read_json(model / "config.json")
     folder = _result_folder(run, model)

@@ -5,7 +5,7 @@ import shlex
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
 from jobs.config import Config
-from jobs.console import StatusLine, counter
+from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.summary import print_next, print_prepared
 from jobs.workspace import output_dir, prepared_before
@@ -46,6 +46,7 @@ def prepare_stage(config: Config) -> Prepared:
     """
     if config.resume and (found := prepared_before(config)):
         return found
+    begin_stage("prepare")
     status = StatusLine()
     try:
         return prepare(

@@ -16,7 +16,7 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, spare_cpus
 from jobs.config import ClusterConfig, Config, read_config
-from jobs.console import console, following
+from jobs.console import begin_stage, console, following
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
@@ -66,6 +66,7 @@ def train_stage(run: Run) -> float | None:
     if is_trained(run):
         return None
     refuse_too_long(run)
+    begin_stage("train")
     started_at = time.monotonic()
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
     if checkpoint is not None:
