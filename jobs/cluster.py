@@ -5,11 +5,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.config import ClusterConfig
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.config import ClusterConfig
 
 # glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
 # training step on a CPU. Read when a process starts, so they must be in the workers' environment.
@@ -24,7 +26,7 @@ ALLOCATOR = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: "ClusterConfig") -> Iterator[None]:
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
     Raises:
@@ -57,7 +59,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def refuse_unplaceable(config: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:
     """Ray waits for ever for resources that never come, which looks like a hang.
 
     Args:
@@ -84,7 +86,7 @@ def refuse_unplaceable(config: ClusterConfig, nodes: Sequence[Mapping[str, float
         )
 
 
-def spare_cpus(config: ClusterConfig) -> int:
+def spare_cpus(config: "ClusterConfig") -> int:
     """Whole CPUs that the training workers leave free."""
     import ray
 
@@ -113,3 +115,10 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
             yield ray.get(under_way.popleft())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
+def main(argv: list[str]) -> int:
+    """`transloom cluster`: the cluster of this machine."""
+    from jobs.local_cluster import main as local_cluster
+
+    return local_cluster(argv)
