@@ -92,17 +92,21 @@ def following(progress_file: Path) -> Iterator[None]:
     started_at = time.time()
     seen: dict[str, Any] = {}
 
+    def look(is_last: bool = False) -> None:
+        try:
+            fresh = read_json(progress_file)
+        except (OSError, ValueError):
+            fresh = {}
+        if fresh.get("time", 0) >= started_at:
+            is_validation = fresh.get("validation_step") != seen.get("validation_step")
+            seen.clear()
+            seen.update(fresh)
+            status.show(training_line(seen), now=is_validation or is_last)
+
     def follow() -> None:
         while not stop.wait(0.5):
-            try:
-                fresh = read_json(progress_file)
-            except (OSError, ValueError):
-                fresh = {}
-            if fresh.get("time", 0) >= started_at:
-                is_validation = fresh.get("validation_step") != seen.get("validation_step")
-                seen.clear()
-                seen.update(fresh)
-                status.show(training_line(seen), now=is_validation)
+            look()
+        look(is_last=True)  # a log is to have the step that a training came to
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     status.show("  starting the workers …", now=True)

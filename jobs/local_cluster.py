@@ -192,12 +192,26 @@ def _end(state: dict[str, Any]) -> None:
     for root in reversed(roots):
         with suppress(psutil.NoSuchProcess):
             root.terminate()
-    _, left = psutil.wait_procs(roots, END_SECONDS)
-    for process in [*left, *(one for one in family if one.is_running())]:
+    _wait_for_end(roots)
+    for process in filter(_is_alive, family):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, END_SECONDS)
+    _wait_for_end(family)
     shutil.rmtree(state["folder"], ignore_errors=True)
+
+
+def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it still does anything: one that nobody waits for stays in the table of processes."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -217,7 +231,7 @@ def _living_of(state: dict[str, Any]) -> list[psutil.Process]:
     for one in state["processes"]:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(one["pid"])
-            if process.create_time() == one["started"] and process.status() != psutil.STATUS_ZOMBIE:
+            if process.create_time() == one["started"] and _is_alive(process):
                 found.append(process)
     return found
 
