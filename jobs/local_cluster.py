@@ -35,6 +35,7 @@ from pipeline.files import read_json, write_json
 
 HOST = "127.0.0.1"
 DASHBOARD_PORTS = range(8265, 8285)
+ANY_PORT = (0,)
 START_SECONDS = 120.0
 END_SECONDS = 20.0
 
@@ -76,7 +77,7 @@ def up(num_nodes: int, cpus: int) -> None:
     _clear()
     make_private_folder(config_folder())
     write_private(_token_file(), secrets.token_hex(32))
-    gcs, dashboard = _free_port(range(0, 1)), _free_port(DASHBOARD_PORTS)
+    dashboard, gcs, client_port = _free_port(DASHBOARD_PORTS), _free_port(ANY_PORT), _free_port(ANY_PORT)
     state: dict[str, Any] = {
         "address": f"http://{HOST}:{dashboard}",
         "folder": tempfile.mkdtemp(prefix="transloom-", dir="/tmp"),  # a longer path is too long for Ray's sockets
@@ -85,7 +86,7 @@ def up(num_nodes: int, cpus: int) -> None:
         "processes": [],
     }
     head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-host={HOST}"]
-    head += ["--include-dashboard=true", "--ray-client-server-port=0"]
+    head += ["--include-dashboard=true", f"--ray-client-server-port={client_port}"]
     others = [f"--address={HOST}:{gcs}", "--num-gpus=0"]  # the head has what there is
     status = StatusLine()
     status.show("  starting Ray …", now=True)
