@@ -33,6 +33,7 @@ JOBS = {
     "logs": "show the log of a job on a cluster",
     "stop": "stop a job on a cluster, which saves a checkpoint first",
     "resume": "submit a job that ended again, to go on from its newest checkpoint",
+    "doctor": "what this machine, or a cluster, has and lacks, and what to do about it",
 }
 
 WITHOUT_SETTINGS = ("cluster", "jobs", "logs", "stop")  # their help need not list the configuration
@@ -67,6 +68,7 @@ ARGUMENTS = {
     "logs": "<job> [-f] [to=<cluster>]",
     "stop": "<job> [to=<cluster>]",
     "resume": "<job> [to=<cluster>] ",
+    "doctor": "[to=<cluster>] ",
 }
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
@@ -86,6 +88,7 @@ OWN_EXAMPLES = {
     "jobs": ["", "to=lab"],
     "logs": ["first-3fa2c1", "first-3fa2c1 -f to=lab"],
     "stop": ["first-3fa2c1"],
+    "doctor": ["", "output_dir=/data/outputs tracking.uri=http://mlflow:5000", "to=lab"],
     "resume": ["first-3fa2c1", "first-3fa2c1 train.max_steps=20000 cluster.num_workers=2"],
 }
 

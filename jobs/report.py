@@ -13,8 +13,8 @@ from typing import Any
 
 from jobs.config import Config, to_dict
 from jobs.console import console
+from jobs.machine import processor_name
 from jobs.package import submission
-from jobs.summary import processor_name
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared

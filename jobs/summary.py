@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import clock, console, table
+from jobs.machine import processor_name
 from jobs.workspace import Run
 from pipeline.data.prepare import Prepared
 
@@ -79,14 +80,3 @@ def print_next(*commands: str) -> None:
     console.print("\nNext:", style="bold")
     for command in commands:
         console.print(f"  {command}")
-
-
-def processor_name() -> str:
-    """The processor's name as people know it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_bytes().decode().split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"

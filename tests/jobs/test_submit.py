@@ -249,6 +249,13 @@ def test_by_hand_it_is_the_same(place, cluster, tmp_path):
     assert read_json(place.outputs / "runs" / "hand" / "training.json")["step"] == 40
 
 
+def test_the_doctor_looks_at_every_node(place, cluster):
+    said = place.transloom("doctor", "to=local", f"output_dir={place.outputs}")
+    assert len(re.findall(r"^  ok +arithmetic ", said, re.MULTILINE)) == 2
+    assert re.search(r"^  ok +gloo +2 nodes sum up [\d.]+ GB/s$", said, re.MULTILINE), said
+    assert "  ok      MLflow       http://***@127.0.0.1:" in said
+
+
 def test_no_secret_is_anywhere(place, cluster, twice):
     """Not in a log, an MLflow parameter, an artifact, nor in what Ray tells of its jobs."""
     request = urllib.request.Request(
