@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from jobs.clusters import keep_ray_token_private
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
 
@@ -37,6 +38,8 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if not config.address:
+        keep_ray_token_private()
     try:
         ray.init(
             address=config.address or "local",

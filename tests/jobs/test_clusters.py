@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.clusters import choose_cluster, clusters_file, load_clusters, write_entry, write_private
+from jobs.clusters import (
+    choose_cluster,
+    clusters_file,
+    keep_ray_token_private,
+    load_clusters,
+    write_entry,
+    write_private,
+)
 from pipeline.errors import UserError
 
 
@@ -87,3 +94,15 @@ def test_writing_an_entry_keeps_all_else():
         assert clusters_file().read_bytes().decode().startswith(mine)
     write_entry("local", None)
     assert clusters_file().read_bytes().decode() == mine
+
+
+def test_the_token_that_ray_would_show_to_everybody_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".ray" / "auth_token"
+    keep_ray_token_private()
+    token = file.read_text()
+    assert len(token) == 64 and file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    keep_ray_token_private()
+    assert file.read_text() == token and file.stat().st_mode & 0o777 == 0o600
+    assert list(file.parent.iterdir()) == [file]

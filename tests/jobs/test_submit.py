@@ -82,7 +82,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
     }
     port = _free_port(range(5100, 5200))
     command, more = ui_command(f"sqlite:///{folder}/server.db", folder / "artifacts", port=port)
-    environment |= {"XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "80"}
+    environment |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "80"}
     with open(folder / "server.log", "ab") as log:
         server = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log, start_new_session=True)
     try:
