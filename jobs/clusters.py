@@ -191,17 +191,18 @@ def write_private(file: Path, text: str) -> None:
 
 
 def keep_ray_token_private() -> None:
-    """Ray makes a token of its own for the clusters that it starts by itself, in a file that everybody can read. Here it
-    is made first, or taken from others."""
+    """Ray makes a token of its own for the clusters that it starts by itself, in a file that everybody can read. Here
+    it is made first, or taken from others."""
     file = Path.home() / ".ray" / "auth_token"
-    if not file.exists():
+    with suppress(PermissionError):  # Ray says what it lacks
+        if file.exists():
+            file.chmod(0o600)
+            return
         fresh = file.with_name(f"{file.name}-{secrets.token_hex(4)}")
         write_private(fresh, secrets.token_hex(32))
         with suppress(FileExistsError):  # another command was faster: its token counts
             os.link(fresh, file)
         fresh.unlink()
-    elif file.stat().st_mode & 0o077:
-        file.chmod(0o600)
 
 
 def make_private_folder(folder: Path) -> None:
