@@ -164,7 +164,7 @@ def _start(state: dict[str, Any], options: Sequence[str], cpus: int) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C and its end are not the cluster's
         )
-    state["processes"].append({"pid": process.pid, "started": psutil.Process(process.pid).create_time()})
+    state["processes"].append({"pid": process.pid, "started": _started(process.pid)})
     write_json(_state_file(), state)
 
 
@@ -232,9 +232,17 @@ def _living_of(state: dict[str, Any]) -> list[psutil.Process]:
     for one in state["processes"]:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(one["pid"])
-            if process.create_time() == one["started"] and _is_alive(process):
+            if _started(one["pid"]) == one["started"] and _is_alive(process):
                 found.append(process)
     return found
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since the machine did: no clock that is set anew changes it."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace").rpartition(")")[2].split()[19])
+    except OSError:
+        return None
 
 
 def _clear() -> None:
