@@ -36,6 +36,9 @@ from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, write_json
 from pipeline.train.checkpoint import newest_checkpoint
 
+# Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
+# hang.
+MINUTES_WITHOUT_ROOM = 10
 SECONDS_BETWEEN_LOOKS = 0.2  # of rank 0 for whether the training is to stop
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
@@ -148,7 +151,9 @@ def make_trainer(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=MINUTES_WITHOUT_ROOM
+            ),
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -159,13 +164,19 @@ def make_trainer(
 
 
 def _launch_workers(run: Run) -> None:
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
     cluster = run.config.cluster
     spare = 0 if cluster.gpus_per_worker > 0 else spare_cpus(cluster)
     trainer = make_trainer(train_worker, {"folder": str(run.folder), "spare_cpus": spare}, cluster, run.folder / "ray")
     try:
         result = trainer.fit()
+    except ControllerError as error:
+        raise UserError(
+            f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for {cluster.num_workers} "
+            "workers any more; was a machine lost? Checkpoints are kept: the same command goes on from the newest, and "
+            f"resume={run.name} cluster.num_workers=<fewer> with what is left"
+        ) from error
     except TrainingFailedError as error:
         raise UserError(
             f"training failed, and no retries are left (cluster.max_failures={cluster.max_failures}): {_cause(error)}. "

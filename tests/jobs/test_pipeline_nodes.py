@@ -12,7 +12,7 @@ import pytest
 from command import ROOT, TINY, Command
 from runs import checkpoint_state, differing, folder_of, losses, trajectory
 
-from jobs import preflight
+from jobs import preflight, train
 from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.preflight import check_cluster, checked_session
@@ -107,6 +107,12 @@ def test_no_room_is_told_and_not_waited_for(place, two_nodes, monkeypatch):
         assert others.wait(30)
         with pytest.raises(UserError, match=r"no room for 1 workers of 1 CPU within 1 s: free are 0 CPU"):
             check_cluster(config)
+        # Nor where the room is lost later.
+        monkeypatch.setattr(train, "MINUTES_WITHOUT_ROOM", 1)
+        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+        run = run_for(dataclasses.replace(config, name="no-room"), prepare_stage(config))
+        with pytest.raises(UserError, match="for 1 minutes the cluster had no room for 1 workers any more"):
+            train.train_stage(run)
         remove_placement_group(others)
         assert ray.cluster_resources()["CPU"] == 2
     assert not list((place / "outputs").glob(".seen-by-all-*"))
