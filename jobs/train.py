@@ -164,20 +164,21 @@ def make_trainer(
 
 
 def _launch_workers(run: Run) -> None:
-    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     cluster = run.config.cluster
     spare = 0 if cluster.gpus_per_worker > 0 else spare_cpus(cluster)
     trainer = make_trainer(train_worker, {"folder": str(run.folder), "spare_cpus": spare}, cluster, run.folder / "ray")
     try:
         result = trainer.fit()
-    except ControllerError as error:
-        raise UserError(
-            f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for {cluster.num_workers} "
-            "workers any more; was a machine lost? Checkpoints are kept: the same command goes on from the newest, and "
-            f"resume={run.name} cluster.num_workers=<fewer> with what is left"
-        ) from error
     except TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise UserError(
+                f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for "
+                f"{cluster.num_workers} workers any more; was a machine lost? Checkpoints are kept: the same command "
+                f"goes on from the newest, and resume={run.name} cluster.num_workers=<fewer> does with what is left"
+            ) from error
         raise UserError(
             f"training failed, and no retries are left (cluster.max_failures={cluster.max_failures}): {_cause(error)}. "
             "Checkpoints are kept: the same command goes on from the newest"
