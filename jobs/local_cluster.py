@@ -3,6 +3,7 @@
 Every process listens on loopback only, and asks for a token that a file of the user's alone holds.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -30,12 +31,13 @@ from jobs.clusters import (
     write_private,
 )
 from jobs.console import StatusLine, console
+from jobs.local_node import HOST, LOOPBACK_ENVIRONMENT
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
-HOST = "127.0.0.1"
 DASHBOARD_PORTS = range(8265, 8285)
 ANY_PORT = (0,)
+LOG_FILE = "nodes.log"
 START_SECONDS = 120.0
 END_SECONDS = 20.0
 
@@ -77,24 +79,21 @@ def up(num_nodes: int, cpus: int) -> None:
     _clear()
     make_private_folder(config_folder())
     write_private(_token_file(), secrets.token_hex(32))
-    dashboard, gcs, client_port = _free_port(DASHBOARD_PORTS), _free_port(ANY_PORT), _free_port(ANY_PORT)
+    dashboard_port, gcs_port = _free_port(DASHBOARD_PORTS), _free_port(ANY_PORT)
     state: dict[str, Any] = {
-        "address": f"http://{HOST}:{dashboard}",
+        "address": f"http://{HOST}:{dashboard_port}",
         "folder": tempfile.mkdtemp(prefix="transloom-", dir="/tmp"),  # a longer path is too long for Ray's sockets
         "nodes": num_nodes,
         "cpus": cpus,
         "processes": [],
     }
-    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-host={HOST}"]
-    head += ["--include-dashboard=true", f"--ray-client-server-port={client_port}"]
-    others = [f"--address={HOST}:{gcs}", "--num-gpus=0"]  # the head has what there is
     status = StatusLine()
     status.show("  starting Ray …", now=True)
     try:
-        _start(state, head, cpus)
+        _start(state, gcs_port=gcs_port, dashboard_port=dashboard_port)
         client = _wait_until_up(state, 1)
         for _ in range(num_nodes - 1):
-            _start(state, others, cpus)
+            _start(state, gcs_port=gcs_port)
         _wait_until_up(state, num_nodes, client)
         entry = {"address": state["address"], "token_file": str(_token_file())}
         write_entry(LOCAL, entry)
@@ -142,10 +141,10 @@ def print_status() -> None:
     _print_next("transloom jobs", "transloom cluster down")
 
 
-def _start(state: dict[str, Any], options: Sequence[str], cpus: int) -> None:
-    """Starts `ray start` with the options, and puts it into the state before it does anything."""
+def _start(state: dict[str, Any], **ports: int) -> None:
+    """Starts a node, the head where it has a port for the dashboard, and puts it into the state."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    environment |= {
+    environment |= LOOPBACK_ENVIRONMENT | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(_token_file()),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -153,11 +152,11 @@ def _start(state: dict[str, Any], options: Sequence[str], cpus: int) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
     # A folder of its own, since in the usual one the newest Ray of the machine is taken for the one that is meant.
-    common = [f"--temp-dir={state['folder']}/ray", f"--node-ip-address={HOST}", f"--num-cpus={cpus}"]
-    common += ["--dashboard-agent-listen-port=0", "--block"]
-    with open(Path(state["folder"]) / "ray-start.log", "ab") as log:
+    options = {"temp_dir": f"{state['folder']}/ray", "cpus": state["cpus"], **ports}
+    with open(Path(state["folder"]) / LOG_FILE, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *common],
+            [sys.executable, "-m", "jobs.local_node", json.dumps(options)],
+            cwd=Path(__file__).resolve().parent.parent,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -181,7 +180,7 @@ def _wait_until_up(state: dict[str, Any], num_nodes: int, client: Any = None) ->
                 client.list_jobs()  # answered by a process that comes up last
                 return client
         if len(_living_of(state)) < len(state["processes"]) or time.monotonic() > deadline:
-            log = (Path(state["folder"]) / "ray-start.log").read_bytes().decode(errors="replace").strip()
+            log = (Path(state["folder"]) / LOG_FILE).read_bytes().decode(errors="replace").strip()
             raise UserError(f"Ray did not start on this machine; what it said last:\n{log[-2000:]}")
         time.sleep(0.5)
 
