@@ -73,7 +73,7 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
     each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
         needed, have = each[kind] * config.num_workers, sum(node.get(kind, 0) for node in nodes)
-        if needed > have:
+        if needed > have + 1e-6:
             raise UserError(
                 f"cluster.num_workers: {config.num_workers} workers of {each[kind]:g} {kind} need {needed:g}, but the "
                 f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
