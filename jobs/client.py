@@ -1,6 +1,7 @@
 """Ray's client of a cluster's jobs: bounded in time, its failures in a sentence. Imports ray at once: import late."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Client(JobSubmissionClient):
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         token = cluster.token()
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package that it uploads
         self._session = requests.Session()
         # A proxy that the environment names is for other machines.
         self._session.trust_env = not is_loopback(urlsplit(cluster.address).hostname or "")
