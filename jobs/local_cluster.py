@@ -151,8 +151,10 @@ def _start(state: dict[str, Any], **ports: int) -> None:
         # A job's command is `python`: the one that this command runs in.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    # A folder of its own, since in the usual one the newest Ray of the machine is taken for the one that is meant.
-    options = {"temp_dir": f"{state['folder']}/ray", "cpus": state["cpus"], **ports}
+    # A folder of its own: in Ray's usual one the newest cluster of the machine is taken for the one that is meant, and
+    # nodes that share one unpack a job's code over each other.
+    folder = Path(state["folder"]) / f"node-{len(state['processes'])}"
+    options = {"temp_dir": str(folder), "cpus": state["cpus"], **ports}
     with open(Path(state["folder"]) / LOG_FILE, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.local_node", json.dumps(options)],
