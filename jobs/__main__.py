@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import JOBS, print_help, print_jobs
+from jobs.stopping import EXIT_CODE, Terminated
 from pipeline.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C."""
+    """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C.
+    143: ended by SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print_jobs()
@@ -26,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"transloom: {error}", file=sys.stderr)
         return 2
+    except Terminated as end:
+        print(f"transloom: {end}.", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print(
             "\ntransloom: interrupted. Finished stages and checkpoints are kept: the same command goes on from there.",

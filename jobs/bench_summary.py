@@ -11,7 +11,8 @@ from typing import Any
 from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import clock, console, quantity, table
-from jobs.summary import print_next, processor_flags, processor_name
+from jobs.machine import processor_flags, processor_name
+from jobs.summary import print_next
 from jobs.workspace import output_dir
 from pipeline.tracking import MlflowTracker
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,7 +29,16 @@ JOBS = {
     "attend": "translate a sentence and draw the model's attention",
     "race": "train several models on one corpus for equal time, and compare them",
     "ui": "serve MLflow's pages on the runs, on this machine only",
+    "cluster": "start a Ray cluster on this machine, end it, or say how it is",
+    "submit": "hand a job to a Ray cluster, and follow its log",
+    "jobs": "list the jobs of a cluster",
+    "logs": "show the log of a job on a cluster",
+    "stop": "stop a job on a cluster, which saves a checkpoint first",
+    "resume": "submit a job that ended again, to go on from its newest checkpoint",
+    "doctor": "what this machine, or a cluster, has and lacks, and what to do about it",
 }
+
+WITHOUT_SETTINGS = ("cluster", "jobs", "logs", "stop")  # their help need not list the configuration
 
 USUAL_OVERRIDES = {
     "corpus.path=<folder>": "read the corpus' text files from this folder, not from the hub",
@@ -68,6 +78,13 @@ ARGUMENTS = {
     "export": "<run or model folder> <output folder> format=ctranslate2|huggingface ",
     "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
+    "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
+    "submit": "run|prepare|train|evaluate [to=<cluster>] ",
+    "jobs": "[to=<cluster>]",
+    "logs": "<job> [-f] [to=<cluster>]",
+    "stop": "<job> [to=<cluster>]",
+    "resume": "<job> [to=<cluster>] ",
+    "doctor": "[to=<cluster>] ",
 }
 OWN_EXAMPLES = {
     "translate": ["my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"],
@@ -87,6 +104,13 @@ OWN_EXAMPLES = {
         "experiment=attention_vs_recurrence train.max_minutes=30",
     ],
     "ui": ["", "output_dir=/data/outputs"],
+    "cluster": ["up", "up nodes=2 cpus=1", "status", "down"],
+    "submit": ["run", "run to=lab experiment=multi30k_en_de cluster.num_workers=4", "train name=mine seed=2"],
+    "jobs": ["", "to=lab"],
+    "logs": ["first-3fa2c1", "first-3fa2c1 -f to=lab"],
+    "stop": ["first-3fa2c1"],
+    "doctor": ["", "output_dir=/data/outputs tracking.uri=http://mlflow:5000", "to=lab"],
+    "resume": ["first-3fa2c1", "first-3fa2c1 train.max_steps=20000 cluster.num_workers=2"],
 }
 
 
@@ -121,7 +145,8 @@ def _is_setting(word: str) -> bool:
 
 
 def configuration(job: str, argv: Sequence[str]) -> "Config":
-    """The configuration that a job's words make. Answers `--cfg job` itself, and then ends the command.
+    """The configuration that a job's words make, or with `resolved=<file>` the one that was resolved elsewhere. Answers
+    `--cfg job` itself, and then ends the command.
 
     Raises:
         UserError: if the words are refused.
@@ -135,17 +160,18 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("--cfg: the only thing to show is the job's configuration: --cfg job")
         del words[at : at + 2]
 
-    from jobs.config import (
-        load_config,
-        to_yaml,
-        with_absolute_paths,
-    )  # imports torch, which takes seconds: not for help
+    # They import torch, which takes seconds: not for help.
+    from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
+    from jobs.workspace import only_resumed, resumed
 
-    config = with_absolute_paths(load_config(words))
-    if config.resume:
-        from jobs.workspace import resumed
-
-        config = resumed(config, words)
+    if resolved := [word.partition("=")[2] for word in words if word.startswith("resolved=")]:
+        if len(words) > 1:
+            raise UserError("resolved=: the file has every setting; no other word goes with it")
+        config = only_resumed(read_config(Path(resolved[0])))
+    else:
+        config = with_absolute_paths(load_config(words))
+        if config.resume:
+            config = resumed(config, words)
     if show:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -161,16 +187,21 @@ def print_jobs() -> None:
 
 def print_help(job: str) -> None:
     console = _console()
-    console.print(f"usage: transloom {job} {ARGUMENTS.get(job, '')}[key=value | group=option] …\n", soft_wrap=True)
+    settings = "" if job in WITHOUT_SETTINGS else "[key=value | group=option] …"
+    console.print(f"usage: transloom {job} {ARGUMENTS.get(job, '')}{settings}\n", soft_wrap=True)
     console.print(f"{JOBS[job][0].upper()}{JOBS[job][1:]}.\n", soft_wrap=True)
-    reads = READS.get(job, (*groups(), *(word.partition("=")[0] for word in USUAL_OVERRIDES)))
-    if shown := {name: _few(options) for name, options in groups().items() if name in reads}:
-        console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
-        console.print(_columns(shown))
-        console.print()
-    console.print("Usual settings:")
-    console.print(_columns({word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads}))
-    console.print("\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
+    if settings:
+        reads = READS.get(job, (*groups(), *(word.partition("=")[0] for word in USUAL_OVERRIDES)))
+        if shown := {name: _few(options) for name, options in groups().items() if name in reads}:
+            console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
+            console.print(_columns(shown))
+            console.print()
+        usual = {word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads}
+        console.print("Usual settings:")
+        console.print(_columns(usual))
+        console.print(
+            "\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n"
+        )
     console.print("Examples:")
     for words in OWN_EXAMPLES.get(job, EXAMPLES):
         console.print(f"  transloom {job} {words}", soft_wrap=True)

@@ -3,12 +3,16 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.config import ClusterConfig
+from jobs.clusters import keep_ray_token_private
+from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.config import ClusterConfig
 
 # glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
 # training step on a CPU. Read when a process starts, so they must be in the workers' environment.
@@ -23,16 +27,19 @@ ALLOCATOR = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: "ClusterConfig") -> Iterator[None]:
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
     Raises:
+        Terminated: SIGTERM ended the block.
         UserError: there is no cluster at the address, or it can never place the workers.
     """
     import ray  # takes seconds: only once the configuration is known to be good
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if not config.address:
+        keep_ray_token_private()
     try:
         ray.init(
             address=config.address or "local",
@@ -48,24 +55,41 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         raise UserError(message) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        _refuse_unplaceable(config, ray.cluster_resources())
-        yield
+        with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
+            refuse_unplaceable(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            yield
     finally:
         ray.shutdown()
 
 
-def _refuse_unplaceable(config: ClusterConfig, have: Mapping[Any, float]) -> None:
-    """Ray waits for ever for resources that never come, which looks like a hang."""
-    for kind, key, each in (("CPU", "cpus", config.cpus_per_worker), ("GPU", "gpus", config.gpus_per_worker)):
-        needed = each * config.num_workers
-        if needed > have.get(kind, 0):
+def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:
+    """Ray waits for ever for resources that never come, which looks like a hang.
+
+    Args:
+        nodes: the resources that each of the cluster's nodes has when it is idle.
+    Raises:
+        UserError: the workers don't fit.
+    """
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        needed, have = each[kind] * config.num_workers, sum(node.get(kind, 0) for node in nodes)
+        if needed > have + 1e-6:
             raise UserError(
-                f"cluster.num_workers: {config.num_workers} workers of {each:g} {kind} need {needed:g}, but the "
-                f"cluster has {have.get(kind, 0):g}; lower cluster.num_workers or cluster.{key}_per_worker"
+                f"cluster.num_workers: {config.num_workers} workers of {each[kind]:g} {kind} need {needed:g}, but the "
+                f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
             )
+    each = {kind: amount for kind, amount in each.items() if amount}
+    room = sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
+    if room < config.num_workers:
+        worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)
+        raise UserError(
+            f"cluster.num_workers: a worker of {worker} must fit on one node, and the cluster's nodes ({has}) have "
+            f"room for {room} of {config.num_workers}; lower cluster.num_workers or what a worker takes"
+        )
 
 
-def spare_cpus(config: ClusterConfig) -> int:
+def spare_cpus(config: "ClusterConfig") -> int:
     """Whole CPUs that the training workers leave free."""
     import ray
 
@@ -94,3 +118,10 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
             yield ray.get(under_way.popleft())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
+def main(argv: list[str]) -> int:
+    """`transloom cluster`: the cluster of this machine."""
+    from jobs.local_cluster import main as local_cluster
+
+    return local_cluster(argv)

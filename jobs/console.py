@@ -1,5 +1,6 @@
 """What a person sees while a job runs: stages with their times, a line of progress, tables at the end."""
 
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from pipeline.files import read_json
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
+# What `counter`, `training_line` and `following` show.
+PROGRESS = re.compile(r"  (step [\d,]+/[\d,]+|.+: [\d,]+( of [\d,]+)?(   [\d,]+/s|$)|.+ …$)")
 SECONDS_BETWEEN_LINES = 10.0  # where the output is no terminal, and a line can't be written over
 
 
@@ -39,6 +42,16 @@ class StatusLine:
         if self._is_terminal:
             sys.stdout.write("\r\x1b[2K")
             sys.stdout.flush()
+
+
+def is_progress(line: str) -> bool:
+    """Whether a line of a log is one that would be written over on a terminal."""
+    return PROGRESS.match(line) is not None
+
+
+def begin_stage(name: str) -> None:
+    """Says which stage of the pipeline begins; `transloom jobs` reads it in the log."""
+    console.print(f"Stage: {name}")
 
 
 def counter(status: StatusLine) -> Callable[[str, int, int], None]:
@@ -79,17 +92,21 @@ def following(progress_file: Path) -> Iterator[None]:
     started_at = time.time()
     seen: dict[str, Any] = {}
 
+    def look(is_last: bool = False) -> None:
+        try:
+            fresh = read_json(progress_file)
+        except (OSError, ValueError):
+            fresh = {}
+        if fresh.get("time", 0) >= started_at:
+            is_validation = fresh.get("validation_step") != seen.get("validation_step")
+            seen.clear()
+            seen.update(fresh)
+            status.show(training_line(seen), now=is_validation or is_last)
+
     def follow() -> None:
         while not stop.wait(0.5):
-            try:
-                fresh = read_json(progress_file)
-            except (OSError, ValueError):
-                fresh = {}
-            if fresh.get("time", 0) >= started_at:
-                is_validation = fresh.get("validation_step") != seen.get("validation_step")
-                seen.clear()
-                seen.update(fresh)
-                status.show(training_line(seen), now=is_validation)
+            look()
+        look(is_last=True)  # a log is to have the step that a training came to
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     status.show("  starting the workers …", now=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.cluster import map_over_cluster, ray_session
-from jobs.console import StatusLine, counter
+from jobs.cluster import map_over_cluster
+from jobs.console import StatusLine, begin_stage, counter
+from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.summary import print_next, print_result
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     run = run_for(config, prepared)
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
-    with ray_session(config.cluster), only_owner(run), open_tracker(run, prepared) as tracker:
+    with checked_session(config), only_owner(run), open_tracker(run, prepared) as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
@@ -49,6 +50,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     started_at = time.monotonic()
     if done := evaluated_before(run):
         return done, None
+    begin_stage("evaluate")
     model = export_model(run)
     about = read_json(model / "config.json")
     folder = _result_folder(run, model)

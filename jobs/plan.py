@@ -13,8 +13,9 @@ from jobs.cli import configuration, sort_words
 from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, console
+from jobs.machine import processor_flags
 from jobs.plan_summary import print_plan
-from jobs.summary import print_next, processor_flags
+from jobs.summary import print_next
 from jobs.workspace import output_dir, prepared_before
 from model.flops import count_parameters
 from pipeline.data.prepare import Prepared, prepare

@@ -3,9 +3,10 @@
 import shlex
 
 from jobs.cli import configuration
-from jobs.cluster import map_over_cluster, ray_session
+from jobs.cluster import map_over_cluster
 from jobs.config import Config
-from jobs.console import StatusLine, counter
+from jobs.console import StatusLine, begin_stage, counter
+from jobs.preflight import checked_session
 from jobs.summary import print_next, print_prepared
 from jobs.workspace import output_dir, prepared_before
 from pipeline.data.corpus import SPLITS, count_pairs
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> int:
     config = configuration("prepare", argv)
     prepared = found_prepared(config)
     if prepared is None:
-        with ray_session(config.cluster):
+        with checked_session(config):
             prepared = prepare_stage(config)
     print_prepared(prepared)
     print_next(shlex.join(["transloom", "train", *argv]))
@@ -45,6 +46,7 @@ def prepare_stage(config: Config) -> Prepared:
     """
     if config.resume and (found := prepared_before(config)):
         return found
+    begin_stage("prepare")
     status = StatusLine()
     try:
         return prepare(

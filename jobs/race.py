@@ -13,10 +13,11 @@ from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session
 from jobs.config import CONTENDERS, Config, RaceConfig, load_config, with_absolute_paths
 from jobs.console import clock, console, quantity, table
+from jobs.machine import processor_name
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.run import done_before, finish_run
-from jobs.summary import print_next, processor_name
+from jobs.summary import print_next
 from jobs.workspace import Run, identity, only_owner, output_dir, run_for
 from model.build import ModelConfig, architecture_of
 from model.flops import count_parameters, training_flops

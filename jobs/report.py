@@ -1,8 +1,10 @@
 """What a run reports: to the tracker (MLflow), and to the person in front of the terminal."""
 
 import platform
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config, to_dict
-from jobs.summary import processor_name
+from jobs.console import console
+from jobs.machine import processor_name
+from jobs.package import submission
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
@@ -18,7 +22,7 @@ from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.spool import read_points, redact_uri
 from pipeline.tracker import SpoolTracker
-from pipeline.tracking import MlflowTracker
+from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri
 
 
 @contextmanager
@@ -34,15 +38,26 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
         name, digest = _dataset(config, prepared.corpus.folder, split)
         pairs = {"pairs": counts["splits"][split]["pairs"]}
         tracker.log_dataset(name, digest, str(prepared.corpus.folder), pairs, context)
+    threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
     try:
         yield tracker
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # SIGTERM, too
         status = "KILLED"
         raise
     finally:
         tracker.close(status)
+
+
+def _tell_page(run: Run, tracker: MlflowTracker) -> None:
+    """Prints where the run's page is, once a server has made it; `transloom jobs` reads it in the log. On a terminal it
+    would get into the line of progress, and the command's end says where to look."""
+    uri = tracking_uri(run.config.tracking, run.folder.parent.parent)
+    if uri.startswith("http") and not sys.stdout.isatty() and (run_id := tracker.run_id(timeout=300.0)):
+        server = re.sub("(?<=://)[^/@]*@", "", uri)
+        experiment = read_json(run.folder / RUN_RECORD)["experiment_id"]
+        console.print(f"MLflow      {run_url(server, experiment, run_id)}")
 
 
 def _dataset(config: Config, corpus: Path, split: str) -> tuple[str, str]:
@@ -61,16 +76,19 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "corpus.hash": prepared.corpus.manifest["key"],
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
         "shards.hash": prepared.shards.manifest["key"],
-        "mlflow.source.git.commit": _git_revision(),
+        "mlflow.source.git.commit": code_revision(),
         "environment.python": platform.python_version(),
         "environment.machine": f"{platform.machine()}, {processor_name()}",
-        "environment.command": redact_uri(" ".join(["transloom", *sys.argv[1:]])),
+        "environment.command": redact_uri(submission().get("command") or " ".join(["transloom", *sys.argv[1:]])),
         **{f"environment.{name}": version for name, version in versions.items()},
     }
 
 
-def _git_revision() -> str:
-    """The revision of the code that runs, with a mark if it was changed; its version where it is no checkout."""
+def code_revision() -> str:
+    """The revision of the code that runs, with a mark if it was changed; its version where it is no checkout. A
+    submitted job was told."""
+    if told := submission().get("revision"):
+        return told
     file = Path(__file__)
 
     def git(*words: str) -> str:

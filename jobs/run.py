@@ -3,9 +3,9 @@
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.cluster import ray_session
 from jobs.config import Config
 from jobs.evaluate import evaluate_stage, evaluated_before
+from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.summary import print_next, print_result, print_stages
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     if done:
         run, result = done
     else:
-        with ray_session(config.cluster):
+        with checked_session(config):
             prepared = prepared or prepare_stage(config)
             for name in ("corpus", "tokenizer", "shards"):
                 stage = getattr(prepared, name)

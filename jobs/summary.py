@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import clock, console, table
+from jobs.machine import processor_name
 from jobs.workspace import Run
 from pipeline.data.prepare import Prepared
 
@@ -79,22 +80,3 @@ def print_next(*commands: str) -> None:
     console.print("\nNext:", style="bold")
     for command in commands:
         console.print(f"  {command}")
-
-
-def processor_name() -> str:
-    """The processor's name as people know it."""
-    return _of_processor("model name") or platform.processor() or "unknown processor"
-
-
-def processor_flags() -> list[str]:
-    """What the processor can do, in Linux's words: avx2, amx_bf16, …"""
-    return _of_processor("flags").split()
-
-
-def _of_processor(key: str) -> str:
-    """What Linux says of the first processor; nothing where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

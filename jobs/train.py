@@ -9,28 +9,44 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.cluster import ALLOCATOR, ray_session, spare_cpus
+from jobs.cluster import ALLOCATOR, spare_cpus
 from jobs.config import ClusterConfig, Config, read_config
-from jobs.console import console, following
+from jobs.console import begin_stage, console, following
+from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
+from jobs.stopping import Terminated, on_sigterm
 from jobs.summary import print_next, print_stages
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, TRAINING_FILE, Run, only_owner, run_for
+from jobs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    STOP_FILE,
+    TRAINING_FILE,
+    Run,
+    only_owner,
+    run_for,
+)
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, write_json
 from pipeline.train.checkpoint import newest_checkpoint
 
+# Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
+# hang.
+MINUTES_WITHOUT_ROOM = 10
+SECONDS_BETWEEN_LOOKS = 0.2  # of rank 0 for whether the training is to stop
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
 
 def main(argv: list[str]) -> int:
     config = configuration("train", argv)
     prepared = found_prepared(config)
-    with ray_session(config.cluster):
+    with checked_session(config):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
         with only_owner(run), open_tracker(run, prepared) as tracker:
@@ -44,19 +60,29 @@ def main(argv: list[str]) -> int:
 def train_stage(run: Run) -> float | None:
     """Trains a run until it is finished, from its newest checkpoint if it has one; seconds, None if it was finished.
 
+    SIGTERM lets the workers save a checkpoint of the step that they are at.
+
     Raises:
         UserError: what a worker refused, or the retries were used up.
+        Terminated: SIGTERM came.
     """
     if is_trained(run):
         return None
     refuse_too_long(run)
+    begin_stage("train")
     started_at = time.monotonic()
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
     if checkpoint is not None:
         console.print(f"  going on from {checkpoint.name}")
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
-    with following(run.folder / PROGRESS_FILE):
+    stop_file = run.folder / STOP_FILE
+    stop_file.write_bytes(b"")
+    with following(run.folder / PROGRESS_FILE), on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n")):
         _launch_workers(run)
+    if stop_file.stat().st_size:
+        newest = newest_checkpoint(run.folder / "checkpoints")
+        kept = f"with the checkpoint {newest.name}" if newest else "before its first step"
+        raise Terminated(f"the run {run.name} was stopped, {kept}; resume={run.name} goes on from there")
     return time.monotonic() - started_at
 
 
@@ -125,7 +151,9 @@ def make_trainer(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=MINUTES_WITHOUT_ROOM
+            ),
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -136,6 +164,7 @@ def make_trainer(
 
 
 def _launch_workers(run: Run) -> None:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     cluster = run.config.cluster
@@ -144,6 +173,12 @@ def _launch_workers(run: Run) -> None:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise UserError(
+                f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for "
+                f"{cluster.num_workers} workers any more; was a machine lost? Checkpoints are kept: the same command "
+                f"goes on from the newest, and resume={run.name} cluster.num_workers=<fewer> does with what is left"
+            ) from error
         raise UserError(
             f"training failed, and no retries are left (cluster.max_failures={cluster.max_failures}): {_cause(error)}. "
             "Checkpoints are kept: the same command goes on from the newest"
@@ -218,8 +253,9 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
         },
         validate=_validation(config, folder, device, spare),
         reports=_reports(config, folder, is_first=rank() == 0),
+        stop=_watch(folder / STOP_FILE) if rank() == 0 else lambda: False,
     )
-    if rank() == 0:
+    if rank() == 0 and reason != "stopped":
         write_json(
             folder / TRAINING_FILE,
             {
@@ -231,6 +267,23 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             },
         )
     return {"reason": reason}
+
+
+def _watch(file: Path) -> Callable[[], bool]:
+    """Whether the driver has written into `file`, which is there from the start: a machine that shares a folder over a
+    network may see a new file late, but what is in a file that it opens anew at once."""
+    looked_at = float("-inf")
+
+    def is_written() -> bool:
+        nonlocal looked_at
+        if time.monotonic() - looked_at < SECONDS_BETWEEN_LOOKS:
+            return False
+        looked_at = time.monotonic()
+        with suppress(OSError):  # a network's hiccup is no reason to end
+            return bool(file.read_bytes())
+        return False
+
+    return is_written
 
 
 def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:

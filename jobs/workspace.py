@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, wr
 from pipeline.spool import redact_uri
 
 CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
-PREPARED_FILE = "prepared.json"
+PREPARED_FILE, STOP_FILE = "prepared.json", "stop"
 
 # What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
 # would make it another run.
@@ -133,12 +133,30 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
     """
     assert config.resume is not None
     folder = find_run(config.resume, output_dir(config))
-    settings = to_dict(read_config(folder / CONFIG_FILE))
-    given = to_dict(config)
+    changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
+    if "***" in (changed.tracking.uri or ""):
+        raise UserError(
+            f"tracking.uri: the password in {changed.tracking.uri} is not kept with the run; give tracking.uri again, "
+            "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
+
+
+def with_changes(before: Config, config: Config, words: Sequence[str]) -> Config:
+    """A run's settings, with those that the words change when it is resumed.
+
+    Args:
+        before: the run's settings.
+        config: composed from the words alone.
+        words: overrides as they were given.
+    Raises:
+        UserError: a word would make it another run.
+    """
+    settings, given = to_dict(before), to_dict(config)
     for word in words:
         key = word.partition("=")[0]
         section, _, field = key.partition(".")
-        if not any(key == one or (one.endswith(".") and section == one[:-1]) for one in CHANGEABLE):
+        if not _is_changeable(key):
             raise UserError(
                 f"{key}: can't change when a run is resumed, since it would be another run. These can: "
                 f"{', '.join(one.rstrip('.') for one in CHANGEABLE)}. For the rest start a new run"
@@ -147,13 +165,35 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
             settings[section][field] = given[section][field]
         else:
             settings[section] = given[section]
-    if "***" in (settings["tracking"]["uri"] or ""):
-        raise UserError(
-            f"tracking.uri: the password in {settings['tracking']['uri']} is not kept with the run; give tracking.uri "
-            "again, or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    settings |= {"name": folder.name, "resume": folder.name, "output_dir": str(folder.parent.parent)}
     return from_dict(settings)
+
+
+def _is_changeable(key: str) -> bool:
+    """Whether a setting, or all of a section, may differ between a run and its resumption."""
+    return any(key == one or f"{key.partition('.')[0]}." == one for one in CHANGEABLE)
+
+
+def only_resumed(config: Config) -> Config:
+    """A configuration that was resolved elsewhere, held against the run that it is to go on with. A run that was
+    stopped before it began is begun.
+
+    Raises:
+        UserError: it would be another run.
+    """
+    if config.resume is None or not (output_dir(config) / "runs" / config.resume / CONFIG_FILE).exists():
+        return replace(config, resume=None)
+    folder = find_run(config.resume, output_dir(config))
+    before, now = to_dict(read_config(folder / CONFIG_FILE)), to_dict(config)
+    for section, value in now.items():
+        fields = value if isinstance(value, dict) else {"": value}
+        own = before[section] if isinstance(value, dict) else {"": before[section]}
+        for field in fields.keys() | own.keys():
+            key = f"{section}.{field}".rstrip(".")
+            if fields.get(field) != own.get(field) and not _is_changeable(key):
+                raise UserError(
+                    f"{key}: is another one than that of the run {config.resume} in {folder}, so it can't go on with it"
+                )
+    return config
 
 
 def find_run(name_or_path: str, root: Path) -> Path:

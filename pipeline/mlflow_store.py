@@ -255,6 +255,28 @@ class MlflowStore:
         self._client.finalize_logged_model(model_id, "READY")
 
 
+def ask_server(uri: str, seconds: float) -> tuple[int, str]:
+    """What the server at `uri` answers to a small question: the HTTP status and the text.
+
+    Raises:
+        MlflowException: nothing answers in time; its text may hold the address as it is.
+    """
+    _import_mlflow()
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(
+        get_default_host_creds(uri),
+        "/api/2.0/mlflow/experiments/search",
+        "POST",
+        json={"max_results": 1},
+        max_retries=0,
+        timeout=seconds,
+        raise_on_status=False,
+    )
+    return answer.status_code, answer.text
+
+
 def _import_mlflow() -> None:
     """Two threads that import it at once can meet modules that are half made."""
     with _IMPORTING:

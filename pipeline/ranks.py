@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed as dist
 
 from pipeline.errors import UserError
@@ -27,6 +28,15 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_any(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank; a collective, of one number on the device that the group works on."""
+    if world_size() == 1:
+        return flag
+    highest = torch.tensor(int(flag), device=device)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return bool(highest.item())
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import getpass
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, system_monitors
+from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redact_uri
 from pipeline.tracker import SpoolTracker
 
@@ -25,6 +26,7 @@ STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,35 @@ def tracking_uri(config: TrackingConfig, output_dir: Path) -> str:
 def local_store(output_dir: Path) -> str:
     """The URI of the store in an output folder."""
     return f"sqlite:///{output_dir.absolute()}/mlflow.db"
+
+
+def refuse_unreachable(config: TrackingConfig, output_dir: Path) -> None:
+    """Where the store is a server: whether it answers. (A training would go on without it, and its curves come late.)
+
+    Raises:
+        UserError: it does not, or not to this user.
+    """
+    uri = tracking_uri(config, output_dir)
+    if not uri.startswith("http"):
+        return
+    server = redact_uri(uri)
+    try:
+        code, text = ask_server(uri, ANSWER_SECONDS)
+    except Exception:  # MLflow's own; its text may hold the password
+        raise UserError(
+            f"tracking.uri: no MLflow answers at {server} from {socket.gethostname()}: start it, give the address of "
+            "one that runs, or train without: tracking=off"
+        ) from None
+    if code == 401 or (code == 403 and "host" not in text.lower()):
+        raise UserError(
+            f"tracking.uri: MLflow at {server} asks for another login ({code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment that Ray is started in"
+        )
+    if code != 200:
+        hint = "; MLFLOW_SERVER_ALLOWED_HOSTS there must name this address" if code == 403 else ""
+        raise UserError(
+            f"tracking.uri: {server} answers {code} ({redact_uri(text.strip()[:200])}): is it MLflow?{hint}"
+        )
 
 
 def artifact_location(uri: str, output_dir: Path) -> str | None:

@@ -18,7 +18,7 @@ from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset
 from pipeline.errors import UserError
-from pipeline.ranks import gather, on_rank_zero, rank, world_size
+from pipeline.ranks import gather, on_any, on_rank_zero, rank, world_size
 from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
@@ -153,14 +153,17 @@ def train(
     about: Mapping[str, Any],
     validate: Validate,
     reports: Reports,
+    stop: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Trains until one of "max_steps", "max_minutes" and "patience" (BLEU has stopped rising); returns which.
+    """Trains to one of "max_steps", "max_minutes", "patience" (BLEU has stopped rising) and "stopped"; returns which.
 
     Args:
         model: what the engine trains, for its shape only.
         state: where to begin; moved along in place.
         folder: the run's; gets checkpoints/ and weights/.
         about: goes into the checkpoints' manifests (hashes of configuration and tokenizer, engine).
+        stop: asked after each step; once it is true on one rank, all save a checkpoint of that step and end, without
+            waiting for a validation that others are at: the run is to go on later.
     Raises:
         UserError: too many steps in a row without a finite gradient; a full disk.
     """
@@ -189,6 +192,10 @@ def train(
         if state.step % config.checkpoint_every == 0 and not is_last:
             save(engine, state, folder, config, about, reports)
             saved_step = state.step
+        if not is_last and on_any(stop(), engine.device):
+            if saved_step != state.step:
+                save(engine, state, folder, config, about, reports)
+            return "stopped"
     _finish_validation(state, pending, reports)
     if saved_step != state.step:
         save(engine, state, folder, config, about, reports)

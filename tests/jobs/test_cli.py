@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import main
-from jobs.cli import EXAMPLES, JOBS, READS, USUAL_OVERRIDES, configuration
-from jobs.config import load_config, read_config, with_absolute_paths
+from jobs.cli import EXAMPLES, JOBS, READS, USUAL_OVERRIDES, WITHOUT_SETTINGS, configuration
+from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
 from jobs.groups import groups
+from jobs.stopping import Terminated
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,13 +77,26 @@ def test_an_interrupt_says_how_to_go_on(job, capsys):
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def test_sigterm_has_its_exit_code(job, capsys):
+    job(lambda argv: _raise(Terminated("the run a was stopped")))
+    assert main(["run"]) == 143
+    assert capsys.readouterr().err == "transloom: the run a was stopped.\n"
+
+
 def test_a_bug_keeps_its_traceback(job):
     job(lambda argv: _raise(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         main(["run"])
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", WITHOUT_SETTINGS)
+def test_help_of_a_job_without_settings_names_none(name, capsys):
+    assert main([name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: transloom {name} ") and "experiment" not in printed
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name not in WITHOUT_SETTINGS])
 def test_help_names_every_group_and_option_that_the_job_reads(name, capsys):
     assert main([name, "model=tiny", "--help"]) == 0
     printed = capsys.readouterr().out
@@ -125,3 +139,14 @@ def test_cfg_job_prints_the_resolved_configuration(capsys, tmp_path):
     assert read_config(tmp_path / "printed.yaml") == expected
     with pytest.raises(UserError, match="--cfg job"):
         configuration("run", ["--cfg", "hydra"])
+
+
+def test_a_resolved_configuration_is_taken_as_it_is(tmp_path, monkeypatch):
+    config = with_absolute_paths(load_config(["seed=7", "experiment=multi30k_en_de", "name=a"]))
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert configuration("run", ["resolved=config.yaml"]) == config
+    with pytest.raises(UserError, match="no other word goes with it"):
+        configuration("run", ["resolved=config.yaml", "seed=8"])
+    with pytest.raises(UserError, match=r"nothing.yaml: No such file"):
+        configuration("run", ["resolved=nothing.yaml"])

@@ -1,5 +1,6 @@
 """What becomes of a run whose processes are killed or whose files are damaged: through the real command line."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -98,3 +99,28 @@ def test_a_resumed_run_goes_back_over_a_damaged_checkpoint(place, whole):
     weights = "weights/step_00000150/weights.safetensors"
     assert not differing(load_file(folder / weights), load_file(expected / weights))
     assert [step for step in sorted(losses(folder))] == list(range(5, 181, 5))
+
+
+def test_sigterm_saves_the_step_and_exits_with_143(place, whole):
+    words = ("run", *TINY, "name=terminated")
+    folder = folder_of(place, "terminated")
+    command = Command(place, *words)
+    command.wait_for(folder / "progress.json")
+    command.process.terminate()
+    outcome = command.wait()
+    assert outcome.code == 143, outcome.said
+    found = re.search(r"^transloom: the run terminated was stopped, with the checkpoint step_0*(\d+); ", outcome.err)
+    assert found, outcome.said
+    step = int(found[1])
+    assert 0 < step < STEPS, "the signal came too late"
+    # The signal is noticed within a second; the step under way then is in the checkpoint.
+    assert max(losses(folder)) <= step
+    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "terminated"]
+    assert run.info.status == "KILLED"
+
+    transloom(place, *words)
+    training = read_json(folder / "training.json")
+    assert training["this_attempt"]["from_step"] == step and training["step"] == STEPS
+    assert not differing(checkpoint_state(folder), checkpoint_state(folder_of(place, "whole")))
+    (after,) = [run for run in mlflow_runs(place) if run.info.run_name == "terminated"]
+    assert after.info.run_id == run.info.run_id and after.info.status == "FINISHED"

@@ -12,11 +12,14 @@ import pytest
 from command import ROOT, TINY, Command
 from runs import checkpoint_state, differing, folder_of, losses, trajectory
 
+from jobs import preflight, train
 from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
+from jobs.preflight import check_cluster, checked_session
 from jobs.prepare import prepare_stage
 from jobs.train import make_trainer, train_worker
 from jobs.workspace import Run, run_for
+from pipeline.errors import UserError
 from pipeline.files import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -90,6 +93,29 @@ def test_validation_on_a_spare_cpu_finds_the_same(place, two_nodes, spread):
     for found, expected in zip(spare["validations"], in_turn["validations"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert not differing(checkpoint_state(folder_of(place, "spare")), checkpoint_state(folder_of(place, "spread")))
+
+
+def test_no_room_is_told_and_not_waited_for(place, two_nodes, monkeypatch):
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(preflight, "ROOM_SECONDS", 1.0)
+    words = (*TINY, "cluster.num_workers=1", f"output_dir={place}/outputs", "tracking=off")
+    config = load_config([*words, f"cluster.address={two_nodes.address}"])
+    with checked_session(config):
+        others = placement_group([{"CPU": 1}] * 2)
+        assert others.wait(30)
+        with pytest.raises(UserError, match=r"no room for 1 workers of 1 CPU within 1 s: free are 0 CPU"):
+            check_cluster(config)
+        # Nor where the room is lost later.
+        monkeypatch.setattr(train, "MINUTES_WITHOUT_ROOM", 1)
+        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+        run = run_for(dataclasses.replace(config, name="no-room"), prepare_stage(config))
+        with pytest.raises(UserError, match="for 1 minutes the cluster had no room for 1 workers any more"):
+            train.train_stage(run)
+        remove_placement_group(others)
+        assert ray.cluster_resources()["CPU"] == 2
+    assert not list((place / "outputs").glob(".seen-by-all-*"))
 
 
 def test_every_engine_and_number_of_workers_takes_the_same_steps(place, two_nodes, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.config import Config, load_config, read_config
 from jobs.train import is_trained, refuse_too_long
-from jobs.workspace import CONFIG_FILE, TRAINING_FILE, Run, find_run, only_owner, resumed, run_for
+from jobs.workspace import CONFIG_FILE, TRAINING_FILE, Run, find_run, only_owner, only_resumed, resumed, run_for
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -113,3 +113,21 @@ def test_only_its_owner_changes_a_runs_settings(root: Path, prepared: Prepared) 
         assert read_config(greedy.folder / CONFIG_FILE).decode.beam == 1
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), only_owner(greedy):
             pass
+
+
+def test_a_configuration_from_elsewhere_goes_on_with_its_own_run_only(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=mine", "model.dropout=0.2"), prepared)
+    words = ("name=mine", "model.dropout=0.2", "train.max_steps=9", "engine=torch")
+    config = dataclasses.replace(configured(root, *words), resume="mine")
+    assert only_resumed(config) == config
+    other = dataclasses.replace(configured(root, *words, "seed=3"), resume="mine")
+    with pytest.raises(UserError, match=r"seed: is another one than that of the run mine"):
+        only_resumed(other)
+    other = dataclasses.replace(configured(root, "name=mine", "model.dropout=0.3"), resume="mine")
+    with pytest.raises(UserError, match=r"model\.dropout: is another one"):
+        only_resumed(other)
+
+
+def test_a_run_that_was_stopped_before_it_began_is_begun(root: Path) -> None:
+    config = configured(root, "name=early")
+    assert only_resumed(dataclasses.replace(config, resume="early")) == config

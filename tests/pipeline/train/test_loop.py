@@ -264,3 +264,22 @@ def test_metrics_count_real_tokens(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         TrainConfig(**{field: -1})
+
+
+def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(tmp_path: Path) -> None:
+    whole, _, engine, _ = start(tmp_path / "whole", SHORT)
+    asked = iter([False] * 6 + [True])
+    told, state, _, reason = start(tmp_path / "stopped", SHORT, stop=lambda: next(asked))
+    assert (reason, state.step) == ("stopped", 7)
+    newest = newest_checkpoint(tmp_path / "stopped" / "checkpoints")
+    assert newest is not None and newest.name == "step_00000007"
+    rest, _, resumed, reason = start(tmp_path / "stopped", SHORT)
+    assert reason == "max_steps"
+    assert told.metrics.keys() | rest.metrics.keys() == whole.metrics.keys()
+    expected = engine.weights()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
+
+
+def test_a_run_that_ends_anyway_is_not_stopped(tmp_path: Path) -> None:
+    asked = itertools.chain([False] * 11, itertools.repeat(True))
+    assert start(tmp_path, SHORT, stop=lambda: next(asked))[3] == "max_steps"

@@ -8,7 +8,7 @@ import torch
 from ranks import run_ranks
 
 from pipeline.errors import UserError
-from pipeline.ranks import rank
+from pipeline.ranks import on_any, rank
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import resume, save_checkpoint
 from pipeline.train.optimizer import EngineState
@@ -67,3 +67,11 @@ def test_one_rank_alone(folders: list[Path]) -> None:
     assert engine_state is not None and trainer_state == {"step": 20}
     with pytest.raises(UserError, match="damaged: step_00000010"):
         resume(folders[3])
+
+
+def ask_all() -> list[bool]:
+    return [on_any(flag, torch.device("cpu")) for flag in (False, rank() == 1, True)]
+
+
+def test_what_one_rank_is_asked_all_know() -> None:
+    assert run_ranks(ask_all, 2) == [[False, True, True]] * 2

@@ -1,0 +1,36 @@
+"""Resume: submit a job that has ended again, to go on with its run from the newest checkpoint."""
+
+from dataclasses import replace
+
+import yaml
+
+from jobs.cli import sort_words
+from jobs.clusters import choose_cluster
+from pipeline.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    words, own, settings = sort_words(argv, own=("to",))
+    if len(words) != 1:
+        raise UserError("resume: name one job: transloom resume <job>; transloom jobs lists them")
+    job_id = words[0]
+    cluster = choose_cluster(own.get("to"))
+
+    from jobs.client import Client
+    from jobs.config import from_dict, load_config
+    from jobs.submit import for_cluster, submit
+    from jobs.workspace import with_changes
+
+    job = Client(cluster).details(job_id)
+    if not job.status.is_terminal():
+        raise UserError(f"{job_id}: is still {job.status.value.lower()}: transloom stop {job_id} to={cluster.name}")
+    about = job.metadata or {}
+    if "transloom_config" not in about:
+        raise UserError(
+            f"{job_id}: was not submitted by `transloom submit`, so its settings are not known here. On a machine that "
+            f"sees the runs' folder: transloom submit run resume=<run> to={cluster.name}"
+        )
+    before = from_dict(yaml.safe_load(about["transloom_config"]))
+    config = with_changes(before, load_config(settings), settings)
+    config = replace(config, name=before.name, resume=before.name, output_dir=before.output_dir)
+    return submit(about["transloom_job"], for_cluster(config, cluster), cluster)

@@ -1,0 +1,54 @@
+"""SIGTERM, as of a preemption, `transloom stop` or `kill`: a checkpoint first where a training is under way, then the
+end, with exit code 143."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended the command; the argument is what a person is told. A KeyboardInterrupt, for whatever handles
+    Ctrl-C on the way is right for it too."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block with Terminated.
+
+    Raises:
+        Terminated: SIGTERM came.
+    """
+    came = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt  # Ray lets no other exception out of its own waiting
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not came or isinstance(interrupt, Terminated):
+            raise
+        raise Terminated("ended by SIGTERM. Finished stages and checkpoints are kept") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """Within the block the first SIGTERM does `action`, and only a second one what it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def act(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        action()
+
+    signal.signal(signal.SIGTERM, act)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,117 @@
+"""Submit: compose a job's configuration here, refuse mistakes here, and hand the job to a Ray cluster."""
+
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jobs.cli import configuration, sort_words
+from jobs.clusters import Cluster, choose_cluster
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.config import Config
+
+SUBMITTABLE = ("run", "prepare", "train", "evaluate")
+STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
+
+
+def main(argv: list[str]) -> int:
+    words, own, settings = sort_words(argv, own=("to",))
+    if len(words) != 1 or words[0] not in SUBMITTABLE:
+        raise UserError(f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run")
+    job = words[0]
+    cluster = choose_cluster(own.get("to"))
+    config = for_cluster(configuration(job, with_cluster_settings(settings, cluster)), cluster)
+    if job == "evaluate" and config.name is None:
+        raise UserError("evaluate: name the run: resume=<run>, or name=<run> with the settings that it was made with")
+    return submit(job, config, cluster)
+
+
+def with_cluster_settings(words: Sequence[str], cluster: Cluster) -> list[str]:
+    """The words, before them what the cluster's entry says and they do not."""
+    entry = {"output_dir": cluster.output_dir, "tracking.uri": cluster.tracking_uri}
+    given = {word.partition("=")[0] for word in words}
+    return [*(_word(key, value) for key, value in entry.items() if value and key not in given), *words]
+
+
+def _word(key: str, value: str) -> str:
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{quoted}"'
+
+
+def for_cluster(config: "Config", cluster: Cluster) -> "Config":
+    """The configuration as the cluster is to have it.
+
+    Raises:
+        UserError: it names another cluster, or has a password or token in it.
+    """
+    from jobs.config import to_dict
+    from pipeline.spool import redact
+    from pipeline.tracker import flatten
+
+    if config.cluster.address not in (None, "auto"):
+        raise UserError(f"cluster.address: to=<name> says which cluster; here it is {cluster.name}")
+    settings = to_dict(config)
+    plain, redacted = flatten(settings), flatten(redact(settings))
+    for key in plain:
+        if plain[key] != redacted[key]:
+            raise UserError(
+                f"{key}: {redacted[key]} has a password or token in it, and what is submitted can be read by all who "
+                "reach the cluster. Leave it out, and set it in the environment that the cluster's Ray is started in: "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow"
+            )
+    return replace(config, cluster=replace(config.cluster, address="auto"))
+
+
+def submit(job: str, config: "Config", cluster: Cluster) -> int:
+    """Submits the job and follows it; its exit code.
+
+    Raises:
+        UserError: the cluster does not answer, can't place the workers, or does not start the job.
+    """
+    from jobs.client import Client
+    from jobs.cluster import refuse_unplaceable
+    from jobs.config import to_yaml
+    from jobs.console import console
+    from jobs.follow import follow
+    from jobs.nodes import versions
+    from jobs.package import packed
+    from jobs.report import code_revision
+    from jobs.workspace import CONFIG_FILE
+    from pipeline.spool import redact_uri
+
+    client = Client(cluster)
+    refuse_unplaceable(config.cluster, client.nodes())
+    stamp = secrets.token_hex(3)
+    run = config.name or f"{re.sub('[^A-Za-z0-9._-]', '-', config.corpus.name)}-{stamp}"
+    job_id = run if run.endswith(stamp) else f"{run}-{stamp}"
+    config = replace(config, name=run)
+    workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker:g} CPU"
+    if config.cluster.gpus_per_worker:
+        workers += f", {config.cluster.gpus_per_worker:g} GPU"
+    about = {
+        "command": redact_uri(" ".join(["transloom", *sys.argv[1:]])),
+        "revision": code_revision(),
+        "versions": versions(),
+    }
+    with packed(config, about) as folder:
+        client.submit_job(
+            entrypoint=f"python -m jobs {job} resolved={CONFIG_FILE}",
+            submission_id=job_id,
+            # Everybody who reaches the dashboard reads this and the metadata: no secrets.
+            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+            metadata={
+                "job_name": run,
+                "transloom_job": job,
+                "transloom_run": run,
+                "transloom_experiment": config.tracking.experiment,
+                "transloom_workers": workers,
+                "transloom_config": to_yaml(config),
+            },
+        )
+    console.print(f"Submitted   {job_id} to {cluster.name} ({cluster.address})")
+    console.print("Ctrl-C leaves it running.")
+    return follow(client, job_id, is_new=True)

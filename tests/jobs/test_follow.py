@@ -1,0 +1,55 @@
+"""What is read from a log is what the job printed into it."""
+
+import pytest
+
+from jobs.console import counter, is_progress, training_line
+from jobs.follow import progress_of
+
+SHOWN = {
+    "step": 1200,
+    "max_steps": 20_000,
+    "loss": 3.21,
+    "learning_rate": 1e-3,
+    "source_tokens_per_second": 9000.0,
+    "target_tokens_per_second": 9100.0,
+    "padding_share": 0.01,
+    "model_flops_per_second": 1e11,
+    "validation_bleu": 12.34,
+    "validation_step": 1000,
+    "eta_seconds": 60.0,
+}
+
+
+def test_a_training_is_read_from_its_line_of_progress():
+    log = f"Stage: prepare\nStage: train\n  starting the workers …\n{training_line(SHOWN)}\n"
+    found = progress_of(log)
+    assert (found.stage, found.step, found.bleu, found.mlflow) == ("train", "1,200/20,000", "12.34", "")
+    log += "MLflow      http://h:5000/#/experiments/1/runs/a\nStage: evaluate\ntest bleu   31.50  nrefs:1\n"
+    found = progress_of(log)
+    assert (found.stage, found.bleu) == ("evaluate", "31.50")
+    assert found.mlflow == "http://h:5000/#/experiments/1/runs/a"
+    assert progress_of("").stage == ""
+
+
+class Shown:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def show(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_lines_of_progress_are_told_from_others():
+    status = Shown()
+    count = counter(status)  # type: ignore[arg-type]
+    count("translating test", 5, 500)
+    count("corpus", 1234, 0)
+    assert all(map(is_progress, [*status.texts, training_line(SHOWN), "  starting the workers …"]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Stage: train", "  source       At 10: 40 a dog runs.", "Run          a", "  going on from step_00000050", ""],
+)
+def test_a_result_is_no_progress(line):
+    assert not is_progress(line)
