@@ -79,7 +79,7 @@ ARGUMENTS = {
     "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
-    "submit": "run|prepare|train|evaluate [to=<cluster>] ",
+    "submit": "run|prepare|train|evaluate [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
     "jobs": "[to=<cluster>]",
     "logs": "<job> [-f] [to=<cluster>]",
     "stop": "<job> [to=<cluster>]",

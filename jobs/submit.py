@@ -15,19 +15,37 @@ if TYPE_CHECKING:
     from jobs.config import Config
 
 SUBMITTABLE = ("run", "prepare", "train", "evaluate")
+NO_JOB = f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run"
 STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
 
 
 def main(argv: list[str]) -> int:
     words, own, settings = sort_words(argv, own=("to",))
+    if own.get("to") == "kubernetes":
+        return _print_manifests(argv)
     if len(words) != 1 or words[0] not in SUBMITTABLE:
-        raise UserError(f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run")
+        raise UserError(NO_JOB)
     job = words[0]
     cluster = choose_cluster(own.get("to"))
     config = for_cluster(configuration(job, with_cluster_settings(settings, cluster)), cluster)
     if job == "evaluate" and config.name is None:
         raise UserError("evaluate: name the run: resume=<run>, or name=<run> with the settings that it was made with")
     return submit(job, config, cluster)
+
+
+def _print_manifests(argv: Sequence[str]) -> int:
+    """`to=kubernetes --dry-run`: what KubeRay is to be given. kubectl, which has the user's login, does the rest."""
+    from jobs.kubernetes import KEYS, kubernetes_config, print_manifests
+
+    words, own, settings = sort_words(argv, own=("to", *KEYS))
+    if "--dry-run" not in settings:
+        raise UserError("to=kubernetes: prints manifests for kubectl, and starts nothing; say so with --dry-run")
+    if len(words) != 1 or words[0] not in SUBMITTABLE:
+        raise UserError(NO_JOB)
+    settings.remove("--dry-run")
+    config = configuration(words[0], settings)
+    print_manifests(words[0], config, kubernetes_config({key: value for key, value in own.items() if key != "to"}))
+    return 0
 
 
 def with_cluster_settings(words: Sequence[str], cluster: Cluster) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from crd import document_schemas, errors, job_schema
 
+from jobs.__main__ import main
 from jobs.config import load_config, read_config
 from jobs.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
 from pipeline.errors import UserError
@@ -310,3 +311,13 @@ def test_what_is_printed_is_the_manifests_with_what_to_do_first():
     quiet = io.StringIO()
     print_manifests("run", load_config(("tracking=off",)), SETTINGS, quiet)
     assert "postgresql" not in quiet.getvalue()
+
+
+def test_submit_prints_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "run", "to=kubernetes", "image=registry.example/transloom:1", "namespace=team", "tracking=off"]
+    assert main(words) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert main([*words, "--dry-run", "experiment=demo", "cluster.num_workers=2"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert documents[-1]["kind"] == "RayJob" and documents[-1]["metadata"]["namespace"] == "team"
+    assert documents[-1]["spec"]["entrypoint"].startswith("transloom run resolved=")
