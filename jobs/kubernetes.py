@@ -8,7 +8,6 @@ cluster, and no secret passes through: the documents name Secrets that the user 
 import dataclasses
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -95,7 +94,7 @@ def kubernetes_config(values: Mapping[str, str]) -> KubernetesConfig:
         raise UserError(str(error)) from error
 
 
-def print_manifests(job: str, config: Config, settings: KubernetesConfig, out: TextIO = sys.stdout) -> None:
+def print_manifests(job: str, config: Config, settings: KubernetesConfig, out: TextIO) -> None:
     """Writes the manifests of `transloom <job>` as YAML, with what to do with them as comments at the top.
 
     Raises:

@@ -44,7 +44,8 @@ def _print_manifests(argv: Sequence[str]) -> int:
         raise UserError(NO_JOB)
     settings.remove("--dry-run")
     config = configuration(words[0], settings)
-    print_manifests(words[0], config, kubernetes_config({key: value for key, value in own.items() if key != "to"}))
+    values = {key: value for key, value in own.items() if key != "to"}
+    print_manifests(words[0], config, kubernetes_config(values), sys.stdout)
     return 0
 
 
