@@ -152,7 +152,7 @@ def _reason(error: BaseException) -> str:
         for one in (seen, *seen.args):
             if isinstance(one, OSError) and one.strerror:
                 return one.strerror
-            if isinstance(getattr(one, "reason", None), BaseException):
-                return _reason(one.reason)
+            if isinstance(reason := getattr(one, "reason", None), BaseException):
+                return _reason(reason)
         seen = seen.__cause__ or seen.__context__
     return type(error).__name__
