@@ -29,7 +29,8 @@ class Client(JobSubmissionClient):
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         token = cluster.token()
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package that it uploads
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.WARNING)  # Ray tells of every package that it uploads, and of every connection
         self._session = requests.Session()
         # A proxy that the environment names is for other machines.
         self._session.trust_env = not is_loopback(urlsplit(cluster.address).hostname or "")
