@@ -29,7 +29,8 @@ class Client(JobSubmissionClient):
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         token = cluster.token()
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package that it uploads
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.WARNING)  # Ray tells of every package that it uploads, and of every connection
         self._session = requests.Session()
         # A proxy that the environment names is for other machines.
         self._session.trust_env = not is_loopback(urlsplit(cluster.address).hostname or "")
@@ -152,7 +153,7 @@ def _reason(error: BaseException) -> str:
         for one in (seen, *seen.args):
             if isinstance(one, OSError) and one.strerror:
                 return one.strerror
-            if isinstance(getattr(one, "reason", None), BaseException):
-                return _reason(one.reason)
+            if isinstance(reason := getattr(one, "reason", None), BaseException):
+                return _reason(reason)
         seen = seen.__cause__ or seen.__context__
     return type(error).__name__

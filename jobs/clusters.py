@@ -140,7 +140,7 @@ def _read_entry(where: str, name: str, entry: Any) -> Cluster:
     if token_file is not None and not token_file.is_absolute():
         raise UserError(f"{where}.token_file: must be absolute or begin with ~, not {entry['token_file']!r}")
     try:
-        return Cluster(name=name, **entry | {"token_file": token_file})
+        return Cluster(name, entry["address"], token_file, entry.get("output_dir"), entry.get("tracking_uri"))
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
 

@@ -46,6 +46,7 @@ def follow(client: "Client", job_id: str, is_new: bool = False) -> int:
     match job.status.value:
         case "SUCCEEDED":
             console.print(f"\nThe job {job_id} is done.")
+            print_next(f"transloom jobs to={client.cluster.name}")
             return 0
         case "STOPPED":
             console.print(f"\nThe job {job_id} was stopped.")

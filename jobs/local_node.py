@@ -42,7 +42,7 @@ def main(options: dict[str, Any]) -> None:
         )
     else:
         # The head has the machine's GPUs.
-        params = RayParams(**common, gcs_address=f"{HOST}:{options['gcs_port']}", num_gpus=0, include_log_monitor=False)
+        params = RayParams(**common, gcs_address=f"{HOST}:{options['gcs_port']}", num_gpus=0)
     node = Node(params, head=is_head, shutdown_at_exit=True, spawn_reaper=True)
     write_ray_address(node.gcs_address, options["temp_dir"])  # where a job finds its cluster
     while not node.dead_processes():

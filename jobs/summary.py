@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.console import clock, console, table
 from jobs.machine import processor_name
+from jobs.package import submission
 from jobs.workspace import Run
 from pipeline.data.prepare import Prepared
 
@@ -77,6 +78,9 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
 
 
 def print_next(*commands: str) -> None:
+    """What is sensible next; in a job that was submitted nothing, for it is where it was submitted that it is told."""
+    if submission():
+        return
     console.print("\nNext:", style="bold")
     for command in commands:
         console.print(f"  {command}")

@@ -274,6 +274,7 @@ def ask_server(uri: str, seconds: float) -> tuple[int, str]:
         timeout=seconds,
         raise_on_status=False,
     )
+    assert answer is not None  # as MLflow's annotations would have it
     return answer.status_code, answer.text
 
 

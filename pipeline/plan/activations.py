@@ -11,6 +11,9 @@ from model.config import Norm, RecurrentConfig, TransformerConfig
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8
+# Bytes that an LSTM keeps for each position beside its input and output, for each number of its output's and of its
+# input's width; by the bytes of a number. Measured
+LSTM_WORKSPACE = {4: (40.0, 24.0), 2: (24.2, 20.8)}
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,16 @@ def _scores(config: TransformerConfig, batch: MicroBatch) -> float:
 
 
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:
-    """An LSTM keeps its input, its output and, for each position, four gates and two states of its width."""
-    c, mask, d, grid = batch.bytes_per_number, batch.bytes_per_mask if config.dropout else 0, config.d_model, batch.grid
-    embedding = d * (c + mask)
-    encoder_layer = grid * d * (6 * c + 4 * c + mask)  # both directions, each over d to half of it; x + dropout(change)
-    decoder_layer = grid * d * (6 * c + 3 * c + mask)
-    weights = batch.longest * grid * c
-    source = embedding + config.encoder_layers * encoder_layer + grid * 2 * d * c
-    target = embedding + config.decoder_layers * decoder_layer + weights + d * (4 * c + 2 * mask)
+    """The LSTM's own workspace, oneDNN's, is most of it; cuDNN's is taken to be as large."""
+    c, d, grid = batch.bytes_per_number, config.d_model, batch.grid
+    mask = batch.bytes_per_mask if config.dropout else 0
+    of_output, of_input = LSTM_WORKSPACE[c]
+    # Two directions of half the width, one of them on the reversed input; a mask
+    encoder_layer = d * (of_output + 2 * of_input + 3 * c + mask)
+    source = grid * (config.encoder_layers * encoder_layer + 2 * d * c) + d * mask  # with memory and keys; embedding
+    bottom = d * (of_output + of_input + 2 * c)
+    above = d * (of_output + 2 * of_input + 3 * c + mask)  # what attention found is half of its input
+    weights = batch.longest * c
+    target = grid * (bottom + (config.decoder_layers - 1) * above + weights)
+    target += d * (mask + 4 * c + 3 * mask)  # embedding, and Luong's tanh layer
     return source * batch.source_tokens + target * batch.target_tokens

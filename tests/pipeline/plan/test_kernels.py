@@ -25,7 +25,7 @@ def test_shapes_are_those_of_the_batches_that_a_worker_gets() -> None:
 
 
 def test_equal_sentences_need_the_same_kernels_again_and_again() -> None:
-    same = np.full(1000, 16, dtype=np.int32)
+    same = np.full(1024, 16, dtype=np.int32)  # sixteen in every micro-batch
     assert kernel_bytes((same, same), BATCH, 1, 1, 50) == OF_TOKENS + OF_GRID + OF_PAIR
 
 
