@@ -11,6 +11,7 @@ GB = 1e9
 # NVIDIA's DeepLearningExamples train big at 82,000 tokens/s on one A100 in mixed precision: 1.29 GFLOP each, of 312
 # TFLOP/s. That is the one published figure for this model, so it stands for all GPUs.
 GPU_UTILISATION = 0.33
+GPU_LAUNCH = 8e-6  # what torch takes for an operation and its gradient, for each kernel: 5 to 10 microseconds
 # A training step of ours took 47 to 51 % of a matrix product's speed on two CPU cores (docs/performance.md).
 CPU_UTILISATION = 0.5
 
@@ -28,6 +29,7 @@ class Hardware:
         per_machine: devices in a machine.
         link, network: bytes/s that a device sends to its neighbour within a machine, and between machines.
         link_latency, network_latency: seconds that each step of a ring takes besides.
+        launch: seconds of the host's time to start a kernel: a GPU computes no faster. 0 on a CPU.
         price: US dollars an hour of one device.
         origin: where speed and memory come from.
     """
@@ -44,6 +46,7 @@ class Hardware:
     network: float
     network_latency: float
     price: float
+    launch: float = GPU_LAUNCH
     crowding: float = 0.0
     is_gpu: bool = True
     origin: str = "assumed"
@@ -132,5 +135,6 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
         network=1 * GB,  # ten gigabits, of which four fifths arrive
         network_latency=100e-6,
         price=0.05 * cores_per_worker,
+        launch=0.0,
         is_gpu=False,
     )

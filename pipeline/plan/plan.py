@@ -12,7 +12,7 @@ from model.flops import count_parameters, training_flops
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import GPU, Footing, Memory
 from pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
-from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
+from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, launches, step_time
 from pipeline.plan.training import Training, kernels_of, memory_of
 from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import Precision
@@ -113,7 +113,8 @@ def _data(training: Training) -> dict[str, Any]:
 
 
 def _work(training: Training, parameters: int, flops: float, stage: int) -> Work:
-    return Work(training.batch.micro_batches, flops, parameters, training.precision, stage)
+    kernels = launches(training.model)
+    return Work(training.batch.micro_batches, flops, kernels, parameters, training.precision, stage)
 
 
 def _on(

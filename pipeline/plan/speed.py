@@ -1,13 +1,15 @@
 """How long a step takes on so many workers: computation, update, and a ring that adds the gradients up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from model.build import ModelConfig
+from model.config import RecurrentConfig, TransformerConfig
 from pipeline.plan.hardware import Hardware
 from pipeline.train.optimizer import Precision
 
 FORMULA = (
-    "step = ceil(M / W) x FLOPs of a micro-batch / (peak x utilisation) + update + communication;  "
-    "all-reduce = 2 (W - 1) / W x bytes / bandwidth + 2 (W - 1) x latency, nothing overlapped"
+    "step = ceil(M / W) x max(FLOPs of a micro-batch / (peak x utilisation), launches x their time) + update + "
+    "communication; all-reduce = 2 (W - 1) / W x bytes / bandwidth + 2 (W - 1) x latency, nothing overlapped"
 )
 UPDATE_BYTES = 40  # read and written for each parameter: norm, moments, masters, gradient, the copy in 16 bits
 
@@ -18,12 +20,13 @@ class Work:
 
     Attributes:
         micro_batches: of a step; a worker takes every W-th.
-        flops: of a step, over all workers. parameters: of the model.
+        flops: of a step, over all workers. launches: of kernels for a micro-batch. parameters: of the model.
         stage: ZeRO's; 0 stands for plain torch too.
     """
 
     micro_batches: int
     flops: float
+    launches: int
     parameters: int
     precision: Precision
     stage: int
@@ -42,6 +45,16 @@ class StepTime:
         return self.computation + self.update + self.communication
 
 
+def launches(config: ModelConfig) -> int:
+    """Kernels that a micro-batch's forward and backward pass start, gradients' accumulation included: counted on a CPU
+    for one layer more or less."""
+    match config:
+        case TransformerConfig():
+            return 140 + 67 * config.encoder_layers + 118 * config.decoder_layers
+        case RecurrentConfig():
+            return 100 + 35 * config.encoder_layers + 20 * config.decoder_layers
+
+
 def accumulation(micro_batches: int, workers: int) -> int:
     """Micro-batches that the busiest worker has in a step; the others wait for it."""
     return -(-micro_batches // workers)
@@ -50,10 +63,10 @@ def accumulation(micro_batches: int, workers: int) -> int:
 def step_time(work: Work, hardware: Hardware, workers: int) -> StepTime:
     """A step of `work` shared by so many workers."""
     held = accumulation(work.micro_batches, workers)
-    flops = held * work.flops / work.micro_batches
+    seconds = work.flops / work.micro_batches / hardware.flops_per_second(work.precision, workers)
     share = 1 if work.stage == 0 else workers  # ZeRO: each updates its own part
     return StepTime(
-        computation=flops / hardware.flops_per_second(work.precision, workers),
+        computation=held * max(seconds, work.launches * hardware.launch),
         update=UPDATE_BYTES * work.parameters / share / hardware.memory_bandwidth,
         communication=communication_seconds(work, hardware, workers),
     )
@@ -62,9 +75,8 @@ def step_time(work: Work, hardware: Hardware, workers: int) -> StepTime:
 def grown(work: Work, workers: int, times: int) -> Work:
     """The same work with a batch that grew with the workers: each of them keeps what one of `workers` has."""
     held = accumulation(work.micro_batches, workers)
-    return Work(
-        held * times, work.flops / work.micro_batches * held * times, work.parameters, work.precision, work.stage
-    )
+    micro_batches = held * times
+    return replace(work, micro_batches=micro_batches, flops=work.flops / work.micro_batches * micro_batches)
 
 
 def communication_seconds(work: Work, hardware: Hardware, workers: int) -> float:

@@ -55,8 +55,13 @@ def test_base_costs_what_its_flops_cost() -> None:
     assert plan["model"]["parameters"] == pytest.approx(63.1e6, rel=0.01)
     assert plan["model"]["flops"] == pytest.approx(0.381e9 * 25_000 * 100_000, rel=0.01)
     h100 = on(plan, "h100")
-    # Eight of them at a third of 790 TFLOP/s, and what else a step takes
-    assert h100["step_seconds"]["computation"] == pytest.approx(0.381e9 * 25_000 / (8 * 790e12 * 0.33), rel=0.01)
+    # A micro-batch of 3,125 tokens is computed before it is launched; a larger one at a third of 790 TFLOP/s
+    assert h100["step_seconds"]["computation"] == pytest.approx(1250 * 8e-6)
+    large = replace(
+        BASE, batch=BatchConfig(200_000, 25_000), volume=replace(VOLUME, step_source_tokens=2e5, step_target_tokens=2e5)
+    )
+    seconds = on(plan_of(large), "h100")["step_seconds"]["computation"]
+    assert seconds == pytest.approx(0.381e9 * 200_000 / (8 * 790e12 * 0.33), rel=0.01)
     assert h100["hours"] > h100["step_seconds"]["total"] * 100_000 / 3600  # checkpoints
     assert h100["cost"] == pytest.approx(h100["hours"] * 8 * 3.0)
     assert h100["fits"] and h100["recommended_stage"] == 0
@@ -65,7 +70,10 @@ def test_base_costs_what_its_flops_cost() -> None:
 def test_an_a100_trains_big_as_fast_as_it_is_known_to() -> None:
     """82,000 tokens/s on one, 552,000 on eight (NVIDIA's DeepLearningExamples)."""
     for workers, published in ((1, 82_000), (8, 552_000)):
-        one = on(plan_of(replace(BIG, workers=workers, vocab_size=33_000)), "a100")
+        batch = BatchConfig(10_240 * workers, 10_240)
+        volume = replace(VOLUME, step_source_tokens=10_240.0 * workers, step_target_tokens=10_240.0 * workers)
+        training = replace(BIG, workers=workers, vocab_size=33_000, batch=batch, volume=volume)
+        one = on(plan_of(training), "a100")
         assert one["target_tokens_per_second"] == pytest.approx(published, rel=0.25)
 
 
@@ -143,7 +151,7 @@ def test_a_calibrated_machine_takes_the_steps_that_were_measured() -> None:
     parameters = count_parameters(training.model, training.vocab_size)
     predicted = memory_alone(training, 50, cpu_footing(True))
     cpu, footing = calibrated(CPU, cpu_footing(True), measured, Precision.bf16, parameters, predicted)
-    work = Work(8, 8e11, parameters, Precision.bf16, stage=0)
+    work = Work(8, 8e11, 1000, parameters, Precision.bf16, stage=0)
     alone, together = step_time(work, cpu, 1), step_time(work, cpu, 2)
     assert alone.total == pytest.approx(8e11 / 2e11 + 0.05)
     ring = 4 * parameters / 1e9 + 2 * 1e-4

@@ -3,13 +3,20 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.build import build_model
+from model.config import TransformerConfig
+from model.packing import Layout
+from pipeline.data.batches import Batch
 from pipeline.plan.hardware import GPUS, this_cpu
-from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
+from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, launches, step_time
+from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import Precision
 
 H100 = next(one for one in GPUS if one.key == "h100")
-WORK = Work(micro_batches=8, flops=8e12, parameters=100_000_000, precision=Precision.bf16, stage=0)
+WORK = Work(micro_batches=8, flops=8e12, launches=0, parameters=100_000_000, precision=Precision.bf16, stage=0)
 
 
 def test_an_all_reduce_by_hand() -> None:
@@ -64,3 +71,59 @@ def test_a_cpu_is_known_by_its_instructions() -> None:
     assert this_cpu(8, 2, 8e9, []).per_machine == 4
     assert this_cpu(8, 2, 8e9, []).memory_bytes == 2e9
     assert this_cpu(1, 2, 8e9, []).per_machine == 1
+
+
+def test_a_gpu_waits_for_its_kernels_to_be_launched_a_cpu_does_not() -> None:
+    shallow, deep = (TransformerConfig(encoder_layers=layers, decoder_layers=layers) for layers in (1, 6))
+    assert launches(deep) - launches(shallow) == 5 * (67 + 118)
+    small = replace(WORK, flops=8e6, launches=1000)
+    assert step_time(small, H100, 1).computation == pytest.approx(8 * 1000 * H100.launch)
+    assert step_time(replace(small, flops=8e15), H100, 1).computation == pytest.approx(8e15 / (790e12 * 0.33))
+    cpu = this_cpu(2, 1, 16e9, [])
+    assert step_time(small, cpu, 1).computation == pytest.approx(8e6 / cpu.flops_per_second(Precision.bf16, 1))
+
+
+def test_launches_are_those_of_torch() -> None:
+    """Counted as torch dispatches them, but for views: of a layer more, on each side."""
+
+    def dispatched(encoder_layers: int, decoder_layers: int) -> int:
+        config = TransformerConfig(64, 64, 4, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+        objective = TranslationObjective(build_model(config, 100), 0.1).train()
+        row = torch.arange(4, 61)
+        layout = Layout.of(torch.tensor([14, 15, 16, 12]))
+        parameters = len(list(objective.parameters()))
+        with Counting() as counted:
+            objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
+        return counted.operations + parameters  # each gradient is added up
+
+    base = dispatched(1, 1)
+    assert dispatched(2, 1) - base == pytest.approx(67, rel=0.1)
+    assert dispatched(1, 2) - base == pytest.approx(118, rel=0.1)
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations that do work."""
+
+    VIEWS = (
+        "view",
+        "transpose",
+        "t",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "detach",
+    )
+    NO_WORK = (*VIEWS, "alias", "unbind", "as_strided", "_unsafe_view", "split_with_sizes", "_local_scalar_dense")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        name = function.overloadpacket.__name__
+        self.operations += name not in self.NO_WORK and "empty" not in name
+        return function(*args, **(kwargs or {}))
