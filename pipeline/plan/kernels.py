@@ -6,6 +6,7 @@ follows from the sentences' lengths; what each of them takes was measured.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pipeline.data.batches import BatchConfig, filler, plan_epoch
 # The model's width and heads do not matter. No more than 4096 kernels are kept (`ALLOCATOR` in jobs/cluster.py).
 OF_TOKENS, OF_GRID, OF_PAIR = 6.5e6, 3.05e6, 1.19e6
 MOST_BYTES = 590e6
-MOST_LOOKED_AT = 4000  # micro-batches: hardly a shape is new after them
+MOST_BATCHES, MOST_SENTENCES = 4000, 500_000  # that are looked at: hardly a shape is new after them
 
 
 def kernel_bytes(
@@ -30,11 +31,14 @@ def kernel_bytes(
     tokens: set[int] = set()
     grids: set[tuple[int, int]] = set()
     pairs: set[tuple[tuple[int, int], tuple[int, int]]] = set()
-    looked_at = min(MOST_LOOKED_AT, micro_batches)
-    for _, (source, target) in zip(range(looked_at), _shapes(lengths, batch, seed, workers), strict=False):
+    sentences = 0
+    for source, target in islice(_shapes(lengths, batch, seed, workers), min(MOST_BATCHES, micro_batches)):
         tokens |= {source[2], target[2]}
         grids |= {source[:2], target[:2]}
         pairs.add((source[:2], target[:2]))
+        sentences += source[0]
+        if sentences > MOST_SENTENCES:
+            break
     return min(MOST_BYTES, OF_TOKENS * len(tokens) + OF_GRID * len(grids) + OF_PAIR * len(pairs))
 
 

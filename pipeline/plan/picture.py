@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.figures import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
 from pipeline.files import atomic_write
 
-STYLES = ((BLUE, "o"), (GREEN, "^"), (ORANGE, "s"), (GREY, "D"))
+# Colour, marker and width: an H200 computes as an H100, whose line would hide it
+STYLES = ((BLUE, "o", 6.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "D", 1.8))
 
 
 def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
@@ -22,11 +23,11 @@ def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     names = {one["key"]: one["name"] for one in plan["hardware"]}
-    for rows, (color, marker) in zip(plan["growth"].values(), STYLES, strict=False):
+    for rows, (color, marker, width) in zip(plan["growth"].values(), STYLES, strict=False):
         for batch, line in (("growing_batch", "-"), ("same_batch", "--")):
             known = [row for row in rows if row[batch]]
             workers = [row["workers"] for row in known]
-            style = {"color": color, "marker": marker, "markersize": 4, "lw": 1.8, "ls": line}
+            style = {"color": color, "marker": marker, "markersize": width + 2.5, "lw": width, "ls": line}
             above.plot(workers, [row[batch]["total"] for row in known], **style)
             below.plot(workers, [row[batch]["efficiency"] for row in known], **style)
     above.set_yscale("log")
@@ -42,7 +43,7 @@ def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
         axes.grid(color="#e6e6e6")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    devices = [Line2D([], [], color=c, marker=m, lw=1.8) for c, m in STYLES[: len(names)]]
+    devices = [Line2D([], [], color=color, marker=marker, lw=w) for color, marker, w in STYLES[: len(names)]]
     batches = [Line2D([], [], color="black", ls=line, lw=1.8) for line in ("-", "--")]
     labels = [*names.values(), "a batch that grows with the workers", "the same batch"]
     figure.legend([*devices, *batches], labels, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
