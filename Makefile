@@ -34,13 +34,14 @@ format: $(VENV)/.installed-dev  ## mend what ruff can mend
 lint: check
 
 audit: $(VENV)/.installed-audit  ## look the installed versions up among the known vulnerabilities; asks the internet
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip || { \
-		echo "Not clean: what is wrong stands above. Where it names no vulnerability, the advisory service could not" >&2; \
-		echo "be asked and nothing was checked; it needs the internet." >&2; exit 1; }
+	@# strict: a package that could not be looked up is not one that is sound
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || { \
+		echo "Not clean: the reason stands above. Where that is no vulnerability, the advisory service did not answer" >&2; \
+		echo "(it needs the internet), and not all versions were checked." >&2; exit 1; }
 
-sbom: $(VENV)/.installed-audit  ## write sbom.json, what the pinned packages are, in CycloneDX's form
-	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
-		constraints.txt
+sbom: $(VENV)/.installed-audit  ## write sbom.json, the installed packages with their licences, in CycloneDX's form
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
+		$(BIN)/python
 
 clean:  ## remove caches and build leftovers
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -209,23 +209,40 @@ def test_a_wrong_call_is_told_what_to_do(two):
     assert two.calls == []
 
 
+# Which addresses the processes of this allocation listen on, a line each.
+LISTENING = """
+import os, psutil
+for process in psutil.process_iter():
+    try:
+        if process.environ().get("CALLS") == os.environ["CALLS"]:
+            for one in process.net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN:
+                    print(one.laddr.ip, one.laddr.port, process.name(), file=open(os.environ["SEEN"], "a"))
+    except psutil.Error:
+        pass
+"""
+
+
 @pytest.mark.slow
 def test_a_job_runs_in_a_real_ray_that_is_gone_afterwards(tmp_path):
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or shutil.which("ray")
     assert ray is not None
+    (tmp_path / "listening.py").write_text(LISTENING)
+    head = "#!/usr/bin/env bash\n"
     one = Allocation(tmp_path, "alpha").add(
-        ray=f'#!/usr/bin/env bash\nexec "{ray}" "$@"\n',
-        python=f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n',
-        transloom=f'#!/usr/bin/env bash\nexec "{sys.executable}" -m jobs "$@"\n',
+        ray=f'{head}exec "{ray}" "$@"\n',
+        python=f'{head}exec "{sys.executable}" "$@"\n',
+        transloom=f'{head}"{sys.executable}" listening.py\nexec "{sys.executable}" -m jobs "$@"\n',
     )
     words = ("corpus.phrasebook_pairs=500", "corpus.held_out=20", "tokenizer.vocab_size=500")
     code, said = one.run("prepare", *words, PYTHONPATH=str(ROOT), TRANSLOOM_START_SECONDS="90")
     assert code == 0, said
     assert f"Ray on 1 nodes, at 127.0.0.1:{ADDRESS_PORT}" in said
     assert list((tmp_path / "outputs" / "shards").glob("*/manifest.json"))
+    listening = (tmp_path / "seen").read_text().splitlines()
+    assert any(f"127.0.0.1 {ADDRESS_PORT}" in line for line in listening)
+    assert [line for line in listening if not line.startswith("127.0.0.1 ")] == []
     assert one.is_left_clean()
     assert not Path(f"/tmp/transloom-{JOB}").exists()
-    left = [
-        process for process in psutil.process_iter(["cmdline"]) if str(ADDRESS_PORT) in str(process.info["cmdline"])
-    ]
-    assert left == []
+    processes = psutil.process_iter(["cmdline"])
+    assert not [process for process in processes if str(ADDRESS_PORT) in str(process.info["cmdline"])]

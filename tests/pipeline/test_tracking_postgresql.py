@@ -35,7 +35,7 @@ class Database:
 def _programs() -> Path:
     """Where PostgreSQL's server is; distributions leave it out of the PATH."""
     on_path = shutil.which("initdb")
-    folders = [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    folders = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not folders or not (folders[-1] / "initdb").exists():
         pytest.skip("PostgreSQL is not installed; Debian's package is called postgresql")
     return folders[-1]
@@ -73,6 +73,7 @@ def _running(command: list[str], log: Path, is_up: Callable[[], bool], **how) ->
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
+    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgres]'")
     programs, user, port = _programs(), _user(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="transloom-postgresql-"))  # not pytest's: the user postgres must get into it
     try:
@@ -95,8 +96,11 @@ def database() -> Iterator[Database]:
         command = [str(programs / "postgres"), "-D", str(data), *(f"--{key}={value}" for key, value in options.items())]
 
         def is_up() -> bool:
-            asked = [programs / "pg_isready", "--host=127.0.0.1", f"--port={port}", "--quiet"]
-            return subprocess.run(asked).returncode == 0
+            try:
+                _connection(port, "postgres").close()
+            except psycopg.OperationalError:
+                return False
+            return True
 
         with _running(command, folder / "log", is_up, user=user, cwd=folder):
             with _connection(port, "postgres") as connection:
