@@ -39,7 +39,7 @@ DASHBOARD_PORTS = range(8265, 8285)
 ANY_PORT = (0,)
 LOG_FILE = "nodes.log"
 START_SECONDS = 120.0
-END_SECONDS = 20.0
+END_SECONDS = 10.0
 
 
 def main(argv: list[str]) -> int:

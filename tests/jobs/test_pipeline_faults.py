@@ -109,7 +109,8 @@ def test_sigterm_saves_the_step_and_exits_with_143(place, whole):
     command.process.terminate()
     outcome = command.wait()
     assert outcome.code == 143, outcome.said
-    found = re.search(r"^transloom: the run terminated was stopped, with the checkpoint step_0*(\d+); ", outcome.err)
+    said = r"^transloom: the run terminated was stopped, with the checkpoint step_0*(\d+); resume=terminated goes on"
+    found = re.search(said, outcome.err, re.MULTILINE)
     assert found, outcome.said
     step = int(found[1])
     assert 0 < step < STEPS, "the signal came too late"
