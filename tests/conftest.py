@@ -1,9 +1,13 @@
-"""What tests share: the folder of real text, which is never part of the repository."""
+"""What tests share: the folder of real text, which is never part of the repository, and Ctrl-C."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

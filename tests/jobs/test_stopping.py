@@ -10,10 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 WAITING = """
-import signal, time
+import time
 from jobs.stopping import Terminated, ended_by_sigterm, on_sigterm
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 
 def wait():
     print("ready", flush=True)
