@@ -42,15 +42,18 @@ stat --format=%a "$RAY_AUTH_TOKEN_PATH" > "$SEEN.mode"
 echo "$RAY_AUTH_MODE ${RAY_AUTH_TOKEN-unset}" > "$SEEN.auth"
 [[ -z "${RAY_FAILS:-}" ]] || exit 1
 trap 'echo "ray ended" >> "$CALLS"; exit 0' TERM
+echo "ray ready" >> "$CALLS"
 while true; do sleep 0.05; done
 """
+# Waits for the nodes, as the program does that it is given.
 PYTHON = """#!/usr/bin/env bash
 echo "python $*" >> "$CALLS"
-exit "${NODES_MISSING:-0}"
+[[ -z "${NODES_MISSING:-}" ]] || exit "$NODES_MISSING"
+until (($(grep -c "^ray ready" "$CALLS") >= $3)); do sleep 0.02; done
 """
 TRANSLOOM = """#!/usr/bin/env bash
-echo "transloom $*" >> "$CALLS"
 trap 'echo "checkpoint" >> "$CALLS"; exit 143' TERM
+echo "transloom $*" >> "$CALLS"
 [[ -z "${LASTS:-}" ]] || for ((i = 0; i < 400; i++)); do sleep 0.05; done
 exit "${CODE:-0}"
 """
@@ -239,7 +242,8 @@ def test_a_job_runs_in_a_real_ray_that_is_gone_afterwards(tmp_path):
     assert code == 0, said
     assert f"Ray on 1 nodes, at 127.0.0.1:{ADDRESS_PORT}" in said
     assert list((tmp_path / "outputs" / "shards").glob("*/manifest.json"))
-    listening = (tmp_path / "seen").read_text().splitlines()
+    # Ray's gRPC servers listen on IPv4 addresses as IPv6 writes them.
+    listening = (tmp_path / "seen").read_text().replace("::ffff:", "").splitlines()
     assert any(f"127.0.0.1 {ADDRESS_PORT}" in line for line in listening)
     assert [line for line in listening if not line.startswith("127.0.0.1 ")] == []
     assert one.is_left_clean()
