@@ -90,10 +90,13 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
 
 
 def spare_cpus(config: "ClusterConfig") -> int:
-    """Whole CPUs that the training workers leave free."""
+    """Whole CPUs that a task can have beside the training workers. What several nodes have left may be spread over
+    them, and a task that needs more than any one of them has would wait for ever: there it is 1 at most."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
+    spare = int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return spare if len(nodes) == 1 else min(spare, 1)
 
 
 def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0) -> Iterator[Any]:
