@@ -5,14 +5,12 @@ core, where oneDNN does 230), and lays bf16 weights out anew for every product. 
 once, through the operators that torch.compile's CPU backend uses.
 """
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
-ROWS = 256  # of a typical product, for which oneDNN chooses the layout; any other number works
+from model.build import Model
 
-Module = TypeVar("Module", bound=nn.Module)
+ROWS = 256  # of a typical product, for which oneDNN chooses the layout; any other number works
 
 
 class PackedLinear(nn.Module):
@@ -27,7 +25,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def pack_linears(model: Module) -> Module:
+def pack_linears(model: Model) -> Model:
     """Gives all linear layers of a model packed weights, and its projection to the vocabulary too, in place. From then
     on it can neither train nor be saved.
 
@@ -35,7 +33,7 @@ def pack_linears(model: Module) -> Module:
         the model; unchanged where it is packed already, and where this torch has no such operators for its device and
         type.
     """
-    weight: Tensor = model.embedding.weight  # type: ignore[assignment]
+    weight = model.embedding.weight
     if model.packed_projection is not None or not _can_pack(weight):
         return model
     for parent in list(model.modules()):

@@ -2,7 +2,7 @@
 calibration has measured of this machine."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.train.optimizer import Precision
 
@@ -65,50 +65,33 @@ def _peak(half: float, single: float) -> dict[Precision, float]:
 # TFLOP/s, not at the 989 of its data sheet; the H100 (SXM) is the same chip. Links and networks: four fifths of the
 # data sheets' 450 and 300 GB/s (NVLink) and of the 400 and 200 Gb/s for each GPU of NVIDIA's own machines. Prices:
 # about what large clouds ask on demand; they differ by a factor of two and more.
-GPUS = (
-    Hardware(
-        key="h200",
-        name="H200",
-        peak=_peak(790e12, 67e12),
-        utilisation=GPU_UTILISATION,
-        memory_bytes=141 * GB,
-        memory_bandwidth=4800 * GB,
-        per_machine=8,
-        link=360 * GB,
-        link_latency=3e-6,
-        network=40 * GB,
-        network_latency=10e-6,
-        price=4.0,
-    ),
-    Hardware(
-        key="h100",
-        name="H100",
-        peak=_peak(790e12, 67e12),
-        utilisation=GPU_UTILISATION,
-        memory_bytes=80 * GB,
-        memory_bandwidth=3350 * GB,
-        per_machine=8,
-        link=360 * GB,
-        link_latency=3e-6,
-        network=40 * GB,
-        network_latency=10e-6,
-        price=3.0,
-    ),
-    Hardware(
-        key="a100",
-        name="A100",
-        peak=_peak(312e12, 19.5e12),
-        utilisation=GPU_UTILISATION,
-        memory_bytes=80 * GB,
-        memory_bandwidth=2000 * GB,
-        per_machine=8,
-        link=240 * GB,
-        link_latency=3e-6,
-        network=20 * GB,
-        network_latency=10e-6,
-        price=1.8,
-    ),
+_H200 = Hardware(
+    key="h200",
+    name="H200",
+    peak=_peak(790e12, 67e12),
+    utilisation=GPU_UTILISATION,
+    memory_bytes=141 * GB,
+    memory_bandwidth=4800 * GB,
+    per_machine=8,
+    link=360 * GB,
+    link_latency=3e-6,
+    network=40 * GB,
+    network_latency=10e-6,
+    price=4.0,
 )
+_H100 = replace(_H200, key="h100", name="H100", memory_bytes=80 * GB, memory_bandwidth=3350 * GB, price=3.0)
+_A100 = replace(
+    _H200,
+    key="a100",
+    name="A100",
+    peak=_peak(312e12, 19.5e12),
+    memory_bytes=80 * GB,
+    memory_bandwidth=2000 * GB,
+    link=240 * GB,
+    network=20 * GB,
+    price=1.8,
+)
+GPUS = (_H200, _H100, _A100)
 
 # FLOP/s of a core by what it multiplies bf16 with, and in fp32: measured on virtual machines of two cores
 AMX, AVX512_BF16, PLAIN = _peak(1.05e12, 0.14e12), _peak(0.40e12, 0.10e12), _peak(0.05e12, 0.10e12)
