@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +14,7 @@ from pipeline.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C.
-    143: ended by SIGTERM."""
+    141: nobody reads its output. 143: ended by SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print_jobs()
@@ -24,13 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in rest or "--help" in rest:
             print_help(job)
             return 0
-        return importlib.import_module(f"jobs.{job}").main(rest)
+        code = importlib.import_module(f"jobs.{job}").main(rest)
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        return code
     except UserError as error:
         print(f"transloom: {error}", file=sys.stderr)
         return 2
     except Terminated as end:
         print(f"transloom: {end}.", file=sys.stderr)
         return EXIT_CODE
+    except BrokenPipeError:  # `transloom plan | head`: who read it has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails, too
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(
             "\ntransloom: interrupted. Finished stages and checkpoints are kept: the same command goes on from there.",

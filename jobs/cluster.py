@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
+from jobs.local_node import LOOPBACK_ENVIRONMENT
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
 
@@ -34,12 +35,13 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
         Terminated: SIGTERM ended the block.
         UserError: there is no cluster at the address, or it can never place the workers.
     """
-    import ray  # takes seconds: only once the configuration is known to be good
-
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     if not config.address:
         keep_ray_token_private()
+        os.environ.update(LOOPBACK_ENVIRONMENT)
+    import ray  # takes seconds: only once the configuration is known to be good
+
     try:
         ray.init(
             address=config.address or "local",

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 HOST = "127.0.0.1"
-# Has Ray resolve 127.0.0.1 to itself in all processes of the cluster; must be set before ray is imported.
+# Has Ray keep to 127.0.0.1 in all its processes, not to the machine's address in the network; must be set before ray is
+# imported.
 LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 

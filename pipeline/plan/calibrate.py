@@ -76,7 +76,7 @@ def calibrate(
             latency, link = _ring(contenders[TOGETHER], workers, parameters) if workers > 1 else (None, None)
             progress("writing a checkpoint", 0, 0)
             checkpoint = contenders[ALONE].ask(Save(str(place / "checkpoints")))[0]
-            peak = _ask_steps(contenders[ALONE], 1).peak_bytes  # a run's workers write checkpoints too
+            peak = _ask_steps(contenders[ALONE], 0, 1).peak_bytes  # a run's workers write checkpoints too
     finally:
         shutil.rmtree(place, ignore_errors=True)
     alone = taken[ALONE]
@@ -101,29 +101,27 @@ def calibrate(
 
 
 def _take_turns(contenders: Mapping[str, Contender], progress: Progress) -> tuple[dict[str, Taken], int]:
-    """Each contender's mean step, and how many the one alone has taken in all."""
+    """Each contender's mean step, of some that the warm-up has taken before, and how many the one alone took then."""
     pace: dict[str, int] = {}
     warm_up: dict[str, int] = {}
     for name, contender in contenders.items():
         progress(f"warming up, one worker {name}" if name == ALONE else f"warming up, workers {name}", 0, 0)
-        last = _ask_steps(contender, 1)
-        seconds, count = last.seconds, 1
+        seconds, count = 0.0, 0
         while seconds < WARM_UP_SECONDS or count < LEAST_WARM_UP:
-            last = _ask_steps(contender, 1)
+            last = _ask_steps(contender, count, 1)
             seconds, count = seconds + last.seconds, count + 1
         warm_up[name] = count
-        pace[name] = max(LEAST_STEPS, round(TURN_SECONDS / last.seconds))
+        pace[name] = min(count, max(LEAST_STEPS, round(TURN_SECONDS / last.seconds)))
     turns: dict[str, list[Taken]] = {name: [] for name in contenders}
     for number in range(TURNS):
         for name, contender in contenders.items():
             progress("measuring", number, TURNS)
-            turns[name].append(_ask_steps(contender, pace[name]))
-    means = {name: _mean(found, TURNS * pace[name]) for name, found in turns.items()}
-    return means, warm_up[ALONE] + TURNS * pace[ALONE]
+            turns[name].append(_ask_steps(contender, 0, pace[name]))
+    return {name: _mean(found, TURNS * pace[name]) for name, found in turns.items()}, warm_up[ALONE]
 
 
-def _ask_steps(contender: Contender, count: int) -> Taken:
-    found: list[Taken] = contender.ask(Steps(count))
+def _ask_steps(contender: Contender, first: int, count: int) -> Taken:
+    found: list[Taken] = contender.ask(Steps(first, count))
     return max(found, key=lambda one: one.seconds)
 
 

@@ -12,8 +12,10 @@ GB = 1e9
 # TFLOP/s. That is the one published figure for this model, so it stands for all GPUs.
 GPU_UTILISATION = 0.33
 GPU_LAUNCH = 8e-6  # what torch takes for an operation and its gradient, for each kernel: 5 to 10 microseconds
-# A training step of ours took 47 to 51 % of a matrix product's speed on two CPU cores (docs/performance.md).
-CPU_UTILISATION = 0.5
+# A training step of ours took 47 to 51 % of a matrix product's speed on two CPU cores (docs/performance.md), of which
+# Ray's processes and the driver took 0.2 beside it.
+CPU_UTILISATION = 0.55
+RAY_CORES = 0.2
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Hardware:
         peak: FLOP/s of large dense matrix products, by precision.
         utilisation: part of the peak that a training step reaches, counted as `training_flops` counts.
         crowding: part of its speed that a worker loses to each other worker on its machine.
+        lost_to_ray: part that it loses to Ray's own processes where the workers leave them no core.
         memory_bytes: of the device; memory_bandwidth: bytes/s, read and written, of an optimizer's update.
         per_machine: devices in a machine.
         link, network: bytes/s that a device sends to its neighbour within a machine, and between machines.
@@ -48,13 +51,15 @@ class Hardware:
     price: float
     launch: float = GPU_LAUNCH
     crowding: float = 0.0
+    lost_to_ray: float = 0.0
     is_gpu: bool = True
     origin: str = "assumed"
 
     def flops_per_second(self, precision: Precision, workers: int) -> float:
         """Of one of so many workers, in the forward and backward pass."""
         others = min(workers, self.per_machine) - 1
-        return self.peak[precision] * self.utilisation * max(0.1, 1 - self.crowding * others)
+        lost = self.crowding * others + (self.lost_to_ray if workers >= self.per_machine else 0.0)
+        return self.peak[precision] * self.utilisation * max(0.1, 1 - lost)
 
 
 def _peak(half: float, single: float) -> dict[Precision, float]:
@@ -119,5 +124,6 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
         network_latency=100e-6,
         price=0.05 * cores_per_worker,
         launch=0.0,
+        lost_to_ray=RAY_CORES / cores,
         is_gpu=False,
     )

@@ -2,8 +2,9 @@
 took. It is a member as the bench has them (`pipeline/bench/protocol.py`)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -51,8 +52,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Steps:
-    """A request: take so many steps."""
+    """A request: take so many steps of the plan, from its step number `first` on. oneDNN makes a kernel for every new
+    shape, which a long training has left behind: to be measured, steps are taken again."""
 
+    first: int
     count: int
 
 
@@ -118,12 +121,14 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
         pairs = open_shards(Path(probe.shards), "train")
     else:
         pairs = cast(PairDataset, RandomPairs(probe.lengths, probe.vocab_size))
-    steps = ahead(iterate_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
+    plan = ahead(iterate_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
+    steps: list[Step] = []
 
     def answer(request: Steps | Reduce | Save) -> Taken | float:
         match request:
-            case Steps(count):
-                return _take_steps(engine, steps, count, probe)
+            case Steps(first, count):
+                steps.extend(islice(plan, max(0, first + count - len(steps))))
+                return _take_steps(engine, steps[first : first + count], probe)
             case Reduce(numbers):
                 return _reduce(numbers)
             case Save(folder):
@@ -132,11 +137,10 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
     return answer, imported
 
 
-def _take_steps(engine: Engine, steps: Iterator[Step], count: int, probe: Probe) -> Taken:
+def _take_steps(engine: Engine, steps: Sequence[Step], probe: Probe) -> Taken:
     flops = update_seconds = 0.0
     started_at = time.monotonic()
-    for _ in range(count):
-        step = next(steps)
+    for step in steps:
         add_gradients(engine, step)
         update_at = time.monotonic()
         engine.step(1e-6)
