@@ -57,10 +57,10 @@ def test_a_growing_batch_costs_only_communication() -> None:
     assert times[0].computation == pytest.approx(2 * 1e12 / (790e12 * 0.33))  # two of its eight micro-batches each
 
 
-def test_workers_beside_each_other_slow_each_other_down() -> None:
+def test_workers_beside_each_other_and_ray_slow_each_other_down() -> None:
     cpu = replace(this_cpu(4, 1, 16e9, ["amx_bf16"]), crowding=0.1)
     speeds = [cpu.flops_per_second(Precision.bf16, workers) for workers in (1, 2, 4, 8)]
-    assert [speed / speeds[0] for speed in speeds] == pytest.approx([1.0, 0.9, 0.7, 0.7])
+    assert [speed / speeds[0] for speed in speeds] == pytest.approx([1.0, 0.9, 0.7 - 0.2 / 4, 0.7 - 0.2 / 4])
 
 
 def test_a_cpu_is_known_by_its_instructions() -> None:
