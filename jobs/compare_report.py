@@ -75,7 +75,7 @@ def write_comparison(
 def _pictures(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
     pictures = {}
     runs = {name: one for name, one in comparison["systems"].items() if one["validations"]}
-    if runs:
+    if runs and comparison["same_validation_set"]:
         pictures["curves"] = Picture(
             "Training",
             draw_courses(runs, folder / "curves.png"),

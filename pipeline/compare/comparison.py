@@ -72,12 +72,16 @@ def compare(
         reach: the validation BLEU that time and cost are counted to; None: the highest that all runs reached.
     Returns:
         the comparison as JSON values, and by system the chrF2 of each sentence.
+    Raises:
+        UserError: no run reached that.
     """
+    runs = {system.name: system.run for system in systems if system.run}
+    same_validation_set = len({run.validation_set for run in runs.values()}) == 1
+    reached = _reach(runs if same_validation_set else {}, reach)
     said = {system.name: system.hypotheses for system in systems}
     counted = count_statistics(said, references, map_tasks, progress)
     tested = compare_systems(counted, map_tasks, progress)
     scores = sentence_scores(counted["chrf"])
-    runs = {system.name: system.run for system in systems if system.run}
     comparison = {
         "baseline": systems[0].name,
         "sentences": len(references),
@@ -105,9 +109,9 @@ def compare(
         "settings": differing({name: run.settings for name, run in runs.items()}),
         "data": _side_by_side({name: run.data for name, run in runs.items()}),
         "environment": differing({name: run.environment for name, run in runs.items()}),
-        "same_validation_set": len({run.validation_set for run in runs.values()}) == 1,
+        "same_validation_set": same_validation_set,
+        "reach": reached,
     }
-    comparison["reach"] = _reach(runs, reach) if comparison["same_validation_set"] else None
     return comparison, scores
 
 
@@ -163,9 +167,11 @@ def _reach(runs: Mapping[str, RunFacts], asked: float | None) -> dict[str, Any] 
     """When each run first had a validation BLEU; None where no run has a curve.
 
     Raises:
-        UserError: none ever had what was asked for.
+        UserError: none ever had what was asked for, or there is no curve to ask.
     """
     best = {name: max(one["bleu"] for one in run.validations) for name, run in runs.items() if run.validations}
+    if asked is not None and not best:
+        raise UserError(f"reach={asked:g}: there are no runs with validations of one set, so it can't be told")
     if not best:
         return None
     if asked is not None and asked > max(best.values()):

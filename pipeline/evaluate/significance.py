@@ -58,17 +58,20 @@ def count_statistics(
         map_tasks: `map`, or one that spreads the work; results in order.
     """
     starts = range(0, len(references), SENTENCES_PER_TASK)
-    tasks = [
-        (metric, list(said[start : start + SENTENCES_PER_TASK]), list(references[start : start + SENTENCES_PER_TASK]))
-        for metric in METRICS
-        for said in systems.values()
-        for start in starts
-    ]
+    parts = [slice(start, start + SENTENCES_PER_TASK) for start in starts]
+    # TER first, for it takes longest: at the end no process is left alone with it
+    wanted = [(metric, name) for metric in reversed(METRICS) for name in systems]
+    tasks = [(metric, list(systems[name][part]), list(references[part])) for metric, name in wanted for part in parts]
     found: Iterator[Statistics] = iter(map_tasks(_count, tasks))
     counted: dict[str, dict[str, Statistics]] = {metric: {} for metric in METRICS}
-    for done, (metric, name) in enumerate((metric, name) for metric in METRICS for name in systems):
-        progress("counting in sentences, systems × metrics", done, len(METRICS) * len(systems))
-        counted[metric][name] = [counts for _ in starts for counts in next(found)]
+    done, total = 0, len(references) * len(wanted)
+    for metric, name in wanted:
+        statistics = counted[metric].setdefault(name, [])
+        for _ in parts:
+            progress("counting n-grams and edits, sentences", done, total)
+            counts = next(found)
+            statistics += counts
+            done += len(counts)
     return counted
 
 
@@ -103,8 +106,9 @@ def compare_systems(
     tasks = [(metric, counted[metric][baseline], counted[metric][name]) for metric, baseline, name in pairs]
     tested: dict[str, dict[str, Tested]] = {metric: {} for metric in counted}
     results = iter(map_tasks(_test_pair, tasks))
+    samples = RESAMPLES + TRIALS
     for done, (metric, baseline, name) in enumerate(pairs):
-        progress("testing differences, systems × metrics", done, len(pairs))
+        progress("testing differences, resamples and trials", done * samples, len(pairs) * samples)
         tested[metric][baseline], tested[metric][name] = next(results)
     for systems in tested.values():
         names = list(systems)[1:]

@@ -52,12 +52,8 @@ def make_run(
     write_json(folder / "training.json", training | {"validations": validations})
     spool = MetricLog(folder / "metrics.jsonl")
     for step in range(1, 21):
-        counted = {
-            "train/seconds": float(step),
-            "train/source_tokens": 100.0 * step,
-            "train/target_tokens": 100.0 * step,
-        }
-        spool.append(counted | {"train/loss": 6 - step / 8}, step)
+        tokens = {f"train/{side}_tokens": 100.0 * step for side in ("source", "target")}
+        spool.append(tokens | {"train/seconds": float(step), "train/loss": 6 - step / 8}, step)
     spool.close()
     evaluation = evaluation_folder(Run(name, folder, config))
     assert evaluation is not None

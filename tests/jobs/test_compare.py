@@ -186,7 +186,7 @@ def test_files_without_references_are_refused(tmp_path: Path) -> None:
 def test_a_name_is_of_one_comparison(root: Path) -> None:
     compare(root, "good", "bad", "name=mine")
     compare(root, "good", "bad", "name=mine")
-    with pytest.raises(UserError, match="^name: .*comparisons/mine has a comparison of others"):
+    with pytest.raises(UserError, match=r"^name: .*comparisons/mine has a comparison of others"):
         compare(root, "bad", "good", "name=mine")
 
 
@@ -222,7 +222,7 @@ def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest
     assert artifacts == {"report.html", "comparison.json", "figures", "scores.json"}
     table = read_json(Path(client.download_artifacts(run.info.run_id, "scores.json")))
     assert table["columns"][:3] == ["metric", "system", "score"] and len(table["data"]) == 6
-    with pytest.raises(UserError, match="^MLflow at sqlite"):
+    with pytest.raises(UserError, match=r"^MLflow at sqlite"):
         main(["query=nonsense !", f"output_dir={root}"])
     with pytest.raises(UserError, match="finds no run that is in"):
         main(['query=metrics."test/bleu" > 99', f"output_dir={root}"])
