@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     print_next(
         f"xdg-open {folder / 'report.html'}",
         *(["transloom ui  # the comparison is a run there"] if config.tracking.enabled else []),
-        *([f"transloom translate {gathered.runs[max(bleu, key=bleu.__getitem__)]} < your_text"] if bleu else []),
+        *([f"transloom translate {gathered.runs[max(bleu, key=bleu.__getitem__)].name} < your_text"] if bleu else []),
     )
     return 0
 

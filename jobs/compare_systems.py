@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +67,24 @@ def gather(words: Sequence[str], root: Path, references: str | None, source: str
     names = _names(words, found)
     evaluated = {names[word]: one for word, one in found.items() if isinstance(one, _Evaluated)}
     first = next(iter(evaluated.values()), None)
-    if references is None and first is None:
+    if references:
+        meant, where = read_text(Path(references)), references
+    elif first:
+        meant, where = read_text(first.corpus / "test.target"), f"the run {first.run.name}"
+    else:
         raise UserError(f"references=<file>: name the references, for {words[0]} and the others are files, not runs")
-    meant = read_text(Path(references)) if references else read_text(first.corpus / "test.target")  # type: ignore[union-attr]
-    where = references or f"the run {first.run.name}"  # type: ignore[union-attr]
+    _refuse_other_signatures(list(evaluated.values()))
     systems = []
     for word, one in found.items():
-        file = one.folder / "test.hypotheses" if isinstance(one, _Evaluated) else one
         if isinstance(one, _Evaluated):
             _refuse_other_references(one, meant, where)
+            file, place, facts = one.folder / "test.hypotheses", one.folder, _facts(one)
+        else:
+            file, place, facts = one, one, None
         said = read_text(file)
         if len(said) != len(meant):
             raise UserError(f"{file} has {len(said):,} lines, and the references of {where} {len(meant):,}")
-        place = one.folder if isinstance(one, _Evaluated) else one
-        systems.append(
-            System(names[word], str(place), said, _facts(one, root) if isinstance(one, _Evaluated) else None)
-        )
-    _refuse_other_signatures(evaluated)
+        systems.append(System(names[word], str(place), said, facts))
     sources = read_text(Path(source)) if source else read_text(first.corpus / "test.source") if first else None
     if sources is not None and len(sources) != len(meant):
         raise UserError(f"source={source}: has {len(sources):,} lines, and the references {len(meant):,}")
@@ -91,7 +93,7 @@ def gather(words: Sequence[str], root: Path, references: str | None, source: str
         systems,
         meant,
         sources,
-        existing_file(train) if train else first.corpus / "train.target" if first else None,
+        existing_file(train) if train else existing_file(first.corpus / "train.target") if first else None,
         {"source": corpus.source_language, "target": corpus.target_language} if corpus else {},
         {name: one.result["test"] for name, one in evaluated.items()},
         {name: one.run.folder for name, one in evaluated.items()},
@@ -173,12 +175,11 @@ def _refuse_other_references(one: _Evaluated, references: list[str], where: str)
         )
 
 
-def _refuse_other_signatures(evaluated: Mapping[str, _Evaluated]) -> None:
-    first = next(iter(evaluated.values()), None)
-    for one in evaluated.values():
+def _refuse_other_signatures(evaluated: Sequence[_Evaluated]) -> None:
+    for first, one in pairwise(evaluated):
         for metric in ("bleu", "chrf"):
-            its, others = (which.result["test"][metric]["signature"] for which in (one, first) if which)
-            if its != others and first:
+            its, others = one.result["test"][metric]["signature"], first.result["test"][metric]["signature"]
+            if its != others:
                 raise UserError(
                     f"the run {one.run.name} was scored as {its}, and the run {first.run.name} as {others}: score one "
                     f"of them again, after removing {one.folder} or {first.folder}: transloom evaluate resume=<run>"
@@ -202,7 +203,7 @@ def refuse_other_scores(gathered: Gathered, systems: Mapping[str, Any]) -> None:
                 )
 
 
-def _facts(one: _Evaluated, root: Path) -> RunFacts:
+def _facts(one: _Evaluated) -> RunFacts:
     run, training = one.run, one.run.training
     assert training is not None
     record = run.folder / RUN_RECORD

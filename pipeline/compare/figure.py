@@ -19,6 +19,7 @@ DARK_COLORS = ("#56B4E9", "#E69F00", "#2DC9A0", "#CC79A7", "#F0E442")
 LINES = ("-", "--", ":")  # when the colours are used up
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 SIZE, DOTS_PER_INCH = (12.0, 6.4), 110
+LEGEND_CHARS = 150  # in a row of that width
 
 
 def draw_courses(runs: Mapping[str, Mapping[str, Any]], path: Path, dark: bool = False) -> Path:
@@ -54,8 +55,8 @@ def draw_courses(runs: Mapping[str, Mapping[str, Any]], path: Path, dark: bool =
         if losses:  # the first steps' would press all that follows into a line
             low, top = min(losses), float(np.percentile(losses, 97))
             panels[0, 0].set_ylim(low - 0.06 * (top - low) - 0.02, top + 0.02)
-        panels[0, 0].set_ylabel("loss (nats per target token)")
-        panels[1, 0].set_ylabel("validation BLEU (0 to 100)")
+        panels[0, 0].set_ylabel("loss, nats per target token\n(thin: in training)")
+        panels[1, 0].set_ylabel("validation BLEU\n(0 to 100)")
         panels[1, 0].set_ylim(bottom=0)
         _legend(figure, panels[1, 0])
         return _save(figure, path)
@@ -124,7 +125,8 @@ def _finish(axes: "Axes") -> None:
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False, fontsize=11)
+    columns = max(1, min(len(labels), LEGEND_CHARS // (max(map(len, labels)) + 8)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=11)
 
 
 def _save(figure: "Figure", path: Path) -> Path:

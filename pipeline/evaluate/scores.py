@@ -8,8 +8,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from pipeline.errors import UserError
-
-RESAMPLES = 1000  # sacreBLEU's own default
+from pipeline.evaluate.significance import half_width
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,14 @@ def score(hypotheses: list[str], references: list[str], in_full: bool = False) -
         raise UserError(f"{len(hypotheses)} translations, but {len(references)} references: no score can be counted")
     if not references:
         raise UserError("no references: there is nothing to score")
-    metrics = {"bleu": BLEU, "chrf": CHRF} | ({"ter": TER} if in_full else {})
-    return {
-        name: _score(name, metric(references=[references]), hypotheses, RESAMPLES if in_full else 1)
-        for name, metric in metrics.items()
-    }
+    metrics = {"bleu": BLEU(), "chrf": CHRF()} | ({"ter": TER()} if in_full else {})
+    return {name: _score(name, metric, hypotheses, references, in_full) for name, metric in metrics.items()}
 
 
-def _score(name: str, metric: Any, hypotheses: list[str], resamples: int) -> Score:
-    signature = str(metric.get_signature())  # of the score: with the interval, it would have the interval's seed, too
-    result = metric.corpus_score(hypotheses, None, n_bootstrap=resamples)
-    half_width = float(result._ci) if resamples > 1 else None
-    result._mean = result._ci = -1.0  # sacreBLEU's line is to be that of the score
-    return Score(name, float(result.score), signature, str(result), half_width, getattr(result, "ratio", None))
+def _score(name: str, metric: Any, hypotheses: list[str], references: list[str], with_interval: bool) -> Score:
+    # What `corpus_score` does, whose own interval fails where resamples have no match at all.
+    statistics = metric._extract_corpus_statistics(hypotheses, [references])
+    result = metric._aggregate_and_compute(statistics)
+    width = half_width(name, statistics) if with_interval else None
+    ratio = getattr(result, "ratio", None)
+    return Score(name, float(result.score), str(metric.get_signature()), str(result), width, ratio)

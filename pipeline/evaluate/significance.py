@@ -117,22 +117,32 @@ def compare_systems(
     return tested
 
 
+def half_width(metric: str, statistics: Statistics) -> float:
+    """Of the 95 % confidence interval, by bootstrap."""
+    return float(_run_test("bs", RESAMPLES, metric, [statistics])[0].ci)
+
+
 def _test_pair(task: tuple[str, Statistics, Statistics]) -> tuple[Tested, Tested]:
-    name, baseline, system = task
+    metric, *systems = task
+    bootstrap = _run_test("bs", RESAMPLES, metric, systems)
+    randomisation = _run_test("ar", TRIALS, metric, systems)
+    first, second = [Tested(*map(float, (one.score, one.mean - one.ci, one.mean + one.ci))) for one in bootstrap]
+    difference = second.score - first.score
+    p_values = bootstrap[1].p_value, randomisation[1].p_value
+    if difference == 0:
+        p_values = 1.0, 1.0  # sacreBLEU counts samples above it: where both systems say the same, none is
+    return first, replace(second, difference=difference, p_bootstrap=p_values[0], p_randomisation=p_values[1])
+
+
+def _run_test(kind: str, samples: int, name: str, systems: Sequence[Statistics]) -> list[Any]:
+    """What sacreBLEU's paired test says of each system."""
     metric = METRICS[name]()
     metric.num_refs = 1
     # PairedTest wants sentences, which it hands to the metric to be counted. It gets what was counted.
     metric._extract_corpus_statistics = lambda counted, references: counted
-    named: Any = [("baseline", baseline), ("system", system)]
-    found = {}
-    for kind, samples in (("bs", RESAMPLES), ("ar", TRIALS)):
-        _, columns = PairedTest(named, {name: metric}, None, kind, samples)()
-        found[kind] = next(column for title, column in columns.items() if title != "System")
-    first, second = [Tested(one.score, one.mean - one.ci, one.mean + one.ci) for one in found["bs"]]
-    difference = second.score - first.score
-    # sacreBLEU counts what is above the difference. Of none at all every sample is, but where both are the same.
-    p_values = [1.0, 1.0] if difference == 0 else [found[kind][1].p_value for kind in ("bs", "ar")]
-    return first, replace(second, difference=difference, p_bootstrap=p_values[0], p_randomisation=p_values[1])
+    named: Any = [(str(place), statistics) for place, statistics in enumerate(systems)]
+    _, columns = PairedTest(named, {name: metric}, None, kind, samples)()
+    return next(column for title, column in columns.items() if title != "System")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
