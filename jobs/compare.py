@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
 OWN = ("references", "source", "train", "reach", "query")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
-MAX_PROCESSES = 16
+MAX_PROCESSES = 8
 
 
 def main(argv: list[str]) -> int:
@@ -120,6 +121,10 @@ def _mapping(sentences: int) -> Iterator[Callable[[Callable, Iterable], Iterable
     if processes == 1 or sentences < MIN_SENTENCES:
         yield map
         return
-    # Not forked: torch has threads by now.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")  # not forked: torch has threads by now
+    ignore = (
+        signal.signal,
+        (signal.SIGINT, signal.SIG_IGN),
+    )  # Ctrl-C is the command's; it waits for what they have begun
+    with ProcessPoolExecutor(processes, context, *ignore) as pool:
         yield pool.map
