@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -52,11 +53,12 @@ def main(argv: list[str]) -> int:
         log_comparison(config, folder, comparison, pictures, gathered)
     console.print(f"Took     {clock(time.monotonic() - started_at)}")
     bleu = {name: comparison["systems"][name]["scores"]["bleu"]["score"] for name in gathered.runs}
-    print_next(
-        f"xdg-open {folder / 'report.html'}",
-        *(["transloom ui  # the comparison is a run there"] if config.tracking.enabled else []),
-        *([f"transloom translate {gathered.runs[max(bleu, key=bleu.__getitem__)].name} < your_text"] if bleu else []),
-    )
+    where = [word for word in settings if word.startswith("output_dir=")]
+    report = shlex.join(["xdg-open", str(folder / "report.html")])
+    ui = f"{shlex.join(['transloom', 'ui', *where])}  # the comparison is a run there"
+    best = gathered.runs[max(bleu, key=bleu.__getitem__)].name if bleu else ""
+    translate = f"{shlex.join(['transloom', 'translate', best, *where])} < your_text"
+    print_next(report, *([ui] if config.tracking.enabled else []), *([translate] if best else []))
     return 0
 
 
@@ -125,6 +127,6 @@ def _mapping(sentences: int) -> Iterator[Callable[[Callable, Iterable], Iterable
     ignore = (
         signal.signal,
         (signal.SIGINT, signal.SIG_IGN),
-    )  # Ctrl-C is the command's; it waits for what they have begun
+    )  # Ctrl-C is the command's, which waits for them
     with ProcessPoolExecutor(processes, context, *ignore) as pool:
         yield pool.map
