@@ -77,7 +77,7 @@ def _pictures(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]
     runs = {name: one for name, one in comparison["systems"].items() if one["validations"]}
     if runs and comparison["same_validation_set"]:
         pictures["curves"] = Picture(
-            "Training",
+            "Curves",
             draw_courses(runs, folder / "curves.png"),
             draw_courses(runs, folder / "curves-dark.png", dark=True),
             "Curves of loss and validation BLEU against steps, target tokens and time; their numbers: comparison.json.",

@@ -159,8 +159,9 @@ def _side_by_side(facts: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]
 
 
 def differing(facts: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
-    """The rows in which two or more differ."""
-    return [row for row in _side_by_side(facts) if len(set(row["values"].values())) > 1]
+    """The rows in which two or more differ, by name."""
+    rows = [row for row in _side_by_side(facts) if len(set(row["values"].values())) > 1]
+    return sorted(rows, key=lambda row: row["name"])
 
 
 def _reach(runs: Mapping[str, RunFacts], asked: float | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pipeline.compare.sentences import Sentence
 from pipeline.files import atomic_write
 
 HERE = Path(__file__).parent
+SPOKEN = {"right": "differs, as in the reference", "wrong": "differs, not in the reference"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def write_report(
         sentences=sentences,
         notes=notes,
         languages=languages,
+        labels=SPOKEN,
     )
     with atomic_write(path) as file:
         file.write(html.encode())

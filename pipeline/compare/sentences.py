@@ -1,9 +1,11 @@
 """Sentences side by side: where systems differ most, and in which words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from enum import Enum
+from itertools import groupby
 from typing import NamedTuple
+from unicodedata import category
 
 from pipeline.evaluate.significance import Statistics, score_of
 
@@ -17,7 +19,7 @@ class Mark(Enum):
 
 
 class Said(NamedTuple):
-    """One system's translation of a sentence: its chrF2, and runs of words with a mark each."""
+    """One system's translation of a sentence: its chrF2, and all of it in pieces with a mark each."""
 
     system: str
     chrf: float
@@ -64,22 +66,36 @@ def most_different(
 
 
 def marked(said: Mapping[str, str], reference: str) -> dict[str, list[tuple[str, Mark]]]:
-    """The words of each translation with their marks, neighbours of one mark joined. A system's words are held against
-    the first one's, the first one's against those of all others."""
-    words = {name: text.split() for name, text in said.items()}
+    """Each translation in pieces that, joined, are all of it: what has one mark is one piece. A system's words are held
+    against the first one's, the first one's against those of all others."""
+    pieces = {name: _pieces(text) for name, text in said.items()}
+    words = {name: [piece for piece in its if not piece.isspace()] for name, its in pieces.items()}
+    meant = [piece for piece in _pieces(reference) if not piece.isspace()]
     first, *others = words
     marks = {}
     for name, its in words.items():
-        differing = [not same for same in _shared(its, words[first])]
-        if name == first:
-            shared = [_shared(its, words[other]) for other in others]
-            differing = [not all(one[place] for one in shared) for place in range(len(its))]
-        right = _shared(its, reference.split())
-        marks[name] = _joined(
-            (word, (Mark.right if right[place] else Mark.wrong) if differing[place] else Mark.same)
-            for place, word in enumerate(its)
-        )
+        against = others if name == first else [first]
+        shared = [_shared(its, words[other]) for other in against]
+        right = _shared(its, meant)
+        found = [
+            Mark.same if all(one[place] for one in shared) else Mark.right if right[place] else Mark.wrong
+            for place in range(len(its))
+        ]
+        marks[name] = _joined(pieces[name], found)
     return marks
+
+
+def _pieces(text: str) -> list[str]:
+    """Words, single signs of punctuation, and the spaces between them."""
+    pieces = []
+    for kind, run in groupby(text, _kind):
+        characters = list(run)
+        pieces += characters if kind == "punctuation" else ["".join(characters)]
+    return pieces
+
+
+def _kind(character: str) -> str:
+    return "space" if character.isspace() else "punctuation" if category(character)[0] in "PS" else "word"
 
 
 def _shared(words: Sequence[str], others: Sequence[str]) -> list[bool]:
@@ -90,11 +106,18 @@ def _shared(words: Sequence[str], others: Sequence[str]) -> list[bool]:
     return shared
 
 
-def _joined(words: Iterable[tuple[str, Mark]]) -> list[tuple[str, Mark]]:
+def _joined(pieces: Sequence[str], marks: Sequence[Mark]) -> list[tuple[str, Mark]]:
+    """The pieces with the marks of the words; a space has its neighbours' mark where that is one."""
     joined: list[tuple[str, Mark]] = []
-    for word, mark in words:
-        if joined and joined[-1][1] is mark:
-            joined[-1] = (f"{joined[-1][0]} {word}", mark)
+    coming = iter(marks)
+    following = next(coming, Mark.same)
+    for piece in pieces:
+        if piece.isspace():
+            mark = following if joined and joined[-1][1] is following else Mark.same
         else:
-            joined.append((word, mark))
+            mark, following = following, next(coming, Mark.same)
+        if joined and joined[-1][1] is mark:
+            joined[-1] = (joined[-1][0] + piece, mark)
+        else:
+            joined.append((piece, mark))
     return joined
