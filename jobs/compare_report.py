@@ -96,7 +96,8 @@ def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
         right = tuple(column for column in range(len(part.columns)) if column not in part.text)
         if part.rows:
             console.print(table(f"\n{part.title}", part.columns, part.rows, right=right))
-            console.print(part.note)
+            if part.note:
+                console.print(part.note)
         else:
             console.print(f"\n{part.title}: {part.note}")
     console.print()

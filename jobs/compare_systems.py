@@ -1,5 +1,6 @@
 """What is compared: runs and files of translations, which must be of one test set, and what is known of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -235,7 +236,7 @@ def _facts(one: _Evaluated) -> RunFacts:
     versions = ("python", "torch", "ray", "deepspeed", "sentencepiece", "sacrebleu")
     about |= {name: tags[key] for name in versions if (key := f"environment.{name}") in tags}
     if code := tags.get("mlflow.source.git.commit"):
-        about["code"] = code
+        about["code"] = code[:SHOWN_OF_A_HASH] if re.fullmatch("[0-9a-f]{40}", code) else code
     return RunFacts(
         settings={key: value for key, value in settings.items() if not key.startswith(NOT_COMPARED)},
         data={

@@ -18,14 +18,14 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
         if name == baseline:
             continue
         bleu = one["scores"]["bleu"]
-        verdict = _judge("bleu", bleu)
+        verdict, p = _judge("bleu", bleu), _p(bleu["p_randomisation"])
         if verdict == "not different":
             verdict = f"no difference that {sentences:,} sentences can show"
         others = {metric: _judge(metric, one["scores"][metric]) for metric in ("chrf", "ter")}
         by_others = ", ".join(f"by {NAMES[metric]} {verdict}" for metric, verdict in others.items())
         said.append(
             f"{name} has {bleu['score']:.2f} BLEU, {bleu['difference']:+.2f} to {baseline} "
-            f"(p = {_p(bleu['p_randomisation'])}): {verdict}; {by_others}."
+            f"(p {'' if p.startswith('<') else '= '}{p}): {verdict}; {by_others}."
         )
     return said
 
