@@ -20,7 +20,7 @@ from pipeline.tracking import RUN_RECORD, MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
 SENTENCES_SHOWN = 50
-NAME_CHARS = 24  # of a system, in the folder's name
+NAME_CHARS = 40  # of a system, in the folder's name
 
 
 def folder_for(config: Config, comparison: dict[str, Any]) -> Path:
