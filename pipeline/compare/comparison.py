@@ -83,6 +83,7 @@ def compare(
     tested = compare_systems(counted, map_tasks, progress)
     scores = sentence_scores(counted["chrf"])
     comparison = {
+        "names": [system.name for system in systems],  # in their order; a JSON file has keys by name
         "baseline": systems[0].name,
         "sentences": len(references),
         "references": hash_of(references),

@@ -23,7 +23,11 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 def make_corpus(root: Path, name: str = "corpus-1", references: list[str] = REFERENCES) -> Path:
     folder = root / "corpora" / name
-    texts = {"test.source": SOURCES, "test.target": references, "validation.target": references[:6]}
+    texts = {
+        "test.source": (SOURCES * len(references))[: len(references)],
+        "test.target": references,
+        "validation.target": references[:6],
+    }
     texts |= {"train.target": ["ein Hund schläft auf der Bank"] * 30}
     files = {file: {"sha256": sha256_file(write_lines(folder / file, lines))} for file, lines in texts.items()}
     splits = {"train": {"pairs": 30}, "test": {"pairs": len(references)}, "validation": {"pairs": 6}}

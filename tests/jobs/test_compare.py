@@ -80,7 +80,7 @@ def test_the_report_has_all_of_it_and_shows_translations_as_text(root: Path) -> 
 def test_several_runs_and_a_file_with_differing_settings(root: Path, tmp_path: Path, capsys) -> None:
     theirs = write_lines(tmp_path / "theirs.de", BAD)
     found = compare(root, "good", "other", str(theirs), "reach=10")
-    assert list(found["systems"]) == ["good", "other", "theirs.de"]
+    assert found["names"] == ["good", "other", "theirs.de"]
     assert {row["name"]: row["values"] for row in found["settings"]}["model.d_model"] == {"good": "128", "other": "64"}
     assert found["systems"]["theirs.de"]["training"] is None
     assert set(found["reach"]["runs"]) == {"good", "other"} and found["reach"]["bleu"] == 10
@@ -104,7 +104,7 @@ def test_another_search_of_the_same_run_by_its_folder(root: Path) -> None:
     other = evaluation.with_name("another")
     shutil.copytree(evaluation, other)
     found = compare(root, str(evaluation), str(other))
-    assert list(found["systems"]) == [str(evaluation), str(other)]
+    assert found["names"] == [str(evaluation), str(other)]
     assert found["systems"][str(other)]["scores"]["bleu"]["p_bootstrap"] == 1.0
 
 
@@ -211,7 +211,7 @@ def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest
     main(['query=metrics."test/bleu" > 30', f"output_dir={root}", "name=found"])
     assert "Left out, for they are not in" in capsys.readouterr().out
     found = read_json(root / "comparisons" / "found" / "comparison.json")
-    assert list(found["systems"]) == ["other", "good"]  # the oldest is the baseline
+    assert found["names"] == ["other", "good"]  # the oldest is the baseline
 
     (run,) = client.search_runs([experiment], "tags.kind = 'comparison'")
     assert run.info.status == "FINISHED" and run.info.run_name == "compare found"
