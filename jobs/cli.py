@@ -28,6 +28,7 @@ JOBS = {
     "bench": "measure training and decoding against what is usually used, on this machine",
     "attend": "translate a sentence and draw the model's attention",
     "race": "train several models on one corpus for equal time, and compare them",
+    "compare": "say which of several runs or translations is better, whether by chance, and what differs",
     "ui": "serve MLflow's pages on the runs, on this machine only",
     "cluster": "start a Ray cluster on this machine, end it, or say how it is",
     "submit": "hand a job to a Ray cluster, and follow its log",
@@ -62,6 +63,7 @@ READS = {
         *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
     ),
     "attend": ("decode", "tracking", "tracking.uri", "output_dir"),
+    "compare": ("tracking", "tracking.uri", "name", "output_dir"),
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 
@@ -78,6 +80,8 @@ ARGUMENTS = {
     "export": "<run or model folder> <output folder> format=ctranslate2|huggingface ",
     "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
+    "compare": "<run or file> <run or file> … [references=<file> source=<file> train=<file>] [reach=<BLEU>] "
+    "[query=<filter of MLflow>] ",
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
     "submit": "run|prepare|train|evaluate [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
     "jobs": "[to=<cluster>]",
@@ -102,6 +106,13 @@ OWN_EXAMPLES = {
     "race": [
         "experiment=attention_vs_recurrence corpus.path=../multi30k",
         "experiment=attention_vs_recurrence train.max_minutes=30",
+    ],
+    "compare": [
+        "first second",
+        "first second third reach=30 name=widths",
+        "first theirs.de references=test.de",
+        "mine.de theirs.de references=test.de source=test.en train=train.de tracking=off",
+        """first query='metrics."test/bleu" > 30 and params.`model.architecture` = "lstm"'""",
     ],
     "ui": ["", "output_dir=/data/outputs"],
     "cluster": ["up", "up nodes=2 cpus=1", "status", "down"],

@@ -66,7 +66,8 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["seconds"][split] = time.monotonic() - split_started_at
         with atomic_write(folder / f"{split}.hypotheses") as file:
             file.write("".join(f"{line}\n" for line in hypotheses).encode())
-        result[split] = {name: dataclasses.asdict(one) for name, one in score(hypotheses, references).items()}
+        scores = score(hypotheses, references, in_full=split == "test")
+        result[split] = {name: dataclasses.asdict(one) for name, one in scores.items()}
         result["sentences"][split] = len(hypotheses)
         if split == "test":
             result["samples"] = [[sources[i], references[i], hypotheses[i]] for i in sample_places(len(sources))]
@@ -78,6 +79,12 @@ def evaluated_before(run: Run) -> dict[str, Any] | None:
     """The result of a trained run's evaluation; None where it is still to be made."""
     file = _result_folder(run, export_model(run)) / RESULT_FILE
     return read_json(file) if file.exists() else None
+
+
+def evaluation_folder(run: Run) -> Path | None:
+    """Where the evaluation of the run's model, with its search, is or would be; None without a model."""
+    model = run.folder / "model"
+    return _result_folder(run, model) if (model / "config.json").exists() else None
 
 
 def _result_folder(run: Run, model: Path) -> Path:

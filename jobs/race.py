@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session
 from jobs.config import CONTENDERS, Config, RaceConfig, load_config, with_absolute_paths
@@ -21,6 +19,7 @@ from jobs.summary import print_next
 from jobs.workspace import Run, identity, only_owner, output_dir, run_for
 from model.build import ModelConfig, architecture_of
 from model.flops import count_parameters, training_flops
+from pipeline.compare.course import validation_course
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
@@ -189,21 +188,20 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, 
 
 def _curve(run: Run, vocab_size: int) -> list[dict[str, float]]:
     """Seconds of training, floating-point operations and BLEU at each validation."""
-    series: dict[str, dict[int, float]] = {}
-    for point in read_points(run.folder):  # of several values for a step, after a resume, the last counts
-        series.setdefault(point.key, {})[point.step] = point.value
     training = run.training
     assert training is not None
-    curve = []
-    for one in training["validations"]:
-        at = {
-            key: float(np.interp(one["step"], [0, *sorted(known)], [0.0, *(known[step] for step in sorted(known))]))
-            for key in ("seconds", "source_tokens", "target_tokens")
-            if (known := series[f"train/{key}"])
+    course = validation_course(read_points(run.folder), training["validations"])
+    return [
+        {
+            "step": one["step"],
+            "seconds": one["seconds"],
+            "flops": training_flops(
+                run.config.model, vocab_size, round(one["source_tokens"]), round(one["target_tokens"])
+            ),
+            "bleu": one["bleu"],
         }
-        flops = training_flops(run.config.model, vocab_size, round(at["source_tokens"]), round(at["target_tokens"]))
-        curve.append({"step": one["step"], "seconds": at["seconds"], "flops": flops, "bleu": one["bleu"]})
-    return curve
+        for one in course
+    ]
 
 
 def _draw(result: Mapping[str, Any], path: Path) -> None:

@@ -153,7 +153,9 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for split, prefix in (("test", "test/"), ("validation", "averaged/validation_")):
         scores = {f"{prefix}{metric}": one["value"] for metric, one in result[split].items()}
         tracker.log_metrics(scores, step, name, _dataset(run.config, corpus, split))
-    tracker.log_metrics({"test/seconds": result["seconds"]["test"]}, step)
+    more = {f"test/{metric}_half_width": one.get("half_width") for metric, one in result["test"].items()}
+    more |= {"test/length_ratio": result["test"]["bleu"].get("length_ratio"), "test/seconds": result["seconds"]["test"]}
+    tracker.log_metrics({key: value for key, value in more.items() if value is not None}, step)
     bleu, languages = result["test"]["bleu"], f"{run.config.corpus.source_language}-{run.config.corpus.target_language}"
     note = f"{run.config.corpus.name}, {languages}: test BLEU {bleu['value']:.2f} (`{bleu['signature']}`)"
     tracker.set_tags({"mlflow.note.content": note})

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.spool import redact
+from pipeline.errors import UserError
+from pipeline.spool import redact, redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -276,6 +277,27 @@ def ask_server(uri: str, seconds: float) -> tuple[int, str]:
     )
     assert answer is not None  # as MLflow's annotations would have it
     return answer.status_code, answer.text
+
+
+def find_runs(uri: str, experiment: str, criteria: str) -> list[tuple[str, str]]:
+    """Id and name of the runs of an experiment that a filter of MLflow's finds, the oldest first.
+
+    Raises:
+        UserError: there is no such experiment, the filter is refused, or the store does not answer.
+    """
+    _import_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UserError(f"tracking.experiment: there is no experiment {experiment!r} in {redact_uri(uri)}")
+        runs = client.search_runs([found.experiment_id], criteria, order_by=["attributes.start_time ASC"])
+    except MlflowException as error:
+        raise UserError(f"MLflow at {redact_uri(uri)}: {redact_uri(str(error))}") from None
+    return [(run.info.run_id, run.info.run_name or "") for run in runs]
 
 
 def _import_mlflow() -> None:

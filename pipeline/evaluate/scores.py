@@ -1,29 +1,38 @@
-"""BLEU and chrF by sacreBLEU, counted on the raw reference lines, with the signature that makes them comparable."""
+"""BLEU, chrF, TER by sacreBLEU, counted on the raw reference lines, with the signature that makes them comparable."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from pipeline.errors import UserError
+from pipeline.evaluate.significance import half_width
 
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score from 0 to 100, and sacreBLEU's signature of how it was counted.
+    """A corpus score from 0 to 100 (TER can be more), and sacreBLEU's signature of how it was counted.
 
-    `details` is sacreBLEU's own line: for BLEU the n-gram precisions, brevity penalty and lengths.
+    `details` is sacreBLEU's own line: for BLEU the n-gram precisions, brevity penalty and lengths. `half_width` is that
+    of the 95 % confidence interval, where it was asked for; `length_ratio`, of BLEU, the translations' words over the
+    references'.
     """
 
     name: str
     value: float
     signature: str
     details: str
+    half_width: float | None = None
+    length_ratio: float | None = None
 
 
-def score(hypotheses: list[str], references: list[str]) -> dict[str, Score]:
+def score(hypotheses: list[str], references: list[str], in_full: bool = False) -> dict[str, Score]:
     """BLEU (cased, 13a, one reference) and chrF2 by their names "bleu" and "chrf".
+
+    Args:
+        in_full: also "ter", and for each the confidence interval, by sacreBLEU's bootstrap. This takes seconds.
 
     Raises:
         UserError: there are not as many hypotheses as references.
@@ -32,9 +41,14 @@ def score(hypotheses: list[str], references: list[str]) -> dict[str, Score]:
         raise UserError(f"{len(hypotheses)} translations, but {len(references)} references: no score can be counted")
     if not references:
         raise UserError("no references: there is nothing to score")
-    return {name: _score(name, metric, hypotheses, references) for name, metric in (("bleu", BLEU()), ("chrf", CHRF()))}
+    metrics = {"bleu": BLEU(), "chrf": CHRF()} | ({"ter": TER()} if in_full else {})
+    return {name: _score(name, metric, hypotheses, references, in_full) for name, metric in metrics.items()}
 
 
-def _score(name: str, metric: Any, hypotheses: list[str], references: list[str]) -> Score:
-    result = metric.corpus_score(hypotheses, [references])
-    return Score(name, float(result.score), str(metric.get_signature()), str(result))
+def _score(name: str, metric: Any, hypotheses: list[str], references: list[str], with_interval: bool) -> Score:
+    # What `corpus_score` does, whose own interval fails where resamples have no match at all.
+    statistics = metric._extract_corpus_statistics(hypotheses, [references])
+    result = metric._aggregate_and_compute(statistics)
+    width = half_width(name, statistics) if with_interval else None
+    ratio = getattr(result, "ratio", None)
+    return Score(name, float(result.score), str(metric.get_signature()), str(result), width, ratio)

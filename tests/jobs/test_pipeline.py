@@ -51,7 +51,8 @@ def test_run_is_one_finished_run_in_mlflow(place, whole):
     assert [step for step in sorted(losses(folder_of(place, "whole")))] == list(range(5, STEPS + 1, 5))
     for name in VALIDATION:
         assert sorted(point.step for point in client.get_metric_history(run_id, name)) == [50, 100, 150]
-    assert {"test/bleu", "test/chrf"} <= run.data.metrics.keys()
+    assert {"test/bleu", "test/chrf", "test/ter", "test/length_ratio"} <= run.data.metrics.keys()
+    assert 0 <= run.data.metrics["test/bleu_half_width"] < 50
     assert "tok:13a" in run.data.tags["signature.bleu"]
 
     artifacts = place / "outputs" / "mlartifacts" / run_id / "artifacts"

@@ -1,0 +1,132 @@
+"""Compare: which of several runs, or files of translations, is better, whether that is chance, and what differs."""
+
+import math
+import multiprocessing
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.cli import configuration, sort_words
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.compare_systems import Gathered
+    from jobs.config import Config
+
+USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
+OWN = ("references", "source", "train", "reach", "query")
+MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
+MAX_PROCESSES = 8
+
+
+def main(argv: list[str]) -> int:
+    started_at = time.monotonic()
+    words, own, settings = sort_words(argv, OWN)
+    if not words and "query" not in own:
+        raise UserError(USAGE)
+    reach = _number("reach", own["reach"]) if "reach" in own else None
+    config = configuration("compare", settings)
+
+    from jobs.compare_report import folder_for, log_comparison, print_comparison, write_comparison
+    from jobs.compare_systems import gather
+    from jobs.console import clock, console
+    from jobs.summary import print_next
+    from jobs.workspace import output_dir
+
+    root = output_dir(config)
+    if "query" in own:
+        words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
+    if len(words) < 2:
+        raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
+    gathered = gather(words, root, own.get("references"), own.get("source"), own.get("train"))
+    comparison, scores = _compared(gathered, reach)
+    folder = folder_for(config, comparison)
+    pictures = write_comparison(folder, comparison, scores, gathered)
+    print_comparison(comparison, folder)
+    if config.tracking.enabled:
+        log_comparison(config, folder, comparison, pictures, gathered)
+    console.print(f"Took     {clock(time.monotonic() - started_at)}")
+    bleu = {name: comparison["systems"][name]["scores"]["bleu"]["score"] for name in gathered.runs}
+    where = [word for word in settings if word.startswith("output_dir=")]
+    report = shlex.join(["xdg-open", str(folder / "report.html")])
+    ui = f"{shlex.join(['transloom', 'ui', *where])}  # the comparison is a run there"
+    best = gathered.runs[max(bleu, key=bleu.__getitem__)].name if bleu else ""
+    translate = f"{shlex.join(['transloom', 'translate', best, *where])} < your_text"
+    print_next(report, *([ui] if config.tracking.enabled else []), *([translate] if best else []))
+    return 0
+
+
+def _number(key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 100:
+        raise UserError(f"{key}={value}: must be a BLEU above 0, at most 100")
+    return number
+
+
+def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
+    """The names of the runs in the output folder that a filter of MLflow's finds, the oldest first.
+
+    Raises:
+        UserError: there is no store, the filter is refused, or it finds no run that is here.
+    """
+    from jobs.console import console
+    from pipeline.files import read_json
+    from pipeline.mlflow_store import find_runs
+    from pipeline.tracking import RUN_RECORD, local_store, tracking_uri
+
+    uri = tracking_uri(config.tracking, root)
+    if uri == local_store(root) and not (root / "mlflow.db").exists():
+        raise UserError(f"query: there is no MLflow store in {root}; name the runs, or give tracking.uri=")
+    here = {read_json(path)["run_id"]: path.parent.name for path in root.glob(f"runs/*/{RUN_RECORD}")}
+    found = find_runs(uri, config.tracking.experiment, criteria)
+    # Races, benches and comparisons are runs of MLflow's, too.
+    missing = [name for run_id, name in found if run_id not in here]
+    if missing:
+        console.print(f"Left out, for they are not in {root / 'runs'}: {', '.join(missing)}")
+    names = [here[run_id] for run_id, _ in found if run_id in here]
+    if not names:
+        raise UserError(f"query={criteria}: finds no run that is in {root / 'runs'}")
+    return names
+
+
+def _compared(gathered: "Gathered", reach: float | None) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    from jobs.compare_systems import refuse_other_scores
+    from jobs.console import StatusLine, counter
+    from pipeline.compare.comparison import compare
+    from pipeline.data.lines import read_lines
+
+    text = gathered.training_text
+    training = (line.decode(errors="replace") for line in read_lines(text)) if text else None
+    status = StatusLine()
+    try:
+        with _mapping(len(gathered.references) * len(gathered.systems)) as map_tasks:
+            found = compare(gathered.systems, gathered.references, training, reach, map_tasks, counter(status))
+    finally:
+        status.clear()
+    refuse_other_scores(gathered, found[0]["systems"])
+    return found
+
+
+@contextmanager
+def _mapping(sentences: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
+    """`map`, spread over this machine's processors where there is enough to do."""
+    processes = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+    if processes == 1 or sentences < MIN_SENTENCES:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # not forked: torch has threads by now
+    ignore = (
+        signal.signal,
+        (signal.SIGINT, signal.SIG_IGN),
+    )  # Ctrl-C is the command's, which waits for them
+    with ProcessPoolExecutor(processes, context, *ignore) as pool:
+        yield pool.map

@@ -1,0 +1,259 @@
+"""What is compared: runs and files of translations, which must be of one test set, and what is known of them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jobs.config import read_config, to_dict
+from jobs.evaluate import RESULT_FILE, evaluation_folder
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run
+from model.flops import count_parameters, training_flops
+from pipeline.compare.comparison import RunFacts, System
+from pipeline.compare.course import Moment, training_course, validation_course
+from pipeline.data.lines import existing_file, read_lines
+from pipeline.errors import UserError
+from pipeline.files import MANIFEST, hash_of, read_json
+from pipeline.spool import read_points
+from pipeline.tracker import flatten
+from pipeline.tracking import RUN_RECORD
+
+# Settings that say nothing of the model: where it lies, who is told.
+NOT_COMPARED = ("name", "output_dir", "resume", "tracking.", "race.", "cluster.address")
+HASHES = ("corpus.hash", "tokenizer.hash", "shards.hash")  # tags of a run in MLflow
+SHOWN_OF_A_HASH = 12
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Systems with the test set that they are compared on.
+
+    Attributes:
+        training_text: target side of the training corpus of the first run; None where there is no run.
+        languages: of "source" and "target", where a run says them.
+        scored: by system, what its evaluation says, for runs: name of the metric → value, signature.
+        runs: by system, the folders of those that are runs.
+    """
+
+    systems: list[System]
+    references: list[str]
+    sources: list[str] | None
+    training_text: Path | None
+    languages: dict[str, str]
+    scored: dict[str, Mapping[str, Any]]
+    runs: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A run with one of its evaluations."""
+
+    run: Run
+    folder: Path
+    result: Mapping[str, Any]
+    corpus: Path
+
+
+def gather(words: Sequence[str], root: Path, references: str | None, source: str | None, train: str | None) -> Gathered:
+    """Finds what the words name: a run, by name or folder; an evaluation's folder; a file of translations.
+
+    Args:
+        references: with `source` and `train` files that the user names; None: those of the first run.
+    Raises:
+        UserError: something is missing, or they are not of one test set.
+    """
+    found = {word: _find(word, root) for word in words}
+    names = _names(words, found)
+    evaluated = {names[word]: one for word, one in found.items() if isinstance(one, _Evaluated)}
+    first = next(iter(evaluated.values()), None)
+    if references:
+        meant, where = read_text(Path(references)), references
+    elif first:
+        meant, where = read_text(first.corpus / "test.target"), f"the run {first.run.name}"
+    else:
+        raise UserError(f"references=<file>: name the references, for {words[0]} and the others are files, not runs")
+    _refuse_other_signatures(list(evaluated.values()))
+    systems = []
+    for word, one in found.items():
+        if isinstance(one, _Evaluated):
+            _refuse_other_references(one, meant, where)
+            file, place, facts = one.folder / "test.hypotheses", one.folder, _facts(one)
+        else:
+            file, place, facts = one, one, None
+        said = read_text(file)
+        if len(said) != len(meant):
+            raise UserError(f"{file} has {len(said):,} lines, and the references of {where} {len(meant):,}")
+        systems.append(System(names[word], str(place), said, facts))
+    sources = read_text(Path(source)) if source else read_text(first.corpus / "test.source") if first else None
+    if sources is not None and len(sources) != len(meant):
+        raise UserError(f"source={source}: has {len(sources):,} lines, and the references {len(meant):,}")
+    corpus = first.run.config.corpus if first else None
+    return Gathered(
+        systems,
+        meant,
+        sources,
+        existing_file(train) if train else existing_file(first.corpus / "train.target") if first else None,
+        {"source": corpus.source_language, "target": corpus.target_language} if corpus else {},
+        {name: one.result["test"] for name, one in evaluated.items()},
+        {name: one.run.folder for name, one in evaluated.items()},
+    )
+
+
+def read_text(path: Path) -> list[str]:
+    """The lines of a file.
+
+    Raises:
+        UserError: it is missing, empty, or not UTF-8.
+    """
+    lines = []
+    for number, line in enumerate(read_lines(existing_file(path)), 1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: is not UTF-8. Convert the file first") from None
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{path}: is empty; there is nothing to compare")
+    return lines
+
+
+def _find(word: str, root: Path) -> "_Evaluated | Path":
+    path = Path(word)
+    if (path / RESULT_FILE).exists() and (path.absolute().parents[1] / CONFIG_FILE).exists():
+        return _evaluated(path.absolute().parents[1], path.absolute(), root)
+    is_run = any((folder / CONFIG_FILE).exists() for folder in (root / "runs" / word, path))
+    if not is_run and (path.is_file() or Path(f"{word}.gz").is_file()):
+        return existing_file(path)
+    try:
+        folder = find_run(word, root)
+    except UserError as error:
+        raise UserError(f"{error}. Nor is there a file {word}") from None
+    return _evaluated(folder, None, root)
+
+
+def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
+    run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+    called = run.name if folder.parent == root / "runs" else str(folder)
+    if run.training is None:
+        raise UserError(f"the run {run.name} has not finished training: transloom train resume={called}")
+    evaluation = evaluation or evaluation_folder(run)
+    if evaluation is None or not (evaluation / RESULT_FILE).exists():
+        raise UserError(f"the run {run.name} has not been evaluated: transloom evaluate resume={called}")
+    corpus = _stage(run, "corpus")
+    if not (corpus / "test.target").exists():
+        raise UserError(f"the run {run.name} was made from {corpus}, which is gone: bring it back, or prepare it again")
+    return _Evaluated(run, evaluation, read_json(evaluation / RESULT_FILE), corpus)
+
+
+def _stage(run: Run, name: str) -> Path:
+    """The folder of a stage that the run was made from; beside the run's where its output folder was moved."""
+    folder = Path(read_json(run.folder / PREPARED_FILE)[name])
+    beside = run.folder.parent.parent / folder.parent.name / folder.name
+    return beside if beside.exists() else folder
+
+
+def _names(words: Sequence[str], found: Mapping[str, "_Evaluated | Path"]) -> dict[str, str]:
+    """What the systems are called, each differently: the run's name, the file's, else the word itself."""
+    if len(found) != len(words):
+        twice = next(word for word in words if list(words).count(word) > 1)
+        raise UserError(f"{twice}: is named twice")
+    short = {
+        word: one.run.name if isinstance(one, _Evaluated) else one.name.removesuffix(".gz")
+        for word, one in found.items()
+    }
+    return {word: name if list(short.values()).count(name) == 1 else word for word, name in short.items()}
+
+
+def _refuse_other_references(one: _Evaluated, references: list[str], where: str) -> None:
+    own = read_text(one.corpus / "test.target")
+    if hash_of(own) != hash_of(references):
+        raise UserError(
+            f"the run {one.run.name} was tested on other references than those of {where}: {len(own):,} lines of hash "
+            f"{hash_of(own)[:SHOWN_OF_A_HASH]} in {one.corpus / 'test.target'}, not {len(references):,} of "
+            f"{hash_of(references)[:SHOWN_OF_A_HASH]}. Scores on different test sets can't be compared; translate one "
+            "test set with both models (transloom translate), and compare the files with references=<file>"
+        )
+
+
+def _refuse_other_signatures(evaluated: Sequence[_Evaluated]) -> None:
+    for first, one in pairwise(evaluated):
+        for metric in ("bleu", "chrf"):
+            its, others = one.result["test"][metric]["signature"], first.result["test"][metric]["signature"]
+            if its != others:
+                raise UserError(
+                    f"the run {one.run.name} was scored as {its}, and the run {first.run.name} as {others}: score one "
+                    f"of them again, after removing {one.folder} or {first.folder}: transloom evaluate resume=<run>"
+                )
+
+
+def refuse_other_scores(gathered: Gathered, systems: Mapping[str, Any]) -> None:
+    """Refuses a run whose translations are not those that its scores are of.
+
+    Args:
+        systems: of the comparison.
+    """
+    for name, scored in gathered.scored.items():
+        for metric in ("bleu", "chrf"):
+            then, now = scored[metric]["value"], systems[name]["scores"][metric]["score"]
+            if abs(then - now) > 0.005:
+                where = systems[name]["where"]
+                raise UserError(
+                    f"{name}: its evaluation says {metric} {then:.2f}, and its translations now have {now:.2f}: they, "
+                    f"the references or sacreBLEU were changed. Remove {where} and evaluate again"
+                )
+
+
+def _facts(one: _Evaluated) -> RunFacts:
+    run, training = one.run, one.run.training
+    assert training is not None
+    record = run.folder / RUN_RECORD
+    tags: Mapping[str, str] = read_json(record)["tags"] if record.exists() else {}
+    counts = read_json(one.corpus / MANIFEST)["counts"]["splits"]
+    files = read_json(one.corpus / MANIFEST)["files"]
+    tokenizer = _stage(run, "tokenizer") / MANIFEST
+    vocabulary: int | None = read_json(tokenizer)["counts"]["vocab_size"] if tokenizer.exists() else None
+    points = read_points(run.folder)
+    validations = validation_course(points, training["validations"])
+    seconds = max(training["seconds"], 1e-9)
+    facts: dict[str, float] = {
+        "steps": training["step"],
+        "seconds": seconds,
+        "source_tokens": training["source_tokens"],
+        "target_tokens": training["target_tokens"],
+        "target_tokens_per_second": training["target_tokens"] / seconds,
+        "workers": training["world_size"],
+    }
+    if vocabulary:
+        facts["parameters"] = count_parameters(run.config.model, vocabulary)
+        facts["flops"] = _flops(run, vocabulary, facts)
+        validations = [moment | {"flops": _flops(run, vocabulary, moment)} for moment in validations]
+    decoding = one.result["seconds"]["test"]
+    facts["sentences_per_second"] = one.result["sentences"]["test"] / max(decoding, 1e-9)
+    hashes = {name: tags[name][:SHOWN_OF_A_HASH] for name in HASHES if name in tags}
+    settings = flatten(to_dict(run.config))
+    about = {"machine": tags["environment.machine"]} if "environment.machine" in tags else {}
+    versions = ("python", "torch", "ray", "deepspeed", "sentencepiece", "sacrebleu")
+    about |= {name: tags[key] for name in versions if (key := f"environment.{name}") in tags}
+    if code := tags.get("mlflow.source.git.commit"):
+        about["code"] = code[:SHOWN_OF_A_HASH] if re.fullmatch("[0-9a-f]{40}", code) else code
+    return RunFacts(
+        settings={key: value for key, value in settings.items() if not key.startswith(NOT_COMPARED)},
+        data={
+            "corpus": run.config.corpus.name,
+            "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
+            "training pairs": f"{counts['train']['pairs']:,}",
+            "vocabulary": f"{vocabulary:,} pieces" if vocabulary else "?",
+            **hashes,
+        },
+        environment=about,
+        training=facts,
+        validation_set=files["validation.target"]["sha256"],
+        course=training_course(points),
+        validations=validations,
+    )
+
+
+def _flops(run: Run, vocabulary: int, moment: Moment) -> int:
+    """Floating-point operations of the training until then."""
+    return training_flops(run.config.model, vocabulary, round(moment["source_tokens"]), round(moment["target_tokens"]))

@@ -1,0 +1,182 @@
+"""Systems compared: their scores with tests, by parts of the test set, and what their runs did and were told."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.compare.course import Moment, first_reaching
+from pipeline.compare.sentences import sentence_scores
+from pipeline.errors import UserError
+from pipeline.evaluate.buckets import by_length, f1_by_frequency, frequencies, reference_words_by_frequency, words_of
+from pipeline.evaluate.significance import (
+    METRICS,
+    RESAMPLES,
+    TRIALS,
+    Map,
+    Progress,
+    Statistics,
+    compare_systems,
+    count_statistics,
+    score_of,
+    signature_of,
+)
+from pipeline.files import hash_of
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a system that is a run.
+
+    Attributes:
+        settings: with their full names. data, environment: by names of ours: corpus.hash, machine, …
+        training: steps, seconds, source_tokens, target_tokens, workers and, where they can be counted, parameters and
+            flops.
+        validation_set: hash of the validation set's references; BLEU curves are compared on the same one only.
+        course: its training losses. validations: each with step, seconds, tokens, loss, bleu, flops.
+    """
+
+    settings: Mapping[str, str]
+    data: Mapping[str, str]
+    environment: Mapping[str, str]
+    training: Mapping[str, float]
+    validation_set: str | None
+    course: list[Moment] = field(default_factory=list)
+    validations: list[Moment] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class System:
+    """One system's translations of the test set; `where` is the file or folder that they came from."""
+
+    name: str
+    where: str
+    hypotheses: list[str]
+    run: RunFacts | None = None
+
+
+def compare(
+    systems: Sequence[System],
+    references: list[str],
+    training_text: Iterable[str] | None = None,
+    reach: float | None = None,
+    map_tasks: Map = map,
+    progress: Progress = lambda *_: None,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Compares each system with the first one, the baseline.
+
+    Args:
+        systems: two at least, with different names and as many translations as there are references.
+        training_text: target side of what was trained on, for the words' frequencies.
+        reach: the validation BLEU that time and cost are counted to; None: the highest that all runs reached.
+    Returns:
+        the comparison as JSON values, and by system the chrF2 of each sentence.
+    Raises:
+        UserError: no run reached that.
+    """
+    runs = {system.name: system.run for system in systems if system.run}
+    same_validation_set = len({run.validation_set for run in runs.values()}) == 1
+    reached = _reach(runs if same_validation_set else {}, reach)
+    said = {system.name: system.hypotheses for system in systems}
+    counted = count_statistics(said, references, map_tasks, progress)
+    tested = compare_systems(counted, map_tasks, progress)
+    scores = sentence_scores(counted["chrf"])
+    comparison = {
+        "names": [system.name for system in systems],  # in their order; a JSON file has keys by name
+        "baseline": systems[0].name,
+        "sentences": len(references),
+        "references": hash_of(references),
+        "signatures": {metric: signature_of(metric) for metric in METRICS},
+        "resamples": RESAMPLES,
+        "trials": TRIALS,
+        "seed": os.environ.get("SACREBLEU_SEED", "12345"),  # where sacreBLEU looks
+        "systems": {
+            system.name: {
+                "where": system.where,
+                "translations": hash_of(system.hypotheses),
+                "scores": {metric: asdict(tested[metric][system.name]) for metric in METRICS},
+                "length_ratio": _length_ratio(counted["bleu"][system.name]),
+                "sentences": _better_and_worse(scores[systems[0].name], scores[system.name]),
+                "training": dict(system.run.training) if system.run else None,
+                "machine": system.run.environment.get("machine") if system.run else None,
+                "course": system.run.course if system.run else [],
+                "validations": system.run.validations if system.run else [],
+            }
+            for system in systems
+        },
+        "by_length": _by_length(counted["bleu"], references),
+        "by_frequency": _by_frequency(said, references, training_text, progress) if training_text is not None else [],
+        "settings": differing({name: run.settings for name, run in runs.items()}),
+        "data": _side_by_side({name: run.data for name, run in runs.items()}),
+        "environment": differing({name: run.environment for name, run in runs.items()}),
+        "same_validation_set": same_validation_set,
+        "reach": reached,
+    }
+    return comparison, scores
+
+
+def _length_ratio(bleu: Statistics) -> float:
+    """Words said over words of the references, as BLEU counts them."""
+    return sum(counts[0] for counts in bleu) / max(1, sum(counts[1] for counts in bleu))
+
+
+def _better_and_worse(baseline: Sequence[float], system: Sequence[float]) -> dict[str, int]:
+    """How many sentences have a higher, a lower, or the same chrF2 as the baseline's."""
+    differences = [one - other for one, other in zip(system, baseline, strict=True)]
+    better, worse = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    return {"better": better, "worse": worse, "equal": len(differences) - better - worse}
+
+
+def _by_length(bleu: Mapping[str, Statistics], references: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "bucket": label,
+            "sentences": len(places),
+            "bleu": {name: score_of("bleu", [counts[place] for place in places]) for name, counts in bleu.items()},
+        }
+        for label, places in by_length(references).items()
+    ]
+
+
+def _by_frequency(
+    said: Mapping[str, list[str]], references: list[str], training_text: Iterable[str], progress: Progress
+) -> list[dict[str, Any]]:
+    meant = words_of(references)
+    words = {name: words_of(lines) for name, lines in said.items()}
+    wanted = (word for text in (meant, *words.values()) for line in text for word in line)
+    seen = frequencies(training_text, wanted, progress)
+    f1 = {name: f1_by_frequency(its, meant, seen) for name, its in words.items()}
+    return [
+        {"bucket": label, "words": count, "f1": {name: its[label] for name, its in f1.items()}}
+        for label, count in reference_words_by_frequency(meant, seen).items()
+    ]
+
+
+def _side_by_side(facts: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """A row for each name; what a system does not have is a dash."""
+    names = dict.fromkeys(name for its in facts.values() for name in its)
+    return [{"name": name, "values": {one: its.get(name, "–") for one, its in facts.items()}} for name in names]
+
+
+def differing(facts: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """The rows in which two or more differ, by name."""
+    rows = [row for row in _side_by_side(facts) if len(set(row["values"].values())) > 1]
+    return sorted(rows, key=lambda row: row["name"])
+
+
+def _reach(runs: Mapping[str, RunFacts], asked: float | None) -> dict[str, Any] | None:
+    """When each run first had a validation BLEU; None where no run has a curve.
+
+    Raises:
+        UserError: none ever had what was asked for, or there is no curve to ask.
+    """
+    best = {name: max(one["bleu"] for one in run.validations) for name, run in runs.items() if run.validations}
+    if asked is not None and not best:
+        raise UserError(f"reach={asked:g}: there are no runs with validations of one set, so it can't be told")
+    if not best:
+        return None
+    if asked is not None and asked > max(best.values()):
+        raise UserError(f"reach={asked:g}: no run reached that; the best validation BLEU is {max(best.values()):.2f}")
+    bleu = asked if asked is not None else math.floor(100 * min(best.values())) / 100
+    return {"bleu": bleu, "runs": {name: first_reaching(runs[name].validations, bleu) for name in best}}

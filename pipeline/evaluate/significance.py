@@ -1,0 +1,154 @@
+"""Whether one system is better than another: sacreBLEU's own intervals and paired tests.
+
+BLEU, chrF2 and TER of a test set are made of counts that add up over its sentences. These are counted once for each
+system, in parallel, which matters for TER; scores of resampled and shuffled test sets, and of parts of one, come
+from them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+from sacrebleu.significance import PairedTest
+
+# As `score` counts them. BLEU says nothing of text that looks tokenised here; where it was scored first, it did.
+METRICS: dict[str, Callable[[], Any]] = {"bleu": lambda: BLEU(force=True), "chrf": CHRF, "ter": TER}
+SENTENCES_PER_TASK = 250
+RESAMPLES, TRIALS = 1000, 10_000  # sacreBLEU's own defaults
+
+Statistics = list[list[float]]  # of one system by one metric: a list for each sentence
+Map = Callable[[Callable, Iterable], Iterable]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A system's score of 0 to 100 (TER: 0 is best, and it can be more), and how it stands beside the baseline.
+
+    Attributes:
+        low: with `high` the 95 % confidence interval, by bootstrap (Koehn 2004), as sacreBLEU states it.
+        difference: to the baseline's score; None for the baseline itself, and so are the p-values.
+        p_bootstrap: of paired bootstrap resampling (Koehn 2004).
+        p_randomisation: of paired approximate randomisation (Riezler and Maxwell 2005).
+        p_holm: `p_randomisation`, corrected for the number of systems that are compared with the baseline.
+    """
+
+    score: float
+    low: float
+    high: float
+    difference: float | None = None
+    p_bootstrap: float | None = None
+    p_randomisation: float | None = None
+    p_holm: float | None = None
+
+
+def count_statistics(
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    map_tasks: Map = map,
+    progress: Progress = lambda *_: None,
+) -> dict[str, dict[str, Statistics]]:
+    """What each metric counts in each sentence: metric → system → a list of counts for each sentence.
+
+    Args:
+        systems: translations by the system's name, as many as there are references.
+        map_tasks: `map`, or one that spreads the work; results in order.
+    """
+    starts = range(0, len(references), SENTENCES_PER_TASK)
+    parts = [slice(start, start + SENTENCES_PER_TASK) for start in starts]
+    # TER first, for it takes longest: at the end no process is left alone with it
+    wanted = [(metric, name) for metric in reversed(METRICS) for name in systems]
+    tasks = [(metric, list(systems[name][part]), list(references[part])) for metric, name in wanted for part in parts]
+    found: Iterator[Statistics] = iter(map_tasks(_count, tasks))
+    counted: dict[str, dict[str, Statistics]] = {metric: {} for metric in METRICS}
+    done, total = 0, len(references) * len(wanted)
+    for metric, name in wanted:
+        statistics = counted[metric].setdefault(name, [])
+        for _ in parts:
+            progress("counting n-grams and edits, sentences", done, total)
+            counts = next(found)
+            statistics += counts
+            done += len(counts)
+    return counted
+
+
+def _count(task: tuple[str, list[str], list[str]]) -> Statistics:
+    metric, hypotheses, references = task
+    return METRICS[metric]()._extract_corpus_statistics(hypotheses, [references])
+
+
+def score_of(metric: str, statistics: Statistics) -> float:
+    """The score of the sentences that were counted; 0 of none."""
+    return float(METRICS[metric]()._aggregate_and_compute(statistics).score) if statistics else 0.0
+
+
+def signature_of(metric: str) -> str:
+    """sacreBLEU's signature of a score on one reference."""
+    counter = METRICS[metric]()
+    counter.num_refs = 1
+    return str(counter.get_signature())
+
+
+def compare_systems(
+    counted: Mapping[str, Mapping[str, Statistics]], map_tasks: Map = map, progress: Progress = lambda *_: None
+) -> dict[str, dict[str, Tested]]:
+    """Each system against the first, the baseline: metric → system → its score, interval and p-values.
+
+    The seed is sacreBLEU's (12345, or the environment's SACREBLEU_SEED), so its own command says the same.
+
+    Args:
+        counted: what `count_statistics` found, of two systems at least.
+    """
+    pairs = [(metric, *list(systems)[:1], name) for metric, systems in counted.items() for name in list(systems)[1:]]
+    tasks = [(metric, counted[metric][baseline], counted[metric][name]) for metric, baseline, name in pairs]
+    tested: dict[str, dict[str, Tested]] = {metric: {} for metric in counted}
+    results = iter(map_tasks(_test_pair, tasks))
+    samples = RESAMPLES + TRIALS
+    for done, (metric, baseline, name) in enumerate(pairs):
+        progress("testing differences, resamples and trials", done * samples, len(pairs) * samples)
+        tested[metric][baseline], tested[metric][name] = next(results)
+    for systems in tested.values():
+        names = list(systems)[1:]
+        corrected = holm([systems[name].p_randomisation or 0.0 for name in names])
+        systems |= {name: replace(systems[name], p_holm=p) for name, p in zip(names, corrected, strict=True)}
+    return tested
+
+
+def half_width(metric: str, statistics: Statistics) -> float:
+    """Of the 95 % confidence interval, by bootstrap."""
+    return float(_run_test("bs", RESAMPLES, metric, [statistics])[0].ci)
+
+
+def _test_pair(task: tuple[str, Statistics, Statistics]) -> tuple[Tested, Tested]:
+    metric, *systems = task
+    bootstrap = _run_test("bs", RESAMPLES, metric, systems)
+    randomisation = _run_test("ar", TRIALS, metric, systems)
+    first, second = [Tested(*map(float, (one.score, one.mean - one.ci, one.mean + one.ci))) for one in bootstrap]
+    difference = second.score - first.score
+    p_values = bootstrap[1].p_value, randomisation[1].p_value
+    if difference == 0:
+        p_values = 1.0, 1.0  # sacreBLEU counts samples above it: where both systems say the same, none is
+    return first, replace(second, difference=difference, p_bootstrap=p_values[0], p_randomisation=p_values[1])
+
+
+def _run_test(kind: str, samples: int, name: str, systems: Sequence[Statistics]) -> list[Any]:
+    """What sacreBLEU's paired test says of each system."""
+    metric = METRICS[name]()
+    metric.num_refs = 1
+    # PairedTest wants sentences, which it hands to the metric to be counted. It gets what was counted.
+    metric._extract_corpus_statistics = lambda counted, references: counted
+    named: Any = [(str(place), statistics) for place, statistics in enumerate(systems)]
+    _, columns = PairedTest(named, {name: metric}, None, kind, samples)()
+    return next(column for title, column in columns.items() if title != "System")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected so that the chance of any false finding among them is held (Holm 1979)."""
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected

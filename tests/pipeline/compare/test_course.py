@@ -1,0 +1,43 @@
+"""How a training went, out of its points."""
+
+import pytest
+
+from pipeline.compare.course import first_reaching, training_course, validation_course
+from pipeline.spool import Point
+
+
+def points(*steps: int) -> list[Point]:
+    """10 seconds and 1000 tokens a step."""
+    return [
+        Point(f"train/{name}", step, value * step, 0)
+        for step in steps
+        for name, value in (("loss", 0.1), ("seconds", 10.0), ("source_tokens", 1000.0), ("target_tokens", 1000.0))
+    ]
+
+
+VALIDATIONS = [{"step": step, "loss": 3.0, "bleu": bleu} for step, bleu in ((5, 1.0), (15, 7.0), (20, 6.0))]
+
+
+def test_what_was_counted_between_two_points_grows_evenly() -> None:
+    course = validation_course(points(10, 20), VALIDATIONS)
+    assert [one["seconds"] for one in course] == pytest.approx([50.0, 150.0, 200.0])
+    assert [one["target_tokens"] for one in course] == pytest.approx([5000.0, 15000.0, 20000.0])
+    assert [one["bleu"] for one in course] == [1.0, 7.0, 6.0]
+
+
+def test_of_a_step_that_was_taken_twice_the_last_counts() -> None:
+    again = [Point("train/loss", 10, 0.5, 1), Point("train/seconds", 10, 130.0, 1)]
+    course = training_course([*points(10, 20), *again])
+    assert [(one["step"], one["loss"], one["seconds"]) for one in course] == [(10, 0.5, 130.0), (20, 2.0, 200.0)]
+
+
+def test_without_points_there_is_no_course() -> None:
+    assert training_course([]) == []
+    assert validation_course([], VALIDATIONS) == []
+
+
+def test_the_first_validation_that_reaches_a_bleu() -> None:
+    course = validation_course(points(10, 20), VALIDATIONS)
+    reached = first_reaching(course, 6.5)
+    assert reached is not None and reached["step"] == 15
+    assert first_reaching(course, 7.1) is None
