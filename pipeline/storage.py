@@ -24,7 +24,7 @@ from pipeline.spool import redact_uri
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-CONNECT_SECONDS, READ_SECONDS = 5, 30
+CONNECT_SECONDS, READ_SECONDS = 4, 30
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "last_modified", "mtime", "created", "size")
 GLOB = frozenset("*?[")
 
@@ -278,7 +278,11 @@ def _open(url: str) -> "tuple[AbstractFileSystem, str]":
 def _options(protocol: str) -> dict[str, Any]:
     """Limits, so that what does not answer is said in seconds; by default some wait for minutes."""
     if protocol in ("s3", "s3a"):
-        limits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 1}}
+        limits = {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"total_max_attempts": 2},
+        }
         return {"config_kwargs": limits}
     if protocol in ("http", "https"):
         from aiohttp import ClientTimeout

@@ -1,4 +1,4 @@
-"""Copies in a storage: whole or not taken, verified when they come back. fsspec's storage in memory stands in for S3."""
+"""Copies in a storage: whole or not taken, verified when they come back; fsspec's memory stands in for S3."""
 
 import json
 from collections.abc import Iterator
