@@ -41,7 +41,7 @@ def stored(run: Run) -> Iterator[None]:
                 "stores the rest.",
                 style="bold",
             )
-        else:
+        elif mirror.copied:
             console.print(f"Stored      {redact_uri(url)}/runs/{run.name}")
 
 

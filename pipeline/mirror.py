@@ -3,7 +3,7 @@
     <storage>/corpora/<name>-<hash>/  tokenizers/<hash>/  shards/<hash>/     finished stages
     <storage>/runs/<run>/                                                    as in the output folder
 
-The storage mirrors the run's folder: checkpoints and snapshots that are removed here are removed there, once the newest
+The storage mirrors the run's folder: checkpoints and snapshots that are removed here are removed there, once a newer
 one is there. Nothing waits for it but the end of a command.
 """
 
@@ -166,6 +166,7 @@ class Mirror:
         self._steps_there: set[str] | None = None
         self._progress: Progress = no_progress
         self._trouble: str | None = None
+        self.copied = 0  # units
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="storage", daemon=True)
 
@@ -241,6 +242,7 @@ class Mirror:
     def _push(self, unit: Unit) -> None:
         try:
             self._stored[unit.name] = storage.push(unit.folder, f"{self._url}/{unit.name}", unit.marker, self._report)
+            self.copied += 1
         except FileNotFoundError:
             if unit.is_here:
                 raise
@@ -265,7 +267,8 @@ class Mirror:
         self._files_at = time.monotonic()
 
     def _remove_gone(self) -> None:
-        """Removes steps there that are not here, if the newest that is here is there."""
+        """Removes earlier steps there that are not here, once the newest here is there. Later ones are left: they are
+        another machine's."""
         if self._steps_there is None:
             found = (UNIT.fullmatch(name) for name in storage.listing(self._place))
             self._steps_there = {f"runs/{self._folder.name}/{one[1]}" for one in found if one and one[2]}
@@ -277,7 +280,7 @@ class Mirror:
             if newest is None or not self._stored.get(newest.name):
                 continue
             for name in sorted(self._steps_there - here.keys()):
-                if Path(name).parent.name == kind:
+                if Path(name).parent.name == kind and int(name.rpartition("step_")[2]) < newest.step:
                     storage.remove(f"{self._url}/{name}")
                     self._steps_there.discard(name)
                     self._stored.pop(name, None)
