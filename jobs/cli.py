@@ -55,7 +55,10 @@ USUAL_OVERRIDES = {
 
 # Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.
 READS = {
-    "prepare": ("corpus", "tokenizer", "cluster", "experiment", "corpus.path", "cluster.num_workers", "output_dir"),
+    "prepare": (
+        *("corpus", "tokenizer", "cluster", "experiment"),
+        *("corpus.path", "cluster.num_workers", "output_dir", "storage"),
+    ),
     "translate": ("decode", "output_dir"),
     "export": ("output_dir",),
     "bench": (

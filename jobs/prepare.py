@@ -9,12 +9,11 @@ from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.stored import store_prepared
 from jobs.summary import print_next, print_prepared
-from jobs.workspace import output_dir, prepared_before
+from jobs.workspace import bring_stage, output_dir, prepared_before
 from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.remote import with_local_files
 from pipeline.files import NotBuilt
-from pipeline.mirror import fetch_stage
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +39,7 @@ def found_prepared(config: Config) -> Prepared | None:
             return prepare(corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
         except NotBuilt as missing:
             (folder,) = missing.args
-            if config.storage and folder != looked_for and fetch_stage(config.storage, folder):
+            if folder != looked_for and bring_stage(config, folder):
                 looked_for = folder
                 continue
             for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up

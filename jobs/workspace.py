@@ -96,6 +96,21 @@ def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
     return record.exists()
 
 
+def bring_stage(config: Config, folder: Path) -> bool:
+    """Whether a finished stage that is not here was fetched from the storage.
+
+    Raises:
+        UserError: see `fetch_stage`.
+    """
+    if config.storage is None:
+        return False
+    status = StatusLine()
+    try:
+        return fetch_stage(config.storage, folder, counter(status))
+    finally:
+        status.clear()
+
+
 def run_for(config: Config, prepared: Prepared) -> Run:
     """The run that this configuration names; a new one gets its folder. Only its owner changes an old one.
 
@@ -138,8 +153,8 @@ def prepared_before(config: Config) -> Prepared | None:
     record = find_run(config.resume, output_dir(config)) / PREPARED_FILE
     folders = {name: Path(read_json(record)[name]) for name in ("corpus", "tokenizer", "shards")}
     for folder in folders.values():
-        if config.storage and not (folder / MANIFEST).exists():
-            fetch_stage(config.storage, folder)
+        if not (folder / MANIFEST).exists():
+            bring_stage(config, folder)
     if not all((folder / MANIFEST).exists() for folder in folders.values()):
         return None
     stages = {name: Stage(folder, read_json(folder / MANIFEST), True, 0.0) for name, folder in folders.items()}

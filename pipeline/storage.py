@@ -24,7 +24,7 @@ from pipeline.spool import redact_uri
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-CONNECT_SECONDS, READ_SECONDS = 4, 30
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 4, 20, 2
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "last_modified", "mtime", "created", "size")
 GLOB = frozenset("*?[")
 
@@ -271,7 +271,10 @@ def _remove_file(fs: "AbstractFileSystem", path: str) -> None:
 def _open(url: str) -> "tuple[AbstractFileSystem, str]":
     from fsspec.core import url_to_fs  # a storage is rarely used, and its libraries are not small
 
-    fs, path = url_to_fs(url, **_options(url.partition("://")[0]))
+    protocol = url.partition("://")[0]
+    fs, path = url_to_fs(url, **_options(protocol))
+    if protocol in ("s3", "s3a"):
+        fs.retries = ATTEMPTS  # s3fs' own, each of which are as many of botocore's
     return fs, path.rstrip("/")
 
 
@@ -281,7 +284,7 @@ def _options(protocol: str) -> dict[str, Any]:
         limits = {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
-            "retries": {"total_max_attempts": 2},
+            "retries": {"total_max_attempts": ATTEMPTS},
         }
         return {"config_kwargs": limits}
     if protocol in ("http", "https"):
