@@ -42,7 +42,8 @@ class S3Server:
     def ask_for_login(self, does: bool) -> None:
         """Whether keys are looked at; those of `environment` are of nobody."""
         first = b"0" if does else b"inf"
-        urllib.request.urlopen(f"{self.address}/moto-api/reset-auth", data=first, timeout=5).close()
+        request = urllib.request.Request(f"{self.address}/moto-api/reset-auth", first, {"Content-Type": "text/plain"})
+        urllib.request.urlopen(request, timeout=5).close()
 
     def environment(self) -> dict[str, str]:
         """What a user sets for a server of their own."""
