@@ -51,11 +51,15 @@ USUAL_OVERRIDES = {
     "name=<name>": "the run's name and folder",
     "resume=<run>": "go on with a run: its name or its folder",
     "output_dir=<folder>": "where everything is written and found",
+    "storage=s3://<bucket>/<folder>": "copy what is finished there, fetch what is missing here",
 }
 
 # Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.
 READS = {
-    "prepare": ("corpus", "tokenizer", "cluster", "experiment", "corpus.path", "cluster.num_workers", "output_dir"),
+    "prepare": (
+        *("corpus", "tokenizer", "cluster", "experiment"),
+        *("corpus.path", "cluster.num_workers", "output_dir", "storage"),
+    ),
     "translate": ("decode", "output_dir"),
     "export": ("output_dir",),
     "bench": (

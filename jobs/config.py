@@ -32,6 +32,7 @@ from pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
+from pipeline.spool import redact_uri
 from pipeline.tracking import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
@@ -96,7 +97,8 @@ class Config:
 
     In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are.
     `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
-    on with. A relative `output_dir` counts from where the command was given.
+    on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL: what is
+    finished is copied there, and what is missing in `output_dir` is fetched from there.
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -116,11 +118,16 @@ class Config:
     seed: int = 1
     name: str | None = None
     output_dir: str = "outputs"
+    storage: str | None = None
     resume: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
+        if self.storage is not None and (redacted := redact_uri(self.storage)) != self.storage:
+            raise ValueError(f"storage: {redacted} has a password or token in it; set it in the environment instead")
+        if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
+            raise ValueError(f"storage: {self.storage!r} is no address; give s3://bucket/folder or another fsspec URL")
         if self.cluster.num_workers > self.batch.micro_batches:
             raise ValueError(
                 f"cluster.num_workers: {self.cluster.num_workers} workers can't share a step of "
@@ -161,7 +168,9 @@ def with_absolute_paths(config: Config) -> Config:
             split = getattr(corpus, name)
             changes[name] = SplitConfig(absolute(split.source), absolute(split.target), split.split)
     corpus = dataclasses.replace(corpus, **changes)
-    return dataclasses.replace(config, corpus=corpus, output_dir=str(Path(config.output_dir).absolute()))
+    storage = config.storage and config.storage.rstrip("/")
+    output_dir = str(Path(config.output_dir).absolute())
+    return dataclasses.replace(config, corpus=corpus, output_dir=output_dir, storage=storage)
 
 
 def read_config(path: Path) -> Config:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         return _examine_cluster(config)
     status = StatusLine()
     status.show("  looking at this machine …", now=True)
-    found = examine_machine(config.output_dir) + _tracking(config) + _clusters()
+    found = examine_machine(config.output_dir) + _tracking(config) + _storage(config) + _clusters()
     status.clear()
     return _report({"This machine": found}, "transloom run", "transloom cluster up")
 
@@ -55,7 +55,7 @@ def _examine_cluster(config: "Config") -> int:
             raise UserError(f"a node of the cluster runs nothing ({type(error).__name__}); look at its Ray") from error
         names = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in nodes]
         found = dict(zip(names, reports, strict=True))
-        found["Cluster"] = _network(nodes) + _tracking(config)
+        found["Cluster"] = _network(nodes) + _tracking(config) + _storage(config)
     return _report(found, "transloom submit run")
 
 
@@ -107,6 +107,19 @@ def _tracking(config: "Config") -> list[Finding]:
     except UserError as error:
         return [Finding("MLflow", uri, str(error))]
     return [Finding("MLflow", uri)]
+
+
+def _storage(config: "Config") -> list[Finding]:
+    """Whether what is configured can be written, read and deleted in."""
+    from pipeline import storage
+
+    if config.storage is None:
+        return []
+    try:
+        storage.check(config.storage)
+    except UserError as error:
+        return [Finding("storage", config.storage, str(error))]
+    return [Finding("storage", config.storage)]
 
 
 def _clusters() -> list[Finding]:

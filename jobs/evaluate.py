@@ -11,6 +11,7 @@ from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
+from jobs.stored import stored
 from jobs.summary import print_next, print_result
 from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
 from pipeline.data.lines import read_lines
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     run = run_for(config, prepared)
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
-    with checked_session(config), only_owner(run), open_tracker(run, prepared) as tracker:
+    with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
@@ -77,8 +78,10 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
 
 def evaluated_before(run: Run) -> dict[str, Any] | None:
     """The result of a trained run's evaluation; None where it is still to be made."""
-    file = _result_folder(run, export_model(run)) / RESULT_FILE
-    return read_json(file) if file.exists() else None
+    folder = _result_folder(run, export_model(run))
+    file = folder / RESULT_FILE
+    # Where it lies may have changed: the run may have come from another machine.
+    return {**read_json(file), "folder": str(folder)} if file.exists() else None
 
 
 def evaluation_folder(run: Run) -> Path | None:

@@ -22,6 +22,7 @@ from pipeline.data.corpus import SPLITS, CorpusKind
 from pipeline.errors import UserError
 from pipeline.files import hash_of
 from pipeline.spool import redact_uri
+from pipeline.storage import is_url
 
 CONFIG_FOLDER, CONFIG_FILE = "/etc/transloom", "config.yaml"
 HOME = "/home/transloom"  # as in deploy/Dockerfile
@@ -288,11 +289,13 @@ def _config_there(config: Config, own_mlflow: bool) -> Config:
 
 
 def _needs_the_outside(config: Config) -> bool:
-    """Whether the job reads from the hub or reports to a server of the user's own."""
+    """Whether the job reads from the hub or URLs, reports to a server of the user's own, or copies to a storage."""
     corpus, tracking = config.corpus, config.tracking
     files = list(corpus.data_files.values())
     from_hub = corpus.kind is CorpusKind.dataset and corpus.path is None and not files
-    return from_hub or any("://" in file for file in files) or (tracking.enabled and tracking.uri is not None)
+    splits = [getattr(corpus, name) for name in SPLITS]
+    named = [config.storage, corpus.path, *files, *(one.source for one in splits), *(one.target for one in splits)]
+    return from_hub or any(map(is_url, named)) or (tracking.enabled and tracking.uri is not None)
 
 
 def _name(job: str, config: Config, settings: KubernetesConfig) -> str:

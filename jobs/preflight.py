@@ -14,6 +14,7 @@ from jobs.console import StatusLine, console
 from jobs.nodes import differences, examine_node, refuse_unlike, versions
 from jobs.package import submission
 from jobs.workspace import output_dir
+from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.tracking import refuse_unreachable
 
@@ -23,11 +24,13 @@ NODE_SECONDS = 50.0
 
 @contextmanager
 def checked_session(config: Config) -> Iterator[None]:
-    """As `ray_session`; a cluster's nodes are looked at first.
+    """As `ray_session`; a cluster's nodes are looked at first, and before them whether the storage can be written.
 
     Raises:
-        UserError: see `check_cluster`.
+        UserError: see `check_cluster` and `pipeline.storage.check`.
     """
+    if config.storage:
+        storage.check(config.storage)
     with ray_session(config.cluster):
         if config.cluster.address:
             check_cluster(config)

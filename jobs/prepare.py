@@ -7,10 +7,12 @@ from jobs.cluster import map_over_cluster
 from jobs.config import Config
 from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
+from jobs.stored import store_prepared
 from jobs.summary import print_next, print_prepared
-from jobs.workspace import output_dir, prepared_before
-from pipeline.data.corpus import SPLITS, count_pairs
+from jobs.workspace import bring_stage, output_dir, prepared_before
+from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs
 from pipeline.data.prepare import Prepared, prepare
+from pipeline.data.remote import with_local_files
 from pipeline.files import NotBuilt
 
 
@@ -20,21 +22,42 @@ def main(argv: list[str]) -> int:
     if prepared is None:
         with checked_session(config):
             prepared = prepare_stage(config)
+    store_prepared(config.storage, prepared)
     print_prepared(prepared)
     print_next(shlex.join(["transloom", "train", *argv]))
     return 0
 
 
 def found_prepared(config: Config) -> Prepared | None:
-    """What was prepared before; None where something is left to do. Needs no Ray."""
+    """What was prepared before, here or in the storage; None where something is left to do. Needs no Ray."""
     if config.resume:
         return prepared_before(config)
+    corpus = local_corpus(config)
+    looked_for = None
+    while True:
+        try:
+            return prepare(corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
+        except NotBuilt as missing:
+            (folder,) = missing.args
+            if folder != looked_for and bring_stage(config, folder):
+                looked_for = folder
+                continue
+            for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up
+                count_pairs(corpus, split)
+            return None
+
+
+def local_corpus(config: Config) -> CorpusConfig:
+    """The corpus as files of this machine; what lies behind URLs is fetched into the output folder.
+
+    Raises:
+        UserError: see `with_local_files`.
+    """
+    status = StatusLine()
     try:
-        return prepare(config.corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
-    except NotBuilt:
-        for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up
-            count_pairs(config.corpus, split)
-        return None
+        return with_local_files(config.corpus, output_dir(config) / "downloads", counter(status))
+    finally:
+        status.clear()
 
 
 def prepare_stage(config: Config) -> Prepared:
@@ -47,10 +70,11 @@ def prepare_stage(config: Config) -> Prepared:
     if config.resume and (found := prepared_before(config)):
         return found
     begin_stage("prepare")
+    corpus = local_corpus(config)
     status = StatusLine()
     try:
         return prepare(
-            config.corpus,
+            corpus,
             config.clean,
             config.tokenizer,
             output_dir(config),

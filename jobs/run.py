@@ -8,9 +8,10 @@ from jobs.evaluate import evaluate_stage, evaluated_before
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
+from jobs.stored import stored
 from jobs.summary import print_next, print_result, print_stages
 from jobs.train import is_trained, train_stage
-from jobs.workspace import Run, only_owner, output_dir, run_folder, run_for
+from jobs.workspace import Run, bring_run, identity, only_owner, output_dir, run_folder, run_for
 from pipeline.data.corpus import CorpusKind
 from pipeline.data.prepare import Prepared
 from pipeline.tracking import is_reported
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
 def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:
     """What is left of a run, in a Ray session: its result, and the seconds of training and of evaluation, None where
     that was done before."""
-    with only_owner(run), open_tracker(run, prepared) as tracker:
+    with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
         training = train_stage(run)
         report_training(run, tracker)
         result, evaluation = evaluate_stage(run)
@@ -55,10 +56,10 @@ def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | No
 
 def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
     """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
-    if not run_folder(config, prepared).exists():
+    if not bring_run(config, run_folder(config, prepared), None if config.resume else identity(config, prepared)):
         return None
     run = run_for(config, prepared)
-    with only_owner(run):
+    with only_owner(run), stored(run):
         reported = not config.tracking.enabled or is_reported(config.tracking, output_dir(config), run.folder)
         result = evaluated_before(run) if reported and is_trained(run) else None
     return (run, result) if result else None

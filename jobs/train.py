@@ -21,6 +21,7 @@ from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
 from jobs.stopping import Terminated, on_sigterm
+from jobs.stored import stored
 from jobs.summary import print_next, print_stages
 from jobs.workspace import (
     CONFIG_FILE,
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     with checked_session(config):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
-        with only_owner(run), open_tracker(run, prepared) as tracker:
+        with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
             seconds = train_stage(run)
             report_training(run, tracker)
     print_stages({"train": seconds})

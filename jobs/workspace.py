@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
+from jobs.console import StatusLine, counter
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
+from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, fetch_run, fetch_stage
 from pipeline.spool import redact_uri
 
-CONFIG_FILE, TRAINING_FILE, PROGRESS_FILE, LOCK_FILE = "config.yaml", "training.json", "progress.json", "lock"
-PREPARED_FILE, STOP_FILE = "prepared.json", "stop"
+TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
 
 # What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
 # would make it another run.
@@ -35,6 +36,7 @@ CHANGEABLE = (
     "train.average",
     "train.max_skipped",
     "output_dir",
+    "storage",
     "name",
     "resume",
 )
@@ -62,7 +64,9 @@ def output_dir(config: Config) -> Path:
 def identity(config: Config, prepared: Prepared) -> str:
     """The hash of what the trained weights depend on. The same words on the same data find the same run again."""
     settings = to_dict(config)
-    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "output_dir", "name", "resume"):
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race"):
+        del settings[key]
+    for key in ("output_dir", "storage", "name", "resume"):
         del settings[key]
     settings["cluster"] = {
         key: settings["cluster"][key] for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
@@ -76,18 +80,50 @@ def run_folder(config: Config, prepared: Prepared) -> Path:
     return output_dir(config) / "runs" / name
 
 
+def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
+    """Whether there is such a run, in its folder or in the storage, from where it is fetched.
+
+    Args:
+        key: what the identity of a run in the storage must be; None: anything.
+    Raises:
+        UserError: see `fetch_run`.
+    """
+    record = folder / PREPARED_FILE
+    if config.storage and not record.exists():
+        status = StatusLine()
+        fetch_run(config.storage, folder, key, counter(status))
+        status.clear()
+    return record.exists()
+
+
+def bring_stage(config: Config, folder: Path) -> bool:
+    """Whether a finished stage that is not here was fetched from the storage.
+
+    Raises:
+        UserError: see `fetch_stage`.
+    """
+    if config.storage is None:
+        return False
+    status = StatusLine()
+    try:
+        return fetch_stage(config.storage, folder, counter(status))
+    finally:
+        status.clear()
+
+
 def run_for(config: Config, prepared: Prepared) -> Run:
     """The run that this configuration names; a new one gets its folder. Only its owner changes an old one.
 
     Raises:
-        UserError: `name` names a run of another configuration, or the data of a resumed run have changed.
+        UserError: `name` names a run of another configuration, or the data of a resumed run have changed; see
+            `bring_run`.
     """
     key = identity(config, prepared)
     folder = run_folder(config, prepared)
     run = Run(folder.name, folder, config)
     stages = {stage: str(getattr(prepared, stage).folder) for stage in ("corpus", "tokenizer", "shards")}
     record = folder / PREPARED_FILE
-    if not record.exists():
+    if not bring_run(config, folder, None if config.resume else key):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {"identity": key, **stages})
     known = read_json(record)
@@ -112,10 +148,13 @@ def _write_config(run: Run) -> None:
 
 
 def prepared_before(config: Config) -> Prepared | None:
-    """What the run to be resumed was prepared from, if it is all still there."""
+    """What the run to be resumed was prepared from, if it is all still there, or in the storage."""
     assert config.resume is not None
     record = find_run(config.resume, output_dir(config)) / PREPARED_FILE
     folders = {name: Path(read_json(record)[name]) for name in ("corpus", "tokenizer", "shards")}
+    for folder in folders.values():
+        if not (folder / MANIFEST).exists():
+            bring_stage(config, folder)
     if not all((folder / MANIFEST).exists() for folder in folders.values()):
         return None
     stages = {name: Stage(folder, read_json(folder / MANIFEST), True, 0.0) for name, folder in folders.items()}
@@ -132,6 +171,8 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
         UserError: there is no such run, or a word would make it another run.
     """
     assert config.resume is not None
+    if "/" not in config.resume:
+        bring_run(config, output_dir(config) / "runs" / config.resume)
     folder = find_run(config.resume, output_dir(config))
     changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
     if "***" in (changed.tracking.uri or ""):
@@ -180,7 +221,10 @@ def only_resumed(config: Config) -> Config:
     Raises:
         UserError: it would be another run.
     """
-    if config.resume is None or not (output_dir(config) / "runs" / config.resume / CONFIG_FILE).exists():
+    if config.resume is None or not (
+        bring_run(config, output_dir(config) / "runs" / config.resume)
+        and (output_dir(config) / "runs" / config.resume / CONFIG_FILE).exists()
+    ):
         return replace(config, resume=None)
     folder = find_run(config.resume, output_dir(config))
     before, now = to_dict(read_config(folder / CONFIG_FILE)), to_dict(config)

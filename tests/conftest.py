@@ -1,10 +1,13 @@
-"""What tests share: the folder of real text, which is never part of the repository, and Ctrl-C."""
+"""What tests share: the folder of real text, which is never part of the repository, a server of S3, and Ctrl-C."""
 
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server, use_environment
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,3 +21,21 @@ def corpora() -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no real text in {folder}; set TRANSLOOM_CORPORA to a folder of corpora")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Started when the first test asks for it."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = S3Server(port, tmp_path_factory.mktemp("s3") / "log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with its login in the environment."""
+    use_environment(s3_server, monkeypatch)
+    return s3_server

@@ -35,7 +35,7 @@ def test_the_same_words_find_the_same_run(root: Path, prepared: Prepared) -> Non
     first = run_for(configured(root), prepared)
     assert run_for(configured(root), prepared) == first
     # What the weights don't depend on makes no other run.
-    for word in ("decode.beam=2", "tracking=off", "cluster.max_failures=1"):
+    for word in ("decode.beam=2", "tracking=off", "cluster.max_failures=1", "storage=memory://bucket"):
         assert run_for(configured(root, word), prepared).name == first.name
     for word in ("seed=2", "model.dropout=0.2", "cluster.num_workers=1", "engine=torch"):
         assert run_for(configured(root, word), prepared).name != first.name

@@ -1,0 +1,47 @@
+"""The files of a corpus that lie behind URLs, as copies on this machine: from there on a corpus is local."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
+from pipeline.storage import GLOB, Progress, fetch_file, is_url, no_progress
+
+
+def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no_progress) -> CorpusConfig:
+    """The corpus with each URL replaced by the path of a copy below `folder`, fetched where there is none or where the
+    file has changed. What the hub serves (hf://), and patterns of several files, `datasets` reads itself.
+
+    Raises:
+        UserError: a file is not there or can't be reached; names the setting.
+    """
+    changes: dict[str, Any] = {}
+    if corpus.reads_text:
+        for split in filter(corpus.has_own_data, SPLITS):
+            where: SplitConfig = getattr(corpus, split)
+            sides = {}
+            for side in ("source", "target"):
+                url = _joined(corpus.path, getattr(where, side))
+                if is_url(url):
+                    sides[side] = str(fetch_file(url, folder, f"corpus.{split}.{side}", progress))
+            if sides:
+                changes[split] = replace(where, **sides)
+        if is_url(corpus.path):
+            changes["path"] = str(folder)
+    elif any(map(_is_fetched, corpus.data_files.values())):
+        changes["data_files"] = {
+            name: str(fetch_file(file, folder, f"corpus.data_files.{name}", progress)) if _is_fetched(file) else file
+            for name, file in corpus.data_files.items()
+        }
+    return replace(corpus, **changes) if changes else corpus
+
+
+def _joined(path: str | None, name: str) -> str:
+    if path is None or is_url(name) or os.path.isabs(name):
+        return name
+    return f"{path.rstrip('/')}/{name}"
+
+
+def _is_fetched(file: str) -> bool:
+    return is_url(file) and not file.startswith("hf://") and not GLOB & set(file.partition("?")[0])
