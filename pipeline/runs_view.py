@@ -11,23 +11,23 @@ KEY = "transloom"
 TAG = f"mlflow.sharedViewState.{KEY}"
 BEST_FIRST = "metrics.`test/bleu`"
 WIDTHS = {  # of the columns, in their order, in pixels
-    "attributes.`Run Name`": 330,
-    "runDateAndNestInfo": 120,  # when it was made
+    "attributes.`Run Name`": 280,
+    "runDateAndNestInfo": 125,  # when it was made
     BEST_FIRST: 90,
-    "metrics.`test/chrf`": 80,
-    "metrics.`averaged/validation_bleu`": 170,
+    "metrics.`test/chrf`": 75,
+    "metrics.`averaged/validation_bleu`": 165,
     "metrics.`training/seconds`": 120,
-    "metrics.`training/target_tokens_per_second`": 220,
-    "params.`model.architecture`": 130,
-    "params.`model.d_model`": 105,
-    "params.`model.encoder_layers`": 150,
-    "params.`model.decoder_layers`": 150,
-    "params.`model.dropout`": 105,
-    "params.`schedule.peak_learning_rate`": 190,
-    "params.`schedule.warmup_steps`": 170,
-    "params.`batch.tokens`": 95,
+    "params.`model.architecture`": 125,
+    "params.`model.d_model`": 100,
+    "params.`model.encoder_layers`": 145,
+    "params.`model.decoder_layers`": 145,
+    "params.`model.dropout`": 100,
+    "params.`schedule.peak_learning_rate`": 185,
+    "params.`schedule.warmup_steps`": 165,
+    "params.`batch.tokens`": 90,
     "params.`seed`": 55,
     "params.`corpus.name`": 130,
+    "metrics.`training/target_tokens_per_second`": 215,
     "attributes.`Models`": 200,
     "attributes.`Dataset`": 300,
 }
@@ -65,6 +65,7 @@ def shared_view() -> str:
         "selectedColumns": [column for column in WIDTHS if column != "runDateAndNestInfo"],
         "columnOrder": list(WIDTHS),
         "columnWidths": WIDTHS,
+        "isAccordionReordered": True,  # else sections are sorted by their names
         "compareRunSections": [SECTION],
         "compareRunCharts": [{**CHART, "uuid": f"{KEY}-{i}", **chart} for i, chart in enumerate(charts)],
     }

@@ -36,10 +36,9 @@ class Browser:
     """One page. Close it, or use it in a `with`."""
 
     def __init__(self, path: str, profile: Path, width: int = 1600, height: int = 1000) -> None:
-        # Chromium reads from 3 and writes to 4; ours are above, so that bash can put them there.
-        theirs_in, ours_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in os.pipe())
-        ours_in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in os.pipe())
-        self._in, self._out, self._rest, self._number = ours_in, ours_out, b"", 0
+        theirs_in, self._out = _pipe()
+        self._in, theirs_out = _pipe()
+        self._rest, self._number = b"", 0
         command = [path, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         self._log = profile.with_suffix(".log")
         home = {name: str(profile) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
@@ -131,3 +130,13 @@ class Browser:
             self._rest += chunk
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
+
+
+def _pipe() -> tuple[int, int]:
+    """The end to read from and that to write to. Chromium has its ends at 3 and 4; where bash is to put them, none of
+    these may lie."""
+    ends = os.pipe()
+    above = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return above[0], above[1]
