@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config, to_dict
-from jobs.console import console
+from jobs.console import clock, console
 from jobs.machine import processor_name
 from jobs.package import submission
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
+from model.build import architecture_of
+from model.flops import count_parameters
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.figures import draw_curves
@@ -24,6 +26,10 @@ from pipeline.spool import read_points, redact_uri
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri
 
+# MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
+# list of runs shows all that there are; the others are in the run's training.json and result.json.
+AT_THE_END = 0
+
 
 @contextmanager
 def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
@@ -31,7 +37,7 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
     config = run.config
     root = run.folder.parent.parent
     tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared))
-    tracker.log_params(to_dict(config))
+    tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]
     for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
@@ -48,6 +54,16 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
         raise
     finally:
         tracker.close(status)
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """The settings in the order in which a run's page lists them, without those that make no run better or worse:
+    where its files and reports go. All of them are in config.yaml."""
+    settings = to_dict(config)
+    for key in ("tracking", "race", "output_dir", "name", "resume"):
+        del settings[key]
+    first = ("model", "schedule", "optimizer", "batch", "train", "seed")
+    return {key: settings[key] for key in first} | settings
 
 
 def _tell_page(run: Run, tracker: MlflowTracker) -> None:
@@ -130,11 +146,11 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
     assert training is not None
     tracker.log_metrics(
         {
-            "training/seconds": training["seconds"],
+            "training/seconds": round(training["seconds"], 1),
             "training/target_tokens": training["target_tokens"],
-            "training/target_tokens_per_second": training["target_tokens"] / max(training["seconds"], 1e-9),
+            "training/target_tokens_per_second": round(training["target_tokens"] / max(training["seconds"], 1e-9)),
         },
-        training["step"],
+        AT_THE_END,
     )
     _draw(run, tracker)
 
@@ -151,14 +167,12 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
     corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
     for split, prefix in (("test", "test/"), ("validation", "averaged/validation_")):
-        scores = {f"{prefix}{metric}": one["value"] for metric, one in result[split].items()}
-        tracker.log_metrics(scores, step, name, _dataset(run.config, corpus, split))
+        scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
+        tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
     more = {f"test/{metric}_half_width": one.get("half_width") for metric, one in result["test"].items()}
     more |= {"test/length_ratio": result["test"]["bleu"].get("length_ratio"), "test/seconds": result["seconds"]["test"]}
-    tracker.log_metrics({key: value for key, value in more.items() if value is not None}, step)
-    bleu, languages = result["test"]["bleu"], f"{run.config.corpus.source_language}-{run.config.corpus.target_language}"
-    note = f"{run.config.corpus.name}, {languages}: test BLEU {bleu['value']:.2f} (`{bleu['signature']}`)"
-    tracker.set_tags({"mlflow.note.content": note})
+    tracker.log_metrics({key: round(value, 3) for key, value in more.items() if value is not None}, AT_THE_END)
+    tracker.set_tags({"mlflow.note.content": _note(run, training, result)})
     columns = list(zip(*result["samples"], strict=True))
     tracker.log_table(
         dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), "test_samples"
@@ -167,6 +181,29 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
         tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
     tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
     _draw(run, tracker)
+
+
+def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
+    config, model = run.config, run.config.model
+    prepared = read_json(run.folder / PREPARED_FILE)
+    counts = read_json(Path(prepared["corpus"]) / MANIFEST)["counts"]["splits"]
+    vocab_size = read_json(Path(prepared["tokenizer"]) / MANIFEST)["counts"]["vocab_size"]
+    pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
+    bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
+    steps = ", ".join(f"{step:,}" for step in result["steps_averaged"])
+    speed = training["target_tokens"] / max(training["seconds"], 1e-9)
+    lines = {
+        "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`)",
+        "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
+        f"{model.d_model}, {count_parameters(model, vocab_size):,} parameters, averaged over steps {steps}",
+        "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
+        "Training": f"{training['step']:,} steps in {clock(training['seconds'])}, {training['target_tokens']:,} target "
+        f"tokens, {speed:,.0f}/s",
+        "Translate": f"`transloom translate {run.name} < your_text`",
+        "Folder": f"`{run.folder}`",
+    }
+    return "\n".join(f"- {what}: {said}" for what, said in lines.items())
 
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:

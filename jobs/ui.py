@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.cli import configuration
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.runs_view import runs_url
 from pipeline.spool import redact_uri
 from pipeline.tracking import RUN_RECORD, recorded_uri, run_url, tracking_uri, ui_command
 
@@ -27,8 +28,9 @@ def main(argv: list[str]) -> int:
     server = f"http://{HOST}:{port}"
     print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
     if newest := _newest_run(output_dir, uri):
-        name, page = newest[0], run_url(server, *newest[1:])
-        print(f"The newest run, {name}: {page}", flush=True)
+        name, experiment_id, run_id = newest
+        print(f"The runs, best first: {runs_url(server, experiment_id)}", flush=True)
+        print(f"The newest run, {name}: {run_url(server, experiment_id, run_id)}", flush=True)
     os.execvpe(command[0], command, os.environ | environment)
 
 

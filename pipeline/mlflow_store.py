@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline import runs_view
 from pipeline.errors import UserError
 from pipeline.spool import redact, redact_uri
 
@@ -67,12 +68,14 @@ class MlflowStore:
         experiment = self._client.get_experiment_by_name(self._record["experiment"])
         if experiment is None:
             name, location = self._record["experiment"], self._record["artifact_location"]
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            self.experiment_id = self._client.create_experiment(name, location, kind)
+            tags = {"mlflow.experimentKind": "custom_model_development", runs_view.TAG: runs_view.shared_view()}
+            self.experiment_id = self._client.create_experiment(name, location, tags)
         else:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage != "active":
                 self._client.restore_experiment(self.experiment_id)
+            if experiment.tags.get(runs_view.TAG) != runs_view.shared_view():
+                self._client.set_experiment_tag(self.experiment_id, runs_view.TAG, runs_view.shared_view())
         # Looked for by its key first: a server may have made it, and its answer been lost.
         key = self._record["key"]
         found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
