@@ -133,8 +133,8 @@ class Config:
 
 
 def load_config(overrides: Sequence[str]) -> Config:
-    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. An experiment may
-    also be a file of the user's own, `experiment=path/to/mine.yaml`.
+    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
+    may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
