@@ -91,14 +91,12 @@ class Board:
         rows = []
         for one in sorted((one for one in records if one.number in running), key=lambda one: one.number):
             step, bleu, state, eta = self._progress(one)
-            rows.append(
-                [str(one.number), *values_of(one, self._names), step.removeprefix("step "), bleu[5:], state, eta]
-            )
+            cells = [step.removeprefix("step "), bleu.removeprefix("BLEU "), state, eta]
+            rows.append([str(one.number), *values_of(one, self._names), *cells])
         for one in best[:MOST_ENDED]:
             bleu = "" if one.bleu is None else f"{one.bleu:.2f}"
-            rows.append(
-                [str(one.number), *values_of(one, self._names), f"{one.tokens:,} tok", bleu, one.state.value, ""]
-            )
+            cells = [f"{one.tokens:,} tok", bleu, one.state.value, ""]
+            rows.append([str(one.number), *values_of(one, self._names), *cells])
         columns = ["trial", *short_names(self._names), "step", "BLEU", "state", "ETA"]
         count = len(self._names)
         title = f"{self._title}: {len(ended)} of {self._total} trials ended"
