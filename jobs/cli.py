@@ -28,6 +28,7 @@ JOBS = {
     "bench": "measure training and decoding against what is usually used, on this machine",
     "attend": "translate a sentence and draw the model's attention",
     "race": "train several models on one corpus for equal time, and compare them",
+    "sweep": "train many times with other settings, to find the best; resume=<sweep> goes on with one",
     "ui": "serve MLflow's pages on the runs, on this machine only",
     "cluster": "start a Ray cluster on this machine, end it, or say how it is",
     "submit": "hand a job to a Ray cluster, and follow its log",
@@ -102,6 +103,11 @@ OWN_EXAMPLES = {
     "race": [
         "experiment=attention_vs_recurrence corpus.path=../multi30k",
         "experiment=attention_vs_recurrence train.max_minutes=30",
+    ],
+    "sweep": [
+        "experiment=multi30k_sweep corpus.path=../multi30k",
+        "experiment=multi30k_en_de sweep=tpe_asha sweep.trials=30 sweep.seeds=3",
+        "resume=my-sweep sweep.trials=50",
     ],
     "ui": ["", "output_dir=/data/outputs"],
     "cluster": ["up", "up nodes=2 cpus=1", "status", "down"],

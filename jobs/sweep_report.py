@@ -1,4 +1,4 @@
-"""What comes of a sweep: the best configuration as an experiment, pictures, the sweep's own page in MLflow, a summary."""
+"""What comes of a sweep: the best configuration as an experiment, pictures, its own page in MLflow, a summary."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -143,8 +143,9 @@ def _note(result: Mapping[str, Any]) -> str:
     best = result["best"]
     test = best["test"]["bleu"]
     lines = [
-        f"{len(result['trials'])} trials on {result['corpus']}. The best is trial {best['trial']}: {in_words(best['point'])}; "
-        f"validation BLEU {best['bleu']:.2f}, test BLEU {test['value']:.2f} (`{test['signature']}`).",
+        f"{len(result['trials'])} trials on {result['corpus']}. The best is trial {best['trial']}: "
+        f"{in_words(best['point'])}; validation BLEU {best['bleu']:.2f}, test BLEU {test['value']:.2f} "
+        f"(`{test['signature']}`).",
         _saved(result["spent"]),
     ]
     if result["chance"]:
@@ -155,8 +156,8 @@ def _note(result: Mapping[str, Any]) -> str:
 def _saved(spent: Mapping[str, float]) -> str:
     share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
     return (
-        f"Spent {quantity(spent['target_tokens'])}target tokens and {spent['device_hours']:.2f} device-hours of training; "
-        f"every trial to its end would have been {quantity(spent['full_target_tokens'])}tokens and about "
+        f"Spent {quantity(spent['target_tokens'])}target tokens and {spent['device_hours']:.2f} device-hours of "
+        f"training; every trial to its end would have been {quantity(spent['full_target_tokens'])}tokens and about "
         f"{spent['full_device_hours']:.2f} device-hours: stopping early saved {1 - share:.0%}."
     )
 
@@ -187,9 +188,9 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     test = best["test"]["bleu"]
     console.print(f"\nThe best: trial {best['trial']}, {in_words(best['point'])}", style="bold")
     console.print(
-        f"validation BLEU {best['bleu']:.2f}; of its averaged model {best['averaged']['bleu']['value']:.2f}, and test BLEU "
-        f"{test['value']:.2f} ({test['signature']})\nThe test set was translated by no other trial: the best was chosen "
-        "on the validation set."
+        f"validation BLEU {best['bleu']:.2f}; of its averaged model {best['averaged']['bleu']['value']:.2f}, and test "
+        f"BLEU {test['value']:.2f} ({test['signature']})\nThe test set was translated by no other trial: the best was "
+        "chosen on the validation set."
     )
     if result["chance"]:
         _print_seeds(result)

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: its trials as parallel coordinates, BLEU against cost, importances, and the spread of seeds."""
+"""The pictures of a sweep: its trials as parallel coordinates, BLEU against cost, importances, the spread of seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ PALE = "#d0d0d0"
 def draw_parallel(
     records: Sequence[Record], parameters: Sequence[Parameter], best: Record, path: Path, title: str
 ) -> Path:
-    """Draws a PNG of 1000 pixels' width: an upright axis for each parameter and one for BLEU, a line for each trial that
-    was ever validated, coloured by BLEU; dashed where the trial was stopped early, thick for the best. A parameter that
-    a trial does not have is passed below the axis."""
+    """Draws a PNG of 1000 pixels' width: an upright axis for each parameter and one for BLEU, a line for each trial
+    that was ever validated, coloured by BLEU; dashed where the trial was stopped early, thick for the best. A parameter
+    that a trial does not have is passed below the axis."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -60,7 +60,7 @@ def draw_parallel(
 
 
 def place(parameter: Parameter, value: Value) -> float | None:
-    """Where on its axis, from 0 to 1, a value stands; None where a trial does not have the parameter (or it is null)."""
+    """Where on its axis, from 0 to 1, a value stands; None where a trial does not have the parameter."""
     if parameter.choices:
         if value not in parameter.choices:
             return None

@@ -142,5 +142,5 @@ def test_importance_finds_the_parameter_that_matters_at_tokens_that_all_have_see
         curve = [(100, 10 * a)] + ([(900, 50 * b)] if i % 2 else [])
         records.append(Record(i + 1, f"s-{i}", {"a": a, "b": b}, State.finished, curve))
     shares, tokens = importances(records, parameters)
-    assert tokens == 100 and list(shares)[0] == "a" and shares["a"] > 0.8
+    assert tokens == 100 and next(iter(shares)) == "a" and shares["a"] > 0.8
     assert importances(records[:3], parameters) == ({}, 0)
