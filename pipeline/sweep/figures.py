@@ -45,7 +45,9 @@ def draw_parallel(
     for i, parameter in enumerate(parameters):
         axes.axvline(i, color=GREY, lw=0.8, zorder=1)
         for height, label in ticks(parameter):
-            axes.text(i - 0.02, height, label, ha="right", va="center", fontsize=9, color="#303030")
+            place_of_label = {"ha": "right", "va": "center", "fontsize": 9, "zorder": 5}
+            box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}
+            axes.text(i - 0.02, height, label, color="#303030", bbox=box, **place_of_label)
     axes.axvline(len(parameters), color=GREY, lw=0.8, zorder=1)
     names = [parameter.name.replace(".", ".\n", 1) for parameter in parameters]
     axes.set_xticks(range(len(names) + 1), [*names, "validation\nBLEU"], fontsize=10)
