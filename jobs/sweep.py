@@ -15,13 +15,13 @@ from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.summary import print_next
-from jobs.workspace import CONFIG_FILE, Run, identity, only_owner, output_dir, with_changes
+from jobs.workspace import CONFIG_FILE, Run, identity, only_owner, output_dir, refuse_lost_password, with_changes
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
 from pipeline.sweep.config import Sampler, SweepConfig
 from pipeline.sweep.space import Point, corner_points, parse_space
-from pipeline.sweep.study import Record, Study, earlier_trials
+from pipeline.sweep.study import Record, State, Study, earlier_trials
 
 RECORD_FILE, STUDY_FILE, RESULT_FILE, BEST_FILE = "sweep.json", "study.db", "result.json", "best.yaml"
 STUDY_NAME = "sweep"
@@ -83,6 +83,7 @@ def sweep_settings(argv: Sequence[str]) -> tuple[Config, dict[str, str] | None]:
     folder = find_sweep(resume[-1], output_dir(config))
     before = read_config(folder / CONFIG_FILE)
     changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
+    refuse_lost_password(changed)
     return replace(changed, name=folder.name, output_dir=str(folder.parent.parent)), None
 
 
@@ -170,8 +171,6 @@ def run_sweep(config: Config, prepared: Prepared, choices: dict[str, str] | None
     Raises:
         UserError: the name is that of another sweep, or no trial came to its end.
     """
-    from jobs.sweep_report import evaluate_run, report_sweep, write_best
-
     sweep, key = sweep_for(config, prepared)
     record_file = sweep.folder / RECORD_FILE
     if record_file.exists() and choices is not None and read_json(record_file)["key"] != key:
@@ -184,14 +183,24 @@ def run_sweep(config: Config, prepared: Prepared, choices: dict[str, str] | None
         record = {"key": key, "choices": choices, "shards": prepared.shards.manifest["key"]}
         write_json(record_file, record)
     known = read_json(record_file)
-    with only_owner(sweep), open_tracker(sweep, prepared) as tracker:
+    with only_owner(sweep):
+        # Before the tracker: Optuna and MLflow make their databases by the same library, which can make one at a time.
+        study = _study(sweep, known["shards"])
+        return sweep, _run(sweep, study, prepared, known)
+
+
+def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) -> dict[str, Any]:
+    """Searches, trains the best with other seeds, and reports; the result as JSON values."""
+    from jobs.sweep_report import evaluate_trial, report_sweep, write_best
+
+    config = sweep.config
+    with open_tracker(sweep, prepared) as tracker:
         tracker.set_tags({"sweep": sweep.name, "sweep.sampler": config.sweep.sampler.value})
         parent = tracker.run_id(timeout=30.0)  # else the trials get it when they end
 
         def search(study: Study, settings: SweepConfig, base: Config, title: str) -> None:
             _search(study, settings, base, prepared, sweep, lambda: parent or tracker.run_id(), title)
 
-        study = _study(sweep, known["shards"])
         search(study, config.sweep, config, "sweep")
         best = _best(study)
         best_config = replace(at_point(config, best.point), name=best.run)
@@ -202,14 +211,15 @@ def run_sweep(config: Config, prepared: Prepared, choices: dict[str, str] | None
             again, settings = _seeds(sweep, best, best_config)
             search(again, settings, replace(best_config, name=None), "seeds of the best")
             seeds = [one for one in again.records.values() if one.bleu is not None]
-            runs += [one.run for one in seeds if one.state.value == "finished"]
+            runs += [one.run for one in seeds if one.state is State.finished]
         # The test set is looked at for the best alone: who chooses among all by it would have nothing to test with.
-        tests = {name: evaluate_run(output_dir(config) / "runs" / name, prepared) for name in runs}
-        is_complete = len(study.records) >= study.num_trials
-        result_key = _result_key(key if choices is not None else known["key"], config) if is_complete else ""
+        tests = {name: evaluate_trial(sweep, name, prepared) for name in runs}
         result = report_sweep(sweep, study, best, seeds, tests, tracker)
-        write_json(sweep.folder / RESULT_FILE, {**result, "key": result_key})
-    return sweep, result
+        is_complete = len(study.records) >= study.num_trials  # else sweep.minutes ended it
+        write_json(
+            sweep.folder / RESULT_FILE, {**result, "key": _result_key(known["key"], config) if is_complete else ""}
+        )
+    return result
 
 
 def _study(sweep: Run, shards: str) -> Study:
@@ -269,8 +279,9 @@ def _search(
         )
     at_once = min(settings.at_once or room, room)
     names = [one.name for one in study.parameters]
-    left = study.num_trials - sum(one.state.value != "running" for one in study.records.values())
-    if left <= 0:
+    unfinished = sum(one.state is State.running for one in study.records.values())
+    left = unfinished + max(0, study.num_trials - len(study.records))
+    if not left:
         return
     console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time")
     until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
@@ -281,7 +292,7 @@ def _search(
 
 
 def _best(study: Study) -> Record:
-    finished = [one for one in study.records.values() if one.state.value == "finished"]
+    finished = [one for one in study.records.values() if one.state is State.finished]
     if not finished:
         reasons = [one.failure for one in study.records.values() if one.failure]
         said = f" The first that failed: {reasons[0]}" if reasons else ""

@@ -2,17 +2,18 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jobs.config import Config, to_dict
+from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console, quantity, table
 from jobs.evaluate import evaluate_stage
 from jobs.report import open_tracker, report_evaluation
 from jobs.sweep_table import in_words, short_names, shown_value
-from jobs.workspace import Run, find_run, only_owner
+from jobs.workspace import CONFIG_FILE, Run, find_run, only_owner, output_dir
 from pipeline.data.prepare import Prepared
 from pipeline.files import atomic_write
 from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_seeds
@@ -40,12 +41,12 @@ def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: st
         out.write(f"# @package _global_\n{note}# {in_words(best.point)}\n{text}".encode())
 
 
-def evaluate_run(folder: Path, prepared: Prepared) -> dict[str, Any]:
-    """Validation and test scores of a trained run's averaged model, also on its page."""
-    from jobs.config import read_config
-    from jobs.workspace import CONFIG_FILE
-
-    run = Run(folder.name, folder, read_config(find_run(str(folder), folder.parent.parent) / CONFIG_FILE))
+def evaluate_trial(sweep: Run, name: str, prepared: Prepared) -> dict[str, Any]:
+    """Validation and test scores of a trained trial's averaged model, also on its page."""
+    folder = find_run(name, output_dir(sweep.config))
+    # Of the sweep, for in the file the server's password is left out.
+    config = replace(read_config(folder / CONFIG_FILE), tracking=sweep.config.tracking)
+    run = Run(name, folder, config)
     with only_owner(run), open_tracker(run, prepared) as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)

@@ -134,12 +134,20 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
     assert config.resume is not None
     folder = find_run(config.resume, output_dir(config))
     changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
-    if "***" in (changed.tracking.uri or ""):
+    refuse_lost_password(changed)
+    return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
+
+
+def refuse_lost_password(config: Config) -> None:
+    """
+    Raises:
+        UserError: the configuration is one of before, and its server's password was not kept with it.
+    """
+    if "***" in (config.tracking.uri or ""):
         raise UserError(
-            f"tracking.uri: the password in {changed.tracking.uri} is not kept with the run; give tracking.uri again, "
+            f"tracking.uri: the password in {config.tracking.uri} is not kept with the run; give tracking.uri again, "
             "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
 
 
 def with_changes(
