@@ -158,7 +158,7 @@ def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]
     if not file.exists():
         return None
     result = read_json(file)
-    return (sweep, result) if result["key"] == _result_key(key, config) else None
+    return (sweep, result) if result.get("key") == _result_key(key, config) else None
 
 
 def _result_key(key: str, config: Config) -> str:
