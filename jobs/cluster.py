@@ -81,7 +81,7 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
                 f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
             )
     each = {kind: amount for kind, amount in each.items() if amount}
-    room = sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
+    room = room_for_workers(config, nodes)
     if room < config.num_workers:
         worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
         has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)
@@ -89,6 +89,13 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
             f"cluster.num_workers: a worker of {worker} must fit on one node, and the cluster's nodes ({has}) have "
             f"room for {room} of {config.num_workers}; lower cluster.num_workers or what a worker takes"
         )
+
+
+def room_for_workers(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers fit on nodes that have these resources when they are idle."""
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    each = {kind: amount for kind, amount in each.items() if amount}
+    return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
 
 
 def spare_cpus(config: "ClusterConfig") -> int:

@@ -33,6 +33,7 @@ from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.spool import redact_uri
+from pipeline.sweep.config import SweepConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by the section's key `architecture`
     ModelConfig = Any
 
+OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
+OWN_NAME = "file-of-your-own"  # what Hydra calls it
 CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
 
 
@@ -115,6 +118,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     race: RaceConfig = field(default_factory=RaceConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 1
     name: str | None = None
     output_dir: str = "outputs"
@@ -136,20 +140,43 @@ class Config:
 
 
 def load_config(overrides: Sequence[str]) -> Config:
-    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar.
+    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
+    may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
-    for override in _parse(overrides):
+    return from_dict(_compose(overrides))
+
+
+def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
+    """Which option of each group the overrides come to, through the experiment too.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    choices = _compose(overrides, return_hydra_config=True).hydra.runtime.choices
+    return {group: choices[group] for group in groups() if choices.get(group)}
+
+
+def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+    own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
+    words = [word for word in overrides if word not in own]
+    for override in _parse(words):
         _check_name(override)
-    ConfigStore.instance().store(name="schema", node=_schema(None))
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_schema(None))
     try:
+        if own:
+            node = OmegaConf.load(Path(own[-1].partition("=")[2]).expanduser())
+            store.store(group="experiment", name=OWN_NAME, node=node, package="_global_")
+            words.append(f"experiment={OWN_NAME}")
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            node = compose("config", list(overrides))
+            return compose("config", words, return_hydra_config=return_hydra_config)
+    except OSError as error:
+        raise UserError(f"{own[-1]}: {error.strerror or error}") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_explain(error)) from error
-    return from_dict(node)
 
 
 def with_absolute_paths(config: Config) -> Config:

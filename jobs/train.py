@@ -75,11 +75,10 @@ def train_stage(run: Run) -> float | None:
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
     if checkpoint is not None:
         console.print(f"  going on from {checkpoint.name}")
-    (run.folder / TRAINING_FILE).unlink(missing_ok=True)
     stop_file = run.folder / STOP_FILE
-    stop_file.write_bytes(b"")
+    spare = 0 if run.config.cluster.gpus_per_worker > 0 else spare_cpus(run.config.cluster)
     with following(run.folder / PROGRESS_FILE), on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n")):
-        _launch_workers(run)
+        launch_workers(run, spare)
     if stop_file.stat().st_size:
         newest = newest_checkpoint(run.folder / "checkpoints")
         kept = f"with the checkpoint {newest.name}" if newest else "before its first step"
@@ -164,12 +163,21 @@ def make_trainer(
     return trainer
 
 
-def _launch_workers(run: Run) -> None:
+def launch_workers(run: Run, spare: int) -> None:
+    """Has the workers train until they end; what is written into the run's file `stop` lets them save a checkpoint and
+    end before that.
+
+    Args:
+        spare: CPUs that are free beside the workers, where validations are made meanwhile.
+    Raises:
+        UserError: what a worker refused, or the retries were used up.
+    """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    (run.folder / TRAINING_FILE).unlink(missing_ok=True)
+    (run.folder / STOP_FILE).write_bytes(b"")
     cluster = run.config.cluster
-    spare = 0 if cluster.gpus_per_worker > 0 else spare_cpus(cluster)
     trainer = make_trainer(train_worker, {"folder": str(run.folder), "spare_cpus": spare}, cluster, run.folder / "ray")
     try:
         result = trainer.fit()

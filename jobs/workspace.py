@@ -64,7 +64,7 @@ def output_dir(config: Config) -> Path:
 def identity(config: Config, prepared: Prepared) -> str:
     """The hash of what the trained weights depend on. The same words on the same data find the same run again."""
     settings = to_dict(config)
-    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race"):
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep"):
         del settings[key]
     for key in ("output_dir", "storage", "name", "resume"):
         del settings[key]
@@ -175,21 +175,32 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
         bring_run(config, output_dir(config) / "runs" / config.resume)
     folder = find_run(config.resume, output_dir(config))
     changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
-    if "***" in (changed.tracking.uri or ""):
-        raise UserError(
-            f"tracking.uri: the password in {changed.tracking.uri} is not kept with the run; give tracking.uri again, "
-            "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+    refuse_lost_password(changed)
     return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
 
 
-def with_changes(before: Config, config: Config, words: Sequence[str]) -> Config:
+def refuse_lost_password(config: Config) -> None:
+    """
+    Raises:
+        UserError: the configuration is one of before, and its server's password was not kept with it.
+    """
+    if "***" in (config.tracking.uri or ""):
+        raise UserError(
+            f"tracking.uri: the password in {config.tracking.uri} is not kept with the run; give tracking.uri again, "
+            "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
+def with_changes(
+    before: Config, config: Config, words: Sequence[str], changeable: Sequence[str] = CHANGEABLE
+) -> Config:
     """A run's settings, with those that the words change when it is resumed.
 
     Args:
         before: the run's settings.
         config: composed from the words alone.
         words: overrides as they were given.
+        changeable: settings, and sections with a dot at the end, that may change.
     Raises:
         UserError: a word would make it another run.
     """
@@ -197,10 +208,10 @@ def with_changes(before: Config, config: Config, words: Sequence[str]) -> Config
     for word in words:
         key = word.partition("=")[0]
         section, _, field = key.partition(".")
-        if not _is_changeable(key):
+        if not _is_changeable(key, changeable):
             raise UserError(
                 f"{key}: can't change when a run is resumed, since it would be another run. These can: "
-                f"{', '.join(one.rstrip('.') for one in CHANGEABLE)}. For the rest start a new run"
+                f"{', '.join(one.rstrip('.') for one in changeable)}. For the rest start a new run"
             )
         if field:
             settings[section][field] = given[section][field]
@@ -209,9 +220,9 @@ def with_changes(before: Config, config: Config, words: Sequence[str]) -> Config
     return from_dict(settings)
 
 
-def _is_changeable(key: str) -> bool:
+def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:
     """Whether a setting, or all of a section, may differ between a run and its resumption."""
-    return any(key == one or f"{key.partition('.')[0]}." == one for one in CHANGEABLE)
+    return any(key == one or f"{key.partition('.')[0]}." == one for one in changeable)
 
 
 def only_resumed(config: Config) -> Config:

@@ -1,0 +1,300 @@
+"""Sweep: many trainings of one experiment with other settings, to find the best. Each trial is an ordinary run."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import configuration
+from jobs.cluster import room_for_workers
+from jobs.config import Config, chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
+from jobs.console import begin_stage, console
+from jobs.preflight import checked_session
+from jobs.prepare import found_prepared, prepare_stage
+from jobs.report import open_tracker
+from jobs.summary import print_next
+from jobs.workspace import CONFIG_FILE, Run, identity, only_owner, output_dir, refuse_lost_password, with_changes
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.files import hash_of, read_json, write_json
+from pipeline.sweep.config import Sampler, SweepConfig
+from pipeline.sweep.space import Point, corner_points, parse_space
+from pipeline.sweep.study import Record, State, Study, earlier_trials
+
+RECORD_FILE, STUDY_FILE, RESULT_FILE, BEST_FILE = "sweep.json", "study.db", "result.json", "best.yaml"
+STUDY_NAME = "sweep"
+
+# What may differ when a sweep is resumed; everything else would give its trials other scores.
+CHANGEABLE = ("cluster.", "tracking.", "sweep.trials", "sweep.at_once", "sweep.minutes", "sweep.seeds", "output_dir")
+
+# What a space can't vary: trials share the prepared shards, and their scores must compare.
+FIXED = {
+    "corpus": "the trials share one corpus",
+    "clean": "the trials share one corpus",
+    "tokenizer": "the trials share one tokenizer",
+    "decode": "the trials' scores would not compare",
+    "tracking": "it is no setting of the training",
+    "race": "it is no setting of the training",
+    "sweep": "it is no setting of the training",
+    "name": "it is no setting of the training",
+    "resume": "it is no setting of the training",
+    "output_dir": "it is no setting of the training",
+    "train.validation_beam": "the trials' scores would not compare",
+    "train.max_steps": "it is the budget of every trial",
+    "train.max_minutes": "it is the budget of every trial",
+}
+
+
+def main(argv: list[str]) -> int:
+    config, choices = sweep_settings(argv)
+    refuse_impossible(config)
+    prepared = found_prepared(config)
+    if prepared is None or (done := done_before(config, prepared)) is None:
+        with checked_session(config):
+            prepared = prepared or prepare_stage(config)
+            done = run_sweep(config, prepared, choices)
+    sweep, result = done
+
+    from jobs.sweep_report import print_sweep
+
+    print_sweep(sweep, result)
+    print_next(
+        f"transloom run experiment={sweep.folder / BEST_FILE}",
+        f"transloom translate {result['best']['run']} < your_text",
+        "transloom ui",
+    )
+    return 0
+
+
+def sweep_settings(argv: Sequence[str]) -> tuple[Config, dict[str, str] | None]:
+    """The configuration that all trials share, and the groups' options that made it; None for a sweep that is there
+    already, whose record has them.
+
+    Raises:
+        UserError: the words are refused, or would make the sweep that is to go on another one.
+    """
+    resume = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
+    words = [word for word in argv if not word.startswith("resume=")]
+    config = configuration("sweep", words)
+    if not resume:
+        return config, chosen_options(words)
+    folder = find_sweep(resume[-1], output_dir(config))
+    before = read_config(folder / CONFIG_FILE)
+    changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
+    refuse_lost_password(changed)
+    return replace(changed, name=folder.name, output_dir=str(folder.parent.parent)), None
+
+
+def find_sweep(name_or_path: str, root: Path) -> Path:
+    """The folder of a sweep, by its name under `root`/sweeps or by its path.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    for folder in (root / "sweeps" / name_or_path, Path(name_or_path).absolute()):
+        if (folder / CONFIG_FILE).exists() and (folder / RECORD_FILE).exists():
+            return folder
+    known = ", ".join(sorted(path.parent.name for path in (root / "sweeps").glob(f"*/{RECORD_FILE}"))) or "none yet"
+    raise UserError(f"resume: there is no sweep {name_or_path!r} in {root / 'sweeps'}; there: {known}")
+
+
+def refuse_impossible(config: Config) -> None:
+    """Tries the configurations of the space's corners, before anything starts.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    parameters = parse_space(config.sweep.space)
+    if not parameters:
+        raise UserError(
+            "sweep.space: is empty: take one of conf/sweep, as in sweep=tpe_asha, or name what varies: "
+            "'sweep.space={model.dropout: {choices: [0.1, 0.2, 0.3]}}'"
+        )
+    for one in parameters:
+        for fixed, why in FIXED.items():
+            if one.name == fixed or one.name.startswith(f"{fixed}."):
+                raise UserError(f"sweep.space: {one.name} can't vary: {why}")
+    for point in [*corner_points(parameters), *({**one} for one in config.sweep.points)]:
+        try:
+            at_point(config, point)
+        except UserError as error:
+            values = ", ".join(f"{name}={value}" for name, value in point.items())
+            raise UserError(f"sweep.space: {error} (tried: {values})") from error
+
+
+def at_point(config: Config, point: Point) -> Config:
+    """The configuration of one trial, without a name.
+
+    Raises:
+        UserError: there is no such setting, or the values don't go together.
+    """
+    settings = to_dict(replace(config, sweep=SweepConfig(), name=None, resume=None))
+    for name, value in point.items():
+        section: Any = settings
+        *sections, field = name.split(".")
+        for one in sections:
+            section = section.setdefault(one, {})
+            if not isinstance(section, dict):
+                raise UserError(f"{name}: no such setting; {one} has none in it")
+        section[field] = value
+    return from_dict(settings)
+
+
+def sweep_for(config: Config, prepared: Prepared) -> tuple[Run, str]:
+    """The sweep that a configuration names, as the folder that is its run in MLflow; and the hash of what its trials'
+    scores depend on."""
+    same = {name: getattr(config.sweep, name) for name in ("space", "points", "sampler", "stop", "grace", "reduction")}
+    key = hash_of({"run": identity(config, prepared), "sweep": same, "warm_start": config.sweep.warm_start})
+    name = config.name or f"{config.corpus.name}-sweep-{key[:8]}"
+    return Run(name, output_dir(config) / "sweeps" / name, replace(config, name=name)), key
+
+
+def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
+    """A sweep that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
+    sweep, key = sweep_for(config, prepared)
+    file = sweep.folder / RESULT_FILE
+    if not file.exists():
+        return None
+    result = read_json(file)
+    return (sweep, result) if result.get("key") == _result_key(key, config) else None
+
+
+def _result_key(key: str, config: Config) -> str:
+    return hash_of({"key": key, "trials": config.sweep.trials, "seeds": config.sweep.seeds, "decode": config.decode})
+
+
+def run_sweep(config: Config, prepared: Prepared, choices: dict[str, str] | None) -> tuple[Run, dict[str, Any]]:
+    """What is left of a sweep, in a Ray session.
+
+    Raises:
+        UserError: the name is that of another sweep, or no trial came to its end.
+    """
+    sweep, key = sweep_for(config, prepared)
+    record_file = sweep.folder / RECORD_FILE
+    if record_file.exists() and choices is not None and read_json(record_file)["key"] != key:
+        raise UserError(
+            f"name: the sweep {sweep.name} exists and has other settings or data (see {sweep.folder / CONFIG_FILE}); "
+            f"choose another name, or go on with it as it is: transloom sweep resume={sweep.name}"
+        )
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    if not record_file.exists():
+        record = {"key": key, "choices": choices, "shards": prepared.shards.manifest["key"]}
+        write_json(record_file, record)
+    known = read_json(record_file)
+    with only_owner(sweep):
+        # Before the tracker: Optuna and MLflow make their databases by the same library, which can make one at a time.
+        study = _study(sweep, known["shards"])
+        return sweep, _run(sweep, study, prepared, known)
+
+
+def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) -> dict[str, Any]:
+    """Searches, trains the best with other seeds, and reports; the result as JSON values."""
+    from jobs.sweep_report import evaluate_trial, report_sweep, write_best
+
+    config = sweep.config
+    with open_tracker(sweep, prepared) as tracker:
+        tracker.set_tags({"sweep": sweep.name, "sweep.sampler": config.sweep.sampler.value})
+        parent = tracker.run_id(timeout=30.0)  # else the trials get it when they end
+
+        def search(study: Study, settings: SweepConfig, base: Config, title: str) -> None:
+            _search(study, settings, base, prepared, sweep, lambda: parent or tracker.run_id(), title)
+
+        search(study, config.sweep, config, "sweep")
+        best = _best(study)
+        best_config = replace(at_point(config, best.point), name=best.run)
+        write_best(sweep.folder / BEST_FILE, best_config, known["choices"], sweep.name, best)
+        runs = [best.run]
+        seeds: list[Record] = []
+        if config.sweep.seeds:
+            again, settings = _seeds(sweep, best, best_config)
+            search(again, settings, replace(best_config, name=None), "seeds of the best")
+            seeds = [one for one in again.records.values() if one.bleu is not None]
+            runs += [one.run for one in seeds if one.state is State.finished]
+        # The test set is looked at for the best alone: who chooses among all by it would have nothing to test with.
+        tests = {name: evaluate_trial(sweep, name, prepared) for name in runs}
+        result = report_sweep(sweep, study, best, seeds, tests, tracker)
+        is_complete = len(study.records) >= study.num_trials  # else sweep.minutes ended it
+        write_json(
+            sweep.folder / RESULT_FILE, {**result, "key": _result_key(known["key"], config) if is_complete else ""}
+        )
+    return result
+
+
+def _study(sweep: Run, shards: str) -> Study:
+    config = sweep.config
+    earlier: list[Record] = []
+    for name in config.sweep.warm_start:
+        folder = find_sweep(name, output_dir(config))
+        if read_json(folder / RECORD_FILE)["shards"] != shards:
+            raise UserError(f"sweep.warm_start: {name} was on other data: its scores would not compare")
+        found = earlier_trials(folder / STUDY_FILE, STUDY_NAME, parse_space(config.sweep.space))
+        if not found:
+            raise UserError(f"sweep.warm_start: {name} has no finished trial with the parameters of this space")
+        console.print(f"Learning from {len(found)} trials of {name}")
+        earlier += found
+    return Study(
+        sweep.folder / STUDY_FILE,
+        config.sweep,
+        name=STUDY_NAME,
+        prefix=f"{sweep.name}-",
+        seed=config.seed,
+        tokens=config.train.max_steps * config.batch.tokens,
+        earlier=earlier,
+    )
+
+
+def _seeds(sweep: Run, best: Record, base: Config) -> tuple[Study, SweepConfig]:
+    """The best with other seeds: a small sweep of its own, a grid in which none is stopped."""
+    seeds = [base.seed + i for i in range(1, sweep.config.sweep.seeds)]
+    settings = SweepConfig(space={"seed": {"choices": seeds}}, sampler=Sampler.grid, trials=len(seeds))
+    study = Study(
+        sweep.folder / STUDY_FILE,
+        settings,
+        name=f"seeds-of-{best.number}-{len(seeds)}",
+        prefix=f"{sweep.name}-{best.number:03d}-seed",
+        seed=base.seed,
+        tokens=base.train.max_steps * base.batch.tokens,
+    )
+    return study, dataclasses.replace(settings, at_once=sweep.config.sweep.at_once)
+
+
+def _search(
+    study: Study, settings: SweepConfig, base: Config, prepared: Prepared, sweep: Run, parent: Any, title: str
+) -> None:
+    import ray
+
+    from jobs.sweep_table import Board
+    from jobs.sweep_trials import Trials, run_trials
+
+    begin_stage(title)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    clusters = [at_point(base, point).cluster for point in corner_points(study.parameters)]
+    room = min(room_for_workers(one, nodes) // one.num_workers for one in clusters)
+    if room < 1:
+        largest = max(one.num_workers for one in clusters)
+        raise UserError(
+            f"sweep.space: the cluster has no room for a trial of {largest} workers; see cluster.num_workers"
+        )
+    at_once = min(settings.at_once or room, room)
+    names = [one.name for one in study.parameters]
+    unfinished = sum(one.state is State.running for one in study.records.values())
+    left = unfinished + max(0, study.num_trials - len(study.records))
+    if not left:
+        return
+    console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time")
+    until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
+    known = list(study.records.values())
+    with Board(sweep.name, names, study.num_trials, base.train.max_steps, known) as board:
+        trials = Trials(study, prepared, lambda point: at_point(base, point), parent, board, until, settings.stop.value)
+        run_trials(trials, at_once, base.cluster.max_failures, sweep.folder / "ray")
+
+
+def _best(study: Study) -> Record:
+    finished = [one for one in study.records.values() if one.state is State.finished]
+    if not finished:
+        reasons = [one.failure for one in study.records.values() if one.failure]
+        said = f" The first that failed: {reasons[0]}" if reasons else ""
+        raise UserError(f"no trial has come to its end, of {len(study.records)} that began.{said}")
+    return max(finished, key=lambda one: one.bleu or 0.0)

@@ -1,0 +1,171 @@
+"""The pictures of a sweep: its trials as parallel coordinates, BLEU against cost, importances, the spread of seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.figures import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from pipeline.files import atomic_write
+from pipeline.sweep.seeds import Chance
+from pipeline.sweep.space import Parameter, Value
+from pipeline.sweep.study import Record, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PALE = "#d0d0d0"
+
+
+def draw_parallel(
+    records: Sequence[Record], parameters: Sequence[Parameter], best: Record, path: Path, title: str
+) -> Path:
+    """Draws a PNG of 1000 pixels' width: an upright axis for each parameter and one for BLEU, a line for each trial
+    that was ever validated, coloured by BLEU; dashed where the trial was stopped early, thick for the best. A parameter
+    that a trial does not have is passed below the axis."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure = _figure(5.2)
+    axes = figure.subplots()
+    scored = sorted((one for one in records if one.bleu is not None), key=lambda one: one.bleu or 0.0)
+    scores = [one.bleu or 0.0 for one in scored]
+    low, high = min(scores), max(scores)
+    low = low if high > low else low - 1.0
+    colors, shade = colormaps["viridis"], Normalize(low, high)
+    for one in scored:
+        bleu = one.bleu or 0.0
+        heights = [place(parameter, one.point.get(parameter.name)) for parameter in parameters]
+        heights = [*(-0.06 if height is None else height for height in heights), (bleu - low) / (high - low)]
+        is_best = one.number == best.number
+        style = "-" if one.state is State.finished else "--"
+        width, layer = (3.5, 3) if is_best else (1.4, 2)
+        axes.plot(range(len(heights)), heights, style, color=colors(shade(bleu)), lw=width, zorder=layer)
+    for i, parameter in enumerate(parameters):
+        axes.axvline(i, color=GREY, lw=0.8, zorder=1)
+        for height, label in ticks(parameter):
+            place_of_label = {"ha": "right", "va": "center", "fontsize": 9, "zorder": 5}
+            box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}
+            axes.text(i - 0.02, height, label, color="#303030", bbox=box, **place_of_label)
+    axes.axvline(len(parameters), color=GREY, lw=0.8, zorder=1)
+    names = [parameter.name.replace(".", ".\n", 1) for parameter in parameters]
+    axes.set_xticks(range(len(names) + 1), [*names, "validation\nBLEU"], fontsize=10)
+    axes.set_xlim(-0.45, len(names) + 0.05)
+    axes.set_ylim(-0.1, 1.05)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(ScalarMappable(shade, colors), ax=axes, label="best validation BLEU", pad=0.01, aspect=30)
+    figure.suptitle(f"{title}: solid to the end, dashed stopped early, thick the best", fontsize=12)
+    return _save(figure, path)
+
+
+def place(parameter: Parameter, value: Value) -> float | None:
+    """Where on its axis, from 0 to 1, a value stands; None where a trial does not have the parameter."""
+    if parameter.choices:
+        if value not in parameter.choices:
+            return None
+        return parameter.choices.index(value) / max(1, len(parameter.choices) - 1)
+    if not isinstance(value, int | float):
+        return None
+    if parameter.log:
+        return math.log(value / parameter.low) / math.log(parameter.high / parameter.low)
+    return (value - parameter.low) / (parameter.high - parameter.low)
+
+
+def ticks(parameter: Parameter) -> list[tuple[float, str]]:
+    """Heights and labels of an axis: each choice, or the ends and the middle of a range."""
+    if parameter.choices:
+        values: list[Value] = list(parameter.choices)
+    else:
+        low, high = parameter.low, parameter.high
+        middle = math.sqrt(low * high) if parameter.log else (low + high) / 2
+        values = [low, middle, high]
+    labels = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+    return [(place(parameter, value) or 0.0, label) for value, label in zip(values, labels, strict=True)]
+
+
+def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, grace: int) -> Path:
+    """Draws a PNG of 1000 pixels' width: validation BLEU against the target tokens seen, a line for each trial, a cross
+    where one was stopped; `grace` tokens are what every trial gets."""
+    figure = _figure(5)
+    axes = figure.subplots()
+    for one in records:
+        if not one.curve:
+            continue
+        tokens, bleu = [seen / 1e6 for seen, _ in one.curve], [value for _, value in one.curve]
+        color, width, layer = (ORANGE, 2.8, 4) if one.number == best.number else (BLUE, 1.2, 3)
+        if one.state is not State.finished:
+            color, layer = GREY, 2
+            axes.plot(tokens[-1], bleu[-1], "x", color=color, markersize=7, zorder=layer)
+        axes.plot(tokens, bleu, "-o", color=color, lw=width, markersize=3, zorder=layer)
+    handles = [
+        ("best", {"color": ORANGE, "lw": 2.8}),
+        ("to its end", {"color": BLUE, "lw": 1.2}),
+        ("stopped early", {"color": GREY, "lw": 1.2, "marker": "x"}),
+    ]
+    for label, style in handles:
+        axes.plot([], [], label=label, **style)
+    if any(one.state is State.stopped for one in records):
+        axes.axvline(grace / 1e6, color=GREEN, lw=1, ls=":", label="all come to here")
+    axes.set_xlabel("target tokens seen (millions)")
+    axes.set_ylabel("validation BLEU (0 to 100)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#e6e6e6")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.suptitle(title, fontsize=14)
+    return _save(figure, path)
+
+
+def draw_importance(shares: Mapping[str, float], tokens: int, path: Path, title: str) -> Path:
+    """Draws a PNG of 1000 pixels' width: how much of the variance of BLEU after `tokens` target tokens each parameter
+    explains, the largest on top."""
+    figure = _figure(1.4 + 0.5 * len(shares))
+    axes = figure.subplots()
+    names = list(shares)[::-1]
+    bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
+    axes.bar_label(bars, [f" {shares[name]:.0%}" for name in names])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"share of the variance of BLEU after {tokens / 1e6:.2f} M target tokens (fANOVA)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=14)
+    return _save(figure, path)
+
+
+def draw_seeds(chance: Chance, path: Path, title: str) -> Path:
+    """Draws a PNG of 1000 pixels' width: the best configuration's validation BLEU with each seed, their mean with a
+    standard deviation on either side, and the sweep's second."""
+    figure = _figure(2.6)
+    axes = figure.subplots()
+    axes.axvspan(chance.mean - chance.deviation, chance.mean + chance.deviation, color=PALE, alpha=0.6, lw=0)
+    axes.axvline(chance.mean, color=GREY, lw=1.5, label=f"mean {chance.mean:.2f} ± {chance.deviation:.2f}")
+    axes.plot(chance.scores[1:], [0] * (len(chance.scores) - 1), "o", color=BLUE, markersize=10, label="other seeds")
+    axes.plot(chance.scores[:1], [0], "*", color=ORANGE, markersize=18, label="the seed that won the sweep")
+    if chance.second is not None:
+        axes.plot([chance.second], [0], "D", color=GREEN, markersize=9, label="the sweep's second")
+    axes.set_yticks([])
+    axes.set_xlabel("validation BLEU (0 to 100)")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    figure.suptitle(title, fontsize=14)
+    return _save(figure, path)
+
+
+def _figure(height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return path

@@ -1,0 +1,47 @@
+"""How far chance goes: the spread of one configuration's scores over seeds, against the lead that a sweep found."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chance:
+    """
+    Attributes:
+        scores: validation BLEU of the same configuration with one seed each, first the one that won the sweep.
+        mean, deviation: of the scores; the deviation is the sample's (n - 1).
+        second: validation BLEU of the sweep's second; None where there is none.
+    """
+
+    scores: list[float]
+    mean: float
+    deviation: float
+    second: float | None
+
+    def is_within_noise(self) -> bool:
+        """Whether two trainings of one configuration would differ by as much as the best from the second, one time in
+        twenty or more: their difference has sqrt(2) times the deviation of one. With a handful of seeds the deviation
+        itself is known roughly, and the best of many has had luck: a lead of more than this is a hint, no proof."""
+        if self.second is None:
+            return False
+        return self.scores[0] - self.second < 1.96 * math.sqrt(2) * self.deviation
+
+    def verdict(self) -> str:
+        """In words."""
+        spread = (
+            f"Validation BLEU of the best over {len(self.scores)} seeds: mean {self.mean:.2f}, standard deviation "
+            f"{self.deviation:.2f}."
+        )
+        if self.second is None:
+            return spread
+        lead = f"Its lead over the second, {self.scores[0] - self.second:.2f}, is"
+        if self.is_within_noise():
+            return f"{spread} {lead} within what chance does: the two are not told apart."
+        return f"{spread} {lead} more than chance usually does."
+
+
+def chance_of(scores: Sequence[float], second: float | None) -> Chance:
+    """Of at least two scores, that of the sweep's winner first."""
+    return Chance(list(scores), statistics.mean(scores), statistics.stdev(scores), second)

@@ -1,0 +1,138 @@
+"""A sweep is refused by name, goes on after a kill, and leaves nothing running and an experiment that composes."""
+
+import json
+
+import pytest
+from command import TINY, Command, transloom
+from runs import folder_of, mlflow_runs
+
+from jobs.config import chosen_options, load_config
+from jobs.sweep import at_point, refuse_impossible, sweep_settings
+from jobs.sweep_report import spent, write_best
+from pipeline.errors import UserError
+from pipeline.sweep.space import parse_space
+from pipeline.sweep.study import Record, State
+
+SPACE = "sweep.space={model.dropout: {choices: [0.1, 0.2]}}"
+
+
+def refuse(*words: str) -> None:
+    refuse_impossible(load_config(["sweep.sampler=random", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"^sweep\.space: is empty: take one of conf/sweep, as in sweep=tpe_asha"),
+        (
+            ["sweep.space={model.dropuot: {choices: [0.1]}}"],
+            r"^sweep\.space: model\.dropuot: no such setting\. Did you mean model\.dropout\?",
+        ),
+        (["sweep.space={modle: {choices: [0.1]}}"], r"^sweep\.space: modle: no such setting"),
+        (
+            ["sweep.space.model.dropout={low: 0.1, high: 1.5}"],
+            r"^sweep\.space: model\.dropout: .*tried: model\.dropout=",
+        ),
+        (["sweep.space.model.dropout={choices: [much]}"], r"^sweep\.space: model\.dropout: .*'much'"),
+        (["sweep.space.model.num_heads={choices: [2, 3]}"], r"^sweep\.space: model\..*tried: model\.num_heads=3"),
+        (["sweep.space.tokenizer.vocab_size={low: 100, high: 200}"], r"vocab_size can't vary: the trials share one"),
+        (["sweep.space.train.max_steps={low: 100, high: 200}"], r"max_steps can't vary: it is the budget"),
+        (["sweep.space.model.dropout={low: 1}"], r"^sweep\.space\.model\.dropout: low and high must be numbers"),
+        ([SPACE, "sweep.points=[{model.dropout: 0.3}]"], r"^sweep\.points: model\.dropout: 0\.3 is outside"),
+    ],
+)
+def test_a_space_is_refused_by_name_before_anything_starts(words, message):
+    with pytest.raises(UserError, match=message):
+        refuse(*words)
+
+
+def test_a_trial_is_the_experiment_with_its_points_values():
+    config = load_config(["experiment=multi30k_sweep", "name=mine"])
+    refuse_impossible(config)
+    trial = at_point(config, {"schedule.peak_learning_rate": 0.005, "model.dropout": 0.15, "cluster.num_workers": 2})
+    assert (trial.schedule.peak_learning_rate, trial.model.dropout, trial.cluster.num_workers) == (0.005, 0.15, 2)
+    assert trial.batch == config.batch and trial.name is None and not trial.sweep.space
+    names = [one.name for one in parse_space(config.sweep.space)]
+    assert names == ["schedule.peak_learning_rate", "model.dropout", "train.label_smoothing"]
+
+
+@pytest.mark.parametrize(
+    "words", [["experiment=multi30k_sweep"], ["experiment=demo", "model=lstm", "tokenizer=bpe_8k"]]
+)
+def test_the_best_is_an_experiment_that_gives_the_same_training(tmp_path, words):
+    config = at_point(load_config(words), {"model.dropout": 0.25, "train.label_smoothing": 0.05})
+    best = Record(3, "mine-003", {"model.dropout": 0.25}, State.finished, [(1000, 21.5)])
+    file = tmp_path / "the best.yaml"
+    write_best(file, config, chosen_options(words), "mine", best)
+    again = load_config([f"experiment={file}"])
+    assert at_point(again, {}) == config
+    assert load_config([f"experiment={file}", "model.dropout=0.5", "decode=greedy"]).model.dropout == 0.5
+    assert chosen_options([f"experiment={file}"])["model"] == chosen_options(words)["model"]
+    with pytest.raises(UserError, match=r"^experiment=.*nothing.yaml: No such file"):
+        load_config([f"experiment={tmp_path}/nothing.yaml"])
+    file.write_text("# @package _global_\nmodel: {dropuot: 0.1}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model\.dropuot: no such setting"):
+        load_config([f"experiment={file}"])
+
+
+def test_what_early_stopping_saved_counts_every_trial_to_its_end():
+    config = load_config(["cluster.num_workers=2"])
+    best = Record(1, "a-1", {}, State.finished, [(500, 1.0), (1000, 2.0)], seconds=3600.0)
+    stopped = Record(2, "a-2", {}, State.stopped, [(250, 1.0)], seconds=900.0)
+    failed = Record(3, "a-3", {}, State.failed)
+    assert spent([best, stopped, failed], best, config) == {
+        "target_tokens": 1250,
+        "full_target_tokens": 2000,
+        "device_hours": 2.5,
+        "full_device_hours": 4.0,
+    }
+
+
+def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
+    with pytest.raises(UserError, match=r"^resume: there is no sweep 'mine' in .*/sweeps; there: none yet"):
+        sweep_settings(["resume=mine", f"output_dir={tmp_path}"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place):
+    words = [word for word in TINY if not word.startswith(("cluster.", "schedule.peak", "train.max", "train.validate"))]
+    words += ["train.max_steps=200", "train.validate_every=40", "cluster.num_workers=1", "name=swept"]
+    words += ["sweep.space={schedule.peak_learning_rate: {choices: [0.02, 0.01, 1e-6]}}"]
+    words += ["sweep.sampler=grid", "sweep.stop=asha", "sweep.grace=0.5", "sweep.at_once=2"]
+    command = Command(place, "sweep", *words)
+    command.wait_for(folder_of(place, "swept-003") / "config.yaml")  # begins when one of the two before has ended
+    command.kill()
+    ended = [name for name in ("swept-001", "swept-002") if (folder_of(place, name) / "training.json").exists()]
+    assert ended and not (folder_of(place, "swept-003") / "training.json").exists()
+    before = {name: (folder_of(place, name) / "training.json").stat().st_mtime_ns for name in ended}
+
+    outcome = transloom(place, "sweep", "resume=swept", "sweep.seeds=2")
+    for name, time in before.items():
+        assert (folder_of(place, name) / "training.json").stat().st_mtime_ns == time, f"{name} was trained again"
+    folder = place / "outputs" / "sweeps" / "swept"
+    result = json.loads((folder / "result.json").read_bytes())
+    states = {one["trial"]: one["state"] for one in result["trials"]}
+    # The third, which learns nothing, is stopped by the rungs of before the kill.
+    assert states[1] == "finished" and states[3] == "stopped" and len(states) == 3
+    assert result["best"]["run"] in ("swept-001", "swept-002") and result["best"]["test"]["bleu"]["value"] > 0
+    assert result["spent"]["target_tokens"] < result["spent"]["full_target_tokens"]
+    assert len(result["seeds"]) == 1 and result["chance"]["scores"][0] == result["best"]["bleu"]
+    for picture in ("parallel", "cost", "seeds"):
+        assert (folder / "figures" / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"transloom run experiment={folder}/best.yaml" in outcome.out
+    assert "Traceback" not in outcome.out + outcome.err
+
+    runs = {run.info.run_name: run for run in mlflow_runs(place) if run.info.run_name.startswith("swept")}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}, runs
+    parent = runs.pop("swept")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert len(runs) == 4 and runs["swept-003"].data.tags["sweep.stopped"].startswith("asha at ")
+    assert "test/bleu" in runs[result["best"]["run"]].data.metrics
+    assert "test/bleu" not in runs["swept-003"].data.metrics  # the test set is the best one's alone
+
+    best = load_config([f"experiment={folder}/best.yaml"])
+    assert best.schedule.peak_learning_rate == result["best"]["point"]["schedule.peak_learning_rate"]
+    # A sweep with nothing left to do starts neither Ray nor MLflow.
+    again = transloom(place, "sweep", "resume=swept")
+    assert again.seconds < 30 and "Stage:" not in again.out and result["best"]["run"] in again.out

@@ -1,0 +1,146 @@
+"""The study goes on after a kill as if there had been none, and stops whom its rule says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.sweep.config import Sampler, Stopping, SweepConfig
+from pipeline.sweep.space import parse_space
+from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_below_median
+
+SPACE = {"a": {"low": 0.0, "high": 1.0}, "b": {"choices": ["x", "y"]}, "c": {"low": 1, "high": 5, "when": {"b": "y"}}}
+
+
+def study(file: Path, earlier: tuple[Record, ...] = (), **settings) -> Study:
+    sweep = SweepConfig(**{"space": SPACE, "trials": 6, **settings})
+    return Study(file, sweep, name="sweep", prefix="s-", seed=3, tokens=1000, earlier=earlier)
+
+
+def test_trials_of_a_killed_process_come_again_with_their_points_and_curves(tmp_path):
+    file = tmp_path / "study.db"
+    # In a process of its own, which ends without a word.
+    code = f"""
+import os
+from pathlib import Path
+from tests_study import study
+one = study(Path({str(file)!r}))
+first, second = one.ask(), one.ask()
+one.report(first.number, 100, 5.0)
+one.report(second.number, 100, 6.0)
+one.close(second.number, one.records[2].state.finished, 12.5)
+print(first.point, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    (tmp_path / "tests_study.py").write_bytes(Path(__file__).read_bytes())
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == -9, found.stderr
+    again = study(file)
+    left = again.ask()
+    assert left is not None and (left.number, left.run) == (1, "s-001")
+    assert str(left.point) == found.stdout.strip() and left.curve == [(100, 5.0)]
+    done = again.records[2]
+    assert (done.state, done.bleu, done.seconds) == (State.finished, 6.0, 12.5)
+    numbers = [one.number for one in iter(again.ask, None)]
+    assert numbers == [3, 4, 5, 6]
+    points = [one.point for one in again.records.values()]
+    assert all(("c" in point) == (point["b"] == "y") for point in points)
+    assert len({point["a"] for point in points}) == 6  # the random numbers did not begin again
+
+
+def test_a_grid_is_walked_once_whoever_is_killed(tmp_path):
+    space = {"a": {"choices": [1, 2]}, "b": {"choices": ["x", "y"]}, "c": {"choices": [0], "when": {"b": "y"}}}
+    settings = {"space": space, "sampler": Sampler.grid, "trials": 100}
+    first = study(tmp_path / "study.db", **settings)
+    assert first.num_trials == 4
+    begun = [first.ask() for _ in range(2)]
+    again = study(tmp_path / "study.db", **settings)
+    points = [one.point for one in iter(again.ask, None)]
+    assert [one.point for one in begun if one] == points[:2] and len(points) == 4
+    expected = [{"a": a} | b for a in (1, 2) for b in ({"b": "x"}, {"b": "y", "c": 0})]
+    assert points == expected
+
+
+def test_starting_points_come_first(tmp_path):
+    one = study(tmp_path / "study.db", points=[{"a": 0.25, "b": "y", "c": 3}, {"b": "x"}])
+    first, second = one.ask(), one.ask()
+    assert first and second
+    assert first.point == {"a": 0.25, "b": "y", "c": 3} and second.point["b"] == "x"
+
+
+def test_successive_halving_goes_on_over_a_restart_with_the_rungs_it_had(tmp_path):
+    settings = {"stop": Stopping.asha, "grace": 0.1, "reduction": 3, "trials": 9}
+    one = study(tmp_path / "study.db", **settings)
+    for bleu in (10.0, 9.0, 8.0):
+        record = one.ask()
+        assert record is not None
+        assert not one.report(record.number, 50, bleu)  # before the first rung, at 100 tokens
+        is_to_stop = one.report(record.number, 120, bleu)
+        assert is_to_stop == (bleu < 10.0)
+        one.close(record.number, State.stopped if is_to_stop else State.finished, 1.0)
+    again = study(tmp_path / "study.db", **settings)
+    for bleu, stops in ((9.5, True), (11.0, False)):
+        record = again.ask()
+        assert record is not None
+        assert again.report(record.number, 110, bleu) == stops
+    assert [one.state.value for one in again.records.values()][:3] == ["finished", "stopped", "stopped"]
+
+
+def test_a_validation_that_is_known_decides_nothing(tmp_path):
+    one = study(tmp_path / "study.db", stop=Stopping.asha, trials=4)
+    first, second = one.ask(), one.ask()
+    assert first and second
+    one.report(first.number, 100, 10.0)
+    assert one.report(second.number, 100, 1.0)
+    assert not one.report(second.number, 100, 1.0) and second.curve == [(100, 1.0)]
+
+
+def test_the_median_rule_compares_at_equal_numbers_of_tokens():
+    others = [[(100, 10.0), (200, 20.0)], [(90, 8.0), (210, 30.0)], [(100, 9.0), (200, 25.0)], [(100, 99.0)]]
+    assert is_below_median([(100, 7.0), (200, 19.0)], others)
+    assert not is_below_median([(100, 7.0), (200, 21.0)], others)
+    assert not is_below_median([(100, 1.0)], others[:2])  # too few to have a median worth the name
+
+
+def test_a_trial_that_was_never_validated_has_failed(tmp_path):
+    one = study(tmp_path / "study.db")
+    record = one.ask()
+    assert record is not None
+    one.close(record.number, State.finished, 0.0)
+    assert (record.state, record.failure) == (State.failed, "it ended before its first validation")
+    assert study(tmp_path / "study.db").records[1].failure == record.failure
+
+
+def test_a_sweep_learns_from_the_finished_trials_of_another(tmp_path):
+    before = study(tmp_path / "before.db")
+    for i in range(4):
+        record = before.ask()
+        assert record is not None
+        before.report(record.number, 1000, float(i))
+        before.close(record.number, State.finished if i else State.failed, 1.0)
+    found = earlier_trials(tmp_path / "before.db", "sweep", parse_space(SPACE))
+    assert [one.bleu for one in found] == [1.0, 2.0, 3.0]
+    narrower = parse_space(SPACE | {"b": {"choices": ["x"]}, "c": None})
+    assert all(one.point.keys() == {"a", "b"} for one in earlier_trials(tmp_path / "before.db", "sweep", narrower))
+
+    now = study(tmp_path / "now.db", earlier=tuple(found))
+    assert not now.records and now.num_trials == 6  # they count as known, not as tried
+    record = now.ask()
+    assert record is not None and (record.number, record.run) == (1, "s-001")
+    assert list(study(tmp_path / "now.db", earlier=tuple(found)).records) == [1]
+    with pytest.raises(UserError, match="there is no sweep"):
+        earlier_trials(tmp_path / "nowhere.db", "sweep", parse_space(SPACE))
+
+
+def test_importance_finds_the_parameter_that_matters_at_tokens_that_all_have_seen():
+    parameters = parse_space({"a": {"low": 0.0, "high": 1.0}, "b": {"low": 0.0, "high": 1.0}})
+    records = []
+    for i in range(30):
+        a, b = (i * 0.37) % 1, (i * 0.61) % 1
+        curve = [(100, 10 * a)] + ([(900, 50 * b)] if i % 2 else [])
+        records.append(Record(i + 1, f"s-{i}", {"a": a, "b": b}, State.finished, curve))
+    shares, tokens = importances(records, parameters)
+    assert tokens == 100 and next(iter(shares)) == "a" and shares["a"] > 0.8
+    assert importances(records[:3], parameters) == ({}, 0)

@@ -1,0 +1,67 @@
+"""The pictures of a sweep are drawn from any trials, and what is said of chance follows from the scores."""
+
+import pytest
+from matplotlib.image import imread
+
+from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_seeds, place, ticks
+from pipeline.sweep.seeds import chance_of
+from pipeline.sweep.space import parse_space
+from pipeline.sweep.study import Record, State
+
+SPACE = {
+    "schedule.peak_learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "model.dropout": {"low": 0.0, "high": 0.4, "step": 0.1},
+    "model.norm": {"choices": ["pre", "post"]},
+    "model.d_ff": {"low": 1, "high": 3, "when": {"model.norm": "post"}},
+}
+RECORDS = [
+    Record(1, "s-001", {"schedule.peak_learning_rate": 1e-3, "model.dropout": 0.1, "model.norm": "pre"}),
+    Record(
+        2,
+        "s-002",
+        {"schedule.peak_learning_rate": 5e-3, "model.dropout": 0.4, "model.norm": "post", "model.d_ff": 2},
+        State.finished,
+        [(100_000, 10.0), (200_000, 20.0)],
+    ),
+    Record(
+        3,
+        "s-003",
+        {"schedule.peak_learning_rate": 1e-4, "model.dropout": 0.0, "model.norm": "pre"},
+        State.stopped,
+        [(100_000, 4.0)],
+    ),
+    Record(4, "s-004", {"schedule.peak_learning_rate": 1e-2, "model.dropout": 0.0}, State.failed, failure="diverged"),
+]
+
+
+def test_pictures_are_drawn_of_trials_that_ended_in_all_ways(tmp_path):
+    parameters = parse_space(SPACE)
+    chance = chance_of([20.0, 19.0, 20.5], second=18.0)
+    pictures = [
+        draw_parallel(RECORDS, parameters, RECORDS[1], tmp_path / "a" / "parallel.png", "title"),
+        draw_cost(RECORDS, RECORDS[1], tmp_path / "cost.png", "title", 50_000),
+        draw_importance({"model.dropout": 0.7, "model.norm": 0.3}, 100_000, tmp_path / "importance.png", "title"),
+        draw_seeds(chance, tmp_path / "seeds.png", "title"),
+    ]
+    for picture in pictures:
+        assert imread(picture).shape[1] == 1000
+    single = draw_parallel(RECORDS[1:2], parameters, RECORDS[1], tmp_path / "single.png", "title")
+    assert imread(single).shape[1] == 1000
+
+
+def test_a_value_stands_on_its_axis_where_its_scale_says():
+    rate, dropout, norm, _ = parse_space(SPACE)
+    assert place(rate, 1e-3) == pytest.approx(0.5)
+    assert place(dropout, 0.1) == pytest.approx(0.25)
+    assert (place(norm, "pre"), place(norm, "post"), place(norm, None)) == (0.0, 1.0, None)
+    assert [label for _, label in ticks(norm)] == ["pre", "post"]
+    assert [height for height, _ in ticks(rate)] == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_a_lead_within_the_spread_of_the_seeds_is_called_noise():
+    noisy = chance_of([30.0, 29.0, 28.0], second=29.2)
+    assert (noisy.mean, noisy.deviation) == (29.0, 1.0)
+    assert noisy.is_within_noise() and "not told apart" in noisy.verdict()
+    clear = chance_of([30.0, 29.9, 30.1], second=29.0)
+    assert not clear.is_within_noise() and "Its lead over the second, 1.00, is more than" in clear.verdict()
+    assert "lead" not in chance_of([30.0, 29.9], second=None).verdict()
