@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json, write_json
+from pipeline.files import MANIFEST, explain_full_disk, read_json, write_json
 from pipeline.spool import SPOOLS, redact_uri
 from pipeline.storage import Damaged, Progress, no_progress
 
@@ -99,7 +99,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
         UserError: the storage can't be read, it holds another run of this name, or checkpoints none of which verifies.
     """
     place = f"{url}/runs/{folder.name}"
-    with storage.explained("storage", url):
+    with storage.explained("storage", url), explain_full_disk(folder):
         names = list(storage.listing(place))
         if PREPARED_FILE not in names:
             return []
@@ -161,6 +161,7 @@ class Mirror:
         self._stages = [Unit(stage, f"{stage.parent.name}/{stage.name}", MANIFEST) for stage in stages]
         self._damaged = set(damaged)
         self._stored: dict[str, bytes] = {}  # by the unit's name, the marker that the storage has
+        self._refused: dict[str, bytes] = {}  # likewise, the marker of what is damaged here
         self._files: dict[str, tuple[int, int]] = {}  # by name, size and time of what was copied
         self._files_at = float("-inf")
         self._steps_there: set[str] | None = None
@@ -233,7 +234,7 @@ class Mirror:
             if unit.name not in self._stored and unit.name not in self._damaged:
                 is_there = storage.is_pushed(unit.folder, f"{self._url}/{unit.name}", unit.marker)
                 self._stored[unit.name] = marker if is_there else b""
-            return self._stored.get(unit.name) != marker
+            return marker not in (self._stored.get(unit.name), self._refused.get(unit.name))
         except FileNotFoundError:
             if unit.is_here:
                 raise
@@ -241,6 +242,11 @@ class Mirror:
 
     def _push(self, unit: Unit) -> None:
         try:
+            marker = (unit.folder / unit.marker).read_bytes()
+            if wrong := storage.trouble(unit.folder, unit.marker):  # what the storage has may be sound
+                log.warning("%s is damaged (%s), and is not copied to the storage", unit.folder, ", ".join(wrong))
+                self._refused[unit.name] = marker
+                return
             self._stored[unit.name] = storage.push(unit.folder, f"{self._url}/{unit.name}", unit.marker, self._report)
             self.copied += 1
         except FileNotFoundError:

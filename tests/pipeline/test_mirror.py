@@ -162,6 +162,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path: Path, caplog
     assert not (tmp_path / "c" / "runs" / "mine" / "prepared.json").exists()
 
 
+def test_what_is_damaged_here_does_not_replace_what_is_sound_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, stages = make_run(tmp_path, 50, 100)
+    Mirror(URL, folder, stages).sync()
+    (folder / "checkpoints" / "step_00000100" / "data").write_text("trunc")
+    Mirror(URL, folder, stages).sync()
+    assert "is damaged (data), and is not copied" in caplog.text
+    assert storage.read(f"{URL}/runs/mine/checkpoints/step_00000100/data") == b"checkpoints 100"
+    assert steps_there() == [50, 100]
+
+
 def test_another_run_of_the_name_is_refused(tmp_path: Path) -> None:
     folder, stages = make_run(tmp_path / "a", 50)
     Mirror(URL, folder, stages).sync()
