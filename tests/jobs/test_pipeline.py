@@ -54,6 +54,8 @@ def test_run_is_one_finished_run_in_mlflow(place, whole):
     assert {"test/bleu", "test/chrf", "test/ter", "test/length_ratio"} <= run.data.metrics.keys()
     assert 0 <= run.data.metrics["test/bleu_half_width"] < 50
     assert "tok:13a" in run.data.tags["signature.bleu"]
+    assert run.data.tags["mlflow.note.content"].startswith(f"- Test: **BLEU {run.data.metrics['test/bleu']:.2f}**")
+    assert not {"name", "output_dir", "tracking.uri"} & run.data.params.keys()
 
     artifacts = place / "outputs" / "mlartifacts" / run_id / "artifacts"
     assert (artifacts / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")

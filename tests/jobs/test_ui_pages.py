@@ -81,7 +81,7 @@ def browser(served: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert path is not None
     profile = tmp_path_factory.mktemp("browser") / "profile"
     profile.mkdir()
-    with Browser(path, profile, width=2400, height=1200) as one:
+    with Browser(path, profile, width=3200, height=1200) as one:  # what is not in sight is not drawn
         yield one
 
 
@@ -121,14 +121,13 @@ def test_a_runs_page_has_its_scores_parameters_data_and_model(
     folder, ids = runs
     assert served[2].startswith("The newest run, worst: ") and ids["worst"] in served[2]
     browser.open(run_url(served[0].split()[2], "1", ids["best"]))
-    shown = browser.wait_for("Parameters (", "Metrics (", "Logged models (", "model.d_model")
+    shown = browser.wait_for("Parameters (", "Metrics (", "model.d_model", "averaged-400", "step-400")
     browser.screenshot(tmp_path / "run.png")
     assert f"BLEU {scores(folder, 'best')['bleu']:.2f}" in shown
     assert "transformer, 2 + 2 layers, d_model 192" in shown
     assert "phrasebook_en_de, en-de: pairs 300 train, 40 validation, 40 test" in shown
     assert "transloom translate best < your_text" in shown
     assert "phrasebook_en_de train (" in shown, "the data set"
-    assert {"averaged-400", "step-400"} <= set(shown.split()), "the models"
     assert "tracking.uri" not in shown
 
 

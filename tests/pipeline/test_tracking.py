@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stores import CANARY, check_everything_is_there_once, points, report_everything, start, store_of
 
-from pipeline import tracking
+from pipeline import runs_view, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracker import SpoolTracker
@@ -33,6 +33,17 @@ def test_everything_reaches_the_store_once_even_if_it_is_sent_again(output_dir: 
         mark.unlink()
     assert sync_run(folder) == run_id
     check_everything_is_there_once(output_dir, run_id)
+
+
+def test_the_list_of_runs_is_arranged_also_in_an_experiment_of_before(output_dir: Path):
+    tracker = start(output_dir, "arranged")
+    assert tracker.close(timeout=60)
+    client = store_of(output_dir)
+    experiment_id = client.get_run(tracker.run_id()).info.experiment_id
+    assert client.get_experiment(experiment_id).tags[runs_view.TAG] == runs_view.shared_view()
+    client.set_experiment_tag(experiment_id, runs_view.TAG, "{}")
+    assert start(output_dir, "arranged-again").close(timeout=60)
+    assert client.get_experiment(experiment_id).tags[runs_view.TAG] == runs_view.shared_view()
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(output_dir: Path):
