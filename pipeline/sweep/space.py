@@ -95,13 +95,17 @@ def _how(value: Any) -> str:
 
 def _parse_parameter(name: str, spec: Mapping[str, Any], before: Sequence[Parameter]) -> Parameter:
     where = f"space.{name}"
+    spec = {key: value for key, value in spec.items() if value is not None}  # null takes out what a file has
     if unknown := sorted(spec.keys() - {"choices", "when", *RANGE_KEYS}):
         raise ValueError(f"{where}: {unknown[0]}: a parameter has choices, or low, high, log and step; also when")
     when = _parse_when(where, spec.get("when") or {}, before)
     if "choices" in spec:
         choices = spec["choices"]
         if any(key in spec for key in RANGE_KEYS):
-            raise ValueError(f"{where}: has choices and a range; give one of them")
+            raise ValueError(
+                f"{where}: has choices and a range, one perhaps from the sweep's group; null takes one out: "
+                "choices: null, or low: null and high: null"
+            )
         if not isinstance(choices, list) or not choices or any(isinstance(one, list | dict) for one in choices):
             raise ValueError(f"{where}: {_how(choices)}")
         if len(set(map(repr, choices))) < len(choices):
