@@ -69,12 +69,12 @@ def parse_space(space: Mapping[str, Any]) -> list[Parameter]:
     Raises:
         ValueError: naming the parameter.
     """
-    found: dict[str, Parameter] = {}
-    for name, spec in _flatten(space):
-        found.pop(name, None)
+    specs = dict(_flatten(space))  # of two for a name the last one counts, in the place of the first
+    found: list[Parameter] = []
+    for name, spec in specs.items():
         if spec is not None:
-            found[name] = _parse_parameter(name, spec, list(found.values()))
-    return list(found.values())
+            found.append(_parse_parameter(name, spec, found))
+    return found
 
 
 def _flatten(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any] | None]]:
