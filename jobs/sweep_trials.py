@@ -3,6 +3,7 @@ is the study's to say. A trial is an ordinary run. Its driver's part (the lock, 
 trial that is ended early leaves nothing open.
 """
 
+import logging
 import os
 import threading
 import time
@@ -267,6 +268,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
         folder: for Tune's own files.
     """
     os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong with a trial is on the board
     searcher = StudySearcher(trials)
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, tune.PlacementGroupFactory([{"memory": 1}])),
