@@ -125,7 +125,8 @@ class Trials:
         self._open.clear()
 
     def _tag(self, record: Record, tracker: MlflowTracker) -> None:
-        tags = {f"sweep.{name}": str(value) for name, value in record.point.items()} | {"sweep.trial": str(record.number)}
+        tags = {f"sweep.{name}": str(value) for name, value in record.point.items()}
+        tags["sweep.trial"] = str(record.number)
         parent = self._parent()
         tracker.set_tags(tags | ({"mlflow.parentRunId": parent} if parent else {}))
 
