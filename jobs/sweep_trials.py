@@ -211,9 +211,10 @@ class StudySearcher(Searcher):
         super().__init__(metric="bleu", mode="max")
         self._of_study = trials
         self.numbers: dict[str, int] = {}  # Tune's id → the study's number
+        self.error: Exception | None = None  # ours, which Tune would take for a trial's
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        found = self._of_study.begin()
+        found = None if self.error else self._of_study.begin()
         if found is None:
             return Searcher.FINISHED
         record, run = found
@@ -221,7 +222,12 @@ class StudySearcher(Searcher):
         return {"folder": str(run.folder)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.numbers[trial_id]
+        try:
+            self._end(self.numbers[trial_id], result, error)
+        except Exception as mistake:
+            self.error = self.error or mistake
+
+    def _end(self, number: int, result: dict[str, Any] | None, error: bool) -> None:
         if error or result is None:
             self._of_study.end(number, State.failed, "its process died, more often than cluster.max_failures")
         elif result["failure"]:
@@ -289,6 +295,8 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
     )
     with _closing(trials):
         tuner.fit()
+        if searcher.error:
+            raise searcher.error
 
 
 @contextmanager
