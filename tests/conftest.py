@@ -1,4 +1,4 @@
-"""What tests share: the folder of real text, which is never part of the repository, and Ctrl-C."""
+"""What tests share: the folder of real text, which is never part of the repository, threads, and Ctrl-C."""
 
 import os
 import signal
@@ -8,6 +8,9 @@ import pytest
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The tensors are tiny: threads would only wait for each other, and for those of the tests that run at the same time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
