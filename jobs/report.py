@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def code_revision() -> str:
         git("ls-files", "--error-unmatch", file.name)  # an environment may lie in a checkout of something else
         return git("rev-parse", "HEAD").strip() + (" with changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"version {metadata.version('transloom')}"
+        with suppress(metadata.PackageNotFoundError):
+            return f"version {metadata.version('transloom')}"
+        return "unknown"  # a copy of the code, in an environment that has what it needs but not itself
 
 
 def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:

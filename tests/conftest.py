@@ -1,4 +1,4 @@
-"""What tests share: the folder of real text, which is never part of the repository, a server of S3, and Ctrl-C."""
+"""What tests share: the folder of real text, which is never part of the repository, a server of S3, threads, Ctrl-C."""
 
 import os
 import signal
@@ -11,6 +11,9 @@ from s3_server import S3Server, use_environment
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The tensors are tiny: threads would only wait for each other, and for those of the tests that run at the same time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -15,20 +15,37 @@ from pipeline.files import read_json
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_run_killed_half_way_ends_as_if_nothing_had_been(place, whole):
-    words = ("run", *TINY, "name=killed")
+def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole):
+    words = ("run", *TINY, "name=disturbed")
+    folder = folder_of(place, "disturbed")
+
+    # SIGTERM saves the step, and the command exits with 143.
     command = Command(place, *words)
-    folder = folder_of(place, "killed")
-    command.wait_for(folder / "checkpoints" / "step_00000050")
-    command.kill()
+    command.wait_for(folder / "progress.json")
+    command.process.terminate()
+    outcome = command.wait()
+    assert outcome.code == 143, outcome.said
+    said = r"^transloom: the run disturbed was stopped, with the checkpoint step_0*(\d+); resume=disturbed goes on"
+    found = re.search(said, outcome.err, re.MULTILINE)
+    assert found, outcome.said
+    stopped_at = int(found[1])
+    assert 0 < stopped_at < 100, "the signal came too late"
+    # The signal is noticed within a second; the step under way then is in the checkpoint.
+    assert max(losses(folder)) <= stopped_at
+    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "disturbed"]
+    assert run.info.status == "KILLED"
+
+    # It goes on from there, until the power fails at the next checkpoint.
+    killed_at = stopped_at // 50 * 50 + 50
+    command = Command(place, *words)
+    command.wait_for(folder / "checkpoints" / f"step_{killed_at:08d}")
+    assert f"going on from step_{stopped_at:08d}" in command.kill().out
     assert not (folder / "training.json").exists(), "the kill came too late"
-    logged = len(losses(folder))
-    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "killed"]
+    assert len(losses(folder)) >= 10
 
     transloom(place, *words)
     training = read_json(folder / "training.json")
-    assert training["this_attempt"]["from_step"] in (50, 100) and training["step"] == STEPS
-    assert logged >= 10
+    assert training["this_attempt"]["from_step"] >= killed_at and training["step"] == STEPS
     expected = folder_of(place, "whole")
     assert not differing(checkpoint_state(folder), checkpoint_state(expected))
     model = "model/model.safetensors"
@@ -38,7 +55,7 @@ def test_a_run_killed_half_way_ends_as_if_nothing_had_been(place, whole):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place}/outputs/mlflow.db")
-    (after,) = [run for run in mlflow_runs(place) if run.info.run_name == "killed"]
+    (after,) = [run for run in mlflow_runs(place) if run.info.run_name == "disturbed"]
     assert after.info.run_id == run.info.run_id and after.info.status == "FINISHED"
     for name, points in trajectory(expected).items():
         history = client.get_metric_history(after.info.run_id, name)
@@ -99,29 +116,3 @@ def test_a_resumed_run_goes_back_over_a_damaged_checkpoint(place, whole):
     weights = "weights/step_00000150/weights.safetensors"
     assert not differing(load_file(folder / weights), load_file(expected / weights))
     assert [step for step in sorted(losses(folder))] == list(range(5, 181, 5))
-
-
-def test_sigterm_saves_the_step_and_exits_with_143(place, whole):
-    words = ("run", *TINY, "name=terminated")
-    folder = folder_of(place, "terminated")
-    command = Command(place, *words)
-    command.wait_for(folder / "progress.json")
-    command.process.terminate()
-    outcome = command.wait()
-    assert outcome.code == 143, outcome.said
-    said = r"^transloom: the run terminated was stopped, with the checkpoint step_0*(\d+); resume=terminated goes on"
-    found = re.search(said, outcome.err, re.MULTILINE)
-    assert found, outcome.said
-    step = int(found[1])
-    assert 0 < step < STEPS, "the signal came too late"
-    # The signal is noticed within a second; the step under way then is in the checkpoint.
-    assert max(losses(folder)) <= step
-    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "terminated"]
-    assert run.info.status == "KILLED"
-
-    transloom(place, *words)
-    training = read_json(folder / "training.json")
-    assert training["this_attempt"]["from_step"] == step and training["step"] == STEPS
-    assert not differing(checkpoint_state(folder), checkpoint_state(folder_of(place, "whole")))
-    (after,) = [run for run in mlflow_runs(place) if run.info.run_name == "terminated"]
-    assert after.info.run_id == run.info.run_id and after.info.status == "FINISHED"
