@@ -202,7 +202,7 @@ def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest
 
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     experiment = client.create_experiment("transloom", (root / "mlartifacts").as_uri())
-    for at, (name, bleu) in enumerate((("other", 40.0), ("good", 50.0), ("bad", 10.0), ("gone", 60.0))):
+    for at, (name, bleu) in enumerate((("other", 40.0), ("good", 50.0), ("bad", 10.0), ("gone", 60.0)), 1):
         run = client.create_run(experiment, start_time=at, run_name=name)
         client.log_metric(run.info.run_id, "test/bleu", bleu)
         if name != "gone":
