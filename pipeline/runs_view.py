@@ -15,6 +15,7 @@ WIDTHS = {  # of the columns, in their order, in pixels
     "runDateAndNestInfo": 125,  # when it was made
     BEST_FIRST: 90,
     "metrics.`test/chrf`": 75,
+    "metrics.`validation/bleu`": 110,  # all that most trials of a sweep have
     "metrics.`averaged/validation_bleu`": 165,
     "metrics.`training/seconds`": 120,
     "params.`model.architecture`": 125,

@@ -53,13 +53,11 @@ def served(runs: tuple[Path, dict[str, str]]) -> Iterator[list[str]]:
     """The lines in which `transloom ui` says what it serves, while it does."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     command = [sys.executable, "-m", "jobs", "ui", f"output_dir={runs[0]}"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    log = runs[0] / "ui.log"  # not a pipe, which would be full one day: the server tells of every request
+    with open(log, "wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out) as server:
         try:
-            assert server.stdout is not None
-            lines = [server.stdout.readline().strip() for _ in range(3)]
-            address = lines[0].split()[2]
             deadline = time.monotonic() + 90
-            while not _is_up(address):
+            while len(lines := log.read_text().splitlines()[:3]) < 3 or not _is_up(lines[0].split()[2]):
                 assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
                 time.sleep(0.2)
             yield lines
