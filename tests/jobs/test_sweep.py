@@ -141,7 +141,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place):
     words = [word for word in TINY if not word.startswith(("cluster.", "schedule.peak", "train.max", "train.validate"))]
     words += ["train.max_steps=200", "train.validate_every=40", "cluster.num_workers=1", "name=swept"]
     words += ["sweep.space={schedule.peak_learning_rate: {choices: [0.02, 0.01, 1e-6]}}"]
-    words += ["sweep.sampler=grid", "sweep.stop=asha", "sweep.grace=0.5", "sweep.at_once=2"]
+    words += ["sweep.sampler=grid", "sweep.stop=asha", "sweep.grace=0.3", "sweep.at_once=2"]
     command = Command(place, "sweep", *words)
     command.wait_for(folder_of(place, "swept-003") / "config.yaml")  # begins when one of the two before has ended
     command.kill()
