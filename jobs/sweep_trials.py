@@ -290,6 +290,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the run's
             verbose=0,
         ),
     )
