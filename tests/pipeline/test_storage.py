@@ -1,7 +1,11 @@
 """Copies in a storage: whole or not taken, verified when they come back; fsspec's memory stands in for S3."""
 
 import json
+import os
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -96,6 +100,31 @@ def test_a_file_is_fetched_again_only_when_it_changed(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     fs.pipe_file("/bucket/my.en.gz", b"later")
     assert storage.fetch_file("memory://bucket/my.en", tmp_path, "corpus.train.source").read_bytes() == b"later"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A web server's address and its folder."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+
+
+def test_files_of_a_web_server(web: tuple[str, Path], tmp_path: Path) -> None:
+    address, folder = web
+    (folder / "my.en.gz").write_bytes(b"first")
+    os.utime(folder / "my.en.gz", (1e9, 1e9))
+    copy = storage.fetch_file(f"{address}/my.en", tmp_path, "corpus.train.source")
+    assert copy.name == "my.en.gz" and copy.read_bytes() == b"first"
+    fetched_at = copy.stat().st_mtime_ns
+    assert storage.fetch_file(f"{address}/my.en", tmp_path, "corpus.train.source").stat().st_mtime_ns == fetched_at
+    (folder / "my.en.gz").write_bytes(b"later")
+    assert storage.fetch_file(f"{address}/my.en", tmp_path, "corpus.train.source").read_bytes() == b"later"
+    with pytest.raises(UserError, match=rf"corpus.train.target: no such file: {address}/my.de \(nor"):
+        storage.fetch_file(f"{address}/my.de", tmp_path, "corpus.train.target")
 
 
 @pytest.mark.parametrize(
