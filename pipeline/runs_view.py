@@ -2,7 +2,8 @@
 the curves that matter.
 
 MLflow's Share button keeps an arrangement as a tag of the experiment, and an address names it. That is what we set. The
-form is that of MLflow 3.17's pages, and no promise of theirs: pages that can't read it say so and show the experiment's first page.
+form is that of MLflow 3.17's pages, and no promise of theirs: pages that can't read it say so and show the experiment's
+first page.
 """
 
 import json
