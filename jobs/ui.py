@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from jobs.cli import configuration
 from pipeline.errors import UserError
@@ -28,19 +29,20 @@ def main(argv: list[str]) -> int:
     server = f"http://{HOST}:{port}"
     print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
     if newest := _newest_run(output_dir, uri):
-        name, experiment_id, run_id = newest
-        print(f"The runs, best first: {runs_url(server, experiment_id)}", flush=True)
-        print(f"The newest run, {name}: {run_url(server, experiment_id, run_id)}", flush=True)
+        experiment_id = newest["experiment_id"]
+        runs = runs_url(server, experiment_id, is_arranged=newest.get("is_arranged", False))
+        print(f"The runs, best first: {runs}", flush=True)
+        print(f"The newest run, {newest['run_name']}: {run_url(server, experiment_id, newest['run_id'])}", flush=True)
     os.execvpe(command[0], command, os.environ | environment)
 
 
-def _newest_run(output_dir: Path, uri: str) -> tuple[str, str, str] | None:
-    """Name, MLflow's experiment id and run id of the run that reported to this store last."""
+def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:
+    """The record of the run that reported to this store last."""
     records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in records:
         record = read_json(path)
         if record.get("run_id") and recorded_uri(path.parent, record) == redact_uri(uri):
-            return record["run_name"], record["experiment_id"], record["run_id"]
+            return record
     return None
 
 

@@ -2,10 +2,12 @@
 the curves that matter.
 
 MLflow's Share button keeps an arrangement as a tag of the experiment, and an address names it. That is what we set. The
-form is that of MLflow 3.17's pages, and no promise of theirs: pages that can't read it say so and show their own list.
+form is that of MLflow 3.17's pages, and no promise of theirs: pages that can't read it say so and show the experiment's
+first page.
 """
 
 import json
+from urllib.parse import urlencode
 
 KEY = "transloom"
 TAG = f"mlflow.sharedViewState.{KEY}"
@@ -73,7 +75,12 @@ def shared_view() -> str:
     return json.dumps(view)
 
 
-def runs_url(server: str, experiment_id: str) -> str:
-    """The arranged list of an experiment's runs in the UI that `server` (http://host:port) serves."""
-    query = f"viewStateShareKey={KEY}&workflowType=machine_learning"
+def runs_url(server: str, experiment_id: str, is_arranged: bool) -> str:
+    """The list of an experiment's runs, the best first, in the UI that `server` (http://host:port) serves.
+
+    Args:
+        is_arranged: whether the experiment has our tag; without it the list is sorted alone.
+    """
+    sorting = urlencode({"orderByKey": BEST_FIRST, "orderByAsc": "false"})
+    query = f"{f'viewStateShareKey={KEY}' if is_arranged else sorting}&workflowType=machine_learning"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"

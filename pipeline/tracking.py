@@ -227,7 +227,8 @@ class Uploader:
             if self._store.find_run():
                 for reader in self._readers:
                     reader.acknowledge(0)
-                self._record |= {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
+                made = {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
+                self._record |= made | {"is_arranged": True}  # see runs_view.py; runs of before have no such experiment
                 write_json(self._folder / RUN_RECORD, self._record)
             self._run_found.set()
             if self._uri == local_store(self._output_dir):

@@ -41,7 +41,7 @@ def test_the_newest_run_of_the_store_is_named(tmp_path):
         file.parent.mkdir(parents=True)
         write_json(file, {"run_name": name, "run_id": f"id-{name}", "experiment_id": "1", "tracking_uri": uri})
         os.utime(file, (i, i))
-    assert ui._newest_run(tmp_path, "sqlite:////a") == ("new", "1", "id-new")
+    assert (ui._newest_run(tmp_path, "sqlite:////a") or {})["run_id"] == "id-new"
     assert ui._newest_run(tmp_path / "nowhere", "sqlite:////a") is None
 
 
