@@ -41,6 +41,7 @@ FIXED = {
     "name": "it is no setting of the training",
     "resume": "it is no setting of the training",
     "output_dir": "it is no setting of the training",
+    "storage": "it is no setting of the training",
     "train.validation_beam": "the trials' scores would not compare",
     "train.max_steps": "it is the budget of every trial",
     "train.max_minutes": "it is the budget of every trial",
@@ -106,6 +107,8 @@ def refuse_impossible(config: Config) -> None:
     Raises:
         UserError: naming the parameter.
     """
+    if config.storage:
+        raise UserError("storage: sweeps and their trials are not copied there; leave it out, and let output_dir be safe")
     parameters = parse_space(config.sweep.space)
     if not parameters:
         raise UserError(

@@ -39,6 +39,7 @@ def refuse(*words: str) -> None:
         (["sweep.space.model.dropout={choices: [much]}"], r"^sweep\.space: model\.dropout: .*'much'"),
         (["sweep.space.model.num_heads={choices: [2, 3]}"], r"^sweep\.space: model\..*tried: model\.num_heads=3"),
         (["sweep.space.tokenizer.vocab_size={low: 100, high: 200}"], r"vocab_size can't vary: the trials share one"),
+        (["storage=s3://bucket/folder"], r"storage: sweeps and their trials are not copied there"),
         (["sweep.space.train.max_steps={low: 100, high: 200}"], r"max_steps can't vary: it is the budget"),
         (["sweep.space.model.dropout={low: 1}"], r"^sweep\.space\.model\.dropout: low and high must be numbers"),
         ([SPACE, "sweep.points=[{model.dropout: 0.3}]"], r"^sweep\.points: model\.dropout: 0\.3 is outside"),
