@@ -110,6 +110,8 @@ def test_the_list_that_is_announced_has_the_best_run_first(
 
     browser.open(f"{announced}&compareRunsMode=CHART")
     browser.wait_for("which run is best", "test/bleu", "validation/bleu", "train/loss")
+    browser.wait_until("document.querySelectorAll('.barlayer .point').length >= 3", "a bar for each run")
+    browser.wait_until("document.querySelectorAll('.js-plotly-plot').length >= 4", "the curves")
     browser.screenshot(tmp_path / "charts.png")
 
 
