@@ -3,15 +3,15 @@
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.cluster import ALLOCATOR
+from jobs.cluster import ALLOCATOR, many_processes_are_meant
 from jobs.config import ClusterConfig, Config
 from jobs.train import make_trainer
 from model.config import Norm, Positions, TransformerConfig
@@ -28,7 +28,6 @@ from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 SECONDS_TO_END = 30.0
 MATMUL = "matrix product"
-MANY_PROCESSES = "worker processes have been started"
 
 
 def cores() -> int:
@@ -113,7 +112,7 @@ def measure_training(
     tasks, notes = contenders_of(task)
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
-        stack.enter_context(_without_warning())
+        stack.enter_context(many_processes_are_meant())
         ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
         threads: list[threading.Thread] = []
         stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
@@ -151,24 +150,6 @@ def _train_on(ours: Contender, bench: BenchConfig, path: Path, progress: Progres
         ours.ask(steps)
         done += steps
     ours.ask(Weights(str(path)))
-
-
-@contextmanager
-def _without_warning() -> Iterator[None]:
-    """Ray prints a warning of many processes, where several trainings are there at the same time on purpose."""
-    from ray._private import worker
-
-    show = worker.print_to_stdstream
-
-    def show_others(data: Any, *args: Any, **options: Any) -> None:
-        if not any(MANY_PROCESSES in line for line in data["lines"]):
-            show(data, *args, **options)
-
-    worker.print_to_stdstream = show_others
-    try:
-        yield
-    finally:
-        worker.print_to_stdstream = show
 
 
 def _start_under_ray(

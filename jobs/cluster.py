@@ -26,6 +26,8 @@ ALLOCATOR = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
 
+MANY_PROCESSES = "worker processes have been started"
+
 
 @contextmanager
 def ray_session(config: "ClusterConfig") -> Iterator[None]:
@@ -130,6 +132,24 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
             yield ray.get(under_way.popleft())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
+@contextmanager
+def many_processes_are_meant() -> Iterator[None]:
+    """Ray prints a warning of many processes, where several trainings are there at the same time on purpose."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_others(data: Any, *args: Any, **options: Any) -> None:
+        if not any(MANY_PROCESSES in line for line in data["lines"]):
+            show(data, *args, **options)
+
+    worker.print_to_stdstream = show_others
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 def main(argv: list[str]) -> int:

@@ -108,7 +108,9 @@ def refuse_impossible(config: Config) -> None:
         UserError: naming the parameter.
     """
     if config.storage:
-        raise UserError("storage: sweeps and their trials are not copied there; leave it out, and let output_dir be safe")
+        raise UserError(
+            "storage: sweeps and their trials are not copied there; leave it out, and let output_dir be safe"
+        )
     parameters = parse_space(config.sweep.space)
     if not parameters:
         raise UserError(

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from jobs.cluster import many_processes_are_meant
 from jobs.config import Config, read_config
 from jobs.report import open_tracker, report_training
 from jobs.sweep_table import Board
@@ -294,7 +295,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
             verbose=0,
         ),
     )
-    with _closing(trials):
+    with _closing(trials), many_processes_are_meant():
         tuner.fit()
         if searcher.error:
             raise searcher.error

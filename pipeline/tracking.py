@@ -355,5 +355,5 @@ def ui_command(
     options = ["--artifacts-destination", artifacts.absolute().as_uri(), "--host", host, "--port", str(port)]
     # No background jobs: they are for language model applications, and cost processes and seconds.
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *options]
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "transloom", "--workers", "1", *options]
     return command, MLFLOW_ENVIRONMENT | environment

@@ -184,10 +184,30 @@ def test_tracking_can_be_switched_off_and_points_are_still_kept(tmp_path: Path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def test_the_pages_have_no_assistant_that_runs_commands():
+    from mlflow.server.assistant.api import assistant_router
+    from mlflow.server.fastapi_app import create_fastapi_app
+    from starlette.testclient import TestClient
+
+    from pipeline.mlflow_pages import app
+
+    paths = sorted({route.path for route in assistant_router.routes})  # type: ignore[attr-defined]
+    plain = [path for path in paths if "{" not in path]
+    assert plain, "MLflow's assistant has moved"
+    as_it_comes, ours = (
+        TestClient(one, "http://127.0.0.1", client=("127.0.0.1", 50000)) for one in (create_fastapi_app(), app)
+    )
+    assert any(as_it_comes.get(path).status_code != 404 for path in plain), "there is nothing to be left out any more"
+    for path in paths:
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            assert ours.request(method, path).status_code in (404, 405), (method, path)
+
+
 def test_the_ui_command_is_on_loopback_and_shows_no_password(tmp_path: Path):
     command, environment = ui_command(f"postgresql://user:{CANARY}@host/db", tmp_path, port=5001)
     assert CANARY not in " ".join(command)
     assert "--host 127.0.0.1 --port 5001" in " ".join(command)
+    assert "--app-name transloom" in " ".join(command)
     assert environment["MLFLOW_BACKEND_STORE_URI"].endswith("@host/db")
     assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     with pytest.raises(UserError, match="a UI of its own") as error:
