@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from jobs.config import Config, read_config, to_dict
-from jobs.console import clock, console, quantity, table
+from jobs.console import clock, console, table
 from jobs.evaluate import evaluate_stage
 from jobs.report import open_tracker, report_evaluation
 from jobs.sweep_table import in_words, short_names, shown_value
@@ -154,12 +154,16 @@ def _note(result: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
+def millions(count: float) -> str:
+    return f"{count / 1e6:.2f} million"
+
+
 def _saved(spent: Mapping[str, float]) -> str:
     share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
     return (
-        f"Spent {quantity(spent['target_tokens'])}target tokens and {spent['device_hours']:.2f} device-hours of "
-        f"training; every trial to its end would have been {quantity(spent['full_target_tokens'])}tokens and about "
-        f"{spent['full_device_hours']:.2f} device-hours: stopping early saved {1 - share:.0%}."
+        f"Spent {millions(spent['target_tokens'])} target tokens and {spent['device_hours']:.3g} device-hours of "
+        f"training; every trial to its end would have been {millions(spent['full_target_tokens'])} tokens and about "
+        f"{spent['full_device_hours']:.3g} device-hours: stopping early saved {1 - share:.0%}."
     )
 
 
@@ -181,9 +185,11 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     count = len(names)
     console.print(table(f"\n{sweep.name}", columns, rows, right=(0, count + 1, count + 2, count + 3)))
     if shares := result["importance"]["shares"]:
-        tokens = quantity(result["importance"]["tokens"])
+        tokens = millions(result["importance"]["tokens"])
         parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        console.print(f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens}target tokens): {parts}")
+        console.print(
+            f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens} target tokens): {parts}"
+        )
     console.print(f"\n{_saved(result['spent'])}")
     best = result["best"]
     test = best["test"]["bleu"]
