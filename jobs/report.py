@@ -60,7 +60,7 @@ def _params(config: Config) -> dict[str, Any]:
     """The settings in the order in which a run's page lists them, without those that make no run better or worse:
     where its files and reports go. All of them are in config.yaml."""
     settings = to_dict(config)
-    for key in ("tracking", "race", "output_dir", "name", "resume"):
+    for key in ("tracking", "race", "sweep", "output_dir", "storage", "name", "resume"):
         del settings[key]
     first = ("model", "schedule", "optimizer", "batch", "train", "seed")
     return {key: settings[key] for key in first} | settings

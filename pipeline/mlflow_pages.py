@@ -1,4 +1,4 @@
-"""MLflow's server as `transloom ui` runs it: without the API of its assistant. That writes files and runs commands as the
+"""MLflow's server as `transloom ui` runs it: without its assistant's API. That writes files and runs commands as the
 server's user, for whoever reaches the port on this machine, and asks for no login; MLflow has no setting that turns it
 off. `mlflow server --app-name transloom` finds `app` through the entry point in pyproject.toml.
 """
