@@ -215,10 +215,9 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
         # The test set is looked at for the best alone: who chooses among all by it would have nothing to test with.
         tests = {name: evaluate_trial(sweep, name, prepared) for name in runs}
         result = report_sweep(sweep, study, best, seeds, tests, tracker)
-        is_complete = len(study.records) >= study.num_trials  # else sweep.minutes ended it
-        write_json(
-            sweep.folder / RESULT_FILE, {**result, "key": _result_key(known["key"], config) if is_complete else ""}
-        )
+        if len(study.records) >= study.num_trials:  # else sweep.minutes ended it, and there is more to be done
+            result["key"] = _result_key(known["key"], config)
+        write_json(sweep.folder / RESULT_FILE, result)
     return result
 
 

@@ -3,6 +3,7 @@ is the study's to say. A trial is an ordinary run. Its driver's part (the lock, 
 trial that is ended early leaves nothing open.
 """
 
+import logging
 import os
 import threading
 import time
@@ -77,10 +78,13 @@ class Trials:
         if time.monotonic() >= self._until or (record := self.study.ask()) is None:
             return None
         try:
-            run = trial_run(self._config_of(record.point), record.run, self._prepared)
+            config = replace(self._config_of(record.point), name=record.run)
         except UserError as error:  # a combination that no corner of the space has
             self._board.ended(self.study.close(record.number, State.failed, 0.0, str(error)))
             return self.begin()
+        if record.number in self.study.left and (output_dir(config) / "runs" / record.run / CONFIG_FILE).exists():
+            config = replace(config, resume=record.run)  # also where it gets other workers now
+        run = run_for(config, self._prepared)
         stack = ExitStack()
         stack.enter_context(only_owner(run))
         tracker = stack.enter_context(open_tracker(run, self._prepared))
@@ -129,12 +133,6 @@ class Trials:
 def _close(stack: ExitStack, error: BaseException | None) -> None:
     """Leaves the contexts of a trial, as they would be left where `error` came."""
     stack.__exit__(type(error) if error else None, error, None)
-
-
-def trial_run(config: Config, name: str, prepared: Prepared) -> Run:
-    """The run of a trial; one that is there goes on."""
-    folder = output_dir(config) / "runs" / name
-    return run_for(replace(config, name=name, resume=name if (folder / CONFIG_FILE).exists() else None), prepared)
 
 
 def validation_curve(folder: Path) -> list[tuple[int, int, float]]:
@@ -270,6 +268,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
         folder: for Tune's own files.
     """
     os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong with a trial is on the board
     searcher = StudySearcher(trials)
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, tune.PlacementGroupFactory([{"memory": 1}])),

@@ -69,12 +69,12 @@ def parse_space(space: Mapping[str, Any]) -> list[Parameter]:
     Raises:
         ValueError: naming the parameter.
     """
-    found: dict[str, Parameter] = {}
-    for name, spec in _flatten(space):
-        found.pop(name, None)
+    specs = dict(_flatten(space))  # of two for a name the last one counts, in the place of the first
+    found: list[Parameter] = []
+    for name, spec in specs.items():
         if spec is not None:
-            found[name] = _parse_parameter(name, spec, list(found.values()))
-    return list(found.values())
+            found.append(_parse_parameter(name, spec, found))
+    return found
 
 
 def _flatten(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any] | None]]:
@@ -95,13 +95,17 @@ def _how(value: Any) -> str:
 
 def _parse_parameter(name: str, spec: Mapping[str, Any], before: Sequence[Parameter]) -> Parameter:
     where = f"space.{name}"
+    spec = {key: value for key, value in spec.items() if value is not None}  # null takes out what a file has
     if unknown := sorted(spec.keys() - {"choices", "when", *RANGE_KEYS}):
         raise ValueError(f"{where}: {unknown[0]}: a parameter has choices, or low, high, log and step; also when")
     when = _parse_when(where, spec.get("when") or {}, before)
     if "choices" in spec:
         choices = spec["choices"]
         if any(key in spec for key in RANGE_KEYS):
-            raise ValueError(f"{where}: has choices and a range; give one of them")
+            raise ValueError(
+                f"{where}: has choices and a range, one perhaps from the sweep's group; null takes one out: "
+                "choices: null, or low: null and high: null"
+            )
         if not isinstance(choices, list) or not choices or any(isinstance(one, list | dict) for one in choices):
             raise ValueError(f"{where}: {_how(choices)}")
         if len(set(map(repr, choices))) < len(choices):

@@ -63,6 +63,10 @@ class Record:
 class Study:
     """The trials of one sweep. One process at a time.
 
+    Attributes:
+        records: by the trials' numbers.
+        left: numbers of those that a process before this one began and did not end.
+
     Args:
         file: the database; made where it is not there.
         name: of the study in it.
@@ -108,7 +112,8 @@ class Study:
         for one in self._study.get_trials(deepcopy=False)[self._learned :]:
             if one.state is not optuna.trial.TrialState.WAITING:
                 self._remember(optuna.trial.Trial(self._study, one._trial_id), one)
-        self._unfinished = [number for number, one in self.records.items() if one.state is State.running]
+        self.left = [number for number, one in self.records.items() if one.state is State.running]
+        self._handed_out = 0  # of them
 
     @property
     def num_trials(self) -> int:
@@ -124,8 +129,9 @@ class Study:
 
     def ask(self) -> Record | None:
         """The next trial: first those that a killed process left; None where there are to be no more."""
-        if self._unfinished:
-            return self.records[self._unfinished.pop(0)]
+        if self._handed_out < len(self.left):
+            self._handed_out += 1
+            return self.records[self.left[self._handed_out - 1]]
         if len(self.records) >= self.num_trials:
             return None
         self._study.sampler = self._sampler()

@@ -15,9 +15,10 @@ CONDITIONAL = {
 def test_a_parameter_of_a_file_is_changed_or_taken_out_by_the_command_lines_sections():
     space = {"model.dropout": {"choices": [0.1]}, "seed": {"choices": [1, 2]}}
     space |= {"model": {"dropout": {"low": 0.0, "high": 0.3}}}
-    (seed, dropout) = parse_space(space)
+    space["seed"]["low"] = None
+    (dropout, seed) = parse_space(space)
     assert (seed.name, dropout.name, dropout.choices, dropout.high) == ("seed", "model.dropout", (), 0.3)
-    assert [one.name for one in parse_space({**space, "seed": None})] == ["seed", "model.dropout"][1:]
+    assert [one.name for one in parse_space({**space, "seed": None})] == ["model.dropout"]
 
 
 def test_whole_numbers_stay_whole():
