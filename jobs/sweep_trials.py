@@ -142,9 +142,10 @@ class Trials:
         self._open.clear()
 
     def _tag(self, record: Record, tracker: MlflowTracker) -> None:
-        tags = {f"sweep.{name}": str(value) for name, value in record.point.items()} | {"sweep.trial": record.number}
+        tags = {f"sweep.{name}": str(value) for name, value in record.point.items()}
+        tags["sweep.trial"] = str(record.number)
         if record.generation:
-            tags |= {"sweep.generation": record.generation, "sweep.member": record.member}
+            tags |= {"sweep.generation": str(record.generation), "sweep.member": str(record.member)}
         if record.parent is not None:
             tags["sweep.parent"] = self.study.records[record.parent].run
         parent = self._parent()

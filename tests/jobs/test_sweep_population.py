@@ -7,10 +7,12 @@ from command import TINY, transloom
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
 from jobs.config import load_config, to_yaml
-from jobs.sweep import refuse_impossible, sweep_settings, trial_config
+from jobs.sweep import _study, refuse_impossible, sweep_settings, trial_config
 from jobs.sweep_population import history_in_words, history_of, own_cost
+from jobs.workspace import Run
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.sweep.space import Point
 from pipeline.sweep.study import Record, State
 
 RATE = "schedule.peak_learning_rate"
@@ -24,7 +26,7 @@ RATE = "schedule.peak_learning_rate"
         (["train.max_minutes=5"], r"^train\.max_minutes: the members of a population train for equally many steps"),
         (["train.patience=5"], r"^train\.patience: the members"),
         (["sweep.space.model.num_heads={choices: [1, 2]}"], r"^sweep\.space\.model\.num_heads: can't change in the"),
-        (["sweep.space.model.dropout.high=1.5"], r"^sweep\.space: model\.dropout: .*tried: "),
+        (["sweep.space.model.dropout={low: 0.0, high: 1.5}"], r"^sweep\.space: model\.dropout: .*tried: "),
     ],
 )
 def test_what_can_not_be_cut_into_generations_is_refused(words, message):
@@ -36,7 +38,7 @@ def test_a_member_is_trained_to_the_end_of_its_generation():
     config = load_config(["experiment=multi30k_sweep", "sweep=pbt"])
     refuse_impossible(config)
     assert config.train.max_steps == 600
-    point = {RATE: 0.005}
+    point: Point = {RATE: 0.005}
     steps = [trial_config(config, Record(1, "s", point, generation=g)).train.max_steps for g in (1, 2, 3, 4)]
     assert steps == [150, 300, 450, 600]
     assert trial_config(config, Record(1, "s", point)).train.max_steps == 600
@@ -66,6 +68,9 @@ def test_a_population_gets_no_more_trials_and_is_nobodys_teacher(tmp_path):
     with pytest.raises(UserError, match=r"^sweep\.trials: a population's trials are"):
         sweep_settings(["resume=bred", f"output_dir={tmp_path}", "sweep.trials=50"])
     assert sweep_settings(["resume=bred", f"output_dir={tmp_path}"])[0].sweep == config.sweep
+    learner = load_config(["sweep=tpe", "sweep.warm_start=[bred]", f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match=r"^sweep\.warm_start: the settings of bred changed while it trained"):
+        _study(Run("next", folder.with_name("next"), learner), "any shards")
 
 
 @pytest.mark.slow
