@@ -133,15 +133,16 @@ def draw_population(
     for one in records.values():
         if not one.curve:
             continue
-        begin = records[one.parent].curve[-1:] if one.parent is not None else []
+        parent = records[one.parent] if one.parent is not None else one
+        begin = parent.curve[-1:] if parent is not one else []
         color, width, layer = (ORANGE, 2.8, 4) if one.number in marked else (BLUE, 1.2, 3)
         style = {"color": color, "lw": width, "zorder": layer}
         curve = [(seen / 1e6, bleu) for seen, bleu in (*begin, *one.curve)]
         panels[0].plot(*zip(*curve, strict=True), "-o", markersize=3, **style)
-        span = [begin[0][0] / 1e6 if begin else 0.0, one.tokens / 1e6]
+        start = begin[0][0] / 1e6 if begin else 0.0
         for axes, parameter in zip(panels[1:], parameters, strict=True):
-            height = place(parameter, one.point[parameter.name])
-            axes.plot(span, [height, height], **style)
+            before, height = (place(parameter, of.point[parameter.name]) for of in (parent, one))
+            axes.plot([start, start, one.tokens / 1e6], [before, height, height], **style)
     for axes, parameter in zip(panels[1:], parameters, strict=True):
         places, labels = zip(*ticks(parameter), strict=True)
         axes.set_yticks(places, labels)
