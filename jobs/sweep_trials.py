@@ -232,8 +232,11 @@ class StudySearcher(Searcher):
         super().__init__(metric="bleu", mode="max")
         self._of_study = trials
         self.numbers: dict[str, int] = {}  # Tune's id → the study's number
+        self.error: Exception | None = None  # ours, which Tune would take for a trial's
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.error:
+            return Searcher.FINISHED
         found = self._of_study.begin()
         if found is None:
             return None if self._of_study.must_wait() else Searcher.FINISHED
@@ -242,7 +245,12 @@ class StudySearcher(Searcher):
         return {"folder": str(run.folder)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.numbers[trial_id]
+        try:
+            self._end(self.numbers[trial_id], result, error)
+        except Exception as mistake:
+            self.error = self.error or mistake
+
+    def _end(self, number: int, result: dict[str, Any] | None, error: bool) -> None:
         if error or result is None:
             self._of_study.end(number, State.failed, "its process died, more often than cluster.max_failures")
         elif result["failure"]:
@@ -305,11 +313,14 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the run's
             verbose=0,
         ),
     )
     with _closing(trials):
         tuner.fit()
+        if searcher.error:
+            raise searcher.error
 
 
 @contextmanager

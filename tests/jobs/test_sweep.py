@@ -9,7 +9,10 @@ from runs import folder_of, mlflow_runs
 from jobs.config import chosen_options, load_config
 from jobs.sweep import at_point, refuse_impossible, sweep_settings
 from jobs.sweep_report import spent, write_best
+from jobs.sweep_table import Board
+from jobs.workspace import Run
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, State
 
@@ -93,13 +96,52 @@ def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
         sweep_settings(["resume=mine", f"output_dir={tmp_path}"])
 
 
+def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
+    from jobs.sweep_trials import seconds_of, validation_curve
+    from pipeline.tracker import SpoolTracker
+
+    tracker = SpoolTracker(tmp_path)
+    tracker.log_metrics({"validation/bleu": 1.0}, 5)  # before any report: not known
+    for step in (20, 40):
+        tracker.log_metrics({"train/target_tokens": 100.0 * step, "train/seconds": step / 10}, step)
+    tracker.log_metrics({"validation/bleu": 10.0}, 30)
+    tracker.log_metrics({"validation/bleu": 20.0}, 40)
+    tracker.close()
+    assert validation_curve(tmp_path) == [(30, 3000, 10.0), (40, 4000, 20.0)]
+    assert seconds_of(Run("a", tmp_path, load_config([]))) == 4.0
+
+
+def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path, capsys):
+    names = ["model.dropout", "schedule.peak_learning_rate"]
+    records = [
+        Record(i, f"a-{i}", {"model.dropout": i / 10}, State.stopped, [(1000 * i, 1.0 * i)]) for i in range(1, 13)
+    ]
+    board = Board("mine", names, 20, 600, records)
+    running = Record(13, "a-13", {"model.dropout": 0.2, "schedule.peak_learning_rate": 0.0012345}, curve=[(10, 1.5)])
+    write_json(tmp_path / "progress.json", {"step": 120, "eta_seconds": 75.0})
+    with board:
+        board.began(running, Run("a-13", tmp_path, load_config([])))
+        lines = board._render().plain.split("\n")
+        assert lines[0] == "mine: 12 of 20 trials ended, the best with BLEU 12.00"
+        assert lines[1].split() == ["trial", "dropout", "peak_learning_rate", "step", "BLEU", "state", "ETA"]
+        assert lines[2].split() == ["13", "0.2", "0.001234", "120/600", "1.50", "running", "1:15"]
+        assert [line.split()[0] for line in lines[3:]] == [str(number) for number in range(12, 4, -1)]
+        board.reported(running)
+        running.state, running.failure = State.failed, "it diverged"
+        board.ended(running)
+    said = capsys.readouterr().out
+    assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 target" in said
+    assert "trial 13: step 120/600  BLEU 1.50  running" in said
+    assert "trial 13: failed, BLEU 1.50: it diverged" in said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place):
     words = [word for word in TINY if not word.startswith(("cluster.", "schedule.peak", "train.max", "train.validate"))]
     words += ["train.max_steps=200", "train.validate_every=40", "cluster.num_workers=1", "name=swept"]
     words += ["sweep.space={schedule.peak_learning_rate: {choices: [0.02, 0.01, 1e-6]}}"]
-    words += ["sweep.sampler=grid", "sweep.stop=asha", "sweep.grace=0.5", "sweep.at_once=2"]
+    words += ["sweep.sampler=grid", "sweep.stop=asha", "sweep.grace=0.3", "sweep.at_once=2"]
     command = Command(place, "sweep", *words)
     command.wait_for(folder_of(place, "swept-003") / "config.yaml")  # begins when one of the two before has ended
     command.kill()
