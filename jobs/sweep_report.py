@@ -205,7 +205,7 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     names, places = result["parameters"], _places(result)
     rows = [
         [
-            *(str(one[key]) for key in places),
+            *("-" if one[key] is None else str(one[key]) for key in places),
             *(shown_value(one["point"][name]) if name in one["point"] else "-" for name in names),
             "" if one["bleu"] is None else f"{one['bleu']:.2f}",
             f"{one['target_tokens']:,}",

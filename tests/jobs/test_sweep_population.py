@@ -76,8 +76,9 @@ def test_a_population_gets_no_more_trials_and_is_nobodys_teacher(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_second_generation_goes_on_with_the_weights_of_the_best(place):
-    words = [word for word in TINY if not word.startswith(("cluster.", "train.max", "train.checkpoint"))]
-    words += ["train.max_steps=200", "train.checkpoint_every=100", "cluster.num_workers=1", "name=bred", "sweep=pbt"]
+    words = [word for word in TINY if not word.startswith(("cluster.", "train.max", "train.checkpoint", "train.vali"))]
+    words += ["train.max_steps=300", "train.checkpoint_every=150", "train.validate_every=75", "cluster.num_workers=1"]
+    words += ["name=bred", "sweep=pbt"]
     words += ["sweep.population=2", "sweep.generations=2", "sweep.at_once=2"]
     words += ["sweep.space.model.dropout=null", "sweep.space.train.label_smoothing=null"]
     words += [f"sweep.space.{RATE}={{low: 1e-7, high: 0.1}}", f"sweep.points=[{{{RATE}: 0.02}}, {{{RATE}: 1e-6}}]"]
@@ -95,25 +96,25 @@ def test_the_second_generation_goes_on_with_the_weights_of_the_best(place):
     parent = folder_of(place, "bred-001")
     for number in (3, 4):
         child = folder_of(place, f"bred-{number:03d}")
-        assert differing(checkpoint_state(child, 100), checkpoint_state(parent, 100)) == []
+        assert differing(checkpoint_state(child, 150), checkpoint_state(parent, 150)) == []
         training = json.loads((child / "training.json").read_bytes())
-        assert training["this_attempt"]["from_step"] == 100 and training["step"] == 200
-        assert [int(one["step"]) for one in training["validations"]] == [50, 100, 150, 200]
-        assert sorted(losses(child)) == list(range(105, 201, 5))  # every fifth is logged
-        rate = dict(trajectory(child)["train/learning_rate"])[105]
-        assert rate == pytest.approx(rates[number] * (20 / 105) ** 0.5)
-    assert differing(checkpoint_state(folder_of(place, "bred-003"), 200), checkpoint_state(child, 200))
+        assert training["this_attempt"]["from_step"] == 150 and training["step"] == 300
+        assert [int(one["step"]) for one in training["validations"]] == [75, 150, 225, 300]
+        assert sorted(losses(child)) == list(range(155, 301, 5))  # every fifth is logged
+        rate = dict(trajectory(child)["train/learning_rate"])[155]
+        assert rate == pytest.approx(rates[number] * (20 / 155) ** 0.5)
+    assert differing(checkpoint_state(folder_of(place, "bred-003"), 300), checkpoint_state(child, 300))
 
     best = result["best"]
     assert best["trial"] in (3, 4) and best["test"]["bleu"]["value"] > 0
-    assert [(one["from_step"], one["to_step"]) for one in result["history"]] == [(0, 100), (100, 200)]
+    assert [(one["from_step"], one["to_step"]) for one in result["history"]] == [(0, 150), (150, 300)]
     assert [one["trial"] for one in result["history"]] == [1, best["trial"]]
     assert result["spent"]["target_tokens"] == 2 * best["target_tokens"]  # each share once
     assert (folder / "figures" / "population.png").read_bytes()[:4] == b"\x89PNG"
     assert f"transloom translate {best['run']} <" in outcome.out and "experiment=" not in outcome.out
     assert "Its settings changed while it trained" in (folder / "best.yaml").read_text(encoding="utf-8")
     again = load_config([f"experiment={folder}/best.yaml"])
-    assert (again.schedule.peak_learning_rate, again.train.max_steps) == (best["point"][RATE], 200)
+    assert (again.schedule.peak_learning_rate, again.train.max_steps) == (best["point"][RATE], 300)
 
     runs = {run.info.run_name: run for run in mlflow_runs(place) if run.info.run_name.startswith("bred")}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}, runs
