@@ -150,7 +150,7 @@ def draw_population(
         axes.set_title(parameter.name, fontsize=10, loc="left")
     panels[0].plot([], [], color=ORANGE, lw=2.8, label="the best, and whose weights it has")
     panels[0].plot([], [], color=BLUE, lw=1.2, label="the others")
-    panels[0].legend(frameon=False, loc="lower right")
+    panels[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     panels[0].set_ylabel("validation BLEU (0 to 100)")
     panels[0].set_ylim(bottom=0)
     panels[-1].set_xlabel("target tokens seen (millions)")
