@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from jobs.config import Config, read_config, to_dict
-from jobs.console import clock, console, quantity, table
+from jobs.console import clock, console, table
 from jobs.evaluate import evaluate_stage
 from jobs.report import open_tracker, report_evaluation
 from jobs.sweep_population import history_in_words, history_of, own_cost, print_history
@@ -188,15 +188,19 @@ def _note(result: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
+def millions(count: float) -> str:
+    return f"{count / 1e6:.2f} million"
+
+
 def _saved(spent: Mapping[str, float]) -> str:
-    hours = f"{spent['device_hours']:.2f} device-hours"
-    said = f"Spent {quantity(spent['target_tokens'])}target tokens and {hours} of training"
+    hours = f"{spent['device_hours']:.3g} device-hours"
+    said = f"Spent {millions(spent['target_tokens'])} target tokens and {hours} of training"
     if "full_target_tokens" not in spent:
         return f"{said}."
     share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
     return (
-        f"{said}; every trial to its end would have been {quantity(spent['full_target_tokens'])}tokens and about "
-        f"{spent['full_device_hours']:.2f} device-hours: stopping early saved {1 - share:.0%}."
+        f"{said}; every trial to its end would have been {millions(spent['full_target_tokens'])} tokens and about "
+        f"{spent['full_device_hours']:.3g} device-hours: stopping early saved {1 - share:.0%}."
     )
 
 
@@ -220,9 +224,11 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     if result.get("history"):
         print_history(result["history"], names, short_names(names))
     if shares := result["importance"]["shares"]:
-        tokens = quantity(result["importance"]["tokens"])
+        tokens = millions(result["importance"]["tokens"])
         parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        console.print(f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens}target tokens): {parts}")
+        console.print(
+            f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens} target tokens): {parts}"
+        )
     console.print(f"\n{_saved(result['spent'])}")
     best = result["best"]
     test = best["test"]["bleu"]

@@ -61,7 +61,9 @@ class Board:
         self._say(f"trial {record.number} of {self._total}: {place}{in_words(record.point)}{origin}{again}")
 
     def reported(self, record: Record) -> None:
-        self._say(f"trial {record.number}: " + "  ".join(self._progress(record)[:3]).strip())
+        tokens, bleu = record.curve[-1]
+        eta = self._progress(record)[3]
+        self._say(f"trial {record.number}: BLEU {bleu:.2f} at {tokens:,} target tokens{eta and f'  ETA {eta}'}")
 
     def ended(self, record: Record) -> None:
         with self._lock:
@@ -84,7 +86,7 @@ class Board:
         bleu = "" if record.bleu is None else f"BLEU {record.curve[-1][1]:.2f}"
         step = f"step {known['step']:,}/{self._max_steps:,}" if "step" in known else ""
         eta = f"{clock(known['eta_seconds'])}" if "eta_seconds" in known else ""
-        return [step, bleu, known.get("doing") or "running", eta]
+        return [step, bleu, known.get("doing") or ("running" if known else "starting"), eta]
 
     def _render(self) -> Text:
         with self._lock:

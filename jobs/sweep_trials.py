@@ -112,8 +112,11 @@ class Trials:
 
     def report(self, number: int, tokens: int, bleu: float) -> bool:
         """Notes a validation; whether the trial is to stop."""
+        record = self.study.records[number]
+        if tokens <= record.tokens:  # a trial that goes on tells all it had before
+            return False
         is_to_stop = self.study.report(number, tokens, bleu)
-        self._board.reported(self.study.records[number])
+        self._board.reported(record)
         if is_to_stop:
             self.stopped.add(number)
         return is_to_stop
