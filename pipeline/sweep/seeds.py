@@ -22,11 +22,13 @@ class Chance:
 
     def is_within_noise(self) -> bool:
         """Whether two trainings of one configuration would differ by as much as the best from the second, one time in
-        twenty or more: their difference has sqrt(2) times the deviation of one. With a handful of seeds the deviation
-        itself is known roughly, and the best of many has had luck: a lead of more than this is a hint, no proof."""
+        twenty or more: their difference has sqrt(2) times the deviation of one, and Student's t allows for a deviation
+        that is known from a handful of seeds. The best of many has had luck besides: more than this is no proof."""
+        from scipy.stats import t  # half a second
+
         if self.second is None:
             return False
-        return self.scores[0] - self.second < 1.96 * math.sqrt(2) * self.deviation
+        return self.scores[0] - self.second < t.ppf(0.975, len(self.scores) - 1) * math.sqrt(2) * self.deviation
 
     def verdict(self) -> str:
         """In words."""
