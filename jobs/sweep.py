@@ -15,6 +15,7 @@ from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.summary import print_next
+from jobs.sweep_population import refuse_uneven, share_of
 from jobs.workspace import CONFIG_FILE, Run, identity, only_owner, output_dir, refuse_lost_password, with_changes
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
@@ -61,8 +62,9 @@ def main(argv: list[str]) -> int:
     from jobs.sweep_report import print_sweep
 
     print_sweep(sweep, result)
+    again = [f"transloom run experiment={sweep.folder / BEST_FILE}"] if not result.get("history") else []
     print_next(
-        f"transloom run experiment={sweep.folder / BEST_FILE}",
+        *again,
         f"transloom translate {result['best']['run']} < your_text",
         "transloom ui",
     )
@@ -85,6 +87,8 @@ def sweep_settings(argv: Sequence[str]) -> tuple[Config, dict[str, str] | None]:
     before = read_config(folder / CONFIG_FILE)
     changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
     refuse_lost_password(changed)
+    if before.sweep.sampler is Sampler.pbt and changed.sweep.trials != before.sweep.trials:
+        raise UserError("sweep.trials: a population's trials are sweep.population x sweep.generations, and no more")
     return replace(changed, name=folder.name, output_dir=str(folder.parent.parent)), None
 
 
@@ -108,15 +112,15 @@ def refuse_impossible(config: Config) -> None:
         UserError: naming the parameter.
     """
     if config.storage:
-        raise UserError(
-            "storage: sweeps and their trials are not copied there; leave it out, and let output_dir be safe"
-        )
+        raise UserError("storage: sweeps and their trials are not copied there; leave it out")
     parameters = parse_space(config.sweep.space)
     if not parameters:
         raise UserError(
             "sweep.space: is empty: take one of conf/sweep, as in sweep=tpe_asha, or name what varies: "
             "'sweep.space={model.dropout: {choices: [0.1, 0.2, 0.3]}}'"
         )
+    if config.sweep.sampler is Sampler.pbt:
+        refuse_uneven(config)
     for one in parameters:
         for fixed, why in FIXED.items():
             if one.name == fixed or one.name.startswith(f"{fixed}."):
@@ -127,6 +131,18 @@ def refuse_impossible(config: Config) -> None:
         except UserError as error:
             values = ", ".join(f"{name}={value}" for name, value in point.items())
             raise UserError(f"sweep.space: {error} (tried: {values})") from error
+
+
+def trial_config(base: Config, record: Record) -> Config:
+    """The configuration of a trial, without a name; of a population, to the end of its generation's share.
+
+    Raises:
+        UserError: see `at_point`.
+    """
+    config = at_point(base, record.point)
+    if not record.generation:
+        return config
+    return replace(config, train=replace(config.train, max_steps=share_of(base) * record.generation))
 
 
 def at_point(config: Config, point: Point) -> Config:
@@ -151,6 +167,8 @@ def sweep_for(config: Config, prepared: Prepared) -> tuple[Run, str]:
     """The sweep that a configuration names, as the folder that is its run in MLflow; and the hash of what its trials'
     scores depend on."""
     same = {name: getattr(config.sweep, name) for name in ("space", "points", "sampler", "stop", "grace", "reduction")}
+    if config.sweep.sampler is Sampler.pbt:
+        same |= {name: getattr(config.sweep, name) for name in ("population", "generations")}
     key = hash_of({"run": identity(config, prepared), "sweep": same, "warm_start": config.sweep.warm_start})
     name = config.name or f"{config.corpus.name}-sweep-{key[:8]}"
     return Run(name, output_dir(config) / "sweeps" / name, replace(config, name=name)), key
@@ -208,7 +226,7 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
 
         search(study, config.sweep, config, "sweep")
         best = _best(study)
-        best_config = replace(at_point(config, best.point), name=best.run)
+        best_config = replace(trial_config(config, best), name=best.run)
         write_best(sweep.folder / BEST_FILE, best_config, known["choices"], sweep.name, best)
         runs = [best.run]
         seeds: list[Record] = []
@@ -231,6 +249,8 @@ def _study(sweep: Run, shards: str) -> Study:
     earlier: list[Record] = []
     for name in config.sweep.warm_start:
         folder = find_sweep(name, output_dir(config))
+        if read_config(folder / CONFIG_FILE).sweep.sampler is Sampler.pbt:
+            raise UserError(f"sweep.warm_start: the settings of {name} changed while it trained: they can't be learned")
         if read_json(folder / RECORD_FILE)["shards"] != shards:
             raise UserError(f"sweep.warm_start: {name} was on other data: its scores would not compare")
         found = earlier_trials(folder / STUDY_FILE, STUDY_NAME, parse_space(config.sweep.space))
@@ -291,12 +311,14 @@ def _search(
     until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     known = list(study.records.values())
     with Board(sweep.name, names, study.num_trials, base.train.max_steps, known) as board:
-        trials = Trials(study, prepared, lambda point: at_point(base, point), parent, board, until, settings.stop.value)
+        trials = Trials(
+            study, prepared, lambda record: trial_config(base, record), parent, board, until, settings.stop.value
+        )
         run_trials(trials, at_once, base.cluster.max_failures, sweep.folder / "ray")
 
 
 def _best(study: Study) -> Record:
-    finished = [one for one in study.records.values() if one.state is State.finished]
+    finished = study.finalists()
     if not finished:
         reasons = [one.failure for one in study.records.values() if one.failure]
         said = f" The first that failed: {reasons[0]}" if reasons else ""

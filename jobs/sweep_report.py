@@ -12,11 +12,12 @@ from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console, table
 from jobs.evaluate import evaluate_stage
 from jobs.report import open_tracker, report_evaluation
+from jobs.sweep_population import history_in_words, history_of, own_cost, print_history
 from jobs.sweep_table import in_words, short_names, shown_value
 from jobs.workspace import CONFIG_FILE, Run, find_run, only_owner, output_dir
 from pipeline.data.prepare import Prepared
 from pipeline.files import atomic_write
-from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_seeds
+from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
 from pipeline.sweep.seeds import Chance, chance_of
 from pipeline.sweep.study import Record, State, Study, importances
 from pipeline.tracking import MlflowTracker
@@ -29,6 +30,13 @@ SECTIONS = (
 )
 
 
+# What a file of settings can't say of a population's best.
+CHANGED = (
+    "# Its settings changed while it trained: these are the last ones, and a run of this file is another training.\n"
+    "# What came before is in result.json, under history; the model itself is that of the run {run}.\n"
+)
+
+
 def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: str, best: Record) -> None:
     """An experiment's file: the groups' options that the sweep had, and every setting of its best trial."""
     settings = to_dict(config)
@@ -36,6 +44,7 @@ def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: st
     content = {"defaults": [*groups, "_self_"], **{name: settings[name] for name in SECTIONS}}
     del content["cluster"]["address"]  # where it runs next is for whoever runs it to say
     note = f"# The best of the sweep {sweep}, trial {best.number}: validation BLEU {best.bleu:.2f}.\n"
+    note += CHANGED.format(run=best.run) if best.generation else ""
     with atomic_write(file) as out:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         out.write(f"# @package _global_\n{note}# {in_words(best.point)}\n{text}".encode())
@@ -64,8 +73,14 @@ def report_sweep(
     """The result as JSON values; with its pictures it goes to the sweep's page."""
     records = list(study.records.values())
     names = [one.name for one in study.parameters]
-    shares, tokens = importances(records, study.parameters)
-    ranked = sorted(records, key=lambda one: (one.state is State.finished, one.bleu or -1.0), reverse=True)
+    history = history_of(study.records, best, sweep.config)
+    # What a member of a population came to is not by its own settings alone.
+    shares, tokens = ({}, 0) if history else importances(records, study.parameters)
+    ranked = sorted(
+        records,
+        key=lambda one: (one is best, one.generation, one.state is State.finished, one.bleu or -1.0),
+        reverse=True,
+    )
     second = next((one.bleu for one in ranked if one is not best and one.state is State.finished), None)
     chance = chance_of([one.bleu for one in (best, *seeds) if one.bleu is not None], second) if seeds else None
     result = {
@@ -76,13 +91,17 @@ def report_sweep(
         "best": {**_row(best), "test": tests[best.run]["test"], "averaged": tests[best.run]["validation"]},
         "importance": {"shares": shares, "tokens": tokens},
         "spent": spent(records, best, sweep.config),
+        "history": history,
         "seeds": [{**_row(one), **tests.get(one.run, {})} for one in seeds],
         "chance": vars(chance) if chance else None,
     }
     figures = sweep.folder / "figures"
     title = f"{sweep.name} ({sweep.config.corpus.name})"
-    pictures = [draw_parallel(records, study.parameters, best, figures / "parallel.png", title)]
-    pictures.append(draw_cost(records, best, figures / "cost.png", title, study.grace))
+    if history:
+        pictures = [draw_population(study.records, study.parameters, best, figures / "population.png", title)]
+    else:
+        pictures = [draw_parallel(records, study.parameters, best, figures / "parallel.png", title)]
+        pictures.append(draw_cost(records, best, figures / "cost.png", title, study.grace))
     if shares:
         pictures.append(draw_importance(shares, tokens, figures / "importance.png", title))
     if chance:
@@ -104,10 +123,16 @@ def report_sweep(
     return result
 
 
+def _places(result: Mapping[str, Any]) -> list[str]:
+    """The columns that say which trial it is."""
+    return ["trial", *(["generation", "member", "parent"] if result.get("history") else [])]
+
+
 def _row(one: Record) -> dict[str, Any]:
     return {
         "trial": one.number,
         "run": one.run,
+        **({"generation": one.generation, "member": one.member, "parent": one.parent} if one.generation else {}),
         "point": one.point,
         "state": one.state.value,
         "bleu": one.bleu,
@@ -119,9 +144,15 @@ def _row(one: Record) -> dict[str, Any]:
 
 def spent(records: Sequence[Record], best: Record, config: Config) -> dict[str, float]:
     """Target tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends: as many
-    tokens as the best, each at its own speed."""
+    tokens as the best, each at its own speed. In a population none ends early."""
     each = config.cluster.num_workers * (config.cluster.gpus_per_worker or config.cluster.cpus_per_worker) / 3600
     ran = [one for one in records if one.tokens]
+    if best.generation:
+        costs = [own_cost({one.number: one for one in records}, one) for one in ran]
+        return {
+            "target_tokens": sum(tokens for tokens, _ in costs),
+            "device_hours": each * sum(seconds for _, seconds in costs),
+        }
     return {
         "target_tokens": sum(one.tokens for one in ran),
         "full_target_tokens": len(ran) * best.tokens,
@@ -134,7 +165,9 @@ def _log_table(sweep: Run, result: Mapping[str, Any], tracker: MlflowTracker) ->
     file = sweep.folder / "tables" / "trials.json"
     file.unlink(missing_ok=True)  # rows are only ever added to a table, and this one is made anew
     rows = result["trials"]
-    columns: dict[str, list[Any]] = {key: [one[key] for one in rows] for key in ("trial", "run", "state", "bleu")}
+    columns: dict[str, list[Any]] = {
+        key: [one[key] for one in rows] for key in (*_places(result), "run", "state", "bleu")
+    }
     columns |= {name: [one["point"].get(name) for one in rows] for name in result["parameters"]}
     columns |= {key: [one[key] for one in rows] for key in ("target_tokens", "seconds")}
     tracker.log_table(columns, "trials")
@@ -148,6 +181,7 @@ def _note(result: Mapping[str, Any]) -> str:
         f"{in_words(best['point'])}; validation BLEU {best['bleu']:.2f}, test BLEU {test['value']:.2f} "
         f"(`{test['signature']}`).",
         _saved(result["spent"]),
+        *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"])]),
     ]
     if result["chance"]:
         lines.append(Chance(**result["chance"]).verdict())
@@ -159,20 +193,23 @@ def millions(count: float) -> str:
 
 
 def _saved(spent: Mapping[str, float]) -> str:
+    hours = f"{spent['device_hours']:.3g} device-hours"
+    said = f"Spent {millions(spent['target_tokens'])} target tokens and {hours} of training"
+    if "full_target_tokens" not in spent:
+        return f"{said}."
     share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
     return (
-        f"Spent {millions(spent['target_tokens'])} target tokens and {spent['device_hours']:.3g} device-hours of "
-        f"training; every trial to its end would have been {millions(spent['full_target_tokens'])} tokens and about "
+        f"{said}; every trial to its end would have been {millions(spent['full_target_tokens'])} tokens and about "
         f"{spent['full_device_hours']:.3g} device-hours: stopping early saved {1 - share:.0%}."
     )
 
 
 def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     """The trials, the best first, what matters, what chance does, and where everything lies."""
-    names = result["parameters"]
+    names, places = result["parameters"], _places(result)
     rows = [
         [
-            str(one["trial"]),
+            *("-" if one[key] is None else str(one[key]) for key in places),
             *(shown_value(one["point"][name]) if name in one["point"] else "-" for name in names),
             "" if one["bleu"] is None else f"{one['bleu']:.2f}",
             f"{one['target_tokens']:,}",
@@ -181,9 +218,11 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
         ]
         for one in result["trials"]
     ]
-    columns = ["trial", *short_names(names), "validation BLEU", "target tokens", "training", ""]
-    count = len(names)
+    columns = [*places, *short_names(names), "validation BLEU", "target tokens", "training", ""]
+    count = len(names) + len(places) - 1
     console.print(table(f"\n{sweep.name}", columns, rows, right=(0, count + 1, count + 2, count + 3)))
+    if result.get("history"):
+        print_history(result["history"], names, short_names(names))
     if shares := result["importance"]["shares"]:
         tokens = millions(result["importance"]["tokens"])
         parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())

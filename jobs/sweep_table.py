@@ -13,6 +13,7 @@ from pipeline.files import read_json
 from pipeline.sweep.space import Value
 from pipeline.sweep.study import Record, State
 
+PLACES = ("trial", "gen", "member")  # the last two of a population
 MOST_ENDED = 8  # of the trials that have ended, the best ones
 
 
@@ -55,7 +56,9 @@ class Board:
         with self._lock:
             self._records[record.number], self._runs[record.number] = record, run
         again = f", going on at {record.tokens:,} target tokens" if record.curve else ""
-        self._say(f"trial {record.number} of {self._total}: {in_words(record.point)}{again}")
+        place = f"generation {record.generation}, member {record.member}, " if record.generation else ""
+        origin = f", with the weights of trial {record.parent}" if record.parent else ""
+        self._say(f"trial {record.number} of {self._total}: {place}{in_words(record.point)}{origin}{again}")
 
     def reported(self, record: Record) -> None:
         tokens, bleu = record.curve[-1]
@@ -94,19 +97,25 @@ class Board:
         for one in sorted((one for one in records if one.number in running), key=lambda one: one.number):
             step, bleu, state, eta = self._progress(one)
             cells = [step.removeprefix("step "), bleu.removeprefix("BLEU "), state, eta]
-            rows.append([str(one.number), *values_of(one, self._names), *cells])
+            rows.append([*_place(one), *values_of(one, self._names), *cells])
         for one in best[:MOST_ENDED]:
             bleu = "" if one.bleu is None else f"{one.bleu:.2f}"
             cells = [f"{one.tokens:,} tok", bleu, one.state.value, ""]
-            rows.append([str(one.number), *values_of(one, self._names), *cells])
-        columns = ["trial", *short_names(self._names), "step", "BLEU", "state", "ETA"]
-        count = len(self._names)
+            rows.append([*_place(one), *values_of(one, self._names), *cells])
+        places = PLACES if any(one.generation for one in records) else PLACES[:1]
+        columns = [*places, *short_names(self._names), "step", "BLEU", "state", "ETA"]
+        count = len(self._names) + len(places) - 1
         title = f"{self._title}: {len(ended)} of {self._total} trials ended"
         if best and best[0].bleu is not None:
             title += f", the best with BLEU {best[0].bleu:.2f}"
         shown = table(title, columns, rows or [[""] * len(columns)], right=(0, count + 1, count + 2, count + 4))
         shown.no_wrap, shown.overflow = True, "ellipsis"
         return shown
+
+
+def _place(record: Record) -> list[str]:
+    """What stands under PLACES."""
+    return [str(record.number), *([str(record.generation), str(record.member)] if record.generation else [])]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

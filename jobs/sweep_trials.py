@@ -26,9 +26,9 @@ from jobs.workspace import CONFIG_FILE, STOP_FILE, Run, only_owner, output_dir, 
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.spool import read_points
-from pipeline.sweep.space import Point
 from pipeline.sweep.study import Record, State, Study
 from pipeline.tracking import MlflowTracker
+from pipeline.train.inherit import inherit
 
 POLL_SECONDS = 0.5
 SECONDS_TO_STOP = 60.0  # for a trial's workers, to save a checkpoint and end
@@ -48,7 +48,7 @@ class Trials:
     """The trials of one study that are under way.
 
     Args:
-        config_of: the configuration of a point, without a name.
+        config_of: the configuration of a trial, without a name.
         parent: gives the MLflow id of the sweep's own run; None where it is not known yet.
         until: no trial begins any more at this reading of the monotonic clock.
         stop: what ends a trial early, for its tags.
@@ -58,7 +58,7 @@ class Trials:
         self,
         study: Study,
         prepared: Prepared,
-        config_of: Callable[[Point], Config],
+        config_of: Callable[[Record], Config],
         parent: Callable[[], str | None],
         board: Board,
         until: float,
@@ -75,11 +75,11 @@ class Trials:
         self.stopped: set[int] = set()
 
     def begin(self) -> tuple[Record, Run] | None:
-        """The next trial, its run locked and its page in MLflow open; None where no more are to begin."""
+        """The next trial, its run locked and its page in MLflow open; None where no more are to begin, or none yet."""
         if time.monotonic() >= self._until or (record := self.study.ask()) is None:
             return None
         try:
-            config = replace(self._config_of(record.point), name=record.run)
+            config = replace(self._config_of(record), name=record.run)
         except UserError as error:  # a combination that no corner of the space has
             self._board.ended(self.study.close(record.number, State.failed, 0.0, str(error)))
             return self.begin()
@@ -88,11 +88,28 @@ class Trials:
         run = run_for(config, self._prepared)
         stack = ExitStack()
         stack.enter_context(only_owner(run))
+        try:
+            self._inherit(record, run)
+        except UserError as error:
+            stack.close()
+            self._board.ended(self.study.close(record.number, State.failed, 0.0, str(error)))
+            return self.begin()
         tracker = stack.enter_context(open_tracker(run, self._prepared))
         self._open[record.number] = run, tracker, stack
         self._tag(record, tracker)
         self._board.began(record, run)
         return record, run
+
+    def must_wait(self) -> bool:
+        """Whether none can begin before others have ended."""
+        return self.study.must_wait and time.monotonic() < self._until
+
+    def _inherit(self, record: Record, run: Run) -> None:
+        """Gives a trial the weights that it is to go on with, of the step at which its parent ended."""
+        if record.parent is not None:
+            parent = run.folder.parent / self.study.records[record.parent].run
+            share = run.config.train.max_steps // record.generation
+            inherit(parent, share * (record.generation - 1), run.folder)
 
     def report(self, number: int, tokens: int, bleu: float) -> bool:
         """Notes a validation; whether the trial is to stop."""
@@ -131,6 +148,10 @@ class Trials:
     def _tag(self, record: Record, tracker: MlflowTracker) -> None:
         tags = {f"sweep.{name}": str(value) for name, value in record.point.items()}
         tags["sweep.trial"] = str(record.number)
+        if record.generation:
+            tags |= {"sweep.generation": str(record.generation), "sweep.member": str(record.member)}
+        if record.parent is not None:
+            tags["sweep.parent"] = self.study.records[record.parent].run
         parent = self._parent()
         tracker.set_tags(tags | ({"mlflow.parentRunId": parent} if parent else {}))
 
@@ -217,10 +238,12 @@ class StudySearcher(Searcher):
         self.numbers: dict[str, int] = {}  # Tune's id → the study's number
         self.error: Exception | None = None  # ours, which Tune would take for a trial's
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        found = None if self.error else self._of_study.begin()
-        if found is None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.error:
             return Searcher.FINISHED
+        found = self._of_study.begin()
+        if found is None:
+            return None if self._of_study.must_wait() else Searcher.FINISHED
         record, run = found
         self.numbers[trial_id] = record.number
         return {"folder": str(run.folder)}

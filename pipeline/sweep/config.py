@@ -1,20 +1,24 @@
 """The settings of a sweep."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pipeline.sweep.space import check_point, grid_points, parse_space
+from pipeline.sweep.population import MAY_CHANGE, may_change
+from pipeline.sweep.space import Parameter, check_point, grid_points, parse_space
 
 
 class Sampler(Enum):
-    """Where a trial's values come from: every point of a grid, independent draws, or Optuna's tree-structured Parzen
-    estimator (Bergstra et al. 2011), which learns from the trials before."""
+    """Where a trial's values come from: every point of a grid, independent draws, Optuna's tree-structured Parzen
+    estimator (Bergstra et al. 2011), which learns from the trials before, or population-based training (Jaderberg et
+    al. 2017), whose trials go on with the weights of others."""
 
     grid = "grid"
     random = "random"
     tpe = "tpe"
+    pbt = "pbt"
 
 
 class Stopping(Enum):
@@ -34,7 +38,7 @@ class SweepConfig:
         space: setting → {choices: […]} or {low, high, log, step}, and `when: {setting: value}`; see `Parameter`. null
             takes a parameter out again.
         points: values to begin with, {setting: value}; what one does not say is sampled.
-        trials: how many in all; a grid has no more than its points.
+        trials: how many in all; a grid has no more than its points, and pbt always has population x generations.
         at_once: trials under way together; 0: as many as the cluster has room for.
         minutes: after which no trial begins any more, of this command; 0: no limit.
         stop: which trials end early, by their validation BLEU at equal numbers of target tokens.
@@ -42,6 +46,8 @@ class SweepConfig:
         reduction: asha's: the rungs lie at grace, grace x reduction, …, and one in `reduction` trials gets to the next.
         seeds: the best is trained with so many seeds in all, its own among them, to see how far chance goes; 0: not.
         warm_start: names of earlier sweeps of the same parameters, to learn from. Only tpe learns.
+        population, generations: pbt's: so many trainings, each cut into so many equal shares, between which the worst
+            quarter takes over weights and settings of the best.
     """
 
     space: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +61,8 @@ class SweepConfig:
     reduction: int = 3
     seeds: int = 0
     warm_start: list[str] = field(default_factory=list)
+    population: int = 8
+    generations: int = 4
 
     def __post_init__(self) -> None:
         parameters = parse_space(self.space)
@@ -64,6 +72,8 @@ class SweepConfig:
             grid_points(parameters)
             if self.points:
                 raise ValueError("points: a grid has its own points; take sampler: random or tpe")
+        if self.sampler is Sampler.pbt:
+            self._check_population(parameters)
         if self.warm_start and self.sampler is not Sampler.tpe:
             raise ValueError("warm_start: only sampler: tpe learns from earlier sweeps")
         if self.trials < 1:
@@ -80,3 +90,22 @@ class SweepConfig:
         for name in self.warm_start:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"warm_start: takes names of sweeps, not {name!r}")
+
+    def _check_population(self, parameters: Sequence[Parameter]) -> None:
+        for one in parameters:
+            if not may_change(one.name):
+                raise ValueError(
+                    f"space.{one.name}: can't change in the midst of a training, as sampler: pbt has it; these can: "
+                    f"{', '.join(f'{name}*' if name.endswith('.') else name for name in MAY_CHANGE)}"
+                )
+            if one.when:
+                raise ValueError(f"space.{one.name}: when: sampler: pbt knows no conditions")
+        if self.stop is not Stopping.none:
+            raise ValueError("stop: sampler: pbt ends none early, the worst go on as copies of the best; take none")
+        if self.seeds:
+            raise ValueError("seeds: the best of sampler: pbt has no one configuration to be trained again; take 0")
+        for name in ("population", "generations"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: must be at least 2, not {getattr(self, name)}")
+        if len(self.points) > self.population:
+            raise ValueError(f"points: are {len(self.points)}, more than the population of {self.population}")

@@ -28,7 +28,8 @@ class Chance:
 
         if self.second is None:
             return False
-        return self.scores[0] - self.second < t.ppf(0.975, len(self.scores) - 1) * math.sqrt(2) * self.deviation
+        chance = float(t.ppf(0.975, len(self.scores) - 1)) * math.sqrt(2) * self.deviation
+        return self.scores[0] - self.second < chance
 
     def verdict(self) -> str:
         """In words."""

@@ -5,7 +5,8 @@ of successive halving included, so a sweep that was killed goes on as if it had 
 """
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
+from pipeline.sweep.population import next_generation, place_of
 from pipeline.sweep.space import Parameter, Point, check_point, grid_points, parse_space
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Record:
         curve: (target tokens seen, validation BLEU), by tokens.
         seconds: of training.
         failure: what went wrong, of one that failed.
+        generation, member: from 1, of population-based training; else 0.
+        parent: number of the trial whose weights it went on with; its tokens and seconds are counted in.
     """
 
     number: int
@@ -48,10 +52,15 @@ class Record:
     curve: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     failure: str | None = None
+    generation: int = 0
+    member: int = 0
+    parent: int | None = None
 
     @property
     def bleu(self) -> float | None:
-        """The best that it had."""
+        """The best that it had; the last in a population, where others go on from there."""
+        if self.generation:
+            return self.curve[-1][1] if self.curve else None
         return max((bleu for _, bleu in self.curve), default=None)
 
     @property
@@ -118,8 +127,11 @@ class Study:
     @property
     def num_trials(self) -> int:
         """How many there are to be."""
-        if self._sweep.sampler is Sampler.grid:
-            return min(self._sweep.trials, len(grid_points(self.parameters)))
+        match self._sweep.sampler:
+            case Sampler.grid:
+                return min(self._sweep.trials, len(grid_points(self.parameters)))
+            case Sampler.pbt:
+                return self._sweep.population * self._sweep.generations
         return self._sweep.trials
 
     @property
@@ -128,14 +140,61 @@ class Study:
         return self._grace
 
     def ask(self) -> Record | None:
-        """The next trial: first those that a killed process left; None where there are to be no more."""
+        """The next trial: first those that a killed process left; None where there are to be no more, or none yet."""
         if self._handed_out < len(self.left):
             self._handed_out += 1
             return self.records[self.left[self._handed_out - 1]]
-        if len(self.records) >= self.num_trials:
+        if len(self.records) >= self.num_trials or self.must_wait:
             return None
+        if self._sweep.sampler is Sampler.pbt and len(self.records) >= self._sweep.population:
+            return self._ask_heir()
         self._study.sampler = self._sampler()
         return self._remember(self._study.ask())
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the next trial can't begin before the generation before it has ended."""
+        if self._sweep.sampler is not Sampler.pbt or len(self.records) >= self.num_trials:
+            return False
+        return any(one.state is State.running for one in self._generation_before())
+
+    def _generation_before(self) -> list[Record]:
+        """The members of the generation before that of the next trial."""
+        generation, _ = place_of(len(self.records) + 1, self._sweep.population)
+        return [one for one in self.records.values() if one.generation == generation - 1]
+
+    def _ask_heir(self) -> Record | None:
+        """The next trial of a generation after the first; None where all of that before it failed."""
+        import optuna
+
+        generation, member = place_of(len(self.records) + 1, self._sweep.population)
+        before = self._generation_before()
+        scores = [one.bleu if one.state is State.finished else None for one in before]
+        seed = self._seed * 100_003 + generation
+        heirs = next_generation(scores, [one.point for one in before], self.parameters, seed)
+        if not heirs:
+            return None
+        parent, point = heirs[member - 1]
+        trial = optuna.trial.create_trial(  # at once as a whole: there is no half-asked one after a kill
+            state=optuna.trial.TrialState.RUNNING,
+            params=point,
+            distributions={one.name: distribution(one) for one in self.parameters},
+            user_attrs={"parent": before[parent].number},
+        )
+        self._study.add_trial(trial)
+        known = self._study.get_trials(deepcopy=False)[-1]
+        return self._remember(optuna.trial.Trial(self._study, known._trial_id), known)
+
+    def finalists(self) -> list[Record]:
+        """The trials that came to their end, of which the best is to be chosen: of a population, the last generation
+        that has ended, since those before it have had less training."""
+        finished = [one for one in self.records.values() if one.state is State.finished]
+        if self._sweep.sampler is not Sampler.pbt:
+            return finished
+        ended = Counter(one.generation for one in self.records.values() if one.state is not State.running)
+        whole = [one.generation for one in finished if ended[one.generation] == self._sweep.population]
+        last = max(whole, default=1)
+        return [one for one in finished if one.generation == last]
 
     def report(self, number: int, tokens: int, bleu: float) -> bool:
         """Notes a validation; whether the trial is to stop. One that is known already decides nothing."""
@@ -147,7 +206,7 @@ class Study:
         if self._sweep.stop is Stopping.median:
             others = [one.curve for one in self.records.values() if one is not record]
             return tokens >= self._grace and is_below_median(record.curve, others)
-        return trial.should_prune()
+        return self._sweep.stop is Stopping.asha and trial.should_prune()
 
     def close(self, number: int, state: State, seconds: float, failure: str | None = None) -> Record:
         """Notes how a trial ended."""
@@ -178,7 +237,10 @@ class Study:
             self._study.sampler = self._sampler()
             point = suggest(trial, self.parameters)
         record = Record(number, f"{self._prefix}{number:03d}", point)
+        if self._sweep.sampler is Sampler.pbt:
+            record.generation, record.member = place_of(number, self._sweep.population)
         if known is not None:
+            record.parent = known.user_attrs.get("parent")
             record.state = State(STATES.get(known.state.name, "running"))
             record.curve = sorted(known.intermediate_values.items())
             record.seconds = known.user_attrs.get("seconds", 0.0)
@@ -218,6 +280,14 @@ class Study:
                 self._study.add_trial(
                     optuna.trial.create_trial(value=one.bleu, params=params, distributions=distributions)
                 )
+
+
+def lineage(records: Mapping[int, Record], number: int) -> list[Record]:
+    """A trial, and before it those whose weights it went on with, the first one first."""
+    found = [records[number]]
+    while (parent := found[0].parent) is not None:
+        found.insert(0, records[parent])
+    return found
 
 
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}  # Optuna's names and ours

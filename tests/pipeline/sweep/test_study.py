@@ -88,6 +88,14 @@ def test_successive_halving_goes_on_over_a_restart_with_the_rungs_it_had(tmp_pat
     assert [one.state.value for one in again.records.values()][:3] == ["finished", "stopped", "stopped"]
 
 
+def test_without_a_rule_none_is_stopped(tmp_path):
+    one = study(tmp_path / "study.db", trials=8)  # from the sixth on Optuna's own default would
+    for bleu in range(8, 0, -1):
+        record = one.ask()
+        assert record is not None and not one.report(record.number, 100, float(bleu))
+        one.close(record.number, State.finished, 1.0)
+
+
 def test_a_validation_that_is_known_decides_nothing(tmp_path):
     one = study(tmp_path / "study.db", stop=Stopping.asha, trials=4)
     first, second = one.ask(), one.ask()

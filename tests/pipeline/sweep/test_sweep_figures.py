@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.image import imread
 
-from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_seeds, place, ticks
+from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds, place, ticks
 from pipeline.sweep.seeds import chance_of
 from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, State
@@ -47,6 +47,20 @@ def test_pictures_are_drawn_of_trials_that_ended_in_all_ways(tmp_path):
         assert imread(picture).shape[1] == 1000
     single = draw_parallel(RECORDS[1:2], parameters, RECORDS[1], tmp_path / "single.png", "title")
     assert imread(single).shape[1] == 1000
+
+
+def test_a_population_is_drawn_from_its_first_generation_on(tmp_path):
+    rate, dropout = "schedule.peak_learning_rate", "model.dropout"
+    records = {
+        1: Record(1, "s-1", {rate: 1e-3, dropout: 0.1}, State.finished, [(50_000, 4.0), (100_000, 9.0)], generation=1),
+        2: Record(2, "s-2", {rate: 1e-4, dropout: 0.4}, State.finished, [(50_000, 1.0), (100_000, 2.0)], generation=1),
+        3: Record(3, "s-3", {rate: 1e-3, dropout: 0.1}, State.finished, [(200_000, 16.0)], generation=2, parent=1),
+        4: Record(4, "s-4", {rate: 2e-3, dropout: 0.0}, State.finished, [(200_000, 17.0)], generation=2, parent=1),
+        5: Record(5, "s-5", {rate: 2e-3, dropout: 0.0}, State.failed, generation=3, parent=4),
+    }
+    parameters = parse_space(SPACE)[:2]
+    picture = draw_population(records, parameters, records[4], tmp_path / "population.png", "title")
+    assert imread(picture).shape[1] == 1000
 
 
 def test_a_value_stands_on_its_axis_where_its_scale_says():

@@ -1,0 +1,52 @@
+"""A run that goes on with the weights of another one: its checkpoint and snapshots, in the new run's own folder."""
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.files import atomic_write, fsync_folder
+from pipeline.train.checkpoint import LATEST, list_weights, snapshot_path, verify
+
+
+def inherit(parent: Path, step: int, folder: Path) -> None:
+    """Puts a run's checkpoint of `step`, and its snapshots up to there, into the folder of another run, which goes on
+    from them as from its own: optimizer, place in the data and validations so far included. A run that has the
+    checkpoint already, from before a kill, is left as it is.
+
+    Args:
+        parent, folder: of the two runs.
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    own = snapshot_path(folder / "checkpoints", step)
+    if (folder / "checkpoints" / LATEST).exists():
+        return
+    checkpoint = snapshot_path(parent / "checkpoints", step)
+    verify(checkpoint)
+    for snapshot in list_weights(parent / "weights"):  # which the average of the last ones, and of the best, asks for
+        if snapshot.name <= own.name:
+            _copy(snapshot, folder / "weights" / snapshot.name)
+    _copy(checkpoint, own)
+    with atomic_write(own.with_name(LATEST)) as file:
+        file.write(f"{own.name}\n".encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A folder under another name until all of it is there. Files are linked where the disk can do that: whatever is in
+    a finished checkpoint or snapshot is never written again, only removed."""
+    if target.exists():
+        return
+    temporary = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for path in source.iterdir():
+        copy = temporary / path.name
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copyfile(path, copy)
+            with open(copy, "rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(temporary)
+    os.rename(temporary, target)
+    fsync_folder(target.parent)
