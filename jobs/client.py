@@ -62,7 +62,10 @@ class Client(JobSubmissionClient):
         jobs = self.ours()
         found = [one for one in jobs if one.submission_id == job_id]
         if not found:
-            known = ", ".join(one.submission_id or "" for one in jobs[:5]) or "none yet"
+            of_run = [one for one in jobs if (one.submission_id or "").rpartition("-")[0] == job_id]
+            known = ", ".join(one.submission_id or "" for one in (of_run or jobs)[:5]) or "none yet"
+            if of_run:
+                raise UserError(f"{job_id}: is the name of a run; its jobs, the newest first: {known}")
             raise UserError(f"{job_id}: no such job on the cluster {self.cluster.name}; the newest there: {known}")
         return found[0]
 

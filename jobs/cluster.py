@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
@@ -45,12 +46,13 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
     import ray  # takes seconds: only once the configuration is known to be good
 
     try:
-        ray.init(
-            address=config.address or "local",
-            include_dashboard=None if config.address else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
-        )
+        with _in_a_group_of_their_own():
+            ray.init(
+                address=config.address or "local",
+                include_dashboard=None if config.address else False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
+            )
     except Exception as error:  # Ray raises a bare Exception where a process of its own does not come up in time
         if config.address:
             message = f"cluster.address: no Ray cluster answers at {config.address!r}: {error}"
@@ -64,6 +66,20 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_a_group_of_their_own() -> Iterator[None]:
+    """For the processes that Ray starts here. Else a signal to the command's process group, as `timeout` and schedulers
+    send it, would end them at once, and the command could save nothing."""
+    from ray._private import services
+
+    usual = services.ConsolePopen
+    services.ConsolePopen = partial(usual, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual
 
 
 def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:

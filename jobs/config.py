@@ -132,6 +132,8 @@ class Config:
             raise ValueError(f"storage: {redacted} has a password or token in it; set it in the environment instead")
         if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
             raise ValueError(f"storage: {self.storage!r} is no address; give s3://bucket/folder or another fsspec URL")
+        if self.resume is not None and not self.resume.strip():
+            raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
         if self.cluster.num_workers > self.batch.micro_batches:
             raise ValueError(
                 f"cluster.num_workers: {self.cluster.num_workers} workers can't share a step of "
@@ -162,7 +164,8 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
 def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
     words = [word for word in overrides if word not in own]
-    for override in _parse(words):
+    parsed = _parse(words)
+    for override in parsed:
         _check_name(override)
     store = ConfigStore.instance()
     store.store(name="schema", node=_schema(None))
@@ -172,11 +175,21 @@ def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> Dic
             store.store(group="experiment", name=OWN_NAME, node=node, package="_global_")
             words.append(f"experiment={OWN_NAME}")
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return compose("config", words, return_hydra_config=return_hydra_config)
+            return _with_own_space(compose("config", words, return_hydra_config=return_hydra_config), parsed)
     except OSError as error:
         raise UserError(f"{own[-1]}: {error.strerror or error}") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_explain(error)) from error
+
+
+def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """`sweep.space={…}` is the whole space; Hydra would put it together with that of the sweep's group."""
+    whole = [one.value() for one in overrides if one.key_or_group == "sweep.space"]
+    if whole and isinstance(whole[-1], dict):
+        names = [one.key_or_group.removeprefix("sweep.space.").partition(".")[0] for one in overrides]
+        more = {name: node.sweep.space[name] for name in names if name in node.sweep.space and name not in whole[-1]}
+        OmegaConf.update(node, "sweep.space", {**whole[-1], **more}, merge=False, force_add=True)
+    return node
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -322,6 +335,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
+            if text.startswith("-"):
+                raise UserError(
+                    f"{text}: no such option; settings are key=value, and --help lists what there is"
+                ) from error
             raise UserError(f"{text}: is not of the form key=value or group=option. {_quoting(text)}") from error
     return parsed
 

@@ -14,7 +14,15 @@ from rich.text import Text
 
 from pipeline.files import read_json
 
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+class _Console(Console):
+    """Leaves it to the command what to do when nobody reads its output; rich would end it as if it had failed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 # What `counter`, `training_line` and `following` show.
 PROGRESS = re.compile(r"  (step [\d,]+/[\d,]+|.+: [\d,]+( of [\d,]+)?(   [\d,]+/s|$)|.+ …$)")

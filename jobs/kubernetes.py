@@ -42,7 +42,7 @@ class KubernetesConfig:
         image: made of deploy/Dockerfile, where the cluster's nodes can pull it.
         workers_per_pod: training workers that share a pod; as many as a node has GPUs lets them talk by NVLink.
         memory: of a worker's pod, as a Kubernetes quantity.
-        storage: size of the volume that all pods share; its class must offer ReadWriteMany.
+        volume: size of the volume that all pods share; its class must offer ReadWriteMany.
         storage_class: none for the cluster's default.
 
     Raises:
@@ -53,7 +53,7 @@ class KubernetesConfig:
     namespace: str = "transloom"
     workers_per_pod: int = 1
     memory: str = "16Gi"
-    storage: str = "200Gi"
+    volume: str = "200Gi"
     storage_class: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class KubernetesConfig:
                 raise ValueError(f"{name}: is no name in Kubernetes: {value!r}")
         if self.workers_per_pod < 1:
             raise ValueError(f"workers_per_pod: must be at least 1, not {self.workers_per_pod}")
-        for name in ("memory", "storage"):
+        for name in ("memory", "volume"):
             if not re.fullmatch(r"[1-9]\d*([KMGT]i|[kMGT])", getattr(self, name)):
                 raise ValueError(f"{name}: must be a number with its unit, such as 16Gi, not {getattr(self, name)!r}")
 
@@ -138,7 +138,7 @@ def manifests(job: str, config: Config, settings: KubernetesConfig) -> list[dict
         )
     own_mlflow = config.tracking.enabled and config.tracking.uri is None
     there = _config_there(config, own_mlflow)
-    documents = [services.outputs_claim(settings.storage, settings.storage_class)]
+    documents = [services.outputs_claim(settings.volume, settings.storage_class)]
     documents += services.ray_network_policies(_needs_the_outside(config))
     if own_mlflow:
         documents += services.postgresql(settings.storage_class)

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     print_result(run, result)
     more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
     print_next(
-        "make ui  # this run in MLflow, also: transloom ui",
+        "transloom ui  # this run in MLflow; from a checkout also: make ui",
         f"transloom translate {run.name} < your_text",
         *(more if config.corpus.kind is CorpusKind.phrasebook else []),
     )

@@ -307,7 +307,7 @@ def _search(
     left = unfinished + max(0, study.num_trials - len(study.records))
     if not left:
         return
-    console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time")
+    console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time, over {', '.join(names)}")
     until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     known = list(study.records.values())
     with Board(sweep.name, names, study.num_trials, base.train.max_steps, known) as board:

@@ -53,7 +53,7 @@ def explained(key: str, url: str) -> Iterator[None]:
     except (UserError, Damaged):
         raise
     except ImportError as error:
-        needs = "pip install 'transloom[s3]'" if url.startswith(("s3:", "s3a:")) else str(error)
+        needs = "pip install s3fs" if url.startswith(("s3:", "s3a:")) else str(error)
         raise UserError(f"{place}: needs a package that is not installed here: {needs}") from error
     except FileNotFoundError as error:
         raise UserError(f"{place}: is not there ({_said(error)}). Check the names of bucket and folder") from error

@@ -66,7 +66,13 @@ class Command:
         self._started_at = time.monotonic()
         with open(self._files[0], "rb") as given, open(self._files[1], "wb") as out, open(self._files[2], "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs", *words], cwd=folder, env=environment, stdin=given, stdout=out, stderr=err
+                [sys.executable, "-m", "jobs", *words],
+                cwd=folder,
+                env=environment,
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                process_group=0,
             )
 
     def wait(self, seconds: float = SECONDS) -> Outcome:
@@ -102,6 +108,15 @@ class Command:
     def workers(self) -> list[psutil.Process]:
         """The training's workers."""
         return self.processes("ray::RayTrainWorker")
+
+    def listening(self) -> list[str]:
+        """The addresses on which the command's processes listen for connections."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                connections = process.net_connections("tcp")
+                found += [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
+        return found
 
     def wait_for(self, path: Path, seconds: float = SECONDS) -> None:
         """Waits until the command has made the file or folder."""

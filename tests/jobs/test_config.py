@@ -100,6 +100,8 @@ def test_the_configuration_is_frozen():
 
 
 REFUSED = {
+    "resume=": ["resume: is empty"],
+    "--hlp": ["--hlp: no such option", "--help"],
     # a typo: in a key, in a section, in a group, in an option; the right word in the wrong place
     "model.d_modle=512": ["model.d_modle: no such setting", "Did you mean model.d_model?"],
     "modl.d_model=512": ["Did you mean model.d_model?"],

@@ -234,10 +234,10 @@ def test_wrong_settings_are_refused(values, message):
 
 
 def test_settings_are_words():
-    values = {"image": "x", "workers_per_pod": "8", "storage_class": "nfs", "storage": "1Ti"}
+    values = {"image": "x", "workers_per_pod": "8", "storage_class": "nfs", "volume": "1Ti"}
     assert set(values) < set(KEYS)
     settings = kubernetes_config(values)
-    assert (settings.workers_per_pod, settings.storage_class, settings.storage) == (8, "nfs", "1Ti")
+    assert (settings.workers_per_pod, settings.storage_class, settings.volume) == (8, "nfs", "1Ti")
     claims = of_kind(made(*GPUS, settings=settings), "PersistentVolumeClaim")
     assert {claim["spec"]["storageClassName"] for claim in claims} == {"nfs"}
 

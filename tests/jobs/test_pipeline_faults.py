@@ -1,7 +1,9 @@
 """What becomes of a run whose processes are killed or whose files are damaged: through the real command line."""
 
+import os
 import re
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -19,10 +21,11 @@ def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole)
     words = ("run", *TINY, "name=disturbed")
     folder = folder_of(place, "disturbed")
 
-    # SIGTERM saves the step, and the command exits with 143.
+    # SIGTERM saves the step, and the command exits with 143; also where its whole group gets it, as from `timeout`.
     command = Command(place, *words)
     command.wait_for(folder / "progress.json")
-    command.process.terminate()
+    assert set(command.listening()) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "others on the network can get in"
+    os.killpg(command.process.pid, signal.SIGTERM)
     outcome = command.wait()
     assert outcome.code == 143, outcome.said
     said = r"^transloom: the run disturbed was stopped, with the checkpoint step_0*(\d+); resume=disturbed goes on"

@@ -169,6 +169,9 @@ def test_jobs_are_listed_with_what_became_of_them(place, twice):
     assert row[-1].startswith("http://127.0.0.1:") and run.info.run_id in row[-1]
     assert place.transloom("logs", twice[0][0]).count("Stage: train") == 1
     assert "no such job on the cluster local; the newest there: " in place.transloom("logs", "hole", code=2)
+    run = twice[0][0].rpartition("-")[0]
+    said = place.transloom("logs", run, code=2)
+    assert f"{run}: is the name of a run; its jobs, the newest first: " in said and twice[0][0] in said
 
 
 def test_a_job_is_left_stopped_and_resumed(place, cluster):

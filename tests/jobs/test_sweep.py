@@ -179,3 +179,10 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place):
     # A sweep with nothing left to do starts neither Ray nor MLflow.
     again = transloom(place, "sweep", "resume=swept")
     assert again.seconds < 30 and "Stage:" not in again.out and result["best"]["run"] in again.out
+
+
+def test_a_space_on_the_command_line_is_the_whole_space():
+    words = ["sweep=tpe", "sweep.space={model.dropout: {choices: [0.1, 0.2]}}", "sweep.space.seed={choices: [1, 2]}"]
+    space = load_config(words).sweep.space
+    assert [one.name for one in parse_space(space)] == ["model.dropout", "seed"]
+    assert space["model.dropout"] == {"choices": [0.1, 0.2]}, "nothing of the group's"
