@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import fsspec
+import fsspec.registry
 import pytest
 
 from pipeline import storage
@@ -143,7 +144,8 @@ def test_what_is_wrong_with_a_url_is_said_by_its_key(tmp_path: Path, url: str, s
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # another test may have had it
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"storage: s3://bucket/x: needs a package .* pip install s3fs"):
         storage.check("s3://bucket/x")
 
