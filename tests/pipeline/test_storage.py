@@ -9,8 +9,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import fsspec.registry
+import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -144,7 +145,7 @@ def test_what_is_wrong_with_a_url_is_said_by_its_key(tmp_path: Path, url: str, s
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # another test may have had it
+    monkeypatch.delitem(_registry, "s3", raising=False)  # another test may have had it
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"storage: s3://bucket/x: needs a package .* pip install s3fs"):
         storage.check("s3://bucket/x")
