@@ -20,7 +20,7 @@ REFUSED = {
     "price.h100=cheap": "price.h100=cheap: must be US dollars",
     "price.h100=-1": "price.h100=-1: must be US dollars",
     "calibrate=perhaps": "calibrate=perhaps: must be true or false",
-    "--calibrat": "--calibrat: is not of the form",
+    "--calibrat": "--calibrat: no such option",
     "demo": "demo: is not of the form key=value",
 }
 
