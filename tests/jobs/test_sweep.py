@@ -138,7 +138,7 @@ def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place):
     words = [word for word in TINY if not word.startswith(("cluster.", "schedule.peak", "train.max", "train.validate"))]
     words += ["train.max_steps=200", "train.validate_every=40", "cluster.num_workers=1", "name=swept"]
