@@ -90,15 +90,14 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
     Raises:
         UserError: the workers don't fit.
     """
-    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        needed, have = each[kind] * config.num_workers, sum(node.get(kind, 0) for node in nodes)
+    each = _of_worker(config)
+    for kind, amount in each.items():
+        needed, have = amount * config.num_workers, sum(node.get(kind, 0) for node in nodes)
         if needed > have + 1e-6:
             raise UserError(
-                f"cluster.num_workers: {config.num_workers} workers of {each[kind]:g} {kind} need {needed:g}, but the "
-                f"cluster has {have:g}; lower cluster.num_workers or cluster.{key}_per_worker"
+                f"cluster.num_workers: {config.num_workers} workers of {amount:g} {kind} need {needed:g}, but the "
+                f"cluster has {have:g}; lower cluster.num_workers or cluster.{kind.lower()}s_per_worker"
             )
-    each = {kind: amount for kind, amount in each.items() if amount}
     room = room_for_workers(config, nodes)
     if room < config.num_workers:
         worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
@@ -111,9 +110,14 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
 
 def room_for_workers(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers fit on nodes that have these resources when they are idle."""
-    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    each = {kind: amount for kind, amount in each.items() if amount}
+    each = _of_worker(config)
     return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
+
+
+def _of_worker(config: "ClusterConfig") -> dict[str, float]:
+    """The resources that one worker takes."""
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return {kind: amount for kind, amount in each.items() if amount}
 
 
 def spare_cpus(config: "ClusterConfig") -> int:

@@ -62,7 +62,7 @@ def join(rank: int, world_size: int, address: str, port: int, backend: str, time
     if backend == "nccl":  # as Ray does: a rank that waits for one that is gone ends, and does not hang
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     timeout = timedelta(seconds=timeout_s)
-    own: dict[str, Any] = {"master_listen_fd": _listening.pop().detach()} if rank == 0 else {}
     is_first = rank == 0
+    own: dict[str, Any] = {"master_listen_fd": _listening.pop().detach()} if is_first else {}
     store = dist.TCPStore(address, port, world_size, is_first, timeout=timeout, **own)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
