@@ -88,7 +88,7 @@ ARGUMENTS = {
     "compare": "<run or file> <run or file> … [references=<file> source=<file> train=<file>] [reach=<BLEU>] "
     "[query=<filter of MLflow>] ",
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
-    "submit": "run|prepare|train|evaluate [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
+    "submit": "run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
     "jobs": "[to=<cluster>]",
     "logs": "<job> [-f] [to=<cluster>]",
     "stop": "<job> [to=<cluster>]",
@@ -126,7 +126,11 @@ OWN_EXAMPLES = {
     ],
     "ui": ["", "output_dir=/data/outputs"],
     "cluster": ["up", "up nodes=2 cpus=1", "status", "down"],
-    "submit": ["run", "run to=lab experiment=multi30k_en_de cluster.num_workers=4", "train name=mine seed=2"],
+    "submit": [
+        "run",
+        "run to=lab experiment=multi30k_en_de cluster.num_workers=4",
+        "sweep to=lab experiment=multi30k_sweep sweep.trials=30",
+    ],
     "jobs": ["", "to=lab"],
     "logs": ["first-3fa2c1", "first-3fa2c1 -f to=lab"],
     "stop": ["first-3fa2c1"],

@@ -101,8 +101,22 @@ def progress_of(log: str) -> Progress:
         return found[-1] if found else ""
 
     return Progress(
-        stage=newest(r"^Stage: (\w+)$"),
-        step=newest(r"^  step ([\d,]+/[\d,]+)"),
-        bleu=newest(r"^test bleu +([\d.]+)") or newest(r"validation BLEU ([\d.]+)"),
+        stage=newest(r"^Stage: (.+)$"),
+        step=_trials_of(log) or newest(r"^  step ([\d,]+/[\d,]+)"),
+        bleu=newest(r"^test bleu +([\d.]+)") or newest(r"validation BLEU ([\d.]+)") or _best_of_trials(log),
         mlflow=newest(r"^MLflow +(\S+)$"),
     )
+
+
+def _trials_of(log: str) -> str:
+    """How many of a sweep's trials have ended: of its newest search, which may be that for the best's other seeds."""
+    searches = list(re.finditer(r"^(\d+) of (\d+) trials to go", log, re.MULTILINE))
+    if not searches:
+        return ""
+    left, total = map(int, searches[-1].groups())
+    ended = re.findall(r"^  trial \d+: (?:finished|stopped|failed)", log[searches[-1].end() :], re.MULTILINE)
+    return f"{total - left + len(ended)}/{total} trials"
+
+
+def _best_of_trials(log: str) -> str:
+    return max(re.findall(r"^  trial \d+: .*?BLEU ([\d.]+)", log, re.MULTILINE), key=float, default="")

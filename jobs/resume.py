@@ -1,5 +1,6 @@
 """Resume: submit a job that has ended again, to go on with its run from the newest checkpoint."""
 
+import json
 from dataclasses import replace
 
 import yaml
@@ -31,6 +32,13 @@ def main(argv: list[str]) -> int:
             f"sees the runs' folder: transloom submit run resume=<run> to={cluster.name}"
         )
     before = from_dict(yaml.safe_load(about["transloom_config"]))
+    kind = about["transloom_job"]
+    if kind == "sweep":
+        from jobs.sweep import Origin, changed_sweep
+
+        config = replace(changed_sweep(before, settings), name=before.name, output_dir=before.output_dir)
+        origin = Origin(json.loads(about["transloom_choices"]), is_resumed=True)
+        return submit(kind, for_cluster(config, cluster), cluster, origin)
     config = with_changes(before, load_config(settings), settings)
     config = replace(config, name=before.name, resume=before.name, output_dir=before.output_dir)
-    return submit(about["transloom_job"], for_cluster(config, cluster), cluster)
+    return submit(kind, for_cluster(config, cluster), cluster)

@@ -2,10 +2,13 @@
 end, with exit code 143."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+SECONDS_BETWEEN_LOOKS = 0.2  # of a worker for whether it is to stop
 
 
 class Terminated(KeyboardInterrupt):
@@ -52,3 +55,20 @@ def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def watched(file: Path) -> Callable[[], bool]:
+    """Whether somebody has written into `file`, which is there from the start: a machine that shares a folder over a
+    network may see a new file late, but what is in a file that it opens anew at once."""
+    looked_at = float("-inf")
+
+    def is_written() -> bool:
+        nonlocal looked_at
+        if time.monotonic() - looked_at < SECONDS_BETWEEN_LOOKS:
+            return False
+        looked_at = time.monotonic()
+        with suppress(OSError):  # a network's hiccup is no reason to end
+            return bool(file.read_bytes())
+        return False
+
+    return is_written

@@ -1,10 +1,11 @@
 """Submit: compose a job's configuration here, refuse mistakes here, and hand the job to a Ray cluster."""
 
+import json
 import re
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from jobs.cli import configuration, sort_words
@@ -13,8 +14,9 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.config import Config
+    from jobs.sweep import Origin
 
-SUBMITTABLE = ("run", "prepare", "train", "evaluate")
+SUBMITTABLE = ("run", "prepare", "train", "evaluate", "sweep")
 NO_JOB = f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run"
 STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
 
@@ -27,7 +29,14 @@ def main(argv: list[str]) -> int:
         raise UserError(NO_JOB)
     job = words[0]
     cluster = choose_cluster(own.get("to"))
-    config = for_cluster(configuration(job, with_cluster_settings(settings, cluster)), cluster)
+    settings = with_cluster_settings(settings, cluster)
+    if job == "sweep":
+        from jobs.sweep import refuse_impossible, sweep_settings
+
+        config, origin = sweep_settings(settings)
+        refuse_impossible(config)
+        return submit(job, for_cluster(config, cluster), cluster, origin)
+    config = for_cluster(configuration(job, settings), cluster)
     if job == "evaluate" and config.name is None:
         raise UserError("evaluate: name the run: resume=<run>, or name=<run> with the settings that it was made with")
     return submit(job, config, cluster)
@@ -42,6 +51,11 @@ def _print_manifests(argv: Sequence[str]) -> int:
         raise UserError("to=kubernetes: prints manifests for kubectl, and starts nothing; say so with --dry-run")
     if len(words) != 1 or words[0] not in SUBMITTABLE:
         raise UserError(NO_JOB)
+    if words[0] == "sweep":
+        raise UserError(
+            "to=kubernetes: prints no manifest for sweeps. Start a RayCluster (docs/clusters.md), name it in "
+            "clusters.yaml, and submit the sweep to that: transloom submit sweep to=<name>"
+        )
     settings.remove("--dry-run")
     config = configuration(words[0], settings)
     values = {key: value for key, value in own.items() if key != "to"}
@@ -85,9 +99,11 @@ def for_cluster(config: "Config", cluster: Cluster) -> "Config":
     return replace(config, cluster=replace(config.cluster, address="auto"))
 
 
-def submit(job: str, config: "Config", cluster: Cluster) -> int:
+def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None" = None) -> int:
     """Submits the job and follows it; its exit code.
 
+    Args:
+        origin: of a sweep, and only of one.
     Raises:
         UserError: the cluster does not answer, can't place the workers, or does not start the job.
     """
@@ -105,7 +121,8 @@ def submit(job: str, config: "Config", cluster: Cluster) -> int:
     client = Client(cluster)
     refuse_unplaceable(config.cluster, client.nodes())
     stamp = secrets.token_hex(3)
-    run = config.name or f"{re.sub('[^A-Za-z0-9._-]', '-', config.corpus.name)}-{stamp}"
+    kind = "-sweep" if origin else ""
+    run = config.name or f"{re.sub('[^A-Za-z0-9._-]', '-', config.corpus.name)}{kind}-{stamp}"
     job_id = run if run.endswith(stamp) else f"{run}-{stamp}"
     config = replace(config, name=run)
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker:g} CPU"
@@ -115,6 +132,7 @@ def submit(job: str, config: "Config", cluster: Cluster) -> int:
         "command": redact_uri(" ".join(["transloom", *sys.argv[1:]])),
         "revision": code_revision(),
         "versions": versions(),
+        **({"sweep": asdict(origin)} if origin else {}),
     }
     with packed(config, about) as folder:
         client.submit_job(
@@ -129,6 +147,7 @@ def submit(job: str, config: "Config", cluster: Cluster) -> int:
                 "transloom_experiment": config.tracking.experiment,
                 "transloom_workers": workers,
                 "transloom_config": to_yaml(config),
+                **({"transloom_choices": json.dumps(origin.choices)} if origin else {}),
             },
         )
     console.print(f"Submitted   {job_id} to {cluster.name} ({cluster.address})")

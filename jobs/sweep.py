@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jobs.cli import configuration
 from jobs.cluster import room_for_workers
 from jobs.config import Config, chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
 from jobs.console import begin_stage, console
+from jobs.package import submission
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
@@ -49,14 +50,27 @@ FIXED = {
 }
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What `sweep_settings` knows of a sweep beside its configuration.
+
+    Attributes:
+        choices: the groups' options that made it; None where only the record in its folder has them.
+        is_resumed: it is to go on, and that its settings are right has been seen to.
+    """
+
+    choices: dict[str, str] | None
+    is_resumed: bool = False
+
+
 def main(argv: list[str]) -> int:
-    config, choices = sweep_settings(argv)
+    config, origin = sweep_settings(argv)
     refuse_impossible(config)
     prepared = found_prepared(config)
     if prepared is None or (done := done_before(config, prepared)) is None:
         with checked_session(config):
             prepared = prepared or prepare_stage(config)
-            done = run_sweep(config, prepared, choices)
+            done = run_sweep(config, prepared, origin)
     sweep, result = done
 
     from jobs.sweep_report import print_sweep
@@ -71,9 +85,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def sweep_settings(argv: Sequence[str]) -> tuple[Config, dict[str, str] | None]:
-    """The configuration that all trials share, and the groups' options that made it; None for a sweep that is there
-    already, whose record has them.
+def sweep_settings(argv: Sequence[str]) -> tuple[Config, Origin]:
+    """The configuration that all trials share, and where it is from.
 
     Raises:
         UserError: the words are refused, or would make the sweep that is to go on another one.
@@ -81,15 +94,36 @@ def sweep_settings(argv: Sequence[str]) -> tuple[Config, dict[str, str] | None]:
     resume = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
     words = [word for word in argv if not word.startswith("resume=")]
     config = configuration("sweep", words)
+    if any(word.startswith("resolved=") for word in words):
+        return config, _submitted()
     if not resume:
-        return config, chosen_options(words)
+        return config, Origin(chosen_options(words))
     folder = find_sweep(resume[-1], output_dir(config))
-    before = read_config(folder / CONFIG_FILE)
-    changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
+    changed = changed_sweep(read_config(folder / CONFIG_FILE), words)
     refuse_lost_password(changed)
+    return replace(changed, name=folder.name, output_dir=str(folder.parent.parent)), Origin(None, is_resumed=True)
+
+
+def _submitted() -> Origin:
+    about = submission()
+    if "sweep" not in about:
+        raise UserError(
+            "resolved=: does not say which options of the groups made this sweep: submit it with transloom submit "
+            "sweep, or by hand with its own words: python -m jobs sweep experiment=… cluster.address=auto"
+        )
+    return Origin(**about["sweep"])
+
+
+def changed_sweep(before: Config, words: Sequence[str]) -> Config:
+    """The settings of a sweep that is to go on, with those that the words change.
+
+    Raises:
+        UserError: a word would make it another sweep.
+    """
+    changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
     if before.sweep.sampler is Sampler.pbt and changed.sweep.trials != before.sweep.trials:
         raise UserError("sweep.trials: a population's trials are sweep.population x sweep.generations, and no more")
-    return replace(changed, name=folder.name, output_dir=str(folder.parent.parent)), None
+    return changed
 
 
 def find_sweep(name_or_path: str, root: Path) -> Path:
@@ -188,22 +222,23 @@ def _result_key(key: str, config: Config) -> str:
     return hash_of({"key": key, "trials": config.sweep.trials, "seeds": config.sweep.seeds, "decode": config.decode})
 
 
-def run_sweep(config: Config, prepared: Prepared, choices: dict[str, str] | None) -> tuple[Run, dict[str, Any]]:
-    """What is left of a sweep, in a Ray session.
+def run_sweep(config: Config, prepared: Prepared, origin: Origin) -> tuple[Run, dict[str, Any]]:
+    """What is left of a sweep, in a Ray session. SIGTERM lets the trials under way save a checkpoint.
 
     Raises:
         UserError: the name is that of another sweep, or no trial came to its end.
+        Terminated: SIGTERM came.
     """
     sweep, key = sweep_for(config, prepared)
     record_file = sweep.folder / RECORD_FILE
-    if record_file.exists() and choices is not None and read_json(record_file)["key"] != key:
+    if record_file.exists() and not origin.is_resumed and read_json(record_file)["key"] != key:
         raise UserError(
             f"name: the sweep {sweep.name} exists and has other settings or data (see {sweep.folder / CONFIG_FILE}); "
             f"choose another name, or go on with it as it is: transloom sweep resume={sweep.name}"
         )
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if not record_file.exists():
-        record = {"key": key, "choices": choices, "shards": prepared.shards.manifest["key"]}
+        record = {"key": key, "choices": origin.choices, "shards": prepared.shards.manifest["key"]}
         write_json(record_file, record)
     known = read_json(record_file)
     with only_owner(sweep):
@@ -314,7 +349,7 @@ def _search(
         trials = Trials(
             study, prepared, lambda record: trial_config(base, record), parent, board, until, settings.stop.value
         )
-        run_trials(trials, at_once, base.cluster.max_failures, sweep.folder / "ray")
+        run_trials(trials, at_once, base.cluster.max_failures, sweep)
 
 
 def _best(study: Study) -> Record:

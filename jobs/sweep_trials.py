@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 from jobs.cluster import many_processes_are_meant
 from jobs.config import Config, read_config
 from jobs.report import open_tracker, report_training
+from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.sweep_table import Board
 from jobs.train import is_trained, launch_workers, refuse_too_long
 from jobs.workspace import CONFIG_FILE, STOP_FILE, Run, only_owner, output_dir, run_for
@@ -73,6 +74,7 @@ class Trials:
         self._stop = stop
         self._open: dict[int, tuple[Run, MlflowTracker, ExitStack]] = {}
         self.stopped: set[int] = set()
+        self._is_ending = False
 
     def begin(self) -> tuple[Record, Run] | None:
         """The next trial, its run locked and its page in MLflow open; None where no more are to begin, or none yet."""
@@ -139,6 +141,14 @@ class Trials:
         _close(stack, None if state in (State.finished, State.stopped) else UserError(failure or "failed"))
         self._board.ended(self.study.close(number, state, seconds, failure))
 
+    def let_end(self) -> None:
+        """From now on none begins, and one that ends before its end is to go on later."""
+        self._is_ending, self._until = True, float("-inf")
+
+    def is_to_go_on(self, number: int) -> bool:
+        """Whether a trial that has ended is to go on when the sweep does."""
+        return self._is_ending and self._open[number][0].training is None
+
     def close(self, error: BaseException) -> None:
         """Closes what is still open, when the sweep ends before them."""
         for _, _, stack in self._open.values():
@@ -188,6 +198,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         folder = Path(config["folder"])
         self._run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+        self._is_sweep_to_stop = watched(Path(config["stop"]))
         self._told = 0
         self._failure: str | None = None
         self._error: BaseException | None = None
@@ -209,6 +220,8 @@ class TrialActor(tune.Trainable):
         while True:
             self._thread.join(POLL_SECONDS)
             is_over = not self._thread.is_alive()
+            if not is_over and self._is_sweep_to_stop():
+                self._stop()
             if self._error is not None:
                 raise self._error  # Tune starts the trial again, which goes on from its newest checkpoint
             curve = validation_curve(self._run.folder)[self._told :]
@@ -224,17 +237,21 @@ class TrialActor(tune.Trainable):
         """Lets the workers of a trial that was stopped save a checkpoint and end, so that the run can be gone on with.
         What has not ended by then ends with this process."""
         if self._thread.is_alive():
-            (self._run.folder / STOP_FILE).write_bytes(b"stopped by the sweep\n")
+            self._stop()
             self._thread.join(SECONDS_TO_STOP)
+
+    def _stop(self) -> None:
+        (self._run.folder / STOP_FILE).write_bytes(b"stopped by the sweep\n")
 
 
 class StudySearcher(Searcher):
     """Tune's side of the study. Tune's own OptunaSearch would neither go on with the trials of a process that was
     killed, nor report by target tokens."""
 
-    def __init__(self, trials: Trials) -> None:
+    def __init__(self, trials: Trials, stop_file: Path) -> None:
         super().__init__(metric="bleu", mode="max")
         self._of_study = trials
+        self._stop_file = stop_file
         self.numbers: dict[str, int] = {}  # Tune's id → the study's number
         self.error: Exception | None = None  # ours, which Tune would take for a trial's
 
@@ -246,7 +263,7 @@ class StudySearcher(Searcher):
             return None if self._of_study.must_wait() else Searcher.FINISHED
         record, run = found
         self.numbers[trial_id] = record.number
-        return {"folder": str(run.folder)}
+        return {"folder": str(run.folder), "stop": str(self._stop_file)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         try:
@@ -261,7 +278,7 @@ class StudySearcher(Searcher):
             self._of_study.end(number, State.failed, result["failure"])
         elif number in self._of_study.stopped:
             self._of_study.end(number, State.stopped)
-        else:
+        elif not self._of_study.is_to_go_on(number):
             if result["tokens"]:
                 self._of_study.study.report(number, result["tokens"], result["bleu"])
             self._of_study.end(number, State.finished)
@@ -293,17 +310,21 @@ class StudyScheduler(FIFOScheduler):
         return {}  # as the searcher
 
 
-def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) -> None:
+def run_trials(trials: Trials, at_once: int, max_failures: int, sweep: Run) -> None:
     """Runs the study's trials to its end.
 
     Args:
         at_once: trials under way together.
         max_failures: how often a trial's process may die; its workers may as often besides.
-        folder: for Tune's own files.
+        sweep: whose folder also gets Tune's own files.
+    Raises:
+        Terminated: SIGTERM came. The trials under way have saved a checkpoint.
     """
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong with a trial is on the board
-    searcher = StudySearcher(trials)
+    stop_file = sweep.folder / STOP_FILE
+    stop_file.write_bytes(b"")
+    searcher = StudySearcher(trials, stop_file)
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, tune.PlacementGroupFactory([{"memory": 1}])),
         tune_config=tune.TuneConfig(
@@ -315,16 +336,26 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, folder: Path) ->
         run_config=tune.RunConfig(
             # A fresh name each time: it is not Tune that goes on with a sweep.
             name=f"attempt-{time.time_ns()}",
-            storage_path=str(folder),
+            storage_path=str(sweep.folder / "ray"),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the run's
             verbose=0,
         ),
     )
-    with _closing(trials), many_processes_are_meant():
+
+    def stop() -> None:
+        trials.let_end()
+        stop_file.write_bytes(b"SIGTERM\n")
+
+    with _closing(trials), many_processes_are_meant(), on_sigterm(stop):
         tuner.fit()
         if searcher.error:
             raise searcher.error
+        if stop_file.stat().st_size:
+            raise Terminated(
+                f"the sweep {sweep.name} was stopped, its trials under way with a checkpoint each; "
+                f"transloom sweep resume={sweep.name} goes on from there"
+            )
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from jobs.console import begin_stage, console, following
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training, report_validation
-from jobs.stopping import Terminated, on_sigterm
+from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.stored import stored
 from jobs.summary import print_next, print_stages
 from jobs.workspace import (
@@ -40,7 +39,6 @@ from pipeline.train.checkpoint import newest_checkpoint
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
 # hang.
 MINUTES_WITHOUT_ROOM = 10
-SECONDS_BETWEEN_LOOKS = 0.2  # of rank 0 for whether the training is to stop
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
 
@@ -262,7 +260,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
         },
         validate=_validation(config, folder, device, spare),
         reports=_reports(config, folder, is_first=rank() == 0),
-        stop=_watch(folder / STOP_FILE) if rank() == 0 else lambda: False,
+        stop=watched(folder / STOP_FILE) if rank() == 0 else lambda: False,
     )
     if rank() == 0 and reason != "stopped":
         write_json(
@@ -276,23 +274,6 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             },
         )
     return {"reason": reason}
-
-
-def _watch(file: Path) -> Callable[[], bool]:
-    """Whether the driver has written into `file`, which is there from the start: a machine that shares a folder over a
-    network may see a new file late, but what is in a file that it opens anew at once."""
-    looked_at = float("-inf")
-
-    def is_written() -> bool:
-        nonlocal looked_at
-        if time.monotonic() - looked_at < SECONDS_BETWEEN_LOOKS:
-            return False
-        looked_at = time.monotonic()
-        with suppress(OSError):  # a network's hiccup is no reason to end
-            return bool(file.read_bytes())
-        return False
-
-    return is_written
 
 
 def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:

@@ -85,6 +85,7 @@ class TrainState:
         pending_validation: step of a validation whose result had not come yet.
         seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
             report, and so on when the time is up.
+        unreported: what the meter has counted since the last report.
     """
 
     step: int = 0
@@ -97,6 +98,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     validations: list[dict[str, float]] = field(default_factory=list)
     pending_validation: int | None = None
+    unreported: dict[str, Any] = field(default_factory=dict)
 
     def best(self) -> dict[str, float] | None:
         """The first validation of the highest BLEU."""
@@ -169,7 +171,7 @@ def train(
     """
     plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index)
     steps = ahead(plan, engine.device)
-    meter = Meter(model, engine.device)
+    meter = Meter(model, engine.device, counted=state.unreported)
     pending: Callable[[], ValidationResult] | None = None
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
         pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
@@ -190,15 +192,15 @@ def train(
             _keep_snapshot(engine, state, folder, config)
             pending = _begin_validation(state, state.step, folder, validate, reports)
         if state.step % config.checkpoint_every == 0 and not is_last:
-            save(engine, state, folder, config, about, reports)
+            save(engine, state, meter, folder, config, about, reports)
             saved_step = state.step
         if not is_last and on_any(stop(), engine.device):
             if saved_step != state.step:
-                save(engine, state, folder, config, about, reports)
+                save(engine, state, meter, folder, config, about, reports)
             return "stopped"
     _finish_validation(state, pending, reports)
     if saved_step != state.step:
-        save(engine, state, folder, config, about, reports)
+        save(engine, state, meter, folder, config, about, reports)
     if state.step >= config.max_steps:
         return "max_steps"
     return "max_minutes" if is_last else "patience"
@@ -213,10 +215,17 @@ def _is_out_of_patience(state: TrainState, config: TrainConfig) -> bool:
 
 
 def save(
-    engine: Engine, state: TrainState, folder: Path, config: TrainConfig, about: Mapping[str, Any], reports: Reports
+    engine: Engine,
+    state: TrainState,
+    meter: Meter,
+    folder: Path,
+    config: TrainConfig,
+    about: Mapping[str, Any],
+    reports: Reports,
 ) -> None:
     """Writes a checkpoint of this moment; a collective."""
     reports.progress({"doing": "saving a checkpoint", "step": state.step})
+    state.unreported = meter.state()
     engine_state = engine.state()
     manifest = {**about, "world_size": world_size()}
     on_rank_zero(

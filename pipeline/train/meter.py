@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,21 +12,35 @@ from torch import distributed as dist
 from model.build import Model
 from model.flops import training_flops
 from pipeline.data.batches import Step
-from pipeline.ranks import world_size
+from pipeline.ranks import gather, rank, world_size
+
+SUMS = ("seconds", "steps", "source_tokens", "target_tokens", "padding")
 
 
 class Meter:
     """Counts tokens without padding, and time without validation and checkpoints.
 
+    Args:
+        counted: what `state` said when a checkpoint was saved between two reports; the next one covers it, too.
     Attributes:
         gradient_norm: of the last step.
         seconds_per_step: since the last report.
     """
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, counted: Mapping[str, Any] | None = None) -> None:
         self.model, self.device = model, device
         self.gradient_norm = math.nan
         self._clear()
+        if counted:
+            for name in SUMS:
+                setattr(self, name, counted[name])
+            losses = counted["losses"]
+            # A rank goes on with its own: a sum in another order is not the same to the bit.
+            self.loss += losses[rank()] if len(losses) == world_size() else sum(losses) / world_size()
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last report, for `counted`; a collective."""
+        return {**{name: getattr(self, name) for name in SUMS}, "losses": gather(float(self.loss))}
 
     def _clear(self) -> None:
         self.seconds, self.steps = 0.0, 0

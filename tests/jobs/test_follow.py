@@ -31,6 +31,16 @@ def test_a_training_is_read_from_its_line_of_progress():
     assert progress_of("").stage == ""
 
 
+def test_a_sweep_is_read_from_its_trials():
+    log = "Stage: sweep\n5 of 12 trials to go, 2 at a time, over model.dropout\n  trial 8 of 12: model.dropout=0.1\n"
+    log += "  trial 8: BLEU 21.50 at 10,000 target tokens  ETA 1:15\n  trial 9: stopped, BLEU 9.75\n"
+    log += "  trial 8: finished, BLEU 20.00\n  trial 10: BLEU 3.00 at 5,000 target tokens\n"
+    found = progress_of(log)
+    assert (found.stage, found.step, found.bleu) == ("sweep", "9/12 trials", "21.50")
+    found = progress_of(f"{log}Stage: seeds of the best\n2 of 2 trials to go, 1 at a time, over seed\n")
+    assert (found.stage, found.step) == ("seeds of the best", "0/2 trials")
+
+
 class Shown:
     def __init__(self) -> None:
         self.texts: list[str] = []

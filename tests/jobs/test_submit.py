@@ -210,6 +210,41 @@ def test_a_job_is_left_stopped_and_resumed(place, cluster):
     assert run.info.status == "FINISHED"
 
 
+def test_a_sweep_is_stopped_and_resumed_and_its_trials_have_workers_on_both_nodes(place, cluster):
+    """A step has as many tokens on one worker as on two, so both trials come to the same losses."""
+    words = [*TINY, "train.max_steps=200", "train.validate_every=100", "train.checkpoint_every=100", "name=swept"]
+    words += ["sweep.sampler=grid", "sweep.stop=none", "sweep.space={cluster.num_workers: {choices: [2, 1]}}"]
+    first = place.outputs / "runs" / "swept-001"
+    with place.start("submit", "sweep", *words, f"output_dir={place.outputs}") as submitting:
+        while not (first / "progress.json").exists():
+            assert submitting.poll() is None, submitting.stdout and submitting.stdout.read()
+            time.sleep(0.05)
+        (job,) = [line.split()[0] for line in place.transloom("jobs").split("\n") if line.startswith("swept-")]
+        assert "the sweep swept was stopped, its trials under way with a checkpoint" in place.transloom("stop", job)
+        said, _ = submitting.communicate(timeout=60)
+        assert submitting.returncode == 143, said
+    checkpoints = [path.name for path in (first / "checkpoints").iterdir() if path.name.startswith("step_")]
+    assert len(checkpoints) == 1 and not (first / "training.json").exists()
+    runs = {run.info.run_name: run for run in _runs(place) if run.info.run_name.startswith("swept")}
+    assert {run.info.status for run in runs.values()} == {"KILLED"} and runs.keys() == {"swept", "swept-001"}
+
+    assert "model.d_model: can't change" in place.transloom("resume", job, "model.d_model=64", code=2)
+    said = place.transloom("resume", job)
+    assert "The best: trial " in said and "Traceback" not in said
+    losses = []
+    for number, workers in ((1, 2), (2, 1)):
+        run = place.outputs / "runs" / f"swept-00{number}"
+        training = read_json(run / "training.json")
+        assert (training["step"], training["world_size"]) == (200, workers)
+        losses.append([one["loss"] for one in training["validations"]])
+    assert read_json(first / "training.json")["this_attempt"]["from_step"] == int(checkpoints[0].removeprefix("step_"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    row = next(line.split() for line in place.transloom("jobs").split("\n") if line.startswith("swept-"))
+    assert row[1:4] == ["succeeded", "sweep", "2/2"], row
+    runs = {run.info.run_name: run for run in _runs(place) if run.info.run_name.startswith("swept")}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"} and len(runs) == 3
+
+
 def test_what_can_not_be_is_told_in_a_sentence(place, cluster):
     said = place.transloom("submit", "run", f"tracking.uri=http://user:{PASSWORD}@{HOST}:1", code=2)
     assert "tracking.uri: http://***@127.0.0.1:1 has a password or token in it" in said and PASSWORD not in said
