@@ -212,14 +212,15 @@ def test_a_job_is_left_stopped_and_resumed(place, cluster):
 
 def test_a_sweep_is_stopped_and_resumed_and_its_trials_have_workers_on_both_nodes(place, cluster):
     """A step has as many tokens on one worker as on two, so both trials come to the same losses."""
-    words = [*TINY, "train.max_steps=200", "train.validate_every=100", "train.checkpoint_every=100", "name=swept"]
+    words = [*TINY, "train.max_steps=600", "train.validate_every=600", "train.checkpoint_every=600", "name=swept"]
     words += ["sweep.sampler=grid", "sweep.stop=none", "sweep.space={cluster.num_workers: {choices: [2, 1]}}"]
     first = place.outputs / "runs" / "swept-001"
     with place.start("submit", "sweep", *words, f"output_dir={place.outputs}") as submitting:
+        assert submitting.stdout is not None
+        job = next(line.split()[1] for line in submitting.stdout if line.startswith("Submitted "))
         while not (first / "progress.json").exists():
-            assert submitting.poll() is None, submitting.stdout and submitting.stdout.read()
+            assert submitting.poll() is None, submitting.stdout.read()
             time.sleep(0.05)
-        (job,) = [line.split()[0] for line in place.transloom("jobs").split("\n") if line.startswith("swept-")]
         assert "the sweep swept was stopped, its trials under way with a checkpoint" in place.transloom("stop", job)
         said, _ = submitting.communicate(timeout=60)
         assert submitting.returncode == 143, said
@@ -235,12 +236,12 @@ def test_a_sweep_is_stopped_and_resumed_and_its_trials_have_workers_on_both_node
     for number, workers in ((1, 2), (2, 1)):
         run = place.outputs / "runs" / f"swept-00{number}"
         training = read_json(run / "training.json")
-        assert (training["step"], training["world_size"]) == (200, workers)
+        assert (training["step"], training["world_size"]) == (600, workers)
         losses.append([one["loss"] for one in training["validations"]])
     assert read_json(first / "training.json")["this_attempt"]["from_step"] == int(checkpoints[0].removeprefix("step_"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     row = next(line.split() for line in place.transloom("jobs").split("\n") if line.startswith("swept-"))
-    assert row[1:4] == ["succeeded", "sweep", "2/2"], row
+    assert row[1:5] == ["succeeded", "sweep", "evaluate", "2/2"], row
     runs = {run.info.run_name: run for run in _runs(place) if run.info.run_name.startswith("swept")}
     assert {run.info.status for run in runs.values()} == {"FINISHED"} and len(runs) == 3
 
