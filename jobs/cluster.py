@@ -40,9 +40,13 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A process of Ray Train's that tells workers of nodes which are to go; ours do not ask it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not config.address:
         keep_ray_token_private()
         os.environ.update(LOOPBACK_ENVIRONMENT)
+        # Processes that are started before there is work: ours has an environment of its own, and needs others.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray  # takes seconds: only once the configuration is known to be good
 
     try:
