@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     before = from_dict(yaml.safe_load(about["transloom_config"]))
     kind = about["transloom_job"]
     if kind == "sweep":
-        from jobs.sweep import Origin, changed_sweep
+        from jobs.sweep_settings import Origin, changed_sweep
 
         config = replace(changed_sweep(before, settings), name=before.name, output_dir=before.output_dir)
         origin = Origin(json.loads(about["transloom_choices"]), is_resumed=True)

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.config import Config
-    from jobs.sweep import Origin
+    from jobs.sweep_settings import Origin
 
 SUBMITTABLE = ("run", "prepare", "train", "evaluate", "sweep")
 NO_JOB = f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run"
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     cluster = choose_cluster(own.get("to"))
     settings = with_cluster_settings(settings, cluster)
     if job == "sweep":
-        from jobs.sweep import refuse_impossible, sweep_settings
+        from jobs.sweep_settings import refuse_impossible, sweep_settings
 
         config, origin = sweep_settings(settings)
         refuse_impossible(config)

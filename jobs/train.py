@@ -1,11 +1,5 @@
-"""Train: the driver's side, which launches Ray Train workers, and the workers' side, which runs the loop.
+"""Train: launches Ray Train workers (jobs/worker.py), waits for them and says how it went."""
 
-A worker is told nothing but the run's folder: config.yaml in it is the resolved configuration.
-"""
-
-import dataclasses
-import logging
-import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -14,16 +8,16 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, spare_cpus
-from jobs.config import ClusterConfig, Config, read_config
+from jobs.config import ClusterConfig
 from jobs.console import begin_stage, console, following
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
-from jobs.report import open_tracker, report_training, report_validation
-from jobs.stopping import Terminated, on_sigterm, watched
+from jobs.report import open_tracker, report_training
+from jobs.stopping import Terminated, on_sigterm
 from jobs.stored import stored
 from jobs.summary import print_next, print_stages
+from jobs.worker import train_worker
 from jobs.workspace import (
-    CONFIG_FILE,
     PREPARED_FILE,
     PROGRESS_FILE,
     STOP_FILE,
@@ -33,7 +27,7 @@ from jobs.workspace import (
     run_for,
 )
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json, write_json
+from pipeline.files import MANIFEST, read_json
 from pipeline.train.checkpoint import newest_checkpoint
 
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
@@ -205,141 +199,3 @@ def _cause(error: BaseException) -> str:
     if "process has died" in str(firsts[worker]):
         return f"the process of worker {worker} died; was it killed, or was memory short?"
     return f"worker {worker}: {type(firsts[worker]).__name__}: {firsts[worker]}"
-
-
-def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One worker, from its start to the end of training. What is the user's to mend is returned, since Ray would
-    retry on an exception."""
-    try:
-        return _train(Path(settings["folder"]), settings["spare_cpus"])
-    except UserError as error:
-        return {"user_error": str(error)}
-
-
-def _train(folder: Path, spare: int) -> dict[str, Any]:
-    import torch
-    from ray.train.torch import get_device
-
-    from model.build import build_model
-    from pipeline.data.shards import open_shards
-    from pipeline.data.tokenizer import Tokenizer
-    from pipeline.ranks import rank, world_size
-    from pipeline.train.checkpoint import resume
-    from pipeline.train.engine import make_engine
-    from pipeline.train.loop import TrainState, train
-    from pipeline.train.objective import TranslationObjective
-
-    config = read_config(folder / CONFIG_FILE)
-    prepared = read_json(folder / PREPARED_FILE)
-    logging.basicConfig(level=logging.WARNING)
-    device = get_device()
-    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
-    torch.manual_seed(config.seed)  # the initial weights
-    model = build_model(config.model, tokenizer.vocab_size)
-    objective = TranslationObjective(model, config.train.label_smoothing).train()
-
-    initial, saved = resume(folder / "checkpoints")
-    state = TrainState(**saved or {})
-    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
-    del initial
-    started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
-    reason = train(
-        config.train,
-        config.batch,
-        config.schedule,
-        model=model,
-        engine=engine,
-        pairs=open_shards(Path(prepared["shards"]), "train"),
-        seed=config.seed,
-        state=state,
-        folder=folder,
-        about={
-            "engine": f"{config.engine.name.value} {config.engine.zero_stage}",
-            "identity": prepared["identity"],
-            "tokenizer": tokenizer.sha256,
-        },
-        validate=_validation(config, folder, device, spare),
-        reports=_reports(config, folder, is_first=rank() == 0),
-        stop=watched(folder / STOP_FILE) if rank() == 0 else lambda: False,
-    )
-    if rank() == 0 and reason != "stopped":
-        write_json(
-            folder / TRAINING_FILE,
-            {
-                **dataclasses.asdict(state),
-                "reason": reason,
-                "patience": config.train.patience,
-                "world_size": world_size(),
-                "this_attempt": started,
-            },
-        )
-    return {"reason": reason}
-
-
-def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:
-    """Validation in a Ray task where the workers leave a CPU free, else by the workers in turn with training."""
-    from pipeline.ranks import on_rank_zero
-
-    if not spare:
-        return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
-
-    import ray
-
-    task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
-
-    def begin(step: int, snapshot: Path) -> Callable[[], Any]:
-        handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
-        return lambda: on_rank_zero(lambda: ray.get(handle[0]))
-
-    return begin
-
-
-def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any) -> Any:
-    """Loss and BLEU of a snapshot on the validation set; inside the process group of the workers, their common work."""
-    import torch
-
-    from model.build import build_model
-    from model.packed_linear import pack_linears
-    from pipeline.data.lines import read_lines
-    from pipeline.data.shards import open_shards
-    from pipeline.data.tokenizer import Tokenizer
-    from pipeline.evaluate.validate import validate
-    from pipeline.train.checkpoint import load_weights
-    from pipeline.train.optimizer import TORCH_DTYPES
-
-    prepared = read_json(folder / PREPARED_FILE)
-    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
-    model = build_model(config.model, tokenizer.vocab_size)
-    model.load_state_dict(load_weights(snapshot))
-    model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
-    references = [line.decode() for line in read_lines(Path(prepared["corpus"]) / "validation.target")]
-    beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
-    return validate(
-        model, tokenizer, open_shards(Path(prepared["shards"]), "validation"), references, config.batch, beam
-    )
-
-
-def _reports(config: Config, folder: Path, is_first: bool) -> Any:
-    """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
-    from pipeline.tracker import SpoolTracker
-    from pipeline.train.loop import Reports
-
-    if not is_first:
-        return Reports(*[lambda *_: None] * 3)
-    tracker = SpoolTracker(folder)
-    shown: dict[str, Any] = {"max_steps": config.train.max_steps, "max_minutes": config.train.max_minutes}
-
-    def validated(step: int, found: Any) -> None:
-        report_validation(tracker, Run(folder.name, folder, config), step, found)
-
-    def progress(fresh: Mapping[str, Any]) -> None:
-        shown["doing"] = None
-        if "validation_bleu" in fresh:
-            shown["validation_step"] = fresh["step"]
-        shown.update(
-            {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
-        )
-        shown["time"] = time.time()
-        write_json(folder / PROGRESS_FILE, shown)
-
-    return Reports(metrics=tracker.log_metrics, validated=validated, progress=progress)

@@ -16,7 +16,7 @@ from pipeline.train.objective import TranslationObjective
 
 
 def our_trainer(task: Task, device: torch.device) -> Trainer:
-    """What `jobs/train.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
+    """What `jobs/worker.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
     objective = TranslationObjective(initial_model(task), task.label_smoothing).train()
     engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
 

@@ -17,7 +17,8 @@ from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.preflight import check_cluster, checked_session
 from jobs.prepare import prepare_stage
-from jobs.train import make_trainer, train_worker
+from jobs.train import make_trainer
+from jobs.worker import train_worker
 from jobs.workspace import Run, run_for
 from pipeline.errors import UserError
 from pipeline.files import read_json

@@ -8,8 +8,8 @@ from command import TINY, Command, transloom
 from runs import folder_of, mlflow_runs
 
 from jobs.config import chosen_options, load_config
-from jobs.sweep import at_point, refuse_impossible, sweep_settings
 from jobs.sweep_report import spent, write_best
+from jobs.sweep_settings import at_point, refuse_impossible, sweep_settings
 from jobs.sweep_table import Board
 from jobs.workspace import Run
 from pipeline.errors import UserError
@@ -99,7 +99,8 @@ def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
 
 
 def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
-    from jobs.sweep_trials import seconds_of, validation_curve
+    from jobs.sweep_trials import seconds_of
+    from jobs.sweep_tune import validation_curve
     from pipeline.tracker import SpoolTracker
 
     tracker = SpoolTracker(tmp_path)

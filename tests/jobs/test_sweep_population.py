@@ -7,8 +7,9 @@ from command import TINY, transloom
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
 from jobs.config import load_config, to_yaml
-from jobs.sweep import _study, refuse_impossible, sweep_settings, trial_config
+from jobs.sweep import _study
 from jobs.sweep_population import history_in_words, history_of, own_cost
+from jobs.sweep_settings import refuse_impossible, sweep_settings, trial_config
 from jobs.workspace import Run
 from pipeline.errors import UserError
 from pipeline.files import write_json
