@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import configuration
-from jobs.config import CONTENDERS, Config, load_config, read_config, to_dict, to_yaml
+from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.config_messages import CONTENDERS
 from jobs.groups import groups
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind

@@ -1,0 +1,49 @@
+"""What is said of a setting that is wrong: which one, what is wrong with it, and what is nearest to it."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
+
+
+def quoting(word: str) -> str:
+    """How a value is quoted, for the shell and within it for Hydra."""
+    if word.startswith("race.contenders"):
+        return f"Contenders are written as {CONTENDERS}."
+    return "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
+
+
+def unknown(key: str, known: Sequence[str]) -> str:
+    """What is said of a key that does not exist."""
+    leaf = key.rpartition(".")[2]
+    # The right word in the wrong section comes before a word that only looks alike.
+    near = nearest(key, [name for name in known if name.rpartition(".")[2] == leaf] or known)
+    hint = f"Did you mean {near}?" if near else "`--cfg job` prints all that there are."
+    return f"no such setting. {hint}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.3)), None)
+
+
+def explain(error: BaseException, known: Sequence[str]) -> str:
+    """One line out of Hydra's chain of errors, starting with the key where one is known.
+
+    Args:
+        known: the names of all settings and groups.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        key = getattr(cause, "full_key", None)
+        if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+            return f"{key}: {unknown(key, known)}"
+        said = str(cause).partition("\n")[0]
+        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
+            return f"{key}: can't be null; give it a value, or leave it out"
+        if key:
+            return f"{key}: {said}" + (f". {quoting(key)}" if key.startswith("race.contenders") else "")
+        cause = cause.__cause__
+    return str(error).partition("\n    full_key")[0]
