@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
+# OmegaConf's words for a value of a wrong type, and ours.
+WRONG_TYPES = {
+    r"Value '(.*)' of type .* could not be converted to Integer": "{0!r} is not a whole number",
+    r"Value '(.*)' of type .* could not be converted to Float": "{0!r} is no number",
+    r"Value '(.*)' is not a valid bool": "{0!r} is neither true nor false",
+    r"Invalid value '(.*)', expected one of \[(.*)\]": "{0!r} is not one of {1}",
+    r"Cannot convert .* to string: '(.*)'": "{0} is not a text",
+    r"Invalid value assigned: \w+ is not a ListConfig": "is not a list, which is written as [a,b]",
+    r"Cannot assign \w+ to Dict": "is not a dictionary, which is written as {{a: b}}",
+}
 
 
 def quoting(word: str) -> str:
@@ -44,6 +54,9 @@ def explain(error: BaseException, known: Sequence[str]) -> str:
         if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
             return f"{key}: can't be null; give it a value, or leave it out"
         if key:
+            for theirs, ours in WRONG_TYPES.items():
+                if found := re.match(theirs, said):
+                    said = ours.format(*found.groups())
             return f"{key}: {said}" + (f". {quoting(key)}" if key.startswith("race.contenders") else "")
         cause = cause.__cause__
     return str(error).partition("\n    full_key")[0]
