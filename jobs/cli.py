@@ -190,7 +190,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("resolved=: the file has every setting; no other word goes with it")
         config = only_resumed(read_config(Path(resolved[0])))
     else:
-        config = with_absolute_paths(load_config(words))
+        config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", ARGUMENTS.get(job, ""))))
         if config.resume:
             config = resumed(config, words)
     if show:

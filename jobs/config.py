@@ -140,14 +140,16 @@ class Config:
             )
 
 
-def load_config(overrides: Sequence[str]) -> Config:
+def load_config(overrides: Sequence[str], own_words: Sequence[str] = ()) -> Config:
     """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
     may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
+    Args:
+        own_words: what a job takes beside settings; one of them may be what an unknown key was meant to be.
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
-    return from_dict(_compose(overrides))
+    return from_dict(_compose(overrides, own_words))
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
@@ -160,12 +162,12 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     return {group: choices[group] for group in groups() if choices.get(group)}
 
 
-def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
     words = [word for word in overrides if word not in own]
     parsed = _parse(words)
     for override in parsed:
-        _check_name(override)
+        _check_name(override, own_words)
     store = ConfigStore.instance()
     store.store(name="schema", node=_schema(None))
     try:
@@ -347,7 +349,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _check_name(override: Override) -> None:
+def _check_name(override: Override, own_words: Sequence[str]) -> None:
     """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
     word, key, value = str(override.input_line), override.key_or_group, override.value()
     if "_target_" in word or "${hydra:" in word:
@@ -364,7 +366,7 @@ def _check_name(override: Override) -> None:
     elif section := [name for name in keys if name.startswith(f"{key}.")]:
         raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
     elif key not in keys and not any(key.startswith(f"{name}.") for name in _dictionaries()):
-        raise UserError(f"{key}: {unknown(key, _names())}")
+        raise UserError(f"{key}: {unknown(key, [*_names(), *own_words])}")
     if override.type is not OverrideType.CHANGE:
         raise UserError(f"{word}: settings are neither added nor removed; write {key}=<value>")
 

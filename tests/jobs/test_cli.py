@@ -130,6 +130,23 @@ def test_what_help_tells_is_accepted():
         load_config(words.split())
 
 
+@pytest.mark.parametrize(
+    ("job", "word", "hint"),
+    [
+        ("compare", "reference=a.de", "Did you mean references?"),
+        ("compare", "sorce=a.en", "Did you mean source?"),
+        ("export", "fromat=ctranslate2", "Did you mean format?"),
+        ("run", "reference=a.de", "`--cfg job` prints all that there are."),
+        ("run", "warmup=10", "Did you mean schedule.warmup_steps?"),
+        ("run", "batch_size=10", "Did you mean batch.tokens?"),
+    ],
+)
+def test_the_nearest_of_an_unknown_word_may_be_one_of_the_jobs_own(job, word, hint):
+    with pytest.raises(UserError) as refusal:
+        configuration(job, [word])
+    assert str(refusal.value) == f"{word.partition('=')[0]}: no such setting. {hint}"
+
+
 def test_cfg_job_prints_the_resolved_configuration(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         configuration("run", ["seed=7", "--cfg", "job", "experiment=multi30k_en_de"])
