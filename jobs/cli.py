@@ -72,6 +72,9 @@ READS = {
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 
+# Of these, those that look at nothing else, so that any other setting is a mistake.
+NOTHING_ELSE = ("translate", "export", "attend", "compare", "ui")
+
 EXAMPLES = [  # of the jobs that have none of their own
     "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
     "corpus=text corpus.train.source=my.en corpus.train.target=my.de",
@@ -170,7 +173,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
     `--cfg job` itself, and then ends the command.
 
     Raises:
-        UserError: if the words are refused.
+        UserError: if the words are refused, or mean nothing to this job.
         SystemExit: 0, after the configuration was printed.
     """
     words = list(argv)
@@ -190,6 +193,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("resolved=: the file has every setting; no other word goes with it")
         config = only_resumed(read_config(Path(resolved[0])))
     else:
+        _refuse_meaningless(job, words)
         config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", ARGUMENTS.get(job, ""))))
         if config.resume:
             config = resumed(config, words)
@@ -197,6 +201,21 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _refuse_meaningless(job: str, words: Sequence[str]) -> None:
+    """Refuses a setting that such a job would take and not look at. A word that is none is left to what comes next."""
+    if job not in NOTHING_ELSE or any(word.startswith("resume=") for word in words):
+        return  # the settings of a run, which says itself what goes with them
+    from jobs.config import Config
+
+    reads = list(dict.fromkeys(name.partition(".")[0] for name in READS[job]))
+    known = {*groups(), *(field.name for field in dataclasses.fields(Config))}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        section = re.split(r"\W", key)[0]
+        if section in known and section not in (*reads, "experiment"):  # which may set what the job reads
+            raise UserError(f"{key}: means nothing to {job}; of all settings it reads {', '.join(reads)}")
 
 
 def print_jobs() -> None:

@@ -11,7 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import main
-from jobs.cli import EXAMPLES, JOBS, READS, USUAL_OVERRIDES, WITHOUT_SETTINGS, configuration
+from jobs.cli import (
+    EXAMPLES,
+    JOBS,
+    NOTHING_ELSE,
+    READS,
+    USUAL_OVERRIDES,
+    WITHOUT_SETTINGS,
+    configuration,
+)
 from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
 from jobs.groups import groups
 from jobs.stopping import Terminated
@@ -128,6 +136,31 @@ def test_what_help_tells_is_accepted():
         load_config([re.sub(r"<\w+>", "example", word)])
     for words in EXAMPLES:
         load_config(words.split())
+
+
+@pytest.mark.parametrize("job", NOTHING_ELSE)
+@pytest.mark.parametrize("word", ["model.d_model=64", "model=small", "train.max_steps=1", "seed=2", "storage=s3://a/b"])
+def test_a_setting_that_means_nothing_to_the_job_is_refused(job, word):
+    with pytest.raises(UserError) as refusal:
+        configuration(job, ["output_dir=a", word])
+    reads = "of all settings it reads .*output_dir"
+    assert re.fullmatch(rf"{re.escape(word.partition('=')[0])}: means nothing to {job}; {reads}", str(refusal.value))
+
+
+def test_what_a_job_reads_is_taken_also_through_an_experiment_or_a_run(capsys, tmp_path):
+    """Hydra's experiments may set the search, and a file of the user's own the output folder."""
+    assert configuration("translate", ["decode=greedy", "experiment=multi30k_en_de"]).decode.beam == 1
+    assert configuration("attend", ["experiment=multi30k_en_de"]).decode.beam == 5
+    assert configuration("compare", ["name=a", "tracking=off", "tracking.experiment=b"]).name == "a"
+    (tmp_path / "mine.yaml").write_text("# @package _global_\noutput_dir: /data\n", encoding="utf-8")
+    assert configuration("ui", [f"experiment={tmp_path}/mine.yaml"]).output_dir == "/data"
+    run = tmp_path / "outputs" / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(load_config(["seed=7"])), encoding="utf-8")
+    assert configuration("ui", [f"resume={run}"]).output_dir == f"{tmp_path}/outputs"
+    with pytest.raises(SystemExit):
+        configuration("ui", ["--cfg", "job"])
+    assert "output_dir: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
