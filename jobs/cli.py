@@ -55,6 +55,24 @@ USUAL_OVERRIDES = {
     "storage=s3://<bucket>/<folder>": "copy what is finished there, fetch what is missing here",
 }
 
+# What a job reads and others do not; its help has them first.
+OWN_OVERRIDES = {
+    "race": {
+        "race.contenders={…}": "the models by name, each with the words that make it, as in an example below",
+        "train.max_minutes=30": "how long each of them is trained",
+        "race.lengths=[8,32,128]": "sentence lengths, in tokens, at which training speed is measured",
+    },
+    "sweep": {
+        "sweep.space={…}": "what varies, as in an example below; sweep=<option> has one ready",
+        "sweep.trials=30": "how many trainings in all; a grid has no more than its points",
+        "sweep.at_once=2": "how many of them side by side; 0: as many as there is room for",
+        "sweep.minutes=60": "begin none after so many minutes; 0: no limit",
+        "sweep.stop=asha": "end the poor ones early: asha, median or none",
+        "sweep.seeds=3": "train the best with so many seeds, to see how far chance goes",
+        "sweep.warm_start=[<sweep>]": "learn from earlier sweeps of the same parameters",
+    },
+}
+
 # Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.
 READS = {
     "prepare": (
@@ -114,6 +132,7 @@ OWN_EXAMPLES = {
     "race": [
         "experiment=attention_vs_recurrence corpus.path=../multi30k",
         "experiment=attention_vs_recurrence train.max_minutes=30",
+        """train.max_minutes=10 'race.contenders={a: ["model=small"], b: ["model=tiny"]}'""",
     ],
     "compare": [
         "first second",
@@ -125,6 +144,7 @@ OWN_EXAMPLES = {
     "sweep": [
         "experiment=multi30k_sweep corpus.path=../multi30k",
         "experiment=multi30k_en_de sweep=tpe_asha sweep.trials=30 sweep.seeds=3",
+        "sweep.sampler=random 'sweep.space={model.dropout: {low: 0.0, high: 0.4}}'",
         "resume=my-sweep sweep.trials=50",
     ],
     "ui": ["", "output_dir=/data/outputs"],
@@ -236,7 +256,9 @@ def print_help(job: str) -> None:
             console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
             console.print(_columns(shown))
             console.print()
-        usual = {word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads}
+        usual = OWN_OVERRIDES.get(job, {}) | {
+            word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads
+        }
         console.print("Usual settings:")
         console.print(_columns(usual))
         console.print(

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from jobs.cli import (
     EXAMPLES,
     JOBS,
     NOTHING_ELSE,
+    OWN_EXAMPLES,
+    OWN_OVERRIDES,
     READS,
     USUAL_OVERRIDES,
     WITHOUT_SETTINGS,
@@ -136,6 +139,20 @@ def test_what_help_tells_is_accepted():
         load_config([re.sub(r"<\w+>", "example", word)])
     for words in EXAMPLES:
         load_config(words.split())
+    for job, own in OWN_OVERRIDES.items():
+        for word in own:
+            if "…" not in word:
+                load_config([re.sub(r"<\w+>", "example", word)])
+        for words in OWN_EXAMPLES[job]:
+            load_config(shlex.split(words))
+
+
+def test_help_of_a_sweep_names_its_own_settings_and_that_of_a_run_does_not(capsys):
+    main(["sweep", "--help"])
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^  sweep\.{key}=", said, re.MULTILINE) for key in ("space", "trials", "at_once", "seeds"))
+    main(["run", "--help"])
+    assert "sweep." not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("job", NOTHING_ELSE)
