@@ -55,6 +55,24 @@ USUAL_OVERRIDES = {
     "storage=s3://<bucket>/<folder>": "copy what is finished there, fetch what is missing here",
 }
 
+# What a job reads and others do not; its help has them first.
+OWN_OVERRIDES = {
+    "race": {
+        "race.contenders={…}": "the models by name, each with the words that make it, as in an example below",
+        "train.max_minutes=30": "how long each of them is trained",
+        "race.lengths=[8,32,128]": "sentence lengths, in tokens, at which training speed is measured",
+    },
+    "sweep": {
+        "sweep.space={…}": "what varies, as in an example below; sweep=<option> has one ready",
+        "sweep.trials=30": "how many trainings in all; a grid has no more than its points",
+        "sweep.at_once=2": "how many of them side by side; 0: as many as there is room for",
+        "sweep.minutes=60": "begin none after so many minutes; 0: no limit",
+        "sweep.stop=asha": "end the poor ones early: asha, median or none",
+        "sweep.seeds=3": "train the best with so many seeds, to see how far chance goes",
+        "sweep.warm_start=[<sweep>]": "learn from earlier sweeps of the same parameters",
+    },
+}
+
 # Jobs that look at a part of the configuration: the groups and usual settings that help shows. Others read it all.
 READS = {
     "prepare": (
@@ -71,6 +89,9 @@ READS = {
     "compare": ("tracking", "tracking.uri", "name", "output_dir"),
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
+
+# Of these, those that look at nothing else, so that any other setting is a mistake.
+NOTHING_ELSE = ("translate", "export", "attend", "compare", "ui")
 
 EXAMPLES = [  # of the jobs that have none of their own
     "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
@@ -111,6 +132,7 @@ OWN_EXAMPLES = {
     "race": [
         "experiment=attention_vs_recurrence corpus.path=../multi30k",
         "experiment=attention_vs_recurrence train.max_minutes=30",
+        """train.max_minutes=10 'race.contenders={a: ["model=small"], b: ["model=tiny"]}'""",
     ],
     "compare": [
         "first second",
@@ -122,6 +144,7 @@ OWN_EXAMPLES = {
     "sweep": [
         "experiment=multi30k_sweep corpus.path=../multi30k",
         "experiment=multi30k_en_de sweep=tpe_asha sweep.trials=30 sweep.seeds=3",
+        "sweep.sampler=random 'sweep.space={model.dropout: {low: 0.0, high: 0.4}}'",
         "resume=my-sweep sweep.trials=50",
     ],
     "ui": ["", "output_dir=/data/outputs"],
@@ -174,7 +197,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
     `--cfg job` itself, and then ends the command.
 
     Raises:
-        UserError: if the words are refused.
+        UserError: if the words are refused, or mean nothing to this job.
         SystemExit: 0, after the configuration was printed.
     """
     words = list(argv)
@@ -194,13 +217,29 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
             raise UserError("resolved=: the file has every setting; no other word goes with it")
         config = only_resumed(read_config(Path(resolved[0])))
     else:
-        config = with_absolute_paths(load_config(words))
+        _refuse_meaningless(job, words)
+        config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", ARGUMENTS.get(job, ""))))
         if config.resume:
             config = resumed(config, words)
     if show:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _refuse_meaningless(job: str, words: Sequence[str]) -> None:
+    """Refuses a setting that such a job would take and not look at. A word that is none is left to what comes next."""
+    if job not in NOTHING_ELSE or any(word.startswith("resume=") for word in words):
+        return  # the settings of a run, which says itself what goes with them
+    from jobs.config import Config
+
+    reads = list(dict.fromkeys(name.partition(".")[0] for name in READS[job]))
+    known = {*groups(), *(field.name for field in dataclasses.fields(Config))}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        section = re.split(r"\W", key)[0]
+        if section in known and section not in (*reads, "experiment"):  # which may set what the job reads
+            raise UserError(f"{key}: means nothing to {job}; of all settings it reads {', '.join(reads)}")
 
 
 def print_jobs() -> None:
@@ -221,7 +260,9 @@ def print_help(job: str) -> None:
             console.print("Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.")
             console.print(_columns(shown))
             console.print()
-        usual = {word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads}
+        usual = OWN_OVERRIDES.get(job, {}) | {
+            word: text for word, text in USUAL_OVERRIDES.items() if word.partition("=")[0] in reads
+        }
         console.print("Usual settings:")
         console.print(_columns(usual))
         console.print(

@@ -6,7 +6,6 @@ starts: whatever is wrong is raised as UserError with the key's full name.
 
 import copy
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from jobs.config_messages import explain, nearest, quoting, unknown
 from jobs.groups import CONF_DIR, groups
 from model.build import ARCHITECTURES, architecture_of
 from model.config import TransformerConfig
@@ -46,7 +46,6 @@ else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by t
 
 OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
 OWN_NAME = "file-of-your-own"  # what Hydra calls it
-CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,16 @@ class Config:
             )
 
 
-def load_config(overrides: Sequence[str]) -> Config:
+def load_config(overrides: Sequence[str], own_words: Sequence[str] = ()) -> Config:
     """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
     may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
+    Args:
+        own_words: what a job takes beside settings; one of them may be what an unknown key was meant to be.
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
-    return from_dict(_compose(overrides))
+    return from_dict(_compose(overrides, own_words))
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
@@ -161,12 +162,12 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     return {group: choices[group] for group in groups() if choices.get(group)}
 
 
-def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
     words = [word for word in overrides if word not in own]
     parsed = _parse(words)
     for override in parsed:
-        _check_name(override)
+        _check_name(override, own_words)
     store = ConfigStore.instance()
     store.store(name="schema", node=_schema(None))
     try:
@@ -179,7 +180,7 @@ def _compose(overrides: Sequence[str], return_hydra_config: bool = False) -> Dic
     except OSError as error:
         raise UserError(f"{own[-1]}: {error.strerror or error}") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error, _names())) from error
 
 
 def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConfig:
@@ -247,7 +248,7 @@ def from_dict(settings: Any) -> Config:
     try:
         return _build(_typed(cast(DictConfig, OmegaConf.create(settings))), "")
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error, _names())) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -281,7 +282,7 @@ def _typed(settings: DictConfig) -> DictConfig:
         if name not in schema.model:
             others = [kind for kind in ARCHITECTURES if name in _schema(kind).model]
             if not others:
-                raise UserError(f"model.{name}: {_unknown(f'model.{name}')}")
+                raise UserError(f"model.{name}: {unknown(f'model.{name}', _names())}")
             raise UserError(
                 f"model.{name}: is a setting of model.architecture={others[0]}; this model is of architecture "
                 f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}. Where it is the "
@@ -317,6 +318,11 @@ def _keys() -> list[str]:
     return list(dict.fromkeys([*names, "model.architecture"]))
 
 
+def _names() -> list[str]:
+    """Everything that may stand before an equals sign."""
+    return [*_keys(), *groups()]
+
+
 @cache
 def _dictionaries() -> list[str]:
     """The settings whose keys the user chooses: `race.contenders.mine=[…]` sets one of them."""
@@ -339,18 +345,11 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
                 raise UserError(
                     f"{text}: no such option; settings are key=value, and --help lists what there is"
                 ) from error
-            raise UserError(f"{text}: is not of the form key=value or group=option. {_quoting(text)}") from error
+            raise UserError(f"{text}: is not of the form key=value or group=option. {quoting(text)}") from error
     return parsed
 
 
-def _quoting(word: str) -> str:
-    """How a value is quoted, for the shell and within it for Hydra."""
-    if word.startswith("race.contenders"):
-        return f"Contenders are written as {CONTENDERS}."
-    return "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
-
-
-def _check_name(override: Override) -> None:
+def _check_name(override: Override, own_words: Sequence[str]) -> None:
     """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
     word, key, value = str(override.input_line), override.key_or_group, override.value()
     if "_target_" in word or "${hydra:" in word:
@@ -361,44 +360,15 @@ def _check_name(override: Override) -> None:
     if key in known_groups:
         options = known_groups[key]
         if value not in options or override.package is not None:
-            nearest = _nearest(str(value), options)
-            hint = f" Did you mean {key}={nearest}?" if nearest else ""
+            near = nearest(str(value), options)
+            hint = f" Did you mean {key}={near}?" if near else ""
             raise UserError(f"{word}: no such option.{hint} There is: {', '.join(options)}.")
     elif section := [name for name in keys if name.startswith(f"{key}.")]:
         raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
     elif key not in keys and not any(key.startswith(f"{name}.") for name in _dictionaries()):
-        raise UserError(f"{key}: {_unknown(key)}")
+        raise UserError(f"{key}: {unknown(key, [*_names(), *own_words])}")
     if override.type is not OverrideType.CHANGE:
         raise UserError(f"{word}: settings are neither added nor removed; write {key}=<value>")
-
-
-def _unknown(key: str) -> str:
-    names = [*_keys(), *groups()]
-    leaf = key.rpartition(".")[2]
-    # The right word in the wrong section comes before a word that only looks alike.
-    nearest = _nearest(key, [name for name in names if name.rpartition(".")[2] == leaf] or names)
-    hint = f"Did you mean {nearest}?" if nearest else "`--cfg job` prints all that there are."
-    return f"no such setting. {hint}"
-
-
-def _nearest(word: str, known: list[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.3)), None)
-
-
-def _explain(error: BaseException) -> str:
-    """One line out of Hydra's chain of errors, starting with the key where one is known."""
-    cause: BaseException | None = error
-    while cause is not None:
-        key = getattr(cause, "full_key", None)
-        if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
-            return f"{key}: {_unknown(key)}"
-        said = str(cause).partition("\n")[0]
-        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
-            return f"{key}: can't be null; give it a value, or leave it out"
-        if key:
-            return f"{key}: {said}" + (f". {_quoting(key)}" if key.startswith("race.contenders") else "")
-        cause = cause.__cause__
-    return str(error).partition("\n    full_key")[0]
 
 
 def _build(node: DictConfig, prefix: str) -> Any:
@@ -410,6 +380,6 @@ def _build(node: DictConfig, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error, _names())) from error
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from error

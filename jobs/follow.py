@@ -85,7 +85,7 @@ def _command(job: str, client: "Client", job_id: str, *more: str) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, as its log tells; empty where it does not."""
+    """How far a job is, as its log tells; empty where it does not. `bleu` says of which set it is."""
 
     stage: str = ""
     step: str = ""
@@ -100,10 +100,11 @@ def progress_of(log: str) -> Progress:
         found = re.findall(pattern, log, re.MULTILINE)
         return found[-1] if found else ""
 
+    test, validation = newest(r"^test bleu +([\d.]+)"), newest(r"validation BLEU ([\d.]+)") or _best_of_trials(log)
     return Progress(
         stage=newest(r"^Stage: (.+)$"),
         step=_trials_of(log) or newest(r"^  step ([\d,]+/[\d,]+)"),
-        bleu=newest(r"^test bleu +([\d.]+)") or newest(r"validation BLEU ([\d.]+)") or _best_of_trials(log),
+        bleu=f"{test} test" if test else f"{validation} validation" if validation else "",
         mlflow=newest(r"^MLflow +(\S+)$"),
     )
 

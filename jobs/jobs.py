@@ -1,5 +1,6 @@
 """Jobs: list what was submitted to a cluster, and how far it is."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from jobs.cli import sort_words
@@ -7,6 +8,7 @@ from jobs.clusters import choose_cluster
 from pipeline.errors import UserError
 
 SHOWN = 20
+COLUMNS = ("job", "state", "kind", "stage", "step", "BLEU", "workers", "submitted", "MLflow")
 
 
 def main(argv: list[str]) -> int:
@@ -45,10 +47,15 @@ def main(argv: list[str]) -> int:
                 progress.mlflow,
             ]
         )
-    columns = ["job", "state", "kind", "stage", "step", "BLEU", "workers", "submitted", "MLflow"]
-    console.print(table(f"Jobs of {cluster.name}", columns, rows, right=(4, 5)))
+    console.print(table(f"Jobs of {cluster.name}", *known_columns(rows), right=(4,)))
     if len(jobs) > SHOWN:
         console.print(f"and {len(jobs) - SHOWN} older ones")
     newest = jobs[0].submission_id
     print_next(f"transloom logs {newest} -f to={cluster.name}")
     return 0
+
+
+def known_columns(rows: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns and the rows, without MLflow's column where no job has a page on a server."""
+    count = len(COLUMNS) if any(row[-1] for row in rows) else len(COLUMNS) - 1
+    return list(COLUMNS[:count]), [row[:count] for row in rows]

@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, ray_session
-from jobs.config import CONTENDERS, Config, RaceConfig, load_config, with_absolute_paths
+from jobs.config import Config, RaceConfig, load_config, with_absolute_paths
+from jobs.config_messages import CONTENDERS
 from jobs.console import clock, console, quantity, table
 from jobs.machine import processor_name
 from jobs.prepare import found_prepared, prepare_stage

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.console import StatusLine, console, counter
-from jobs.workspace import PREPARED_FILE, Run
+from jobs.workspace import PREPARED_FILE, Run, bring_from
 from pipeline.data.prepare import Prepared
 from pipeline.files import read_json
-from pipeline.mirror import STAGES, Mirror, fetch_run, push_stages
+from pipeline.mirror import STAGES, Mirror, push_stages
 from pipeline.spool import redact_uri
 
 
@@ -25,8 +25,7 @@ def stored(run: Run) -> Iterator[None]:
         yield
         return
     status = StatusLine()
-    damaged = fetch_run(url, run.folder, progress=counter(status))
-    status.clear()
+    damaged = bring_from(url, run.folder)
     record = read_json(run.folder / PREPARED_FILE)
     mirror = Mirror(url, run.folder, [Path(record[stage]) for stage in STAGES], damaged)
     mirror.start()

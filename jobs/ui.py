@@ -8,6 +8,7 @@ from typing import Any
 from jobs.cli import configuration
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.moved_store import settle_store
 from pipeline.runs_view import runs_url
 from pipeline.spool import redact_uri
 from pipeline.tracking import RUN_RECORD, recorded_uri, run_url, tracking_uri, ui_command
@@ -22,8 +23,10 @@ def main(argv: list[str]) -> int:
     output_dir = Path(config.output_dir).absolute()
     uri = tracking_uri(config.tracking, output_dir)
     store = output_dir / "mlflow.db"
-    if uri == f"sqlite:///{store}" and not store.exists():
-        raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
+    if uri == f"sqlite:///{store}":
+        if not store.exists():
+            raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
+        settle_store(output_dir)
     port = _free_port()
     command, environment = ui_command(uri, output_dir / "mlartifacts", HOST, port)
     server = f"http://{HOST}:{port}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
-from jobs.console import StatusLine, counter
+from jobs.console import StatusLine, console, counter
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
@@ -90,10 +90,28 @@ def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
     """
     record = folder / PREPARED_FILE
     if config.storage and not record.exists():
-        status = StatusLine()
-        fetch_run(config.storage, folder, key, counter(status))
-        status.clear()
+        bring_from(config.storage, folder, key)
     return record.exists()
+
+
+def bring_from(url: str, folder: Path, key: str | None = None) -> list[str]:
+    """Fetches what a storage has of a run and its folder has not, and says what that was.
+
+    Returns:
+        names of what is damaged there.
+    Raises:
+        UserError: see `fetch_run`.
+    """
+    status = StatusLine()
+    came = fetch_run(url, folder, key, counter(status))
+    status.clear()
+    if came.files:
+        checkpoint = f"checkpoint step_{came.step:08d}" if came.step >= 0 else "no new checkpoint"
+        size = f"{came.size_bytes / 1e6:,.1f} MB"
+        console.print(
+            f"Fetched     the run {folder.name} from {redact_uri(url)}: {checkpoint}, {came.files} files, {size}"
+        )
+    return came.damaged
 
 
 def bring_stage(config: Config, folder: Path) -> bool:

@@ -59,6 +59,20 @@ class Unit(NamedTuple):
         return (self.folder / self.marker).exists()
 
 
+class Fetched(NamedTuple):
+    """What came of a run from its storage.
+
+    Attributes:
+        damaged: names of what is damaged there and was passed over.
+        step: of the newest checkpoint that came; -1: none did.
+    """
+
+    damaged: list[str]
+    files: int = 0
+    size_bytes: int = 0
+    step: int = -1
+
+
 def fetch_stage(url: str, folder: Path, progress: Progress = no_progress) -> bool:
     """Fetches a finished stage; False where the storage has none, or a damaged one, so that it is to be made.
 
@@ -86,23 +100,21 @@ def push_stages(url: str, folders: Sequence[Path], progress: Progress = no_progr
                 storage.push(folder, place, progress=progress)
 
 
-def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Progress = no_progress) -> list[str]:
+def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Progress = no_progress) -> Fetched:
     """Fetches what the storage has of a run and its folder has not. Where the storage has a later checkpoint, the files
     beside the checkpoints come from there too, for another machine has gone on with the run.
 
     Args:
         folder: <output folder>/runs/<name>.
         identity: what the run must be, where it is not here yet; None: anything.
-    Returns:
-        names of what is damaged there and was passed over.
     Raises:
         UserError: the storage can't be read, it holds another run of this name, or checkpoints none of which verifies.
     """
     place = f"{url}/runs/{folder.name}"
     with storage.explained("storage", url), explain_full_disk(folder):
-        names = list(storage.listing(place))
+        names = storage.listing(place)
         if PREPARED_FILE not in names:
-            return []
+            return Fetched([])
         there = json.loads(storage.read(f"{place}/{PREPARED_FILE}"))
         record = folder / PREPARED_FILE
         is_here = record.exists()
@@ -113,14 +125,18 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
                 "another name, or another storage"
             )
         units = _units(folder, names)
+        came: list[str] = []
         if not is_here or _newest(units) > _newest(_units(folder, _files(folder))):
-            _fetch_files(place, folder, [name for name in names if not UNIT.fullmatch(name)], is_here)
-        damaged = []
+            came += _fetch_files(place, folder, [name for name in names if not UNIT.fullmatch(name)], is_here)
+        damaged, new = [], []
         # The newest checkpoint comes last: until it is here, all of this is done again.
         for unit in sorted(units, key=lambda unit: (unit.kind == "checkpoints", unit.step)):
             if not unit.is_here:
                 try:
                     storage.pull(f"{url}/{unit.name}", unit.folder, unit.marker, progress)
+                    new.append(unit)
+                    within = f"{unit.folder.relative_to(folder).as_posix()}/"
+                    came += [name for name in names if name.startswith(within)]
                 except Damaged as damage:
                     log.warning("%s. It is passed over", damage)
                     damaged.append(unit.name)
@@ -133,16 +149,17 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
             root = folder.parent.parent
             stages = {stage: str(root / of / Path(there[stage]).name) for stage, of in STAGES.items()}
             write_json(record, {**there, **stages})
-    return damaged
+    return Fetched(damaged, len(came), sum(names[name] for name in came), _newest(new))
 
 
-def _fetch_files(place: str, folder: Path, names: Sequence[str], is_here: bool) -> None:
+def _fetch_files(place: str, folder: Path, names: Sequence[str], is_here: bool) -> list[str]:
     own = (PREPARED_FILE, CONFIG_FILE) if is_here else (PREPARED_FILE,)
-    for name in names:
-        if name not in own and not NOT_STORED.fullmatch(name):
-            storage.pull_file(f"{place}/{name}", folder / name)
+    wanted = [name for name in names if name not in own and not NOT_STORED.fullmatch(name)]
+    for name in wanted:
+        storage.pull_file(f"{place}/{name}", folder / name)
     for name in SPOOLS:  # how far it was uploaded to MLflow, is told of the file that is replaced
         (folder / name).with_suffix(".uploaded").unlink(missing_ok=True)
+    return wanted
 
 
 class Mirror:

@@ -56,7 +56,6 @@ class MlflowStore:
         self._uri = uri
         self._record = record
         self._models: dict[str, str] = {}
-        self._moved = False
         self._lazy_client: MlflowClient | None = None
         self.run_id: str = record["run_id"] or ""
         self.experiment_id: str = record.get("experiment_id") or ""
@@ -88,20 +87,6 @@ class MlflowStore:
         self.run_id = run.info.run_id
         self._models = {}
         return True
-
-    def warn_if_moved(self, output_dir: Path) -> None:
-        """Says once where artifacts go if not into this folder, which the store lies in: MLflow's database has absolute
-        paths, and after a move still means the old place."""
-        uri = urlsplit(self._client.get_run(self.run_id).info.artifact_uri)
-        folder = Path(unquote(uri.path))  # mlartifacts/<run>/artifacts
-        if self._moved or uri.scheme != "file" or folder.resolve().is_relative_to(output_dir.resolve()):
-            return
-        self._moved = True
-        log.warning(
-            "%s was moved or copied, and MLflow's database still has files uploaded to %s. Where it was moved: "
-            "ln -s %s %s; where it was copied, give new runs another tracking.experiment=",
-            *(output_dir, folder, output_dir, folder.parents[2]),
-        )
 
     def refuses(self, error: Exception) -> bool:
         """Whether the error means that the record is at fault, so that sending it again is no use."""

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
+from pipeline.moved_store import ARTIFACTS, settle_store
 from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redact_uri
 from pipeline.tracker import SpoolTracker
 
@@ -98,7 +99,7 @@ def refuse_unreachable(config: TrackingConfig, output_dir: Path) -> None:
 
 def artifact_location(uri: str, output_dir: Path) -> str | None:
     """Where a new experiment's artifacts go: beside a database; a server has its own place (None)."""
-    return None if uri.startswith("http") else (output_dir.absolute() / "mlartifacts").as_uri()
+    return None if uri.startswith("http") else (output_dir.absolute() / ARTIFACTS).as_uri()
 
 
 def recorded_uri(run_folder: Path, record: Mapping[str, Any]) -> str:
@@ -198,6 +199,8 @@ class Uploader:
         self._uri = uri
         self._output_dir = run_folder.parent.parent
         self._record = read_json(run_folder / RUN_RECORD)
+        if uri == local_store(self._output_dir):
+            settle_store(self._output_dir, self._record["run_id"])
         self._store = MlflowStore(uri, self._record | {"artifact_location": artifact_location(uri, self._output_dir)})
         self._readers = [SpoolReader(run_folder / name) for name in SPOOLS]
         self._run_found = threading.Event()
@@ -231,8 +234,6 @@ class Uploader:
                 self._record |= made | {"is_arranged": True}  # see runs_view.py; runs of before have no such experiment
                 write_json(self._folder / RUN_RECORD, self._record)
             self._run_found.set()
-            if self._uri == local_store(self._output_dir):
-                self._store.warn_if_moved(self._output_dir)
         for reader in self._readers:
             self._upload_spool(reader)
 

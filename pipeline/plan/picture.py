@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.figures import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from pipeline.figures import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
 from pipeline.files import atomic_write
 
-# Colour, marker and width: an H200 computes as an H100, whose line would hide it
-STYLES = ((BLUE, "o", 6.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "D", 1.8))
+# Colour, marker and width: an H200 computes as an H100, so its line is a pale band on which the other one lies
+STYLES = (("#9fcdee", "o", 8.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "D", 1.8))
 
 
 def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
@@ -24,7 +24,8 @@ def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
     above, below = figure.subplots(2, 1, sharex=True)
     names = {one["key"]: one["name"] for one in plan["hardware"]}
     for rows, (color, marker, width) in zip(plan["growth"].values(), STYLES, strict=False):
-        for batch, line in (("growing_batch", "-"), ("same_batch", "--")):
+        dashes = (0, (8 / width, 4 / width))  # counted in widths: 8 points and 4 between them, for every line
+        for batch, line in (("growing_batch", "-"), ("same_batch", dashes)):
             known = [row for row in rows if row[batch]]
             workers = [row["workers"] for row in known]
             style = {"color": color, "marker": marker, "markersize": width + 2.5, "lw": width, "ls": line}

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,17 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import main
-from jobs.cli import EXAMPLES, JOBS, READS, USUAL_OVERRIDES, WITHOUT_SETTINGS, configuration
+from jobs.cli import (
+    EXAMPLES,
+    JOBS,
+    NOTHING_ELSE,
+    OWN_EXAMPLES,
+    OWN_OVERRIDES,
+    READS,
+    USUAL_OVERRIDES,
+    WITHOUT_SETTINGS,
+    configuration,
+)
 from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
 from jobs.groups import groups
 from jobs.stopping import Terminated
@@ -128,6 +139,62 @@ def test_what_help_tells_is_accepted():
         load_config([re.sub(r"<\w+>", "example", word)])
     for words in EXAMPLES:
         load_config(words.split())
+    for job, own in OWN_OVERRIDES.items():
+        for word in own:
+            if "…" not in word:
+                load_config([re.sub(r"<\w+>", "example", word)])
+        for words in OWN_EXAMPLES[job]:
+            load_config(shlex.split(words))
+
+
+def test_help_of_a_sweep_names_its_own_settings_and_that_of_a_run_does_not(capsys):
+    main(["sweep", "--help"])
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^  sweep\.{key}=", said, re.MULTILINE) for key in ("space", "trials", "at_once", "seeds"))
+    main(["run", "--help"])
+    assert "sweep." not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", NOTHING_ELSE)
+@pytest.mark.parametrize("word", ["model.d_model=64", "model=small", "train.max_steps=1", "seed=2", "storage=s3://a/b"])
+def test_a_setting_that_means_nothing_to_the_job_is_refused(job, word):
+    with pytest.raises(UserError) as refusal:
+        configuration(job, ["output_dir=a", word])
+    reads = "of all settings it reads .*output_dir"
+    assert re.fullmatch(rf"{re.escape(word.partition('=')[0])}: means nothing to {job}; {reads}", str(refusal.value))
+
+
+def test_what_a_job_reads_is_taken_also_through_an_experiment_or_a_run(capsys, tmp_path):
+    """Hydra's experiments may set the search, and a file of the user's own the output folder."""
+    assert configuration("translate", ["decode=greedy", "experiment=multi30k_en_de"]).decode.beam == 1
+    assert configuration("attend", ["experiment=multi30k_en_de"]).decode.beam == 5
+    assert configuration("compare", ["name=a", "tracking=off", "tracking.experiment=b"]).name == "a"
+    (tmp_path / "mine.yaml").write_text("# @package _global_\noutput_dir: /data\n", encoding="utf-8")
+    assert configuration("ui", [f"experiment={tmp_path}/mine.yaml"]).output_dir == "/data"
+    run = tmp_path / "outputs" / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(load_config(["seed=7"])), encoding="utf-8")
+    assert configuration("ui", [f"resume={run}"]).output_dir == f"{tmp_path}/outputs"
+    with pytest.raises(SystemExit):
+        configuration("ui", ["--cfg", "job"])
+    assert "output_dir: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("job", "word", "hint"),
+    [
+        ("compare", "reference=a.de", "Did you mean references?"),
+        ("compare", "sorce=a.en", "Did you mean source?"),
+        ("export", "fromat=ctranslate2", "Did you mean format?"),
+        ("run", "reference=a.de", "`--cfg job` prints all that there are."),
+        ("run", "warmup=10", "Did you mean schedule.warmup_steps?"),
+        ("run", "batch_size=10", "Did you mean batch.tokens?"),
+    ],
+)
+def test_the_nearest_of_an_unknown_word_may_be_one_of_the_jobs_own(job, word, hint):
+    with pytest.raises(UserError) as refusal:
+        configuration(job, [word])
+    assert str(refusal.value) == f"{word.partition('=')[0]}: no such setting. {hint}"
 
 
 def test_cfg_job_prints_the_resolved_configuration(capsys, tmp_path):

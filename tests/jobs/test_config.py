@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import configuration
-from jobs.config import CONTENDERS, Config, load_config, read_config, to_dict, to_yaml
+from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.config_messages import CONTENDERS
 from jobs.groups import groups
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
@@ -111,10 +112,15 @@ REFUSED = {
     "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     # a wrong type
-    "model.d_model=wide": ["model.d_model: Value 'wide'", "Integer"],
-    "model.num_heads=1.5": ["model.num_heads: Value '1.5'"],
-    "tracking.enabled=perhaps": ["tracking.enabled: Value 'perhaps' is not a valid bool"],
-    "precision.dtype=bf61": ["precision.dtype: Invalid value 'bf61', expected one of [fp32, bf16, fp16]"],
+    "model.d_model=wide": ["model.d_model: 'wide' is not a whole number"],
+    "model.num_heads=1.5": ["model.num_heads: '1.5' is not a whole number"],
+    "race.lengths=[8, long]": ["race.lengths[1]: 'long' is not a whole number"],
+    "model.dropout=a little": ["model.dropout: 'a little' is no number"],
+    "tracking.enabled=perhaps": ["tracking.enabled: 'perhaps' is neither true nor false"],
+    "precision.dtype=bf61": ["precision.dtype: 'bf61' is not one of fp32, bf16, fp16"],
+    "corpus.path=[a]": ["corpus.path: ['a'] is not a text"],
+    "race.lengths=8": ["race.lengths: is not a list, which is written as [a,b]"],
+    "corpus.data_files=a.json": ["corpus.data_files: is not a dictionary, which is written as {a: b}"],
     "seed=null": ["seed: can't be null; give it a value, or leave it out"],
     "tracking.enabled=null": ["tracking.enabled: can't be null"],
     "race.lengths=null": ["race.lengths: can't be null"],

@@ -4,6 +4,7 @@ import pytest
 
 from jobs.console import counter, is_progress, training_line
 from jobs.follow import progress_of
+from jobs.jobs import known_columns
 
 SHOWN = {
     "step": 1200,
@@ -23,12 +24,20 @@ SHOWN = {
 def test_a_training_is_read_from_its_line_of_progress():
     log = f"Stage: prepare\nStage: train\n  starting the workers …\n{training_line(SHOWN)}\n"
     found = progress_of(log)
-    assert (found.stage, found.step, found.bleu, found.mlflow) == ("train", "1,200/20,000", "12.34", "")
+    assert (found.stage, found.step, found.bleu, found.mlflow) == ("train", "1,200/20,000", "12.34 validation", "")
     log += "MLflow      http://h:5000/#/experiments/1/runs/a\nStage: evaluate\ntest bleu   31.50  nrefs:1\n"
     found = progress_of(log)
-    assert (found.stage, found.bleu) == ("evaluate", "31.50")
+    assert (found.stage, found.bleu) == ("evaluate", "31.50 test")
     assert found.mlflow == "http://h:5000/#/experiments/1/runs/a"
-    assert progress_of("").stage == ""
+    assert (progress_of("").stage, progress_of("").bleu) == ("", "")
+
+
+def test_the_list_has_no_column_for_a_server_that_there_is_not():
+    row = ["first-3fa2c1", "running", "run", "train", "40/100", "12.34 validation", "2", "Nov 23 10:00"]
+    columns, rows = known_columns([[*row, ""], [*row, ""]])
+    assert columns[-1] == "submitted" and rows == [row, row]
+    columns, rows = known_columns([[*row, ""], [*row, "http://h:5000"]])
+    assert columns[-1] == "MLflow" and rows[0][-1] == "" and rows[1][-1] == "http://h:5000"
 
 
 def test_a_sweep_is_read_from_its_trials():
@@ -36,7 +45,7 @@ def test_a_sweep_is_read_from_its_trials():
     log += "  trial 8: BLEU 21.50 at 10,000 target tokens  ETA 1:15\n  trial 9: stopped, BLEU 9.75\n"
     log += "  trial 8: finished, BLEU 20.00\n  trial 10: BLEU 3.00 at 5,000 target tokens\n"
     found = progress_of(log)
-    assert (found.stage, found.step, found.bleu) == ("sweep", "9/12 trials", "21.50")
+    assert (found.stage, found.step, found.bleu) == ("sweep", "9/12 trials", "21.50 validation")
     found = progress_of(f"{log}Stage: seeds of the best\n2 of 2 trials to go, 1 at a time, over seed\n")
     assert (found.stage, found.step) == ("seeds of the best", "0/2 trials")
 

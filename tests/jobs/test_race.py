@@ -7,7 +7,7 @@ import pytest
 from command import TINY, transloom
 
 from jobs.cli import configuration
-from jobs.config import CONTENDERS
+from jobs.config_messages import CONTENDERS
 from jobs.race import contenders_of
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.errors import UserError

@@ -1,5 +1,6 @@
 """`storage=`: a machine that is lost, a server that is away, and what is refused before anything starts."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(place, whole, s
     for stage in ("corpus", "tokenizer", "shards"):
         assert any(line.split()[:3] == [stage, "done", "before"] for line in outcome.out.splitlines()), outcome.said
     assert "  going on from step_000" in outcome.out
+    fetched = rf"^Fetched     the run night from {URL}: checkpoint step_00000(050|100), \d+ files, \d+\.\d MB$"
+    assert len(re.findall(fetched, outcome.out, re.MULTILINE)) == 1, outcome.said
     assert "Not everything could be stored: storage: s3://bucket/night: can't be reached" in outcome.out
     training = read_json(folder_of(second, "night") / "training.json")
     assert training["this_attempt"]["from_step"] in (50, 100) and training["step"] == STEPS

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, sha256_file, write_json
-from pipeline.mirror import Mirror, fetch_run, fetch_stage
+from pipeline.mirror import Fetched, Mirror, fetch_run, fetch_stage
 
 URL = "memory://bucket"
 
@@ -72,8 +72,11 @@ def test_another_machine_gets_the_whole_run(tmp_path: Path) -> None:
     Mirror(URL, folder, stages).sync()
 
     other = tmp_path / "b" / "runs" / "mine"
-    assert fetch_run(URL, other, "a") == []
+    came = fetch_run(URL, other, "a")
     here, there = files(folder), files(other)
+    assert (came.damaged, came.step) == ([], 100)
+    brought = there.keys() - {"prepared.json"}  # which is written here
+    assert (came.files, came.size_bytes) == (len(brought), sum(len(there[name]) for name in brought))
     of_this_machine = {"lock", "progress.json", "metrics.uploaded", "ray/log", "prepared.json"}
     of_this_machine |= {name for name in here if ".tmp/" in name}
     assert there.keys() - here.keys() == set()
@@ -93,7 +96,7 @@ def test_a_machine_that_comes_back_goes_on_from_where_the_other_got_to(tmp_path:
     Mirror(URL, first, stages).sync()
     second = tmp_path / "b" / "runs" / "mine"
     fetch_run(URL, second)
-    assert not fetch_run(URL, second)
+    assert fetch_run(URL, second) == Fetched([])
     train_to(second, 150)
     (second / "metrics.jsonl").write_text("metrics of more steps")
     Mirror(URL, second, stages).sync()
@@ -147,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path: Path, caplog
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/bucket/runs/mine/checkpoints/step_00000100/data", b"Checkpoints 100")
     other = tmp_path / "b" / "runs" / "mine"
-    damaged = fetch_run(URL, other)
+    damaged = fetch_run(URL, other).damaged
     assert damaged == ["runs/mine/checkpoints/step_00000100"]
     assert "step_00000100 is damaged: data not as written" in caplog.text
     assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["latest", "step_00000050"]

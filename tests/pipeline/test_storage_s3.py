@@ -49,7 +49,7 @@ def test_a_run_is_mirrored_by_a_thread(s3: S3Server, tmp_path: Path) -> None:
     mirror.start()
     assert mirror.close() is None
     other = tmp_path / "b" / "runs" / "mine"
-    assert fetch_run(url, other, "a") == []
+    assert fetch_run(url, other, "a").damaged == []
     assert (other / "checkpoints" / "step_00000100" / "data").read_bytes() == b"checkpoint 100"
     assert fetch_stage(url, tmp_path / "b" / "shards" / "1")
 

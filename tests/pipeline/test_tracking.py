@@ -1,6 +1,5 @@
 """Tracking against a real MLflow store: everything is told once, whatever happens to the run."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -89,30 +88,6 @@ def test_a_run_that_the_store_has_lost_is_made_anew_with_its_whole_history(outpu
     assert again.close(timeout=60)
     assert again.run_id() != tracker.run_id()
     assert points(client, again.run_id(), "train/loss") == [(1, 2.0), (2, 1.0)]
-
-
-def test_an_output_folder_that_was_moved_is_told_where_its_artifacts_go(
-    output_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    assert start(output_dir, "stayed").close(timeout=60)
-    assert "was moved" not in caplog.text
-    new = tmp_path / "new"
-    (new / "runs").mkdir(parents=True)
-    shutil.copy(output_dir / "mlflow.db", new)
-    shutil.copytree(output_dir / "runs" / "stayed", new / "runs" / "stayed")
-    assert is_reported(TrackingConfig(), new, new / "runs" / "stayed")
-    assert start(new, "fresh").close(timeout=60)
-    assert caplog.text.count(f"{new} was moved or copied") == 1
-    assert f"ln -s {new} {output_dir};" in caplog.text
-    caplog.clear()
-    SpoolTracker(new / "runs" / "stayed").log_metrics({"train/loss": 3.0}, 1)
-    run_id = sync_run(new / "runs" / "stayed")
-    assert f"{new} was moved or copied" in caplog.text
-    assert len(store_of(new).get_metric_history(run_id, "train/loss")) == 1
-    assert not store_of(output_dir).get_metric_history(run_id, "train/loss")
-    caplog.clear()
-    assert start(new, "elsewhere", experiment="another").close(timeout=60)
-    assert "was moved" not in caplog.text
 
 
 def test_what_the_store_refuses_does_not_hold_up_the_rest(output_dir: Path, caplog: pytest.LogCaptureFixture):
