@@ -14,14 +14,14 @@ from jobs.bench_summary import machine, print_bench, report_bench
 from jobs.cli import ARGUMENTS, configuration, sort_words
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
-from jobs.workspace import PREPARED_FILE, find_model, output_dir
+from jobs.workspace import PREPARED_FILE, find_model, output_dir, stage_folder
 from pipeline.bench.config import BenchConfig, Part
 from pipeline.bench.picture import draw_bench
 from pipeline.bench.turns import Progress
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 
 USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
@@ -106,8 +106,7 @@ def _name_of(model: Path) -> str:
 
 def _corpus_of(model: Path | None) -> Path | None:
     """The corpus that a run's model was trained for; None of a model folder that stands alone."""
-    record = model.parent / PREPARED_FILE if model else None
-    return Path(read_json(record)["corpus"]) if record and record.exists() else None
+    return stage_folder(model.parent, "corpus") if model and (model.parent / PREPARED_FILE).exists() else None
 
 
 def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: Path) -> Path:

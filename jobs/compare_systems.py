@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import read_config, to_dict
 from jobs.evaluate import RESULT_FILE, evaluation_folder
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run
+from jobs.workspace import CONFIG_FILE, Run, find_run, stage_folder
 from model.flops import count_parameters, training_flops
 from pipeline.compare.comparison import RunFacts, System
 from pipeline.compare.course import Moment, training_course, validation_course
@@ -140,17 +140,10 @@ def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
     evaluation = evaluation or evaluation_folder(run)
     if evaluation is None or not (evaluation / RESULT_FILE).exists():
         raise UserError(f"the run {run.name} has not been evaluated: transloom evaluate resume={called}")
-    corpus = _stage(run, "corpus")
+    corpus = stage_folder(run.folder, "corpus")
     if not (corpus / "test.target").exists():
         raise UserError(f"the run {run.name} was made from {corpus}, which is gone: bring it back, or prepare it again")
     return _Evaluated(run, evaluation, read_json(evaluation / RESULT_FILE), corpus)
-
-
-def _stage(run: Run, name: str) -> Path:
-    """The folder of a stage that the run was made from; beside the run's where its output folder was moved."""
-    folder = Path(read_json(run.folder / PREPARED_FILE)[name])
-    beside = run.folder.parent.parent / folder.parent.name / folder.name
-    return beside if beside.exists() else folder
 
 
 def _names(words: Sequence[str], found: Mapping[str, "_Evaluated | Path"]) -> dict[str, str]:
@@ -211,7 +204,7 @@ def _facts(one: _Evaluated) -> RunFacts:
     tags: Mapping[str, str] = read_json(record)["tags"] if record.exists() else {}
     counts = read_json(one.corpus / MANIFEST)["counts"]["splits"]
     files = read_json(one.corpus / MANIFEST)["files"]
-    tokenizer = _stage(run, "tokenizer") / MANIFEST
+    tokenizer = stage_folder(run.folder, "tokenizer") / MANIFEST
     vocabulary: int | None = read_json(tokenizer)["counts"]["vocab_size"] if tokenizer.exists() else None
     points = read_points(run.folder)
     validations = validation_course(points, training["validations"])

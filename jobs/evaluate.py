@@ -13,7 +13,7 @@ from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.stored import stored
 from jobs.summary import print_next, print_result
-from jobs.workspace import PREPARED_FILE, Run, only_owner, run_for
+from jobs.workspace import Run, only_owner, run_for, stage_folder
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -56,7 +56,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     about = read_json(model / "config.json")
     folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
+    corpus = stage_folder(run.folder, "corpus")
     result: dict[str, Any] = {"folder": str(folder), "steps_averaged": about["steps"], "sentences": {}, "seconds": {}}
     for split in ("validation", "test"):
         sources, references = [
@@ -122,7 +122,7 @@ def export_model(run: Run) -> Path:
     if written.get("steps") == steps and hashes.items() <= written.get("snapshots", {}).items():
         return folder
     weights = average_weights(paths)
-    tokenizer = Path(read_json(run.folder / PREPARED_FILE)["tokenizer"])
+    tokenizer = stage_folder(run.folder, "tokenizer")
     about = {
         "run": run.name,
         "steps": steps,

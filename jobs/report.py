@@ -15,7 +15,7 @@ from jobs.config import Config, to_dict
 from jobs.console import clock, console
 from jobs.machine import processor_name
 from jobs.package import submission
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run
+from jobs.workspace import CONFIG_FILE, Run, stage_folder
 from model.build import architecture_of
 from model.flops import count_parameters
 from pipeline.data.lines import read_lines
@@ -122,7 +122,7 @@ def code_revision() -> str:
 def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
     """A validation's scores, tied to its snapshot, and some of its translations."""
     tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / "weights" / f"step_{step:08d}")})
-    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
+    corpus = stage_folder(run.folder, "corpus")
     scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
     tracker.log_metrics(scores, step, f"step-{step}", _dataset(run.config, corpus, "validation"))
     sources, references = [list(read_lines(corpus / f"validation.{side}")) for side in ("source", "target")]
@@ -167,7 +167,7 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     tracker.set_tags(signatures)
     steps = ", ".join(str(one) for one in result["steps_averaged"])
     tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
-    corpus = Path(read_json(run.folder / PREPARED_FILE)["corpus"])
+    corpus = stage_folder(run.folder, "corpus")
     for split, prefix in (("test", "test/"), ("validation", "averaged/validation_")):
         scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
         tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
@@ -188,9 +188,8 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
-    prepared = read_json(run.folder / PREPARED_FILE)
-    counts = read_json(Path(prepared["corpus"]) / MANIFEST)["counts"]["splits"]
-    vocab_size = read_json(Path(prepared["tokenizer"]) / MANIFEST)["counts"]["vocab_size"]
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
+    vocab_size = read_json(stage_folder(run.folder, "tokenizer") / MANIFEST)["counts"]["vocab_size"]
     pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
     bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
     steps = ", ".join(f"{step:,}" for step in result["steps_averaged"])

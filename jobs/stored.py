@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from jobs.console import StatusLine, console, counter
-from jobs.workspace import PREPARED_FILE, Run, bring_from
+from jobs.workspace import Run, bring_from, stage_folder
 from pipeline.data.prepare import Prepared
-from pipeline.files import read_json
 from pipeline.mirror import STAGES, Mirror, push_stages
 from pipeline.spool import redact_uri
 
@@ -26,8 +24,7 @@ def stored(run: Run) -> Iterator[None]:
         return
     status = StatusLine()
     damaged = bring_from(url, run.folder)
-    record = read_json(run.folder / PREPARED_FILE)
-    mirror = Mirror(url, run.folder, [Path(record[stage]) for stage in STAGES], damaged)
+    mirror = Mirror(url, run.folder, [stage_folder(run.folder, stage) for stage in STAGES], damaged)
     mirror.start()
     try:
         yield

@@ -18,13 +18,13 @@ from jobs.stored import stored
 from jobs.summary import print_next, print_stages
 from jobs.worker import train_worker
 from jobs.workspace import (
-    PREPARED_FILE,
     PROGRESS_FILE,
     STOP_FILE,
     TRAINING_FILE,
     Run,
     only_owner,
     run_for,
+    stage_folder,
 )
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
@@ -87,7 +87,7 @@ def refuse_too_long(run: Run) -> None:
     room = run.config.model.max_positions
     if room is None:
         return
-    splits = read_json(Path(read_json(run.folder / PREPARED_FILE)["shards"]) / MANIFEST)["counts"]["splits"]
+    splits = read_json(stage_folder(run.folder, "shards") / MANIFEST)["counts"]["splits"]
     for split, advice in (("train", "raise it, or lower clean.max_words"), ("validation", "raise it")):
         longest = max(splits[split]["longest_source"], splits[split]["longest_target"])
         if longest > room:

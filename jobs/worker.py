@@ -14,7 +14,7 @@ from typing import Any
 from jobs.config import Config, read_config
 from jobs.report import report_validation
 from jobs.stopping import watched
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run, stage_folder
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
@@ -42,10 +42,9 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from pipeline.train.objective import TranslationObjective
 
     config = read_config(folder / CONFIG_FILE)
-    prepared = read_json(folder / PREPARED_FILE)
     logging.basicConfig(level=logging.WARNING)
     device = get_device()
-    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
+    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(config.model, tokenizer.vocab_size)
     objective = TranslationObjective(model, config.train.label_smoothing).train()
@@ -61,13 +60,13 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
         config.schedule,
         model=model,
         engine=engine,
-        pairs=open_shards(Path(prepared["shards"]), "train"),
+        pairs=open_shards(stage_folder(folder, "shards"), "train"),
         seed=config.seed,
         state=state,
         folder=folder,
         about={
             "engine": f"{config.engine.name.value} {config.engine.zero_stage}",
-            "identity": prepared["identity"],
+            "identity": read_json(folder / PREPARED_FILE)["identity"],
             "tokenizer": tokenizer.sha256,
         },
         validate=_validation(config, folder, device, spare),
@@ -119,15 +118,14 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     from pipeline.train.checkpoint import load_weights
     from pipeline.train.optimizer import TORCH_DTYPES
 
-    prepared = read_json(folder / PREPARED_FILE)
-    tokenizer = Tokenizer.load(Path(prepared["tokenizer"]))
+    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
     model = build_model(config.model, tokenizer.vocab_size)
     model.load_state_dict(load_weights(snapshot))
     model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
-    references = [line.decode() for line in read_lines(Path(prepared["corpus"]) / "validation.target")]
+    references = [line.decode() for line in read_lines(stage_folder(folder, "corpus") / "validation.target")]
     beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
     return validate(
-        model, tokenizer, open_shards(Path(prepared["shards"]), "validation"), references, config.batch, beam
+        model, tokenizer, open_shards(stage_folder(folder, "shards"), "validation"), references, config.batch, beam
     )
 
 

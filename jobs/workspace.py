@@ -14,7 +14,7 @@ from jobs.console import StatusLine, console, counter
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
-from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, fetch_run, fetch_stage
+from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
 from pipeline.spool import redact_uri
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
@@ -139,13 +139,13 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     key = identity(config, prepared)
     folder = run_folder(config, prepared)
     run = Run(folder.name, folder, config)
-    stages = {stage: str(getattr(prepared, stage).folder) for stage in ("corpus", "tokenizer", "shards")}
+    stages = {stage: str(getattr(prepared, stage).folder) for stage in STAGES}
     record = folder / PREPARED_FILE
     if not bring_run(config, folder, None if config.resume else key):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {"identity": key, **stages})
     known = read_json(record)
-    if config.resume and known["shards"] != stages["shards"]:
+    if config.resume and Path(known["shards"]).name != Path(stages["shards"]).name:  # the folder may have been moved
         raise UserError(
             f"resume: the data of the run {run.name} have changed: its shards are {known['shards']}, and now they "
             f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
@@ -165,11 +165,19 @@ def _write_config(run: Run) -> None:
         file.write(redact_uri(to_yaml(run.config)).encode())  # workers read it; none needs the server's password
 
 
+def stage_folder(run_folder: Path, stage: str) -> Path:
+    """The folder of a stage ("corpus", "tokenizer" or "shards") that a run was made from: in the output folder that the
+    run is in, which may have been moved since; else where it was then."""
+    folder = Path(read_json(run_folder / PREPARED_FILE)[stage])
+    beside = run_folder.absolute().parent.parent / STAGES[stage] / folder.name
+    return beside if beside.exists() else folder
+
+
 def prepared_before(config: Config) -> Prepared | None:
     """What the run to be resumed was prepared from, if it is all still there, or in the storage."""
     assert config.resume is not None
-    record = find_run(config.resume, output_dir(config)) / PREPARED_FILE
-    folders = {name: Path(read_json(record)[name]) for name in ("corpus", "tokenizer", "shards")}
+    run = find_run(config.resume, output_dir(config))
+    folders = {stage: stage_folder(run, stage) for stage in STAGES}
     for folder in folders.values():
         if not (folder / MANIFEST).exists():
             bring_stage(config, folder)

@@ -2,13 +2,26 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs.config import Config, load_config, read_config
 from jobs.train import is_trained, refuse_too_long
-from jobs.workspace import CONFIG_FILE, TRAINING_FILE, Run, find_run, only_owner, only_resumed, resumed, run_for
+from jobs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    TRAINING_FILE,
+    Run,
+    find_run,
+    only_owner,
+    only_resumed,
+    prepared_before,
+    resumed,
+    run_for,
+    stage_folder,
+)
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -53,6 +66,27 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_may_change(root: Path, pr
     config = resumed(load_config(words), words)
     assert (config.model.dropout, config.train.max_steps, config.engine.name.value) == (0.2, 7, "torch")
     assert run_for(config, prepared).folder == root / "runs" / "kept"
+
+
+def test_a_run_in_a_folder_that_was_moved_goes_on_with_what_lies_beside_it(
+    root: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    run_for(configured(root, "name=moved"), prepared)
+    before, moved = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(root, before)
+    record = before / "runs" / "moved" / PREPARED_FILE
+    record.write_bytes(record.read_bytes().replace(str(root).encode(), str(before).encode()))
+    before.rename(moved)
+
+    words = ["resume=moved", f"output_dir={moved}"]
+    config = resumed(load_config(words), words)
+    found = prepared_before(config)
+    assert found is not None and found.shards.folder.is_relative_to(moved)
+    assert run_for(config, found).folder == moved / "runs" / "moved"
+    assert stage_folder(moved / "runs" / "moved", "tokenizer") == moved / "tokenizers" / prepared.tokenizer.folder.name
+    with pytest.raises(UserError, match="the data of the run moved have changed"):
+        other = dataclasses.replace(prepared.shards, folder=prepared.shards.folder.with_name("others"))
+        run_for(config, dataclasses.replace(prepared, shards=other))
 
 
 @pytest.mark.parametrize("word", ["model.dropout=0.3", "batch.tokens=8192", "corpus=phrasebook_en_fr", "seed=3"])
