@@ -77,7 +77,7 @@ def compare(
         UserError: no run reached that.
     """
     runs = {system.name: system.run for system in systems if system.run}
-    same_validation_set = len({run.validation_set for run in runs.values()}) == 1
+    same_validation_set = len({run.validation_set for run in runs.values()}) <= 1
     reached = _reach(runs if same_validation_set else {}, reach)
     said = {system.name: system.hypotheses for system in systems}
     counted = count_statistics(said, references, map_tasks, progress)

@@ -99,6 +99,7 @@ def test_files_alone(tmp_path: Path) -> None:
     found = compare(tmp_path / "outputs", *words, f"source={write_lines(tmp_path / 'source', SOURCES)}")
     assert found["systems"]["bad"]["scores"]["bleu"]["difference"] < 0
     assert found["by_frequency"] and found["reach"] is None and found["data"] == []
+    assert found["same_validation_set"]  # there are no runs, and nothing is said of their curves
 
 
 def test_another_search_of_the_same_run_by_its_folder(root: Path) -> None:
