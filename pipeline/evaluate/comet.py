@@ -99,12 +99,13 @@ def score_sentences(
     with tempfile.TemporaryDirectory(prefix="transloom-comet-") as name:
         folder = Path(name)
         total = len(references) * len(systems)
-        files = [f"system-{place}" for place in range(len(systems))]
-        for file, lines in zip(["source", "reference", *files], [sources, references, *systems.values()], strict=True):
+        files = {system: f"system-{place}" for place, system in enumerate(systems)}
+        texts = {"source": sources, "reference": references} | {files[system]: systems[system] for system in systems}
+        for file, lines in texts.items():
             # COMET reads with Python's universal newlines: it would see a line's end in a lone carriage return.
             text = "".join(line.replace("\r", " ") + "\n" for line in lines)
             (folder / file).write_bytes(text.encode())
-        words = [str(comet.command), "-s", "source", "-r", "reference", "-t", *files]
+        words = [str(comet.command), "-s", "source", "-r", "reference", "-t", *files.values()]
         words += ["--model", str(comet.checkpoint), "--only_system", "--to_json", "scores.json"]
         code = _run(words, folder, len(systems), lambda share: progress(round(share * total), total))
         said = redact_uri((folder / "output").read_bytes().decode(errors="replace"))
@@ -116,8 +117,7 @@ def score_sentences(
                 "\nIt fetches nothing, unless HF_HUB_OFFLINE=0 stands before the command." if "hugging" in last else ""
             )
             raise UserError(f"{comet.command} {how}. All that it said is in {log}; its last lines:\n{last}{hint}")
-        scores = _read(folder / "scores.json", files, len(references), log)
-    return dict(zip(systems, scores, strict=True))
+        return _read(folder / "scores.json", files, len(references), log)
 
 
 def _run(words: Sequence[str], folder: Path, systems: int, progress: Callable[[float], None]) -> int:
@@ -159,19 +159,19 @@ def _share_done(output: bytes, systems: int) -> float:
     return min(1.0, (begun - 1 + share) / systems) if begun else 0.0
 
 
-def _read(file: Path, files: Sequence[str], sentences: int, log: Path) -> list[list[float]]:
-    """The sentences' scores of each system from what --to_json writes."""
+def _read(file: Path, files: Mapping[str, str], sentences: int, log: Path) -> dict[str, list[float]]:
+    """The sentences' scores by system from what --to_json writes; `files` are the names that it has for the systems."""
     try:
         found = read_json(file)
-        scores = [[float(sentence["COMET"]) for sentence in found[name]] for name in files]
+        scores = {name: [float(sentence["COMET"]) for sentence in found[its]] for name, its in files.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"COMET ended well, but its scores can't be read ({type(error).__name__}: {error}). This works with "
             f"unbabel-comet 2.2.7; what it said is in {log}"
         ) from error
-    for place, its in enumerate(scores, 1):
+    for name, its in scores.items():
         if len(its) != sentences:
-            raise UserError(f"COMET scored {len(its):,} sentences of the system {place}, and there are {sentences:,}")
+            raise UserError(f"COMET scored {len(its):,} sentences of {name}, and there are {sentences:,}")
         if bad := next((line for line, score in enumerate(its, 1) if not math.isfinite(score)), None):
-            raise UserError(f"COMET gave {its[bad - 1]} to line {bad} of the system {place}: is the checkpoint whole?")
+            raise UserError(f"COMET gave {its[bad - 1]} to line {bad} of {name}: is the checkpoint whole?")
     return scores
