@@ -107,7 +107,7 @@ ARGUMENTS = {
     "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
     "compare": "<run or file> <run or file> … [references=<file> source=<file> train=<file>] [reach=<BLEU>] "
-    "[query=<filter of MLflow>] ",
+    "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>] ",
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
     "submit": "run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
     "jobs": "[to=<cluster>]",
@@ -139,6 +139,7 @@ OWN_EXAMPLES = {
         "first second third reach=30 name=widths",
         "first theirs.de references=test.de",
         "mine.de theirs.de references=test.de source=test.en train=train.de tracking=off",
+        "first second comet=wmt22-comet-da/checkpoints/model.ckpt comet_command=comet/bin/comet-score",
         """first query='metrics."test/bleu" > 30 and params.`model.architecture` = "lstm"'""",
     ],
     "sweep": [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.config import Config
 
 USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
-OWN = ("references", "source", "train", "reach", "query")
+OWN = ("references", "source", "train", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
 MAX_PROCESSES = 8
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
+    from jobs.compare_comet import comet_scores, refuse_without_sources, wanted_comet
     from jobs.compare_report import folder_for, log_comparison, print_comparison, write_comparison
     from jobs.compare_systems import gather
     from jobs.console import clock, console
@@ -40,14 +41,18 @@ def main(argv: list[str]) -> int:
     from jobs.workspace import output_dir
 
     root = output_dir(config)
+    comet = wanted_comet(own)
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
         raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
     gathered = gather(words, root, own.get("references"), own.get("source"), own.get("train"))
+    if comet:
+        refuse_without_sources(gathered)
     comparison, scores = _compared(gathered, reach)
     folder = folder_for(config, comparison)
-    pictures = write_comparison(folder, comparison, scores, gathered)
+    by_comet = comet_scores(comet, gathered, comparison, folder) if comet else None
+    pictures = write_comparison(folder, comparison, scores, by_comet, gathered)
     print_comparison(comparison, folder)
     if config.tracking.enabled:
         log_comparison(config, folder, comparison, pictures, gathered)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.compare_systems import Gathered
-from jobs.compare_tables import NAMES, notes, tables, verdicts
+from jobs.compare_tables import notes, tables, verdicts
 from jobs.config import Config
 from jobs.console import console, table
 from jobs.workspace import output_dir
@@ -46,9 +46,17 @@ def folder_for(config: Config, comparison: dict[str, Any]) -> Path:
 
 
 def write_comparison(
-    folder: Path, comparison: Mapping[str, Any], scores: Mapping[str, Sequence[float]], gathered: Gathered
+    folder: Path,
+    comparison: Mapping[str, Any],
+    scores: Mapping[str, Sequence[float]],
+    comet: Mapping[str, Sequence[float]] | None,
+    gathered: Gathered,
 ) -> list[Path]:
-    """Writes comparison.json, the pictures and report.html; returns the pictures for light pages."""
+    """Writes comparison.json, the pictures and report.html; returns the pictures for light pages.
+
+    Args:
+        scores: each sentence's chrF2, by system. comet: the same of COMET, where it was asked for.
+    """
     write_json(folder / RESULT_FILE, comparison)
     made = tables(comparison)
     pictures = _pictures(folder, comparison)
@@ -65,7 +73,7 @@ def write_comparison(
         f"{' and '.join(said) if len(said) == 2 else f'{len(said)} systems'} compared",
         verdicts(comparison),
         [part for part in order if part is not None],
-        most_different(scores, said, gathered.references, gathered.sources, SENTENCES_SHOWN),
+        most_different(scores, said, gathered.references, gathered.sources, SENTENCES_SHOWN, comet),
         notes(comparison),
         gathered.languages,
     )
@@ -120,10 +128,11 @@ def log_comparison(
         run_id = read_json(record)["run_id"] if record.exists() else None
         tags[f"compared.{place}"] = f"{name} ({run_id})" if run_id else name
     tracker.set_tags(tags)
-    tracker.log_params({"baseline": comparison["baseline"], "systems": ", ".join(comparison["systems"])})
+    params = {"baseline": comparison["baseline"], "systems": ", ".join(comparison["systems"])}
+    tracker.log_params(params | {name: its for name, its in comparison["signatures"].items() if name == "comet"})
     for name, one in comparison["systems"].items():
         label = re.sub(r"[^\w.-]+", "_", name)
-        tracker.log_metrics({f"{metric}/{label}": one["scores"][metric]["score"] for metric in NAMES}, 0)
+        tracker.log_metrics({f"{metric}/{label}": its["score"] for metric, its in one["scores"].items()}, 0)
     cells = list(zip(*scores.rows, strict=True))
     tracker.log_table(dict(zip(scores.columns, map(list, cells), strict=True)), "scores")
     for file in (folder / REPORT_FILE, folder / RESULT_FILE):

@@ -197,6 +197,17 @@ def refuse_other_scores(gathered: Gathered, systems: Mapping[str, Any]) -> None:
                 )
 
 
+def refuse_other_sources(gathered: Gathered) -> None:
+    """Refuses runs that translated other sources than those of the comparison."""
+    for name, folder in gathered.runs.items():
+        file = _stage(Run(folder.name, folder, read_config(folder / CONFIG_FILE)), "corpus") / "test.source"
+        if read_text(file) != gathered.sources:
+            raise UserError(
+                f"comet: the run {name} translated {file}, and that are other sources than those of the comparison. "
+                "COMET looks at the sources; leave comet= out, or compare runs of one source"
+            )
+
+
 def _facts(one: _Evaluated) -> RunFacts:
     run, training = one.run, one.run.training
     assert training is not None

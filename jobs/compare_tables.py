@@ -6,7 +6,8 @@ from typing import Any
 from jobs.console import clock, quantity
 from pipeline.compare.report import Table
 
-NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
+NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
+DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1
 SURE = 0.05  # p-values below are called a difference
 
 
@@ -21,7 +22,7 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
         verdict, p = _judge("bleu", bleu), _p(bleu["p_randomisation"])
         if verdict == "not different":
             verdict = f"no difference that {sentences:,} sentences can show"
-        others = {metric: _judge(metric, one["scores"][metric]) for metric in ("chrf", "ter")}
+        others = {metric: _judge(metric, its) for metric, its in one["scores"].items() if metric != "bleu"}
         by_others = ", ".join(f"by {NAMES[metric]} {verdict}" for metric, verdict in others.items())
         said.append(
             f"{name} has {bleu['score']:.2f} BLEU, {bleu['difference']:+.2f} to {baseline} "
@@ -66,19 +67,20 @@ def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
 def _scores(comparison: Mapping[str, Any]) -> Table:
     several = len(comparison["systems"]) > 2
     rows = []
-    for metric, label in NAMES.items():
+    for metric in comparison["signatures"]:
+        digits = DIGITS[metric]
         for name, one in comparison["systems"].items():
             scores = one["scores"][metric]
             row = [
-                f"{label} {'↓' if metric == 'ter' else '↑'}",
+                f"{NAMES[metric]} {'↓' if metric == 'ter' else '↑'}",
                 name,
-                f"{scores['score']:.2f}",
-                f"{scores['low']:.2f} to {scores['high']:.2f}",
+                f"{scores['score']:.{digits}f}",
+                f"{scores['low']:.{digits}f} to {scores['high']:.{digits}f}",
             ]
             if name == comparison["baseline"]:
                 row += ["baseline", "", "", *([""] if several else [])]
             else:
-                row += [f"{scores['difference']:+.2f}", _p(scores["p_bootstrap"]), _p(scores["p_randomisation"])]
+                row += [f"{scores['difference']:+.{digits}f}", _p(scores["p_bootstrap"]), _p(scores["p_randomisation"])]
                 row += [_p(scores["p_holm"])] if several else []
             rows.append(row)
     columns = ["metric", "system", "score", "95 % interval", "difference", "p, paired bootstrap", "p, randomisation"]
@@ -89,6 +91,8 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
             " The p-values of bootstrap and randomisation are each of one comparison, not corrected for there being "
             "several; the last column is that of randomisation, corrected."
         )
+    if "comet" in comparison["signatures"]:
+        note += f" COMET is by {comparison['signatures']['comet']}; compare it with no other's."
     return Table("Scores", columns, rows, note, text=(0, 1))
 
 
@@ -177,7 +181,10 @@ def _facts(facts: Sequence[Mapping[str, Any]], title: str, note: str, none: str)
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
     """How everything was counted."""
-    said = [f"{NAMES[metric]}: sacreBLEU, {signature}" for metric, signature in comparison["signatures"].items()]
+    said = [
+        f"{NAMES[metric]}: {'' if metric == 'comet' else 'sacreBLEU, '}{signature}"
+        for metric, signature in comparison["signatures"].items()
+    ]
     said += [
         f"References: {comparison['sentences']:,} sentences, hash {comparison['references']}.",
         f"Intervals: 95 %, bootstrap with {comparison['resamples']:,} resamples, around their mean (Koehn 2004).",
@@ -190,6 +197,11 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         "In MLflow's own compare view, a run's test/bleu, test/chrf, test/ter, test/length_ratio, training/seconds and "
         "training/target_tokens_per_second are these figures; its parameters have the names of the settings.",
     ]
+    if "comet" in comparison["signatures"]:
+        said.append(
+            "COMET (Rei et al. 2020) is the mean over the sentences, as comet-score prints it. Its interval and its "
+            "p-values are those of the same tests, on the sentences' scores."
+        )
     if comparison["by_frequency"]:
         said.append("Words are those of mteval's 13a tokeniser, cased; the training text is that of the first run.")
     if not comparison["same_validation_set"]:

@@ -17,6 +17,7 @@ from pipeline.evaluate.significance import (
     Map,
     Progress,
     Statistics,
+    compare_means,
     compare_systems,
     count_statistics,
     score_of,
@@ -76,7 +77,7 @@ def compare(
         UserError: no run reached that.
     """
     runs = {system.name: system.run for system in systems if system.run}
-    same_validation_set = len({run.validation_set for run in runs.values()}) == 1
+    same_validation_set = len({run.validation_set for run in runs.values()}) <= 1
     reached = _reach(runs if same_validation_set else {}, reach)
     said = {system.name: system.hypotheses for system in systems}
     counted = count_statistics(said, references, map_tasks, progress)
@@ -114,6 +115,18 @@ def compare(
         "reach": reached,
     }
     return comparison, scores
+
+
+def add_comet(comparison: dict[str, Any], scores: Mapping[str, Sequence[float]], signature: str) -> None:
+    """Adds COMET to what `compare` said: each system's is the mean of its sentences'.
+
+    Args:
+        scores: of the sentences, by system. signature: of the model and the program that they are by.
+    """
+    tested = compare_means(scores)
+    for name, system in comparison["systems"].items():
+        system["scores"]["comet"] = asdict(tested[name])
+    comparison["signatures"]["comet"] = signature
 
 
 def _length_ratio(bleu: Statistics) -> float:

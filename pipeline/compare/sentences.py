@@ -19,11 +19,12 @@ class Mark(Enum):
 
 
 class Said(NamedTuple):
-    """One system's translation of a sentence: its chrF2, and all of it in pieces with a mark each."""
+    """One system's translation of a sentence: its chrF2, all of it in pieces with a mark each, its COMET if known."""
 
     system: str
     chrf: float
     words: list[tuple[str, Mark]]
+    comet: float | None = None
 
 
 class Sentence(NamedTuple):
@@ -46,8 +47,13 @@ def most_different(
     references: Sequence[str],
     sources: Sequence[str] | None,
     count: int,
+    comet: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Sentence]:
-    """The sentences on which the best and the worst system are farthest apart by chrF2, farthest first."""
+    """The sentences on which the best and the worst system are farthest apart by chrF2, farthest first.
+
+    Args:
+        scores: chrF2 of each sentence, by system. comet: the same of COMET, to be shown beside it.
+    """
     spread = [max(values) - min(values) for values in zip(*scores.values(), strict=True)]
     places = sorted(range(len(references)), key=lambda place: -spread[place])[:count]
     return [
@@ -56,7 +62,7 @@ def most_different(
             sources[place] if sources is not None else None,
             references[place],
             [
-                Said(name, scores[name][place], words)
+                Said(name, scores[name][place], words, comet[name][place] if comet else None)
                 for name, words in marked({n: said[place] for n, said in systems.items()}, references[place]).items()
             ],
         )

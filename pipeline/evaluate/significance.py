@@ -2,13 +2,14 @@
 
 BLEU, chrF2 and TER of a test set are made of counts that add up over its sentences. These are counted once for each
 system, in parallel, which matters for TER; scores of resampled and shuffled test sets, and of parts of one, come
-from them.
+from them. So does a mean of scores that the sentences have, such as COMET's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sacrebleu.metrics.base import Score, Signature
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -26,7 +27,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Tested:
-    """A system's score of 0 to 100 (TER: 0 is best, and it can be more), and how it stands beside the baseline.
+    """A system's score of 0 to 100 (TER: 0 is best, and it can be more; a mean: the sentences' own scale), and how it
+    stands beside the baseline.
 
     Attributes:
         low: with `high` the 95 % confidence interval, by bootstrap (Koehn 2004), as sacreBLEU states it.
@@ -78,6 +80,29 @@ def count_statistics(
 def _count(task: tuple[str, list[str], list[str]]) -> Statistics:
     metric, hypotheses, references = task
     return METRICS[metric]()._extract_corpus_statistics(hypotheses, [references])
+
+
+class _Mean:
+    """The mean of scores that the sentences have, for sacreBLEU's tests. It counts the score and the sentence."""
+
+    def get_signature(self) -> Signature:
+        return Signature({"num_refs": 1})
+
+    def _aggregate_and_compute(self, statistics: Sequence[Sequence[float]]) -> Score:
+        return self._compute_score_from_stats([sum(column) for column in zip(*statistics, strict=True)])
+
+    def _compute_score_from_stats(self, sums: Sequence[float]) -> Score:
+        return Score("mean", float(sums[0]) / float(sums[1]))
+
+
+def compare_means(systems: Mapping[str, Sequence[float]]) -> dict[str, Tested]:
+    """As `compare_systems`, of the means of the sentences' scores.
+
+    Args:
+        systems: by the system's name the scores of all sentences, on any scale on which more is better.
+    """
+    counted = {name: [[score, 1.0] for score in scores] for name, scores in systems.items()}
+    return compare_systems({"mean": counted})["mean"]
 
 
 def score_of(metric: str, statistics: Statistics) -> float:
@@ -136,7 +161,7 @@ def _test_pair(task: tuple[str, Statistics, Statistics]) -> tuple[Tested, Tested
 
 def _run_test(kind: str, samples: int, name: str, systems: Sequence[Statistics]) -> list[Any]:
     """What sacreBLEU's paired test says of each system."""
-    metric = METRICS[name]()
+    metric = METRICS.get(name, _Mean)()
     metric.num_refs = 1
     # PairedTest wants sentences, which it hands to the metric to be counted. It gets what was counted.
     metric._extract_corpus_statistics = lambda counted, references: counted

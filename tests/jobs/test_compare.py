@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
+from comet_score import expected, make_comet
 from command import ROOT
 from comparable import BAD, GOOD, REFERENCES, SOURCES, make_corpus, make_run, write_lines
 from sacrebleu.metrics.bleu import BLEU
@@ -97,6 +99,7 @@ def test_files_alone(tmp_path: Path) -> None:
     found = compare(tmp_path / "outputs", *words, f"source={write_lines(tmp_path / 'source', SOURCES)}")
     assert found["systems"]["bad"]["scores"]["bleu"]["difference"] < 0
     assert found["by_frequency"] and found["reach"] is None and found["data"] == []
+    assert found["same_validation_set"]  # there are no runs, and nothing is said of their curves
 
 
 def test_another_search_of_the_same_run_by_its_folder(root: Path) -> None:
@@ -106,6 +109,53 @@ def test_another_search_of_the_same_run_by_its_folder(root: Path) -> None:
     found = compare(root, str(evaluation), str(other))
     assert found["names"] == [str(evaluation), str(other)]
     assert found["systems"][str(other)]["scores"]["bleu"]["p_bootstrap"] == 1.0
+
+
+def test_comet(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, command = make_comet(tmp_path / "comet")
+    theirs = write_lines(tmp_path / "theirs.de", [f"{line} schläft" for line in GOOD])
+    words = ["bad", "good", str(theirs), f"comet={checkpoint}", f"comet_command={command}"]
+    found = compare(root, *words)
+    said = capsys.readouterr().out
+    by_hand = {name: mean(expected(SOURCES, its, REFERENCES)) for name, its in (("bad", BAD), ("good", GOOD))}
+    good = found["systems"]["good"]["scores"]["comet"]
+    assert good["score"] == pytest.approx(by_hand["good"]) and good["low"] < good["score"] < good["high"]
+    assert good["difference"] == pytest.approx(by_hand["good"] - by_hand["bad"])
+    assert good["p_bootstrap"] < 0.05 and good["p_randomisation"] <= good["p_holm"] < 0.05
+    row = (
+        rf"^COMET ↑ +good +{by_hand['good']:.4f} +0\.\d{{4}} to 0\.\d{{4}} +\+0\.\d{{4}} +< 0\.001 +< 0\.001 +< 0\.001$"
+    )
+    assert re.search(row, said, re.MULTILINE)
+    assert "by TER better, by COMET better." in said
+    signature = found["signatures"]["comet"]
+    assert signature.startswith("model.ckpt sha256:") and signature.endswith("unbabel-comet 2.2.7")
+    assert f"COMET is by {signature};" in said
+    (folder,) = (root / "comparisons").iterdir()
+    html = (folder / "report.html").read_bytes().decode()
+    assert html.count("COMET ↑") == 3 and f"COMET: {signature}" in html
+    assert html.count('<span class="score">COMET ') == 3 * html.count("<article") > 0
+    assert "system-2\tscore: " in (folder / "comet.log").read_text()
+
+
+def test_without_comet_nothing_is_said_of_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compare(root, "bad", "good")
+    assert list(found["signatures"]) == ["bleu", "chrf", "ter"]
+    (folder,) = (root / "comparisons").iterdir()
+    for text in (capsys.readouterr().out, *(path.read_text() for path in folder.glob("*.[hj]*"))):
+        assert "COMET" not in text
+
+
+def test_what_comet_needs_is_asked_for_first(root: Path, tmp_path: Path) -> None:
+    checkpoint, command = make_comet(tmp_path / "comet")
+    comet = [f"comet={checkpoint}", f"comet_command={command}"]
+    files = [str(write_lines(tmp_path / name, lines)) for name, lines in (("one", GOOD), ("two", BAD))]
+    references = f"references={write_lines(tmp_path / 'references', REFERENCES)}"
+    assert "files of translations have none: give source=<file>" in refused(root, *files, references, *comet)
+    other = f"source={write_lines(tmp_path / 'source', SOURCES[::-1])}"
+    assert "the run good translated" in refused(root, "good", files[1], other, *comet)
+    assert "comet=<model.ckpt>" in refused(root, "good", "bad", comet[1])
+    assert "no such file" in refused(root, "nobody", "nowhere", "comet=Unbabel/wmt22-comet-da")
+    assert not command.with_name("seen.json").exists()
 
 
 def refused(root: Path, *words: str) -> str:
@@ -197,7 +247,9 @@ def test_a_refusal_is_one_message_and_exit_code_2(runs: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
@@ -208,7 +260,9 @@ def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest
         if name != "gone":
             record = root / "runs" / name / "run.json"
             write_json(record, read_json(record) | {"run_id": run.info.run_id})
-    main(['query=metrics."test/bleu" > 30', f"output_dir={root}", "name=found"])
+    checkpoint, command = make_comet(tmp_path / "comet")
+    comet = [f"comet={checkpoint}", f"comet_command={command}"]
+    main(['query=metrics."test/bleu" > 30', f"output_dir={root}", "name=found", *comet])
     assert "Left out, for they are not in" in capsys.readouterr().out
     found = read_json(root / "comparisons" / "found" / "comparison.json")
     assert found["names"] == ["other", "good"]  # the oldest is the baseline
@@ -217,12 +271,17 @@ def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(root: Path, capsys: pytest
     assert run.info.status == "FINISHED" and run.info.run_name == "compare found"
     good = read_json(root / "runs" / "good" / "run.json")["run_id"]
     assert run.data.tags["compared.1"] == f"good ({good})" and "good has" in run.data.tags["mlflow.note.content"]
-    assert run.data.params == {"baseline": "other", "systems": "other, good"}
-    assert run.data.metrics["bleu/good"] == found["systems"]["good"]["scores"]["bleu"]["score"]
+    assert run.data.params == {
+        "baseline": "other",
+        "systems": "other, good",
+        "comet": found["signatures"]["comet"],
+    }
+    for metric in ("bleu", "comet"):
+        assert run.data.metrics[f"{metric}/good"] == found["systems"]["good"]["scores"][metric]["score"]
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"report.html", "comparison.json", "figures", "scores.json"}
     table = read_json(Path(client.download_artifacts(run.info.run_id, "scores.json")))
-    assert table["columns"][:3] == ["metric", "system", "score"] and len(table["data"]) == 6
+    assert table["columns"][:3] == ["metric", "system", "score"] and len(table["data"]) == 8
     with pytest.raises(UserError, match=r"^MLflow at sqlite"):
         main(["query=nonsense !", f"output_dir={root}"])
     with pytest.raises(UserError, match="finds no run that is in"):

@@ -39,3 +39,5 @@ def test_the_farthest_apart_come_first_and_those_that_are_not_do_not_come() -> N
     assert [(sentence.line, sentence.source) for sentence in found] == [(2, None), (3, None)]
     assert [(one.system, one.chrf) for one in found[0].said] == [("one", 10.0), ("other", 90.0)]
     assert most_different(scores, said, ["a", "x", "c"], ["p", "q", "r"], count=1)[0].source == "q"
+    comet = {"one": [0.5, 0.25, 0.125], "other": [0.0, 0.75, 1.0]}
+    assert [one.comet for one in most_different(scores, said, ["a", "x", "c"], None, 1, comet)[0].said] == [0.25, 0.75]

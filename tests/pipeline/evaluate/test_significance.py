@@ -2,7 +2,9 @@
 
 import csv
 import multiprocessing
+import random
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,14 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
 from pipeline.evaluate.scores import score
-from pipeline.evaluate.significance import compare_systems, count_statistics, holm, score_of, signature_of
+from pipeline.evaluate.significance import (
+    compare_means,
+    compare_systems,
+    count_statistics,
+    holm,
+    score_of,
+    signature_of,
+)
 
 FEW = 300  # sentences, where TER is counted by sacreBLEU again and again
 SYSTEMS = ("newstest2017.C-3MA.4959.de", "newstest2017.FBK.4870.de")
@@ -116,3 +125,48 @@ def test_holms_correction(p_values: list[float]) -> None:
 
 def test_holms_correction_of_a_known_case() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_a_means_tests_are_sacrebleus_own() -> None:
+    """TER of a test set is the mean of its sentences' where all references are of one length. With powers of two all
+    sums are exact, and the p-values the same."""
+    draw = random.Random(5)
+    meant = [" ".join(draw.choices("abcdefgh", k=4)) for _ in range(64)]
+    said = {
+        name: [" ".join(word if draw.random() < right else "z" for word in line.split()) for line in meant]
+        for name, right in (("first", 0.55), ("second", 0.65), ("third", 0.9))
+    }
+    ter = TER()
+    scores = {
+        name: [ter.sentence_score(*pair).score for pair in zip(its, ([m] for m in meant), strict=True)]
+        for name, its in said.items()
+    }
+    ours, theirs = compare_means(scores), compare_systems({"ter": count_statistics(said, meant)["ter"]})["ter"]
+    for name, one in ours.items():
+        its = theirs[name]
+        assert (one.low, one.high) == pytest.approx((its.low, its.high), abs=1e-5)  # sacreBLEU has them in 32 bits
+        assert one == replace(its, low=one.low, high=one.high)
+    assert 0.001 < (theirs["second"].p_randomisation or 0) < 0.5 and theirs["third"].p_bootstrap == 1 / 1001
+
+
+def test_a_means_tests_by_hand() -> None:
+    """The tests as the papers have them, written out, on numbers that are no counts."""
+    from numpy import abs, array, mean, sort
+    from numpy.random import default_rng
+
+    numbers = default_rng(1)
+    first = numbers.normal(0.8, 0.1, 200)
+    second = first + numbers.normal(0.004, 0.04, 200)
+    tested = compare_means({"first": first.tolist(), "second": second.tolist(), "again": first.tolist()})
+    ours, difference = tested["second"], float(mean(second) - mean(first))
+    assert ours.score == pytest.approx(mean(second)) and ours.difference == pytest.approx(difference)
+    places = default_rng(12345).choice(200, size=(1000, 200))
+    means = sort(second[places].mean(1))
+    half_width = (means[-26] - means[25]) / 2
+    assert (ours.low, ours.high) == pytest.approx((means.mean() - half_width, means.mean() + half_width), abs=1e-6)
+    resampled = abs((second - first)[places].mean(1))
+    assert ours.p_bootstrap == (sum(resampled - resampled.mean() > abs(difference)) + 1) / 1001
+    swapped = default_rng(12345).integers(2, size=(10_000, 200), dtype=bool) * 2 - 1
+    assert ours.p_randomisation == (sum(abs(swapped @ (second - first)) / 200 > abs(difference)) + 1) / 10_001
+    assert 0.01 < array([ours.p_bootstrap, ours.p_randomisation]).min() < 0.9
+    assert (tested["again"].p_bootstrap, tested["again"].p_randomisation) == (1.0, 1.0)
