@@ -200,7 +200,7 @@ def refuse_other_scores(gathered: Gathered, systems: Mapping[str, Any]) -> None:
 def refuse_other_sources(gathered: Gathered) -> None:
     """Refuses runs that translated other sources than those of the comparison."""
     for name, folder in gathered.runs.items():
-        file = stage_folder(Run(folder.name.folder, folder, read_config(folder / CONFIG_FILE)), "corpus") / "test.source"
+        file = stage_folder(folder, "corpus") / "test.source"
         if read_text(file) != gathered.sources:
             raise UserError(
                 f"comet: the run {name} translated {file}, and that are other sources than those of the comparison. "
