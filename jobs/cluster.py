@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ ALLOCATOR = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
 
+ANSWER_SECONDS = 10.0
 MANY_PROCESSES = "worker processes have been started"
 
 
@@ -49,6 +51,8 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray  # takes seconds: only once the configuration is known to be good
 
+    if config.address:
+        _refuse_silent(config.address)
     try:
         with _in_a_group_of_their_own():
             ray.init(
@@ -70,6 +74,30 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray asks for minutes where nobody listens, and `auto` may also mean a Ray that is another command's alone.
+
+    Raises:
+        UserError: nobody answers there.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except Exception:  # what it is that Ray can't read, it says itself
+        return
+    if found is None or "://" in address:
+        return
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address: no Ray cluster answers at {address!r} ({found}: {error.strerror or error}). Start one "
+            "(transloom cluster up), or leave it out (cluster.address=null) for a Ray of this command's own"
+        ) from error
 
 
 @contextmanager

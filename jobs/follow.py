@@ -120,4 +120,4 @@ def _trials_of(log: str) -> str:
 
 
 def _best_of_trials(log: str) -> str:
-    return max(re.findall(r"^  trial \d+: .*?BLEU ([\d.]+)", log, re.MULTILINE), key=float, default="")
+    return max(re.findall(r"^  .*?trial \d+[:,] .*?BLEU ([\d.]+)", log, re.MULTILINE), key=float, default="")

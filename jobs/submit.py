@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from jobs.cli import configuration, sort_words
+import yaml
+
+from jobs.cli import JOBS, configuration, sort_words
 from jobs.clusters import Cluster, choose_cluster
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from jobs.client import Client
     from jobs.config import Config
     from jobs.sweep_settings import Origin
 
 SUBMITTABLE = ("run", "prepare", "train", "evaluate", "sweep")
-NO_JOB = f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run"
 STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
 
 
@@ -25,9 +27,7 @@ def main(argv: list[str]) -> int:
     words, own, settings = sort_words(argv, own=("to",))
     if own.get("to") == "kubernetes":
         return _print_manifests(argv)
-    if len(words) != 1 or words[0] not in SUBMITTABLE:
-        raise UserError(NO_JOB)
-    job = words[0]
+    job = _job_of(words)
     cluster = choose_cluster(own.get("to"))
     settings = with_cluster_settings(settings, cluster)
     if job == "sweep":
@@ -49,18 +49,25 @@ def _print_manifests(argv: Sequence[str]) -> int:
     words, own, settings = sort_words(argv, own=("to", *KEYS))
     if "--dry-run" not in settings:
         raise UserError("to=kubernetes: prints manifests for kubectl, and starts nothing; say so with --dry-run")
-    if len(words) != 1 or words[0] not in SUBMITTABLE:
-        raise UserError(NO_JOB)
-    if words[0] == "sweep":
+    job = _job_of(words)
+    if job == "sweep":
         raise UserError(
             "to=kubernetes: prints no manifest for sweeps. Start a RayCluster (docs/clusters.md), name it in "
             "clusters.yaml, and submit the sweep to that: transloom submit sweep to=<name>"
         )
     settings.remove("--dry-run")
-    config = configuration(words[0], settings)
+    config = configuration(job, settings)
     values = {key: value for key, value in own.items() if key != "to"}
-    print_manifests(words[0], config, kubernetes_config(values), sys.stdout)
+    print_manifests(job, config, kubernetes_config(values), sys.stdout)
     return 0
+
+
+def _job_of(words: Sequence[str]) -> str:
+    if len(words) == 1 and words[0] in JOBS and words[0] not in SUBMITTABLE:
+        raise UserError(f"submit: {words[0]} can't be submitted; these can: {', '.join(SUBMITTABLE)}")
+    if len(words) != 1 or words[0] not in SUBMITTABLE:
+        raise UserError(f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run")
+    return words[0]
 
 
 def with_cluster_settings(words: Sequence[str], cluster: Cluster) -> list[str]:
@@ -99,6 +106,23 @@ def for_cluster(config: "Config", cluster: Cluster) -> "Config":
     return replace(config, cluster=replace(config.cluster, address="auto"))
 
 
+def _refuse_in_use(config: "Config", client: "Client") -> None:
+    """Here, since on the cluster the second job would first wait for the room that the first one has.
+
+    Raises:
+        UserError: another job is at this run or sweep.
+    """
+    for job in client.ours():
+        about = job.metadata or {}
+        if job.status.is_terminal() or about.get("transloom_run") != config.name:
+            continue
+        if yaml.safe_load(about["transloom_config"])["output_dir"] == config.output_dir:
+            raise UserError(
+                f"name: the job {job.submission_id} is at {config.name} now; follow it (transloom logs "
+                f"{job.submission_id} -f to={client.cluster.name}), stop it, or choose another name="
+            )
+
+
 def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None" = None) -> int:
     """Submits the job and follows it; its exit code.
 
@@ -120,6 +144,7 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
 
     client = Client(cluster)
     refuse_unplaceable(config.cluster, client.nodes())
+    _refuse_in_use(config, client)
     stamp = secrets.token_hex(3)
     kind = "-sweep" if origin else ""
     run = config.name or f"{re.sub('[^A-Za-z0-9._-]', '-', config.corpus.name)}{kind}-{stamp}"

@@ -202,6 +202,9 @@ def _search(
     if not left:
         return
     console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time, over {', '.join(names)}")
+    if scores := {one.number: one.bleu for one in study.records.values() if one.bleu is not None}:
+        best = max(scores, key=scores.__getitem__)
+        console.print(f"  the best so far: trial {best}, BLEU {scores[best]:.2f}")
     until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     known = list(study.records.values())
     with Board(sweep.name, names, study.num_trials, base.train.max_steps, known) as board:

@@ -220,7 +220,8 @@ def refuse_lost_password(config: Config) -> None:
 def with_changes(
     before: Config, config: Config, words: Sequence[str], changeable: Sequence[str] = CHANGEABLE
 ) -> Config:
-    """A run's settings, with those that the words change when it is resumed.
+    """A run's settings, with those that the words change when it is resumed. Which cluster it runs on is not the run's
+    to say, but the words'.
 
     Args:
         before: the run's settings.
@@ -231,6 +232,7 @@ def with_changes(
         UserError: a word would make it another run.
     """
     settings, given = to_dict(before), to_dict(config)
+    settings["cluster"]["address"] = given["cluster"]["address"]
     for word in words:
         key = word.partition("=")[0]
         section, _, field = key.partition(".")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.population import next_generation, place_of
-from pipeline.sweep.space import Parameter, Point, check_point, grid_points, parse_space
+from pipeline.sweep.space import Parameter, Point, Value, check_point, grid_points, parse_space
 
 if TYPE_CHECKING:
     import optuna
@@ -232,7 +232,9 @@ class Study:
         """The record of a trial that is asked now or, as `known`, was before."""
         number = trial.number - self._learned + 1
         if known is not None and known.state.is_finished():
-            point = {one.name: known.params[one.name] for one in self.parameters if one.name in known.params}
+            point = {
+                one.name: on_grid(one, known.params[one.name]) for one in self.parameters if one.name in known.params
+            }
         else:  # a process that was killed may have asked for a part of it
             self._study.sampler = self._sampler()
             point = suggest(trial, self.parameters)
@@ -305,8 +307,13 @@ def suggest(trial: "optuna.trial.Trial", parameters: Sequence[Parameter]) -> Poi
             step = 1 if one.step is None else int(one.step)
             point[one.name] = trial.suggest_int(one.name, int(one.low), int(one.high), step=step, log=one.log)
         else:
-            point[one.name] = trial.suggest_float(one.name, one.low, one.high, step=one.step, log=one.log)
+            point[one.name] = on_grid(one, trial.suggest_float(one.name, one.low, one.high, step=one.step, log=one.log))
     return point
+
+
+def on_grid(one: Parameter, value: Value) -> Value:
+    """A value that was reached in steps, as a person would write it: 0.3 and not 0.30000000000000004."""
+    return float(f"{value:.12g}") if one.step is not None and isinstance(value, float) else value
 
 
 def distribution(one: Parameter) -> "optuna.distributions.BaseDistribution":

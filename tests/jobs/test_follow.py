@@ -46,6 +46,8 @@ def test_a_sweep_is_read_from_its_trials():
     log += "  trial 8: finished, BLEU 20.00\n  trial 10: BLEU 3.00 at 5,000 target tokens\n"
     found = progress_of(log)
     assert (found.stage, found.step, found.bleu) == ("sweep", "9/12 trials", "21.50 validation")
+    resumed = log.replace("\n  trial 8 of", "\n  the best so far: trial 3, BLEU 30.25\n  trial 8 of", 1)
+    assert progress_of(resumed).bleu == "30.25 validation"
     found = progress_of(f"{log}Stage: seeds of the best\n2 of 2 trials to go, 1 at a time, over seed\n")
     assert (found.stage, found.step) == ("seeds of the best", "0/2 trials")
 

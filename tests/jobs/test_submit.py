@@ -189,6 +189,8 @@ def test_a_job_is_left_stopped_and_resumed(place, cluster):
     job = found[1]
     assert re.search(rf"^{job} +running +train +train +[\d,]+/20,000 ", place.transloom("jobs"), re.MULTILINE)
     assert "is still running: transloom stop" in place.transloom("resume", job, code=2)
+    again = ("submit", "train", *LONG, "name=long", f"output_dir={place.outputs}")
+    assert f"name: the job {job} is at long now" in place.transloom(*again, code=2)
 
     said = place.transloom("stop", job)
     found = re.search(r"the run long was stopped, with the checkpoint step_0*(\d+)", said)

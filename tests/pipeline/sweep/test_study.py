@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_below_median
+from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_below_median, on_grid
 
 SPACE = {"a": {"low": 0.0, "high": 1.0}, "b": {"choices": ["x", "y"]}, "c": {"low": 1, "high": 5, "when": {"b": "y"}}}
 
@@ -152,3 +152,9 @@ def test_importance_finds_the_parameter_that_matters_at_tokens_that_all_have_see
     shares, tokens = importances(records, parameters)
     assert tokens == 100 and next(iter(shares)) == "a" and shares["a"] > 0.8
     assert importances(records[:3], parameters) == ({}, 0)
+
+
+def test_a_value_reached_in_steps_is_written_as_a_person_would():
+    stepped, free = parse_space({"a.b": {"low": 0.0, "high": 0.4, "step": 0.1}, "a.c": {"low": 0.0, "high": 0.4}})
+    assert str(on_grid(stepped, 3 * 0.1)) == "0.3" and 3 * 0.1 != 0.3
+    assert on_grid(free, 3 * 0.1) == 3 * 0.1
