@@ -17,7 +17,6 @@ from jobs.machine import processor_name
 from jobs.package import submission
 from jobs.workspace import CONFIG_FILE, Run, stage_folder
 from model.build import architecture_of
-from model.flops import count_parameters
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.figures import draw_curves
@@ -25,6 +24,7 @@ from pipeline.files import MANIFEST, read_json
 from pipeline.spool import read_points, redact_uri
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri
+from pipeline.translate import count_saved
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
 # list of runs shows all that there are; the others are in the run's training.json and result.json.
@@ -182,14 +182,14 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for split in ("validation", "test"):
         tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
     tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
-    _draw(run, tracker)
+    if not _curves(run).exists():  # the process that trained may have ended before it drew them
+        _draw(run, tracker)
 
 
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
-    vocab_size = read_json(stage_folder(run.folder, "tokenizer") / MANIFEST)["counts"]["vocab_size"]
     pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
     bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
     steps = ", ".join(f"{step:,}" for step in result["steps_averaged"])
@@ -197,7 +197,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     lines = {
         "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`)",
         "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {count_parameters(model, vocab_size):,} parameters, averaged over steps {steps}",
+        f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
         "Training": f"{training['step']:,} steps in {clock(training['seconds'])}, {training['target_tokens']:,} target "
         f"tokens, {speed:,.0f}/s",
@@ -207,8 +207,12 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     return "\n".join(f"- {what}: {said}" for what, said in lines.items())
 
 
+def _curves(run: Run) -> Path:
+    return run.folder / "figures" / "curves.png"
+
+
 def _draw(run: Run, tracker: MlflowTracker) -> None:
-    path = run.folder / "figures" / "curves.png"
+    path = _curves(run)
     path.parent.mkdir(exist_ok=True)
     draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
     tracker.log_figure(path)

@@ -7,6 +7,7 @@ pickle, nothing that runs code.
 import dataclasses
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,6 +52,12 @@ def save_model(
     shape = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
     files = {name: sha256_file(folder / name) for name in (WEIGHTS, MODEL_FILE)}
     write_json(folder / CONFIG, {"architecture": architecture_of(config), "model": shape, "sha256": files, **about})
+
+
+def count_saved(folder: Path) -> int:
+    """The trained numbers of a model folder, by the head of its file: no model is built, and nothing loaded."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
 def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:

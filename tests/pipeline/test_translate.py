@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from model.build import build_model
 from model.config import Norm, RecurrentConfig, TransformerConfig
+from model.flops import count_parameters
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
-from pipeline.translate import Translator, save_model
+from pipeline.translate import Translator, count_saved, save_model
 
 CONFIG = TransformerConfig(
     d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm=Norm.pre, max_positions=40
@@ -42,6 +43,7 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, translator.model.state_dict()[name])
     assert not translator.model.training
+    assert count_saved(folder) == count_parameters(CONFIG, translator.tokenizer.vocab_size)
 
 
 def test_one_translation_a_line_whatever_the_batches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
