@@ -84,11 +84,13 @@ def _refuse_silent(address: str) -> None:
     """
     from ray._private.services import canonicalize_bootstrap_address
 
+    if "://" in address:  # Ray's client, which has limits of its own
+        return
     try:
         found = canonicalize_bootstrap_address(address)
     except Exception:  # what it is that Ray can't read, it says itself
         return
-    if found is None or "://" in address:
+    if found is None:
         return
     host, _, port = found.rpartition(":")
     try:
@@ -122,7 +124,7 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
     Raises:
         UserError: the workers don't fit.
     """
-    each = _of_worker(config)
+    each = worker_resources(config)
     for kind, amount in each.items():
         needed, have = amount * config.num_workers, sum(node.get(kind, 0) for node in nodes)
         if needed > have + 1e-6:
@@ -142,11 +144,11 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
 
 def room_for_workers(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers fit on nodes that have these resources when they are idle."""
-    each = _of_worker(config)
+    each = worker_resources(config)
     return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
 
 
-def _of_worker(config: "ClusterConfig") -> dict[str, float]:
+def worker_resources(config: "ClusterConfig") -> dict[str, float]:
     """The resources that one worker takes."""
     each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     return {kind: amount for kind, amount in each.items() if amount}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import ray_session
+from jobs.cluster import ray_session, worker_resources
 from jobs.config import ClusterConfig, Config
 from jobs.console import StatusLine, console
 from jobs.nodes import differences, examine_node, refuse_unlike, versions
@@ -115,8 +115,7 @@ def _wait_for_room(cluster: ClusterConfig) -> None:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    bundle = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    bundle = {kind: amount for kind, amount in bundle.items() if amount}
+    bundle = worker_resources(cluster)
     group = placement_group([bundle] * cluster.num_workers, strategy="PACK")
     try:
         if not group.wait(ROOM_SECONDS):

@@ -154,7 +154,9 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
-    _draw(run, tracker)
+    path = run.folder / "figures" / "curves.png"
+    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    tracker.log_figure(path)
 
 
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
@@ -182,8 +184,6 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for split in ("validation", "test"):
         tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
     tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
-    if not _curves(run).exists():  # the process that trained may have ended before it drew them
-        _draw(run, tracker)
 
 
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -205,14 +205,3 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
         "Folder": f"`{run.folder}`",
     }
     return "\n".join(f"- {what}: {said}" for what, said in lines.items())
-
-
-def _curves(run: Run) -> Path:
-    return run.folder / "figures" / "curves.png"
-
-
-def _draw(run: Run, tracker: MlflowTracker) -> None:
-    path = _curves(run)
-    path.parent.mkdir(exist_ok=True)
-    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
-    tracker.log_figure(path)

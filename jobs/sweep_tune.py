@@ -83,7 +83,7 @@ class TrialActor(tune.Trainable):
         while True:
             self._thread.join(POLL_SECONDS)
             is_over = not self._thread.is_alive()
-            if not is_over and self._is_sweep_to_stop():
+            if not is_over and self._is_sweep_to_stop():  # at every look: a trial that begins empties its own file
                 self._stop()
             if self._error is not None:
                 raise self._error  # Tune starts the trial again, which goes on from its newest checkpoint

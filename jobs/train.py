@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.cluster import ALLOCATOR, spare_cpus
+from jobs.cluster import ALLOCATOR, spare_cpus, worker_resources
 from jobs.config import ClusterConfig
 from jobs.console import begin_stage, console, following
 from jobs.preflight import checked_session
@@ -126,11 +126,9 @@ def make_trainer(
     from jobs.process_group import NodeInterfaceConfig
 
     use_gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": cluster.cpus_per_worker * reserve}
+    resources = {kind: amount * reserve for kind, amount in worker_resources(cluster).items()}
     environment = dict(ALLOCATOR)
-    if use_gpu:
-        resources["GPU"] = cluster.gpus_per_worker * reserve
-    else:
+    if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     if reserve < 1:  # Ray would take the number of threads from what is reserved
         environment["OMP_NUM_THREADS"] = str(max(1, int(cluster.cpus_per_worker)))

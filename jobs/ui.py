@@ -8,10 +8,10 @@ from typing import Any
 from jobs.cli import configuration
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.moved_store import settle_store
+from pipeline.moved_store import ARTIFACTS, settle_store
 from pipeline.runs_view import runs_url
 from pipeline.spool import redact_uri
-from pipeline.tracking import RUN_RECORD, recorded_uri, run_url, tracking_uri, ui_command
+from pipeline.tracking import RUN_RECORD, local_store, recorded_uri, run_url, tracking_uri, ui_command
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)
@@ -23,12 +23,12 @@ def main(argv: list[str]) -> int:
     output_dir = Path(config.output_dir).absolute()
     uri = tracking_uri(config.tracking, output_dir)
     store = output_dir / "mlflow.db"
-    if uri == f"sqlite:///{store}":
+    if uri == local_store(output_dir):
         if not store.exists():
             raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
         settle_store(output_dir)
     port = _free_port()
-    command, environment = ui_command(uri, output_dir / "mlartifacts", HOST, port)
+    command, environment = ui_command(uri, output_dir / ARTIFACTS, HOST, port)
     server = f"http://{HOST}:{port}"
     print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
     if newest := _newest_run(output_dir, uri):

@@ -37,7 +37,7 @@ def settle_store(output_dir: Path, own: str | None = None) -> None:
     try:
         with closing(sqlite3.connect(database, timeout=30.0)) as store:
             for old in _old_addresses(store, output_dir):
-                before = Path(unquote(urlsplit(old).path)).parent
+                before = path_of(old).parent
                 if not before.exists() and (live := _live_run(store, old, own)):
                     log.warning(
                         "%s was moved, or is %s elsewhere, where the run %s reports to MLflow now: files go on being "
@@ -65,15 +65,20 @@ def settle_store(output_dir: Path, own: str | None = None) -> None:
         )
 
 
+def path_of(address: str) -> Path:
+    """The path of a file:// address."""
+    return Path(unquote(urlsplit(address).path))
+
+
 def _old_addresses(store: sqlite3.Connection, output_dir: Path) -> list[str]:
     """Addresses of experiments that are an output folder's and not this one's, by whatever name it goes."""
     if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return []  # made, but not filled yet
     found = []
-    for (address,) in store.execute("SELECT DISTINCT artifact_location FROM experiments"):
-        uri = urlsplit(address or "")
-        folder = Path(unquote(uri.path))
-        if uri.scheme == "file" and folder.name == ARTIFACTS and not _is_same(folder.parent, output_dir):
+    query = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file:%'"
+    for (address,) in store.execute(query):
+        folder = path_of(address)
+        if folder.name == ARTIFACTS and not _is_same(folder.parent, output_dir):
             found.append(address)
     return found
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
-from pipeline.moved_store import ARTIFACTS, settle_store
+from pipeline.moved_store import ARTIFACTS, path_of, settle_store
 from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redact_uri
 from pipeline.tracker import SpoolTracker
 
@@ -105,7 +104,7 @@ def artifact_location(uri: str, output_dir: Path) -> str | None:
 def recorded_uri(run_folder: Path, record: Mapping[str, Any]) -> str:
     """The URI, without its secrets, of the store that a run reports to; a store in the output folder moves with it."""
     uri, location = record["tracking_uri"], record.get("artifact_location")
-    if location and uri == local_store(Path(unquote(urlsplit(location).path)).parent):
+    if location and uri == local_store(path_of(location).parent):
         return local_store(run_folder.absolute().parent.parent)
     return uri
 

@@ -57,7 +57,8 @@ def save_model(
 def count_saved(folder: Path) -> int:
     """The trained numbers of a model folder, by the head of its file: no model is built, and nothing loaded."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+        names = file.keys()
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:
