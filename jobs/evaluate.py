@@ -10,7 +10,7 @@ from jobs.cluster import map_over_cluster
 from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
-from jobs.report import open_tracker, report_evaluation, report_training, sample_places
+from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.stored import stored
 from jobs.summary import print_next, print_result
 from jobs.workspace import Run, only_owner, run_for, stage_folder
@@ -36,7 +36,6 @@ def main(argv: list[str]) -> int:
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
     with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
-        report_training(run, tracker)  # the process that trained may have ended before it did
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)

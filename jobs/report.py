@@ -154,9 +154,7 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
-    path = run.folder / "figures" / "curves.png"
-    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
-    tracker.log_figure(path)
+    _draw(run, tracker)
 
 
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
@@ -184,6 +182,7 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for split in ("validation", "test"):
         tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
     tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
+    _draw(run, tracker)  # again, for now there is the averaged model's BLEU
 
 
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -205,3 +204,9 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
         "Folder": f"`{run.folder}`",
     }
     return "\n".join(f"- {what}: {said}" for what, said in lines.items())
+
+
+def _draw(run: Run, tracker: MlflowTracker) -> None:
+    path = run.folder / "figures" / "curves.png"
+    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    tracker.log_figure(path)

@@ -1,0 +1,18 @@
+"""What is drawn of a run."""
+
+from reported import report_run
+
+from jobs import report
+
+
+def test_the_curves_have_the_averaged_models_bleu_once_there_is_one(tmp_path, monkeypatch):
+    drawn = []
+    draw = report.draw_curves
+
+    def note(points, path, title):
+        drawn.append({point.key for point in points})
+        return draw(points, path, title)
+
+    monkeypatch.setattr(report, "draw_curves", note)
+    report_run(tmp_path, "one", 0.9)
+    assert "averaged/validation_bleu" in drawn[-1] and "averaged/validation_bleu" not in drawn[0]
