@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import configuration, sort_words
 from jobs.clusters import Cluster, choose_cluster, clusters_file, load_clusters
 from jobs.console import StatusLine, console
+from jobs.local_cluster import living
 from jobs.machine import Finding, examine_machine, exchange, offer_place
 from pipeline.errors import UserError
 
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> int:
     status.show("  looking at this machine …", now=True)
     found = examine_machine(config.output_dir) + _tracking(config) + _storage(config) + _clusters()
     status.clear()
-    return _report({"This machine": found}, "transloom run", "transloom cluster up")
+    with_a_cluster = "transloom submit run" if living() else "transloom cluster up"
+    return _report({"This machine": found}, "transloom run", with_a_cluster)
 
 
 def _ask_cluster(cluster: Cluster, settings: Sequence[str]) -> int:

@@ -65,13 +65,17 @@ def _count(own: dict[str, str], key: str, default: int) -> int:
     return int(text)
 
 
+def _counted(number: int, one: str) -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
 def up(num_nodes: int, cpus: int) -> None:
     """Starts a head, which works too, and `num_nodes` - 1 further nodes of `cpus` CPUs each.
 
     Raises:
         UserError: it is up already, or does not come up.
     """
-    if _living():
+    if living():
         raise UserError(f"the local cluster is up already ({_read_state()['address']}): transloom cluster down ends it")
     known = load_clusters().get(LOCAL)
     if known and known.token_file != _token_file():
@@ -102,7 +106,8 @@ def up(num_nodes: int, cpus: int) -> None:
         _clear()
         raise
     status.clear()
-    console.print(f"Up          {num_nodes} nodes of {cpus} CPUs, on this machine's loopback address alone")
+    nodes, each = _counted(num_nodes, "node"), _counted(cpus, "CPU")
+    console.print(f"Up          {nodes} of {each}, on this machine's loopback address alone")
     console.print(f"Dashboard   {state['address']} (asks for the token in {_token_file()})")
     console.print(f"Named       {LOCAL} in {clusters_file()}")
     _print_next("transloom submit run", "transloom cluster down")
@@ -124,7 +129,7 @@ def down() -> None:
 
 
 def print_status() -> None:
-    if not _living():
+    if not living():
         console.print("The local cluster is not up.")
         _print_next("transloom cluster up")
         return
@@ -135,7 +140,7 @@ def print_status() -> None:
     nodes = client.nodes()
     running = [job.submission_id for job in client.ours() if not job.status.is_terminal()]
     cpus = sum(node.get("CPU", 0) for node in nodes)
-    console.print(f"Up          {len(nodes)} of {state['nodes']} nodes, {cpus:g} CPUs")
+    console.print(f"Up          {len(nodes)} of {_counted(state['nodes'], 'node')}, {_counted(int(cpus), 'CPU')}")
     console.print(f"Dashboard   {state['address']} (asks for the token in {_token_file()})")
     console.print(f"Jobs        {', '.join(filter(None, running)) or 'none runs'}")
     _print_next("transloom jobs", "transloom cluster down")
@@ -223,7 +228,8 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _living() -> list[psutil.Process]:
+def living() -> list[psutil.Process]:
+    """The local cluster's processes; none where it is not up."""
     return _living_of(_read_state()) if _state_file().exists() else []
 
 

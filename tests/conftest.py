@@ -16,6 +16,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Which tests go to one process: those of a file, which share its fixtures, and those of all files that look at the
+    run `whole`, for it takes a minute to make."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    looking = {item.path for item in items if "whole" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("whole" if item.path in looking else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     """The folder of real corpora: TRANSLOOM_CORPORA, else ../shared/corpora beside the checkout."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import machine
+from jobs import doctor, machine
 from jobs.clusters import clusters_file
 from jobs.doctor import main
 
@@ -24,6 +24,15 @@ def test_a_machine_that_is_well(home, capsys):
     for what in ("versions", "compiler", "processor", "arithmetic", "GPUs", "memory", "output", "MLflow", "clusters"):
         assert f"  {what} " in said
     assert "torch 2." in said and "GFLOP/s" in said and "transloom run" in said
+
+
+@pytest.mark.parametrize(("processes", "sensible"), [([], "transloom cluster up"), (["ray"], "transloom submit run")])
+def test_a_cluster_that_is_up_is_not_to_be_started(home, capsys, monkeypatch, processes, sensible):
+    monkeypatch.setattr(doctor, "examine_machine", lambda folder: [])
+    monkeypatch.setattr(doctor, "living", lambda: processes)
+    assert main([f"output_dir={home}/out"]) == 0
+    said = capsys.readouterr().out
+    assert [one for one in ("transloom cluster up", "transloom submit run") if one in said] == [sensible]
 
 
 def test_what_is_wrong_is_told_with_what_to_do(home, capsys, monkeypatch):

@@ -109,7 +109,7 @@ def cluster(place) -> Iterator[dict[str, Any]]:
     """What is known of the cluster, once it is up."""
     said = place.transloom("cluster", "up", "nodes=2", "cpus=1")
     try:
-        assert "transloom submit run" in said
+        assert "transloom submit run" in said and "2 nodes of 1 CPU, " in said
         yield read_json(place.settings / "local.json") | {"token": (place.settings / "local.token").read_text()}
     finally:
         place.transloom("cluster", "down")
