@@ -21,7 +21,7 @@ bench: $(VENV)/.installed-export  ## measure training and decoding against what 
 test: check  ## lint, types, layers and all tests
 	@# Two at a time, since tests that start Ray wait as long as they compute; tests/conftest.py says which go together.
 	@# The order is kept, so that the long ones come first.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 check: $(VENV)/.installed-dev  ## lint, formatting, types and layers
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import S3Server, use_environment
@@ -16,15 +17,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests go to one process: those of a file, which share its fixtures, and those of all files that look at the
-    run `whole`, for it takes a minute to make."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    looking = {item.path for item in items if "whole" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("whole" if item.path in looking else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file go to one process, for they share its fixtures; those of all test_pipeline*.py go to one, for
+    they look at the run `whole`, which takes a minute to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRunInOneProcess(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "whole" if "/test_pipeline" in nodeid else super()._split_scope(nodeid)
+
+    return OneRunInOneProcess(config, log)
 
 
 @pytest.fixture(scope="session")

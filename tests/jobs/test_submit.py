@@ -28,7 +28,7 @@ from pipeline.tracking import ui_command
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PASSWORD = "c4n4ry-p4ssw0rd"
-SHORT = (*TINY, "train.max_steps=40", "train.validate_every=20", "train.checkpoint_every=20")
+SHORT = (*TINY, "train.max_steps=40", "train.validate_every=20", "train.checkpoint_every=20", "cluster.num_workers=1")
 LONG = (*TINY, "train.max_steps=20000", "train.validate_every=20000", "train.checkpoint_every=20000")
 
 
