@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import optuna
 
 FEWEST_FOR_IMPORTANCE = 6  # trials
+MOST_DRAWS = 100  # for a point that is new
+DRAWS_APART = 10_000_019  # their seeds, so that no other trial begins at one of them
 RIVALS = 3  # trials that must have come as far before the median of them stops one
 
 
@@ -259,7 +261,18 @@ class Study:
             # A few trials at random first. Those under way count as bad ones, lest several try the same at once.
             startup = max(4, self._sweep.trials // 4)
             return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed)
+        return optuna.samplers.RandomSampler(self._seed_of_a_new_point(seed))
+
+    def _seed_of_a_new_point(self, seed: int) -> int:
+        """One that draws what no trial has yet: of a few choices the same would come again, and give the same again."""
+        import optuna
+
+        known = [one.point for one in self.records.values()]
+        for other in range(seed, seed + MOST_DRAWS * DRAWS_APART, DRAWS_APART):
+            trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(other)).ask()
+            if suggest(trial, self.parameters) not in known:
+                return other
+        return seed
 
     def _queue(self) -> None:
         """A grid is its points in turn; other samplers begin with those that are given."""

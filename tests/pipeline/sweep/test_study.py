@@ -50,6 +50,16 @@ os.kill(os.getpid(), 9)
     assert len({point["a"] for point in points}) == 6  # the random numbers did not begin again
 
 
+def test_of_a_few_choices_random_draws_none_twice(tmp_path):
+    space = {"a": {"choices": [1, 2]}, "b": {"low": 0.1, "high": 0.3, "step": 0.1}}
+    settings = {"space": space, "sampler": Sampler.random, "points": [{"a": 1, "b": 0.2}]}
+    first = study(tmp_path / "study.db", **settings)
+    assert [first.ask() for _ in range(3)]
+    again = study(tmp_path / "study.db", **settings)
+    points = [one.point for one in iter(again.ask, None)]
+    assert sorted(tuple(one.values()) for one in points) == [(a, b) for a in (1, 2) for b in (0.1, 0.2, 0.3)]
+
+
 def test_a_grid_is_walked_once_whoever_is_killed(tmp_path):
     space = {"a": {"choices": [1, 2]}, "b": {"choices": ["x", "y"]}, "c": {"choices": [0], "when": {"b": "y"}}}
     settings = {"space": space, "sampler": Sampler.grid, "trials": 100}
