@@ -136,7 +136,7 @@ def test_ray_starts_on_all_nodes_and_then_the_job(two):
     assert code == 0, said
     address = f"10.0.0.7:{ADDRESS_PORT}"
     steps = [call for call in two.calls if call.startswith("srun") and "ray start" in call]
-    head, workers = steps
+    head, workers = sorted(steps, key=lambda step: "--head" not in step)  # they start at the same time
     assert "--nodelist=alpha" in head and f"--head --node-ip-address=10.0.0.7 --port={ADDRESS_PORT}" in head
     assert "--exclude=alpha" in workers and "--nodes=1 --ntasks=1" in workers and f"--address={address}" in workers
     for step in steps:
