@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
-from jobs.local_node import LOOPBACK_ENVIRONMENT
+from jobs.local_node import NODE_ENVIRONMENT
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
 
@@ -46,9 +46,7 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not config.address:
         keep_ray_token_private()
-        os.environ.update(LOOPBACK_ENVIRONMENT)
-        # Processes that are started before there is work: ours has an environment of its own, and needs others.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        os.environ.update(NODE_ENVIRONMENT)
     import ray  # takes seconds: only once the configuration is known to be good
 
     if config.address:

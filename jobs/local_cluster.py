@@ -31,7 +31,7 @@ from jobs.clusters import (
     write_private,
 )
 from jobs.console import StatusLine, console
-from jobs.local_node import HOST, LOOPBACK_ENVIRONMENT
+from jobs.local_node import HOST, NODE_ENVIRONMENT
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
@@ -149,7 +149,7 @@ def print_status() -> None:
 def _start(state: dict[str, Any], **ports: int) -> None:
     """Starts a node, the head where it has a port for the dashboard, and puts it into the state."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    environment |= LOOPBACK_ENVIRONMENT | {
+    environment |= NODE_ENVIRONMENT | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(_token_file()),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -10,9 +10,13 @@ import time
 from typing import Any
 
 HOST = "127.0.0.1"
-# Has Ray keep to 127.0.0.1 in all its processes, not to the machine's address in the network; must be set before ray is
-# imported.
-LOOPBACK_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of every Ray that this project starts; must be set before ray is imported.
+NODE_ENVIRONMENT = {
+    # All its processes keep to 127.0.0.1, not to the machine's address in the network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # No processes that are started before there is work: ours has an environment of its own, and needs others.
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 def main(options: dict[str, Any]) -> None:
