@@ -152,8 +152,8 @@ def make_trainer(
     # Ray's own handler of Ctrl-C ends the process without a word. Without it the usual KeyboardInterrupt comes, the run
     # is recorded as killed, and the workers end with the session.
     trainer._register_sigint_handler = lambda controller: None
-    # Nothing here is one of Ray's datasets, whose manager is a process of its own; and where this command's Ray ends
-    # with it, none is needed that clears up after a dead controller. It is a twelfth of a small run's CPU time.
+    # Processes of Ray's that are of no use here, a twelfth of a small run's CPU time: the manager of its datasets, and
+    # the one that clears up after a dead controller, which asks the dashboard; a Ray of the command's own has none.
     unused = (DatasetsCallback,) if cluster.address else (DatasetsCallback, PlacementGroupCleanerCallback)
     usual = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [one for one in usual() if not isinstance(one, unused)]

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import optuna
 
 FEWEST_FOR_IMPORTANCE = 6  # trials
-MOST_DRAWS = 100  # for a point that is new
+MOST_DRAWS = 1000  # for a point that is new
 DRAWS_APART = 10_000_019  # their seeds, so that no other trial begins at one of them
+SEEDS = 1 << 32  # NumPy's
 RIVALS = 3  # trials that must have come as far before the median of them stops one
 
 
@@ -256,7 +257,7 @@ class Study:
         """Made anew for each trial, from its number: a sweep that goes on does not begin its random numbers again."""
         import optuna
 
-        seed = self._seed * 100_003 + len(self._study.get_trials(deepcopy=False))
+        seed = (self._seed * 100_003 + len(self._study.get_trials(deepcopy=False))) % SEEDS
         if self._sweep.sampler is Sampler.tpe:
             # A few trials at random first. Those under way count as bad ones, lest several try the same at once.
             startup = max(4, self._sweep.trials // 4)
@@ -268,7 +269,7 @@ class Study:
         import optuna
 
         known = [one.point for one in self.records.values()]
-        for other in range(seed, seed + MOST_DRAWS * DRAWS_APART, DRAWS_APART):
+        for other in ((seed + draw * DRAWS_APART) % SEEDS for draw in range(MOST_DRAWS)):
             trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(other)).ask()
             if suggest(trial, self.parameters) not in known:
                 return other

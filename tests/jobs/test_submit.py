@@ -271,7 +271,8 @@ def test_by_hand_it_is_the_same(place, cluster, tmp_path):
     """As docs/clusters.md says."""
     environment = {name: value for name, value in place.environment.items() if not name.startswith("MLFLOW")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(place.settings / "local.token")}
-    words = [*SHORT, "name=hand", f"output_dir={place.outputs}", "cluster.address=auto", "tracking=off"]
+    words = [*SHORT, "cluster.num_workers=2", "name=hand", f"output_dir={place.outputs}"]
+    words += ["cluster.address=auto", "tracking=off"]
     resolved = place.transloom("run", *words, "--cfg", "job")
     for part in ("conf", "jobs", "model", "pipeline"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))

@@ -280,6 +280,18 @@ def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(tmp_path: Path) 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
 
 
+def test_a_run_that_has_ended_is_trained_on_as_if_it_had_not(tmp_path: Path) -> None:
+    longer = dataclasses.replace(SHORT, max_steps=18)
+    whole, _, engine, _ = start(tmp_path / "whole", longer)
+    assert start(tmp_path / "ended", SHORT)[3] == "max_steps"
+    rest, state, extended, _ = start(tmp_path / "ended", longer)
+    assert state.step == 18
+    assert sorted(whole.losses()) == [3, 6, 9, 12, 15, 18]
+    assert rest.losses() == {step: loss for step, loss in whole.losses().items() if step > 12}
+    expected = engine.weights()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in extended.weights().items())
+
+
 def test_a_run_that_ends_anyway_is_not_stopped(tmp_path: Path) -> None:
     asked = itertools.chain([False] * 11, itertools.repeat(True))
     assert start(tmp_path, SHORT, stop=lambda: next(asked))[3] == "max_steps"
