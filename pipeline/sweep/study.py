@@ -151,7 +151,6 @@ class Study:
             return None
         if self._sweep.sampler is Sampler.pbt and len(self.records) >= self._sweep.population:
             return self._ask_heir()
-        self._study.sampler = self._sampler()
         return self._remember(self._study.ask())
 
     @property
@@ -262,6 +261,8 @@ class Study:
             # A few trials at random first. Those under way count as bad ones, lest several try the same at once.
             startup = max(4, self._sweep.trials // 4)
             return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, constant_liar=True)
+        if self._sweep.sampler is Sampler.grid:  # whose points are all queued
+            return optuna.samplers.RandomSampler(seed)
         return optuna.samplers.RandomSampler(self._seed_of_a_new_point(seed))
 
     def _seed_of_a_new_point(self, seed: int) -> int:

@@ -88,6 +88,7 @@ def test_a_race_trains_both_and_is_done_when_given_again(place, monkeypatch, cap
         assert one["bleu"]["test"]["signature"] in first.out
     assert (place / "outputs" / "races" / "tiny" / "race.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.chdir(place)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("ray", "mlflow"):  # neither is started
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["race", *words]) == 0

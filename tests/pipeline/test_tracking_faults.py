@@ -180,7 +180,7 @@ def test_a_server_killed_half_way_gets_every_point_once(
 
     train(2)
     server.kill()
-    train(2)
+    train(4)
     server.start()
     train(1)
     (tracker.run_folder / "config.yaml").write_text(f"uri: {uri}\n")
@@ -204,7 +204,7 @@ def test_a_server_killed_half_way_gets_every_point_once(
     assert len(client.search_runs([run.info.experiment_id])) == 1
     assert run.info.status == "FINISHED"
     assert "works again" in caplog.text
-    assert slowest < 3, "the server was away for longer"
+    assert slowest < 3, "the server was away for more than four seconds"
     assert [file.name for file in (tmp_path / "artifacts").rglob("*.txt")] == ["notes.txt"]
     (tracker.run_folder / "config.yaml").unlink()
     with_password = [path for path in tmp_path.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
