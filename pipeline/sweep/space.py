@@ -54,7 +54,7 @@ class Parameter:
         if self.step is None:
             raise ValueError(f"space.{self.name}: a grid needs choices, or a step from low to high")
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self.low + i * self.step for i in range(count))
+        return tuple(on_grid(self, self.low + i * self.step) for i in range(count))
 
     def holds(self, value: Value) -> bool:
         """Whether a value is one that this parameter can have."""
@@ -148,6 +148,11 @@ def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def on_grid(one: Parameter, value: Value) -> Value:
+    """A value that was reached in steps, as a person would write it: 0.3 and not 0.30000000000000004."""
+    return float(f"{value:.12g}") if one.step is not None and isinstance(value, float) else value
 
 
 def grid_points(parameters: Sequence[Parameter]) -> list[Point]:

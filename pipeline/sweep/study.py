@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.population import next_generation, place_of
-from pipeline.sweep.space import Parameter, Point, Value, check_point, grid_points, parse_space
+from pipeline.sweep.space import Parameter, Point, check_point, grid_points, on_grid, parse_space
 
 if TYPE_CHECKING:
     import optuna
@@ -324,11 +324,6 @@ def suggest(trial: "optuna.trial.Trial", parameters: Sequence[Parameter]) -> Poi
         else:
             point[one.name] = on_grid(one, trial.suggest_float(one.name, one.low, one.high, step=one.step, log=one.log))
     return point
-
-
-def on_grid(one: Parameter, value: Value) -> Value:
-    """A value that was reached in steps, as a person would write it: 0.3 and not 0.30000000000000004."""
-    return float(f"{value:.12g}") if one.step is not None and isinstance(value, float) else value
 
 
 def distribution(one: Parameter) -> "optuna.distributions.BaseDistribution":

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
-from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_below_median, on_grid
+from pipeline.sweep.space import grid_points, on_grid, parse_space
+from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_below_median
 
 SPACE = {"a": {"low": 0.0, "high": 1.0}, "b": {"choices": ["x", "y"]}, "c": {"low": 1, "high": 5, "when": {"b": "y"}}}
 
@@ -168,3 +168,5 @@ def test_a_value_reached_in_steps_is_written_as_a_person_would():
     stepped, free = parse_space({"a.b": {"low": 0.0, "high": 0.4, "step": 0.1}, "a.c": {"low": 0.0, "high": 0.4}})
     assert str(on_grid(stepped, 3 * 0.1)) == "0.3" and 3 * 0.1 != 0.3
     assert on_grid(free, 3 * 0.1) == 3 * 0.1
+    grid = grid_points(parse_space({"a": {"low": 0.1, "high": 0.3, "step": 0.1}}))
+    assert [point["a"] for point in grid] == [0.1, 0.2, 0.3]
