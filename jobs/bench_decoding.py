@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.bench_contenders import cores, environment
+from jobs.machine import native_precisions
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.protocol import Contender, Meeting
 from pipeline.bench.report import Ratio, Spread
@@ -66,6 +67,9 @@ def measure_decoding(
     with ExitStack() as stack:
         exported = Path(stack.enter_context(TemporaryDirectory(prefix="transloom-bench-")))
         folders = {Program.ours: model, Program.ours_bf16: model, **_exported(model, exported, notes)}
+        if "bf16" not in native_precisions(use_gpu):
+            del folders[Program.ours_bf16]
+            notes.append(f"{LABELS[Program.ours_bf16]} is left out: this device has no instructions for bf16")
         meeting = stack.enter_context(Meeting())
         contenders = _start(meeting, folders, use_gpu)
         searches = {name: _Search(contender, ids, decode, use_gpu) for name, contender in contenders.items()}
@@ -203,7 +207,7 @@ def _ratios(found: Mapping[str, dict[int, list[Found]]], without_penalty: Mappin
     for program, goal in ((Program.huggingface, 2.0), (Program.ctranslate2, 0.8)):
         if LABELS[program] in without_penalty:
             theirs = best(program)
-            for ours in (Program.ours, Program.ours_bf16):
+            for ours in (one for one in (Program.ours, Program.ours_bf16) if LABELS[one] in without_penalty):
                 mine = best(ours)
                 spread = Spread.of([other / one for one, other in zip(mine, theirs, strict=True)])
                 what = f"sentences/s, beam {JUDGED_BEAM}: {LABELS[ours]} / {LABELS[program]}, best threading each"

@@ -45,7 +45,7 @@ WITHOUT_SETTINGS = ("cluster", "jobs", "logs", "stop")  # their help need not li
 USUAL_OVERRIDES = {
     "corpus.path=<folder>": "read the corpus' text files from this folder, not from the hub",
     "cluster.num_workers=2": "share the work out over two workers",
-    "precision=bf16": "mixed precision; fp32 for none",
+    "precision=fp32": "no mixed precision; auto, the default, is bf16 where the device has it",
     "engine=torch": "plain PyTorch; zero0 to zero3 for DeepSpeed's stages",
     "train.max_steps=1000": "end the training after this many steps",
     "tracking.uri=http://host:5000": "report to an MLflow server",
@@ -96,7 +96,7 @@ NOTHING_ELSE = ("translate", "export", "attend", "compare", "ui")
 EXAMPLES = [  # of the jobs that have none of their own
     "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
     "corpus=text corpus.train.source=my.en corpus.train.target=my.de",
-    "experiment=paper_base_en_de cluster=gpu cluster.num_workers=8 precision=bf16",
+    "experiment=paper_base_en_de cluster=gpu cluster.num_workers=8",
 ]
 
 # Jobs with more, or other, words than settings: what usage says, and examples.
@@ -121,7 +121,7 @@ OWN_EXAMPLES = {
     "export": ["my-run my-run-ct2 format=ctranslate2 quantization=int8", "my-run my-run-hf format=huggingface"],
     "bench": ["", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"],
     "plan": [
-        "experiment=paper_base_en_de precision=bf16",
+        "experiment=paper_base_en_de",
         "experiment=multi30k_en_de --calibrate",
         "experiment=paper_big_en_de cluster.num_workers=4 price.h100=2.5",
     ],

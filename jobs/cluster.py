@@ -68,7 +68,7 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
-            refuse_unplaceable(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
             yield
     finally:
         ray.shutdown()
@@ -158,8 +158,35 @@ def spare_cpus(config: "ClusterConfig") -> int:
     import ray
 
     spare = int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return spare if len(nodes) == 1 else min(spare, 1)
+    return spare if len(living_nodes()) == 1 else min(spare, 1)
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes that are there now, as Ray describes them."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_address(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+
+
+def start_on_nodes(
+    nodes: Sequence[Mapping[str, Any]],
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    **options: Any,
+) -> list[Any]:
+    """Starts a Ray task on each node, called with the node's arguments; their futures, in the nodes' order."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0, **options)(function)
+    return [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*its)
+        for node, its in zip(nodes, arguments, strict=True)
+    ]
 
 
 def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0) -> Iterator[Any]:

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         return _examine_cluster(config)
     status = StatusLine()
     status.show("  looking at this machine …", now=True)
-    found = examine_machine(config.output_dir) + _tracking(config) + _storage(config) + _clusters()
+    found = examine_machine(config.output_dir, *_asked(config)) + _tracking(config) + _storage(config) + _clusters()
     status.clear()
     with_a_cluster = "transloom submit run" if living() else "transloom cluster up"
     return _report({"This machine": found}, "transloom run", with_a_cluster)
@@ -45,20 +45,22 @@ def _ask_cluster(cluster: Cluster, settings: Sequence[str]) -> int:
 
 
 def _examine_cluster(config: "Config") -> int:
-    import ray
-
-    from jobs.cluster import ray_session
+    from jobs.cluster import living_nodes, node_address, ray_session
 
     with ray_session(config.cluster):
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = living_nodes()
         try:
-            reports = _on_each(nodes, examine_machine, [(config.output_dir,)] * len(nodes))
+            reports = _on_each(nodes, examine_machine, [(config.output_dir, *_asked(config))] * len(nodes))
         except Exception as error:  # Ray's many: a node is gone, or runs nothing
             raise UserError(f"a node of the cluster runs nothing ({type(error).__name__}); look at its Ray") from error
-        names = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in nodes]
-        found = dict(zip(names, reports, strict=True))
+        found = dict(zip(map(node_address, nodes), reports, strict=True))
         found["Cluster"] = _network(nodes) + _tracking(config) + _storage(config)
     return _report(found, "transloom submit run")
+
+
+def _asked(config: "Config") -> tuple[str, bool]:
+    """The precision that was asked for, and whether of GPUs."""
+    return config.precision.dtype.value, config.cluster.gpus_per_worker > 0
 
 
 def _on_each(
@@ -66,14 +68,10 @@ def _on_each(
 ) -> list[Any]:
     """What the function returns on each node, called with the node's arguments."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0, **more)(function)
-    futures = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*its)
-        for node, its in zip(nodes, arguments, strict=True)
-    ]
-    return ray.get(futures, timeout=NODE_SECONDS)
+    from jobs.cluster import start_on_nodes
+
+    return ray.get(start_on_nodes(nodes, function, arguments, **more), timeout=NODE_SECONDS)
 
 
 def _network(nodes: Sequence[dict[str, Any]]) -> list[Finding]:

@@ -8,12 +8,13 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
 from jobs.console import StatusLine, begin_stage, counter
+from jobs.precision import warn_of_slow_precision
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.stored import stored
 from jobs.summary import print_next, print_result
-from jobs.workspace import Run, only_owner, run_for, stage_folder
+from jobs.workspace import Run, has_run, only_owner, run_for, stage_folder
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -28,7 +29,7 @@ RESULT_FILE = "result.json"
 def main(argv: list[str]) -> int:
     config = configuration("evaluate", argv)
     prepared = found_prepared(config)
-    if prepared is None:
+    if prepared is None or not has_run(config, prepared):
         raise UserError(
             "evaluate: nothing of this configuration is trained yet; name a run with resume=<run>, or train"
         )
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
     with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
+        warn_of_slow_precision(run.config)
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)

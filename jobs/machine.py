@@ -3,8 +3,10 @@ so it is light to import."""
 
 import os
 import platform
+import re
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,11 @@ import psutil
 
 from jobs.nodes import versions
 
+CPUINFO = Path("/proc/cpuinfo")
 ENOUGH_DISK = 10e9  # bytes: checkpoints of a small model, and room to write the next one
-INSTRUCTIONS = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16"}
+# What multiplies bf16, by the processor's flag (Linux's words for x86 and for Arm)
+INSTRUCTIONS = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "bf16": "Arm bf16"}
+FIRST_WITH_BF16, FIRST_WITH_FP16 = (8, 0), (7, 0)  # NVIDIA's compute capabilities: Ampere, Volta
 SIZE = 1024  # of the square matrices by which arithmetic is timed
 
 
@@ -27,8 +32,12 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def examine_machine(output_dir: str) -> list[Finding]:
-    """Versions, compiler, processor and its arithmetic, GPUs, memory, and room for the output."""
+def examine_machine(output_dir: str, precision: str = "auto", use_gpu: bool = False) -> list[Finding]:
+    """Versions, compiler, processor and its arithmetic, GPUs, memory, and room for the output.
+
+    Args:
+        precision: that is asked for, of workers with a GPU or without.
+    """
     memory = psutil.virtual_memory()
     return [
         _libraries(),
@@ -36,6 +45,7 @@ def examine_machine(output_dir: str) -> list[Finding]:
         _processor(),
         _arithmetic(),
         _gpus(),
+        _precision(precision, use_gpu),
         Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
         _disk(Path(output_dir)),
         _ray_token(),
@@ -58,10 +68,9 @@ def _compiler() -> Finding:
 
 
 def _processor() -> Finding:
-    flags = processor_flags()
-    known = [label for flag, label in INSTRUCTIONS.items() if flag in flags]
     cpus = len(os.sched_getaffinity(0))
-    return Finding("processor", f"{processor_name()}, {cpus} CPUs, {', '.join(known) or 'no bf16 instructions'}")
+    known = ", ".join(bf16_instructions()) or "no bf16 instructions"
+    return Finding("processor", f"{processor_name()}, {cpus} CPUs, {known}")
 
 
 def processor_name() -> str:
@@ -70,30 +79,80 @@ def processor_name() -> str:
 
 
 def processor_flags() -> list[str]:
-    """What the processor can do, in Linux's words: avx2, amx_bf16, …"""
-    return _cpuinfo("flags").split()
+    """What the processor can do, in Linux's words: avx2, amx_bf16, …
+
+    oneDNN, which does torch's products in bf16, can be kept from instructions that the processor has
+    (ONEDNN_MAX_CPU_ISA=AVX2). Those that multiply bf16 are left out then.
+    """
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # the latter on Arm
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    is_limited = limit not in ("", "ALL", "DEFAULT") and not re.search("BF16|FP16|AMX|AVX10", limit)
+    return [flag for flag in flags if not (is_limited and flag in INSTRUCTIONS)]
+
+
+def bf16_instructions() -> list[str]:
+    """What torch multiplies bf16 with on this processor; empty where bf16 is emulated, many times as slow as fp32."""
+    flags = processor_flags()
+    return [label for flag, label in INSTRUCTIONS.items() if flag in flags]
+
+
+def native_precisions(use_gpu: bool) -> list[str]:
+    """The precisions that a training worker's device has instructions for, the best one first."""
+    if not use_gpu:
+        return ["bf16", "fp32"] if bf16_instructions() else ["fp32"]
+    capability = min(_gpu_capabilities(), default=FIRST_WITH_BF16)  # unknown: a GPU of today
+    if capability >= FIRST_WITH_BF16:
+        return ["bf16", "fp16", "fp32"]
+    return ["fp16", "fp32"] if capability >= FIRST_WITH_FP16 else ["fp32"]
+
+
+def _gpu_capabilities() -> list[tuple[int, ...]]:
+    """Of each of this machine's GPUs. By the driver's own command: torch sees none in a Ray task that asks for none."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    if found := re.findall(r"^(\d+)\.(\d+)\s*$", told, re.MULTILINE):
+        return [(int(major), int(minor)) for major, minor in found]
+    import torch
+
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
 
 
 def _cpuinfo(key: str) -> str:
     """What Linux says of the first processor; empty where it does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_bytes().decode(errors="replace").split("\n")
+        lines = CPUINFO.read_bytes().decode(errors="replace").split("\n")
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _arithmetic() -> Finding:
+    speed = {name: product_speed(name) for name in ("fp32", "bf16")}
+    found = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in speed.items())
+    return Finding("arithmetic", f"{found} (bf16 {speed['bf16'] / speed['fp32']:.2g} times as fast)")
+
+
+def product_speed(precision: str) -> float:
+    """FLOP/s of a matrix product on this machine's CPU."""
     import torch
 
-    speed = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        one = torch.randn(SIZE, SIZE, dtype=dtype)
-        speed[name] = 2 * SIZE**3 / _seconds(lambda one=one: one @ one)
-    ratio = speed["bf16"] / speed["fp32"]
-    found = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in speed.items())
-    slow = "precision=fp32 is the faster one when training on this CPU" if ratio < 1.1 else ""
-    return Finding("arithmetic", f"{found} (bf16 {ratio:.1f} times as fast)", slow)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    matrix = torch.randn(SIZE, SIZE).to(dtype)
+    return 2 * SIZE**3 / _seconds(lambda: matrix @ matrix)
+
+
+def _precision(asked: str, use_gpu: bool) -> Finding:
+    """What `precision=auto` comes to on this machine: one that trains in fp32 lacks nothing."""
+    import torch
+
+    found = f"auto is {native_precisions(use_gpu=False)[0]} on this CPU"
+    if torch.cuda.is_available():
+        found += f", {native_precisions(use_gpu=True)[0]} on its GPUs"
+    is_slow = asked != "auto" and asked not in native_precisions(use_gpu)
+    return Finding("precision", found, f"{asked} is emulated here, and slow: leave precision= out" if is_slow else "")
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -114,9 +173,7 @@ def _gpus() -> Finding:
         has_driver = shutil.which("nvidia-smi") is not None
         advice = "this machine has a driver for NVIDIA GPUs, but PyTorch sees none: install its CUDA build"
         return Finding("GPUs", "none", advice if has_driver else "")
-    names = [torch.cuda.get_device_properties(i).name for i in range(torch.cuda.device_count())]
-    advice = "" if torch.cuda.is_bf16_supported() else "these know no bf16: precision=fp16"
-    return Finding("GPUs", ", ".join(names), advice)
+    return Finding("GPUs", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
 
 
 def _disk(folder: Path) -> Finding:

@@ -14,7 +14,7 @@ from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, console
 from jobs.machine import processor_flags
-from jobs.plan_summary import print_plan
+from jobs.plan_summary import plan_precision, print_plan
 from jobs.summary import print_next
 from jobs.workspace import output_dir, prepared_before
 from model.flops import count_parameters
@@ -40,11 +40,11 @@ def main(argv: list[str]) -> int:
     settings, calibrates, prices = _sort(argv)
     config = configuration("plan", settings)
     training = training_of(config, _found(config))
-    calibration = calibrate_here(config, training) if calibrates else None
+    calibration = calibrate_here(config, _on_this_machine(config, training)) if calibrates else None
     plan = plan_of(config, training, prices, calibration)
     folder = _folder(config)
     write_json(folder / RESULT_FILE, plan)
-    draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {training.precision.value}")
+    draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {plan_precision(plan)}")
     print_plan(plan, folder.name)
     console.print(f"\nFigures  {folder / RESULT_FILE}\nPicture  {folder / PICTURE_FILE}")
     print_next(*next_commands(plan, settings, calibrates))
@@ -58,8 +58,9 @@ def plan_of(
     cpu, footing = this_machine(config), cpu_footing(training.engine.name is EngineName.deepspeed)
     if calibration:
         parameters = count_parameters(training.model, training.vocab_size)
-        predicted = memory_alone(training, calibration.micro_batches, footing)
-        cpu, footing = calibrated(cpu, footing, calibration, training.precision, parameters, predicted)
+        here = _on_this_machine(config, training)
+        predicted = memory_alone(here, calibration.micro_batches, footing)
+        cpu, footing = calibrated(cpu, footing, calibration, here.precision, parameters, predicted)
     devices = [price_of(one, prices) for one in (*GPUS, cpu)]
     plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
     plan["settings"] = _settings(config)
@@ -153,8 +154,13 @@ def this_machine(config: Config) -> Hardware:
     return this_cpu(len(os.sched_getaffinity(0)), config.cluster.cpus_per_worker, memory, processor_flags())
 
 
+def _on_this_machine(config: Config, training: Training) -> Training:
+    """The training in what this machine's CPU computes in."""
+    return dataclasses.replace(training, precision=this_machine(config).precision_of(training.precision))
+
+
 def calibrate_here(config: Config, training: Training) -> Calibration:
-    """Takes some training steps here.
+    """Takes some training steps here, in the training's precision, which is not `auto`.
 
     Raises:
         UserError: the memory would not do.
@@ -174,7 +180,7 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         vocab_size=training.vocab_size,
         batch=dataclasses.replace(training.batch, tokens=held * training.batch.micro_tokens),
         optimizer=config.optimizer,
-        precision=config.precision,
+        precision=dataclasses.replace(config.precision, dtype=training.precision),
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,
         shards=str(training.shards) if training.shards else None,

@@ -77,7 +77,8 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
     title = f"\nMemory of each of {plan['workers']} workers (engine=torch is as stage 0)"
     console.print(table(title, columns, rows, right=(1, 2, 3, 4)))
     place = "gpu" if plan["on_gpu"] else "cpu"
-    precision = "fp32" if plan["precision"] == "fp32" else "bf16"
+    configured = next(one for one in plan["hardware"] if (one["key"] != "cpu") == plan["on_gpu"])["precision"]
+    precision = "fp32" if configured == "fp32" else "bf16"
     engine = plan["engine"]
     stage = engine["zero_stage"] if engine["name"] == "deepspeed" else 0
     parts = plan["memory"][place][precision][stage]
@@ -91,6 +92,16 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
     }
     told = ", ".join(f"{text} {size(parts[part])}" for part, text in names.items())
     console.print(f"As configured (stage {stage}, {precision}): {told}")
+
+
+def plan_precision(plan: Mapping[str, Any]) -> str:
+    """What the devices of a plan compute in, in words; `auto` may be different things on them."""
+    devices: dict[str, list[str]] = {}
+    for one in plan["hardware"]:
+        devices.setdefault(one["precision"], []).append(one["name"])
+    if len(devices) == 1:
+        return next(iter(devices))
+    return " and ".join(f"{precision} ({', '.join(names)})" for precision, names in devices.items())
 
 
 def _print_hardware(plan: Mapping[str, Any]) -> None:
@@ -117,7 +128,7 @@ def _print_hardware(plan: Mapping[str, Any]) -> None:
                 f"{one['cost']:,.2f}",
             ]
         )
-    title = f"\n{plan['steps']:,} steps in {plan['precision']}, checkpoints included, validation not"
+    title = f"\n{plan['steps']:,} steps in {plan_precision(plan)}, checkpoints included, validation not"
     if plan["max_minutes"]:
         title += f"; at most {plan['max_minutes']:g} minutes of training"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
@@ -181,7 +192,7 @@ def _print_paper(plan: Mapping[str, Any]) -> None:
     ]
     rows += [
         [
-            f"here, {one['workers']} x {one['name']}, {plan['precision']}",
+            f"here, {one['workers']} x {one['name']}, {one['precision']}",
             f"{one['steps']:,.0f}",
             duration(one["step_seconds"]["total"]),
             duration(3600 * one["hours"]),

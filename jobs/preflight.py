@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import ray_session, worker_resources
+from jobs.cluster import living_nodes, node_address, ray_session, start_on_nodes, worker_resources
 from jobs.config import ClusterConfig, Config
 from jobs.console import StatusLine, console
 from jobs.nodes import differences, examine_node, refuse_unlike, versions
@@ -81,17 +81,9 @@ def _marker(root: Path) -> Iterator[Path]:
 
 def _ask_nodes(marker: Path) -> dict[str, Any]:
     """A task on every living node: by the node's address, its future."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(examine_node)
-    return {
-        f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}": task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(marker))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    nodes = living_nodes()
+    futures = start_on_nodes(nodes, examine_node, [(str(marker),)] * len(nodes))
+    return dict(zip(map(node_address, nodes), futures, strict=True))
 
 
 def _answers(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

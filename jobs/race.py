@@ -1,9 +1,9 @@
 """Race: several models on one corpus for equal training time, each an ordinary run; then their scores, speeds and costs
 in a table and a picture."""
 
-import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
             one = load_config([*words, *(word for word in own if word.partition("=")[0] not in given)])
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        one = dataclasses.replace(with_absolute_paths(one), race=RaceConfig())
+        one = replace(with_absolute_paths(one), race=RaceConfig())
         for section in ("corpus", "clean", "tokenizer", "seed", "cluster", "tracking", "output_dir"):
             if getattr(one, section) != getattr(config, section):
                 raise UserError(f"{where}: changes {section}, which must be the same for all who are compared")
@@ -84,7 +84,7 @@ def _runs(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
     """The race's folder, and the configurations with the names of their runs."""
     key = hash_of([identity(one, prepared) for one in contenders.values()])
     name = config.name or f"{config.corpus.name}-race-{key[:8]}"
-    configs = {one: dataclasses.replace(its, name=f"{name}-{one}") for one, its in contenders.items()}
+    configs = {one: replace(its, name=f"{name}-{one}") for one, its in contenders.items()}
     return output_dir(config) / "races" / name, configs
 
 
@@ -110,20 +110,24 @@ def _key(config: Config, finished: Mapping[str, tuple[Run, Mapping[str, Any]]]) 
 def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) -> tuple[Path, dict[str, Any]]:
     folder, configs = _runs(config, contenders, prepared)
     finished: dict[str, tuple[Run, dict[str, Any]]] = {}
-    for name, one in configs.items():
-        console.print(f"{name}: {one.train.max_minutes:g} minutes of training", style="bold")
-        run = run_for(one, prepared)
+    runs = {name: run_for(one, prepared) for name, one in configs.items()}
+    _refuse_unequal_precision(runs)
+    for name, run in runs.items():
+        console.print(f"{name}: {config.train.max_minutes:g} minutes of training", style="bold")
         finished[name] = run, finish_run(run, prepared)[0]
     vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
     console.print("measuring speed by sentence length …")
-    speeds = _speeds(config, {name: one.model for name, one in configs.items()}, vocab_size)
+    precision = next(iter(runs.values())).config.precision
+    speeds = _speeds(
+        replace(config, precision=precision), {name: one.model for name, one in configs.items()}, vocab_size
+    )
     result = {
         "key": _key(config, finished),
         "corpus": config.corpus.name,
         "max_minutes": config.train.max_minutes,
         "machine": f"{platform.machine()}, {processor_name()}",
         "workers": config.cluster.num_workers,
-        "precision": config.precision.dtype.value,
+        "precision": precision.dtype.value,
         "lengths": config.race.lengths,
         "runs": {name: _outcome(run, found, vocab_size) for name, (run, found) in finished.items()},
     }
@@ -137,6 +141,17 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
             tracker.log_figure(folder / PICTURE_FILE)
             tracker.log_artifact(folder / RESULT_FILE, "race")
     return folder, result
+
+
+def _refuse_unequal_precision(runs: Mapping[str, Run]) -> None:
+    """
+    Raises:
+        UserError: a contender that began on another machine has another precision than the others.
+    """
+    found = {name: run.config.precision.dtype.value for name, run in runs.items()}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} has {precision}" for name, precision in found.items())
+        raise UserError(f"precision: must be the same for all who are compared: {told}. Race anew with another name=")
 
 
 def _speeds(config: Config, models: Mapping[str, ModelConfig], vocab_size: int) -> dict[str, list[float]]:

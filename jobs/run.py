@@ -11,7 +11,7 @@ from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.stored import stored
 from jobs.summary import print_next, print_result, print_stages
 from jobs.train import is_trained, train_stage
-from jobs.workspace import Run, bring_run, identity, only_owner, output_dir, run_folder, run_for
+from jobs.workspace import Run, has_run, only_owner, output_dir, run_for
 from pipeline.data.corpus import CorpusKind
 from pipeline.data.prepare import Prepared
 from pipeline.tracking import is_reported
@@ -56,7 +56,7 @@ def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | No
 
 def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
     """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
-    if not bring_run(config, run_folder(config, prepared), None if config.resume else identity(config, prepared)):
+    if not has_run(config, prepared):
         return None
     run = run_for(config, prepared)
     with only_owner(run), stored(run):

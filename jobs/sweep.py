@@ -5,9 +5,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from jobs.cluster import room_for_workers
+from jobs.cluster import living_nodes, room_for_workers
 from jobs.config import Config, read_config
 from jobs.console import begin_stage, console
+from jobs.precision import with_precision
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     config, origin = sweep_settings(argv)
     refuse_impossible(config)
     prepared = found_prepared(config)
-    if prepared is None or (done := done_before(config, prepared)) is None:
+    if prepared is None or (done := done_before(config, prepared, origin)) is None:
         with checked_session(config):
             prepared = prepared or prepare_stage(config)
             done = run_sweep(config, prepared, origin)
@@ -66,12 +67,14 @@ def sweep_for(config: Config, prepared: Prepared) -> tuple[Run, str]:
     return Run(name, output_dir(config) / "sweeps" / name, replace(config, name=name)), key
 
 
-def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
+def done_before(config: Config, prepared: Prepared, origin: Origin) -> tuple[Run, dict[str, Any]] | None:
     """A sweep that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
     sweep, key = sweep_for(config, prepared)
     file = sweep.folder / RESULT_FILE
     if not file.exists():
         return None
+    if origin.is_resumed:  # its configuration has the precision that `auto` came to
+        key = read_json(sweep.folder / RECORD_FILE)["key"]
     result = read_json(file)
     return (sweep, result) if result.get("key") == _result_key(key, config) else None
 
@@ -94,6 +97,8 @@ def run_sweep(config: Config, prepared: Prepared, origin: Origin) -> tuple[Run, 
             f"name: the sweep {sweep.name} exists and has other settings or data (see {sweep.folder / CONFIG_FILE}); "
             f"choose another name, or go on with it as it is: transloom sweep resume={sweep.name}"
         )
+    # Once for all trials: their scores would not compare otherwise.
+    sweep = replace(sweep, config=with_precision(sweep.config, sweep.folder / CONFIG_FILE))
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if not record_file.exists():
         record = {"key": key, "choices": origin.choices, "shards": prepared.shards.manifest["key"]}
@@ -180,14 +185,12 @@ def _seeds(sweep: Run, best: Record, base: Config) -> tuple[Study, SweepConfig]:
 def _search(
     study: Study, settings: SweepConfig, base: Config, prepared: Prepared, sweep: Run, parent: Any, title: str
 ) -> None:
-    import ray
-
     from jobs.sweep_table import Board
     from jobs.sweep_trials import Trials
     from jobs.sweep_tune import run_trials
 
     begin_stage(title)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in living_nodes()]
     clusters = [at_point(base, point).cluster for point in corner_points(study.parameters)]
     room = min(room_for_workers(one, nodes) // one.num_workers for one in clusters)
     if room < 1:

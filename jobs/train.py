@@ -10,6 +10,7 @@ from jobs.cli import configuration
 from jobs.cluster import ALLOCATOR, spare_cpus, worker_resources
 from jobs.config import ClusterConfig
 from jobs.console import begin_stage, console, following
+from jobs.precision import warn_of_slow_precision
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training
@@ -62,6 +63,7 @@ def train_stage(run: Run) -> float | None:
     if is_trained(run):
         return None
     refuse_too_long(run)
+    warn_of_slow_precision(run.config)
     begin_stage("train")
     started_at = time.monotonic()
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it

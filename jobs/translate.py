@@ -3,6 +3,7 @@
 import sys
 
 from jobs.cli import configuration, sort_words
+from jobs.machine import bf16_instructions
 from jobs.workspace import find_model, output_dir
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
@@ -25,7 +26,12 @@ def main(argv: list[str]) -> int:
     lines = (
         read_lines(existing_file(words[1])) if len(words) == 2 else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     )
-    translator = Translator.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_slow = device.type == "cpu" and not bf16_instructions()
+    translator = Translator.load(folder, device, torch.float32 if is_slow else None)
+    if is_slow and translator.about.get("precision") == "bf16":
+        told = "computes in fp32: the model was trained in bf16, for which this processor has no instructions"
+        print(f"transloom: {told}", file=sys.stderr)
     batch: list[str] = []
     translated = 0
 

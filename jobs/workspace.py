@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
 from jobs.console import StatusLine, console, counter
+from jobs.precision import with_precision
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
@@ -129,8 +130,18 @@ def bring_stage(config: Config, folder: Path) -> bool:
         status.clear()
 
 
+def has_run(config: Config, prepared: Prepared) -> bool:
+    """Whether the run that this configuration names was begun before, here or in the storage."""
+    folder = run_folder(config, prepared)
+    return (
+        bring_run(config, folder, None if config.resume else identity(config, prepared))
+        and (folder / CONFIG_FILE).exists()
+    )
+
+
 def run_for(config: Config, prepared: Prepared) -> Run:
-    """The run that this configuration names; a new one gets its folder. Only its owner changes an old one.
+    """The run that this configuration names; a new one gets its folder, and its precision where that is `auto`. Only
+    its owner changes an old one. A new run on a cluster is made inside a Ray session.
 
     Raises:
         UserError: `name` names a run of another configuration, or the data of a resumed run have changed; see
@@ -138,7 +149,6 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     """
     key = identity(config, prepared)
     folder = run_folder(config, prepared)
-    run = Run(folder.name, folder, config)
     stages = {stage: str(getattr(prepared, stage).folder) for stage in STAGES}
     record = folder / PREPARED_FILE
     if not bring_run(config, folder, None if config.resume else key):
@@ -147,14 +157,16 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     known = read_json(record)
     if config.resume and Path(known["shards"]).name != Path(stages["shards"]).name:  # the folder may have been moved
         raise UserError(
-            f"resume: the data of the run {run.name} have changed: its shards are {known['shards']}, and now they "
+            f"resume: the data of the run {folder.name} have changed: its shards are {known['shards']}, and now they "
             f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
         )
     if not config.resume and known["identity"] != key:
         raise UserError(
-            f"name: the run {run.name} exists and was made with other settings or data (see {folder / CONFIG_FILE}); "
-            f"choose another name, or go on with it as it is: transloom train resume={run.name}"
+            f"name: the run {folder.name} exists and was made with other settings or data (see "
+            f"{folder / CONFIG_FILE}); choose another name, or go on with it as it is: transloom train "
+            f"resume={folder.name}"
         )
+    run = Run(folder.name, folder, with_precision(config, folder / CONFIG_FILE))
     if not (folder / CONFIG_FILE).exists():
         _write_config(run)
     return run
@@ -266,7 +278,8 @@ def only_resumed(config: Config) -> Config:
     ):
         return replace(config, resume=None)
     folder = find_run(config.resume, output_dir(config))
-    before, now = to_dict(read_config(folder / CONFIG_FILE)), to_dict(config)
+    before = to_dict(read_config(folder / CONFIG_FILE))
+    now = to_dict(with_precision(config, folder / CONFIG_FILE))
     for section, value in now.items():
         fields = value if isinstance(value, dict) else {"": value}
         own = before[section] if isinstance(value, dict) else {"": before[section]}

@@ -30,6 +30,7 @@ class Hardware:
         lost_to_ray: part that it loses to Ray's own processes where the workers leave them no core.
         memory_bytes: of the device; memory_bandwidth: bytes/s, read and written, of an optimizer's update.
         per_machine: devices in a machine.
+        best_precision: what `precision=auto` is there.
         link, network: bytes/s that a device sends to its neighbour within a machine, and between machines.
         link_latency, network_latency: seconds that each step of a ring takes besides.
         launch: seconds of the host's time to start a kernel: a GPU computes no faster. 0 on a CPU.
@@ -50,10 +51,15 @@ class Hardware:
     network_latency: float
     price: float
     launch: float = GPU_LAUNCH
+    best_precision: Precision = Precision.bf16
     crowding: float = 0.0
     lost_to_ray: float = 0.0
     is_gpu: bool = True
     origin: str = "assumed"
+
+    def precision_of(self, asked: Precision) -> Precision:
+        """What a training computes in on this device."""
+        return self.best_precision if asked is Precision.auto else asked
 
     def flops_per_second(self, precision: Precision, workers: int) -> float:
         """Of one of so many workers, in the forward and backward pass."""
@@ -109,7 +115,8 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
         cores, memory_bytes: that the machine has. flags: of its processor, as in /proc/cpuinfo.
     """
     per_machine = max(1, int(cores / cores_per_worker))
-    of_core = AMX if "amx_bf16" in flags else AVX512_BF16 if "avx512_bf16" in flags else PLAIN
+    has_bf16 = "avx512_bf16" in flags or "bf16" in flags  # of x86, of Arm
+    of_core = AMX if "amx_bf16" in flags else AVX512_BF16 if has_bf16 else PLAIN
     return Hardware(
         key="cpu",
         name="this CPU",
@@ -124,6 +131,7 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
         network_latency=100e-6,
         price=0.05 * cores_per_worker,
         launch=0.0,
+        best_precision=Precision.fp32 if of_core is PLAIN else Precision.bf16,
         lost_to_ray=RAY_CORES / cores,
         is_gpu=False,
     )

@@ -112,9 +112,9 @@ def _data(training: Training) -> dict[str, Any]:
     }
 
 
-def _work(training: Training, parameters: int, flops: float, stage: int) -> Work:
-    kernels = launches(training.model)
-    return Work(training.batch.micro_batches, flops, kernels, parameters, training.precision, stage)
+def _work(training: Training, parameters: int, flops: float, stage: int, hardware: Hardware) -> Work:
+    kernels, precision = launches(training.model), hardware.precision_of(training.precision)
+    return Work(training.batch.micro_batches, flops, kernels, parameters, precision, stage)
 
 
 def _on(
@@ -131,10 +131,11 @@ def _on(
     workers = training.workers if hardware.is_gpu else min(training.workers, hardware.per_machine)
     at = dataclasses.replace(training, workers=workers)
     footing = GPU if hardware.is_gpu else cpu_footing
-    memory = {stage: memory_of(at, parameters, stage, training.precision, footing, kernels).total for stage in STAGES}
+    precision = hardware.precision_of(training.precision)
+    memory = {stage: memory_of(at, parameters, stage, precision, footing, kernels).total for stage in STAGES}
     fitting = [stage for stage in _allowed(hardware, training) if memory[stage] <= ROOM * hardware.memory_bytes]
     stage = training.stage if training.stage in fitting or not fitting else fitting[0]
-    time = step_time(_work(training, parameters, flops, stage), hardware, workers)
+    time = step_time(_work(training, parameters, flops, stage, hardware), hardware, workers)
     steps = float(train.max_steps)
     if train.max_minutes:
         steps = min(steps, 60 * train.max_minutes / time.total)
@@ -147,6 +148,7 @@ def _on(
         "key": hardware.key,
         "name": hardware.name,
         "origin": hardware.origin,
+        "precision": precision.value,
         "workers": workers,
         "stage": stage,
         "recommended_stage": fitting[0] if fitting else None,
@@ -154,7 +156,7 @@ def _on(
         "memory_bytes": memory[stage],
         "device_bytes": hardware.memory_bytes,
         "assumed": {
-            "peak_flops_per_second": hardware.peak[training.precision],
+            "peak_flops_per_second": hardware.peak[precision],
             "utilisation": hardware.utilisation,
             "link_bytes_per_second": hardware.link,
             "network_bytes_per_second": hardware.network,
@@ -198,7 +200,7 @@ def _checkpoint(train: TrainConfig, parameters: int) -> dict[str, Any]:
 def _growth(training: Training, parameters: int, flops: float, hardware: Hardware) -> list[dict[str, Any]]:
     """The step's time from 1 to 1024 workers: of the same batch, as far as it can be shared, and of one that grows with
     the workers; efficiency is the speed over that of as many workers without loss."""
-    work = _work(training, parameters, flops, training.stage)
+    work = _work(training, parameters, flops, training.stage, hardware)
     unit = accumulation(work.micro_batches, training.workers)
 
     def told(time: StepTime, efficiency: float) -> dict[str, float]:

@@ -14,8 +14,12 @@ from pipeline.ranks import rank, world_size
 
 
 class Precision(Enum):
-    """The type that the module computes in. The master weights are fp32 in any case."""
+    """The type that the module computes in. The master weights are fp32 in any case.
 
+    `auto` is decided where the workers are, before a run is made: nothing computes in it.
+    """
+
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -32,7 +36,7 @@ class PrecisionConfig:
         ValueError: if a number makes no sense, naming the field.
     """
 
-    dtype: Precision = Precision.bf16
+    dtype: Precision = Precision.auto
     initial_scale_power: int = 16
     scale_window: int = 1000
     min_loss_scale: float = 1.0

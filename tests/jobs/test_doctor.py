@@ -19,7 +19,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_a_machine_that_is_well(home, capsys):
-    assert main([f"output_dir={home}/out"]) in (0, 2)  # a CPU may be slow in bf16
+    assert main([f"output_dir={home}/out"]) == 0
     said = capsys.readouterr().out
     for what in ("versions", "compiler", "processor", "arithmetic", "GPUs", "memory", "output", "MLflow", "clusters"):
         assert f"  {what} " in said
@@ -28,7 +28,7 @@ def test_a_machine_that_is_well(home, capsys):
 
 @pytest.mark.parametrize(("processes", "sensible"), [([], "transloom cluster up"), (["ray"], "transloom submit run")])
 def test_a_cluster_that_is_up_is_not_to_be_started(home, capsys, monkeypatch, processes, sensible):
-    monkeypatch.setattr(doctor, "examine_machine", lambda folder: [])
+    monkeypatch.setattr(doctor, "examine_machine", lambda *asked: [])
     monkeypatch.setattr(doctor, "living", lambda: processes)
     assert main([f"output_dir={home}/out"]) == 0
     said = capsys.readouterr().out

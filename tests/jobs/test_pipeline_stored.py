@@ -46,7 +46,7 @@ def test_a_bucket_or_file_that_is_not_there_ends_a_job_before_it_starts(s3, tmp_
 
 
 def test_doctor_looks_at_it(s3, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jobs.doctor.examine_machine", lambda output_dir: [])
+    monkeypatch.setattr("jobs.doctor.examine_machine", lambda *asked: [])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert doctor([f"output_dir={tmp_path}", "tracking=off", f"storage={URL}"]) == 0
     assert f"storage      {URL}" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import torch
 
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.data.batches import make_batch
-from pipeline.train.optimizer import PrecisionConfig
+from pipeline.train.optimizer import Precision, PrecisionConfig
 from pipeline.train.speed import ROUNDS, speed_by_length
 
 MODELS = {
@@ -19,7 +19,7 @@ MODELS = {
 def test_a_speed_is_tokens_over_the_seconds_of_a_step() -> None:
     started_at = time.perf_counter()
     speeds = speed_by_length(
-        MODELS, [4, 8], tokens=64, vocab_size=50, precision=PrecisionConfig(), device=torch.device("cpu")
+        MODELS, [4, 8], tokens=64, vocab_size=50, precision=PrecisionConfig(Precision.fp32), device=torch.device("cpu")
     )
     elapsed = time.perf_counter() - started_at
     assert list(speeds) == list(MODELS)
@@ -37,6 +37,6 @@ def test_as_many_tokens_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None
         return make_batch(pairs, indices)
 
     monkeypatch.setattr("pipeline.train.speed.make_batch", counted)
-    settings = {"vocab_size": 50, "precision": PrecisionConfig(), "device": torch.device("cpu")}
+    settings = {"vocab_size": 50, "precision": PrecisionConfig(Precision.fp32), "device": torch.device("cpu")}
     speed_by_length(MODELS, [4, 8, 16], tokens=64, **settings)
     assert seen == [64, 64, 64]
