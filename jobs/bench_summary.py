@@ -11,9 +11,9 @@ from typing import Any
 from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import clock, console, quantity, table
-from jobs.machine import processor_flags, processor_name
 from jobs.summary import print_next
 from jobs.workspace import output_dir
+from pipeline.processor import processor_flags, processor_name
 from pipeline.tracking import MlflowTracker
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that products go by

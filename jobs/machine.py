@@ -15,11 +15,9 @@ from typing import NamedTuple
 import psutil
 
 from jobs.nodes import versions
+from pipeline.processor import bf16_instructions, processor_name
 
-CPUINFO = Path("/proc/cpuinfo")
 ENOUGH_DISK = 10e9  # bytes: checkpoints of a small model, and room to write the next one
-# What multiplies bf16, by the processor's flag (Linux's words for x86 and for Arm)
-INSTRUCTIONS = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "bf16": "Arm bf16"}
 FIRST_WITH_BF16, FIRST_WITH_FP16 = (8, 0), (7, 0)  # NVIDIA's compute capabilities: Ampere, Volta
 SIZE = 1024  # of the square matrices by which arithmetic is timed
 
@@ -73,29 +71,6 @@ def _processor() -> Finding:
     return Finding("processor", f"{processor_name()}, {cpus} CPUs, {known}")
 
 
-def processor_name() -> str:
-    """The processor's name as people know it."""
-    return _cpuinfo("model name") or platform.processor() or "unknown processor"
-
-
-def processor_flags() -> list[str]:
-    """What the processor can do, in Linux's words: avx2, amx_bf16, …
-
-    oneDNN, which does torch's products in bf16, can be kept from instructions that the processor has
-    (ONEDNN_MAX_CPU_ISA=AVX2). Those that multiply bf16 are left out then.
-    """
-    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # the latter on Arm
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    is_limited = limit not in ("", "ALL", "DEFAULT") and not re.search("BF16|FP16|AMX|AVX10", limit)
-    return [flag for flag in flags if not (is_limited and flag in INSTRUCTIONS)]
-
-
-def bf16_instructions() -> list[str]:
-    """What torch multiplies bf16 with on this processor; empty where bf16 is emulated, many times as slow as fp32."""
-    flags = processor_flags()
-    return [label for flag, label in INSTRUCTIONS.items() if flag in flags]
-
-
 def native_precisions(use_gpu: bool) -> list[str]:
     """The precisions that a training worker's device has instructions for, the best one first."""
     if not use_gpu:
@@ -118,15 +93,6 @@ def _gpu_capabilities() -> list[tuple[int, ...]]:
     import torch
 
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-
-
-def _cpuinfo(key: str) -> str:
-    """What Linux says of the first processor; empty where it does not."""
-    try:
-        lines = CPUINFO.read_bytes().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _arithmetic() -> Finding:

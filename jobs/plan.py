@@ -13,7 +13,6 @@ from jobs.cli import configuration, sort_words
 from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, console
-from jobs.machine import processor_flags
 from jobs.plan_summary import plan_precision, print_plan
 from jobs.summary import print_next
 from jobs.workspace import output_dir, prepared_before
@@ -29,6 +28,7 @@ from pipeline.plan.plan import make_plan, price_of
 from pipeline.plan.probe import Probe
 from pipeline.plan.training import Training, memory_alone
 from pipeline.plan.volume import estimated_volume, prepared_volume, training_lengths
+from pipeline.processor import processor_flags
 from pipeline.train.engine import EngineName
 
 KEYS = ("h200", "h100", "a100", "cpu")

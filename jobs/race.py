@@ -12,7 +12,6 @@ from jobs.cluster import ALLOCATOR, ray_session
 from jobs.config import Config, RaceConfig, load_config, with_absolute_paths
 from jobs.config_messages import CONTENDERS
 from jobs.console import clock, console, quantity, table
-from jobs.machine import processor_name
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.run import done_before, finish_run
@@ -24,6 +23,7 @@ from pipeline.compare.course import validation_course
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
+from pipeline.processor import processor_name
 from pipeline.race_figure import Course, draw_race
 from pipeline.spool import read_points
 

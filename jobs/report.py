@@ -13,7 +13,6 @@ from typing import Any
 
 from jobs.config import Config, to_dict
 from jobs.console import clock, console
-from jobs.machine import processor_name
 from jobs.package import submission
 from jobs.workspace import CONFIG_FILE, Run, stage_folder
 from model.build import architecture_of
@@ -21,6 +20,7 @@ from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
+from pipeline.processor import processor_name
 from pipeline.spool import read_points, redact_uri
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri

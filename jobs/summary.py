@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import clock, console, table
-from jobs.machine import processor_name
 from jobs.package import submission
 from jobs.workspace import Run
 from pipeline.data.prepare import Prepared
+from pipeline.processor import processor_name
 
 
 def print_prepared(prepared: Prepared) -> None:

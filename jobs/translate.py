@@ -3,10 +3,10 @@
 import sys
 
 from jobs.cli import configuration, sort_words
-from jobs.machine import bf16_instructions
 from jobs.workspace import find_model, output_dir
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
+from pipeline.processor import bf16_instructions
 
 USAGE = "usage: transloom translate <model folder or run> [file] [decode=beam4 …] < text > translations"
 LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last

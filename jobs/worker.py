@@ -17,6 +17,7 @@ from jobs.stopping import watched
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run, stage_folder
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.processor import processor_vendor
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,13 +34,15 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from model.build import build_model
+    from model.kernels.linear import Products, quicker_products, use_products
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.ranks import rank, world_size
+    from pipeline.ranks import on_rank_zero, rank, world_size
     from pipeline.train.checkpoint import resume
     from pipeline.train.engine import make_engine
     from pipeline.train.loop import TrainState, train
     from pipeline.train.objective import TranslationObjective
+    from pipeline.train.optimizer import Precision
 
     config = read_config(folder / CONFIG_FILE)
     logging.basicConfig(level=logging.WARNING)
@@ -51,6 +54,9 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
 
     initial, saved = resume(folder / "checkpoints")
     state = TrainState(**saved or {})
+    if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
+        state.products = on_rank_zero(lambda: list(quicker_products(model, processor_vendor())))
+    use_products(Products(*state.products))
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
     started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}

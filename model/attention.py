@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from model.kernels.linear import Linear
 from model.packing import Layout, from_grid, to_grid
 
 
@@ -193,8 +194,8 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.has_one_width = key_width == value_width  # then one gather carries them all
         self.widths = [num_heads * width for width in (key_width, key_width, value_width)]
-        self.query_key_value = nn.Linear(d_model, sum(self.widths))
-        self.output = nn.Linear(num_heads * value_width, d_model)
+        self.query_key_value = Linear(d_model, sum(self.widths))
+        self.output = Linear(num_heads * value_width, d_model)
         for weight in self.query_key_value.weight.split(self.widths):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.query_key_value.bias)
@@ -240,9 +241,9 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.has_one_width = key_width == value_width
         self.widths = [num_heads * width for width in (key_width, value_width)]
-        self.query = nn.Linear(d_model, num_heads * key_width)
-        self.key_value = nn.Linear(d_model, sum(self.widths))
-        self.output = nn.Linear(num_heads * value_width, d_model)
+        self.query = Linear(d_model, num_heads * key_width)
+        self.key_value = Linear(d_model, sum(self.widths))
+        self.output = Linear(num_heads * value_width, d_model)
         for weight in (self.query.weight, *self.key_value.weight.split(self.widths)):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.key_value.bias)

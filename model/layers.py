@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, Grid, KeyValueCache, SelfAttention
 from model.config import Norm, TransformerConfig
+from model.kernels.linear import Linear
 
 
 class _AddDropped(torch.autograd.Function):
@@ -62,13 +63,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
+        self.inner = Linear(d_model, d_ff)
+        self.outer = Linear(d_ff, d_model)
         nn.init.xavier_uniform_(self.inner.weight)
         nn.init.xavier_uniform_(self.outer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(torch.relu(self.inner(x)))
+        return self.outer(self.inner(x).relu_())  # in place: nothing else reads what `inner` returned
 
 
 class Residual(nn.Module):

@@ -1,12 +1,16 @@
 """Losses as sums: the training loop divides once, by the step's number of target tokens over all workers."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-CPU_ROWS, GPU_ROWS = 64, 4096  # of logits that are in fp32 at a time
+from model.kernels.linear import multiply, multiply_transposed, products_for
+
+CPU_ROWS, GPU_ROWS = 32, 4096  # of logits at a time: on a CPU what its cache holds in fp32
+LEAST_PROBABILITY = 1e-30  # of a label, for its logarithm to be exact
 
 
 class LossSum(NamedTuple):
@@ -18,32 +22,62 @@ class LossSum(NamedTuple):
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
     """Logits become their own gradient, softmax(z) - q, a few rows at a time while they are in the cache: in fp32
-    without ever holding [tokens × vocabulary] in fp32, and in half the time of cross_entropy on a CPU."""
+    without ever holding [tokens × vocabulary] in fp32, and in half the time of cross_entropy on a CPU.
+
+    What smoothing adds is the same for all tokens, so it never touches [tokens × vocabulary]: it is a sum over the
+    vocabulary of the weights, and over the tokens of what they meet.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        logits = functional.linear(hidden, weight)
-        uniform = smoothing / weight.shape[0]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
-        counted = logits[: len(labels)]
+        ctx.products = products_for(hidden)
+        logits = multiply_transposed(hidden, weight, None, ctx.products.output)
+        is_cpu = hidden.device.type == "cpu"
+        rows = CPU_ROWS if is_cpu else GPU_ROWS
+        counted, column = logits[: len(labels)], labels[:, None]
         logits[len(labels) :] = 0
-        for some_logits, some_labels in zip(counted.split(rows), labels[:, None].split(rows), strict=True):
+        of_label = counted.gather(1, column).float()  # z of the label
+        log_normaliser = torch.empty_like(of_label)
+        parts = (x.split(rows) for x in (counted, column, of_label, log_normaliser))
+        for some_logits, some_labels, some_of_label, some_normalisers in zip(*parts, strict=True):
             z = some_logits.float()
-            p = z.softmax(-1)
-            log_normaliser = z.amax(-1) - p.amax(-1).log()
-            # -sum_v q(v) log p(v), with log p(v) = z(v) - log_normaliser and q summing to 1
-            total += log_normaliser.sum() - (1 - smoothing) * z.gather(1, some_labels).sum() - uniform * z.sum()
-            p -= uniform
+            if not is_cpu:
+                some_normalisers.copy_(z.logsumexp(-1, keepdim=True))
+            p = torch.softmax(z, -1, out=z)
+            if is_cpu:  # from the label's own probability: logsumexp would take as long as softmax
+                torch.sub(some_of_label, p.gather(1, some_labels).log_(), out=some_normalisers)
             p.scatter_add_(1, some_labels, p.new_full((1, 1), smoothing - 1).expand_as(some_labels))
-            some_logits.copy_(p)
+            if p.data_ptr() != some_logits.data_ptr():
+                some_logits.copy_(p)
+        if is_cpu:
+            _mend_underflow(log_normaliser, of_label, hidden, weight)
+        # -sum_v q(v) log p(v), with log p(v) = z(v) - log_normaliser and q summing to 1
+        ctx.uniform, ctx.num_tokens = smoothing / weight.shape[0], len(labels)
+        sum_of_logits = hidden[: len(labels)].sum(0, dtype=torch.float32) @ weight.sum(0, dtype=torch.float32)
         ctx.save_for_backward(logits, hidden, weight)
-        return total
+        return log_normaliser.sum() - (1 - smoothing) * of_label.sum() - ctx.uniform * sum_of_logits
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         difference, hidden, weight = ctx.saved_tensors
-        return (difference @ weight).mul_(grad), (difference.t() @ hidden).mul_(grad), None, None
+        counted = slice(ctx.num_tokens)
+        to_hidden = multiply(difference, weight, ctx.products.input_gradient)
+        to_weight = multiply(difference.t(), hidden, ctx.products.weight_gradient)
+        to_hidden[counted] -= (ctx.uniform * weight.sum(0, dtype=torch.float32)).to(weight.dtype)
+        to_weight -= (ctx.uniform * hidden[counted].sum(0, dtype=torch.float32)).to(hidden.dtype)
+        return to_hidden.mul_(grad), to_weight.mul_(grad), None, None
+
+
+def _mend_underflow(log_normaliser: Tensor, of_label: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    """Counts anew, in place, where a label's probability is too small for its logarithm: a wrong and very sure model.
+
+    Args:
+        log_normaliser, of_label: (M, 1) of the first M rows of hidden (N, d_model). weight: (V, d_model).
+    """
+    is_small = (of_label - log_normaliser < math.log(LEAST_PROBABILITY)).flatten()
+    if is_small.any():
+        rows = hidden[: len(is_small)][is_small]
+        log_normaliser[is_small] = functional.linear(rows, weight).float().logsumexp(-1, keepdim=True)
 
 
 def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> LossSum:

@@ -6,18 +6,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.kernels.linear import quicker_products, use_products
 from pipeline.bench.task import Task, Trainer, initial_model
 from pipeline.data.batches import Step, ahead, iterate_steps
 from pipeline.data.shards import open_shards
+from pipeline.processor import processor_vendor
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import make_engine
 from pipeline.train.loop import add_gradients
 from pipeline.train.objective import TranslationObjective
+from pipeline.train.optimizer import Precision
 
 
 def our_trainer(task: Task, device: torch.device) -> Trainer:
     """What `jobs/worker.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
-    objective = TranslationObjective(initial_model(task), task.label_smoothing).train()
+    model = initial_model(task)
+    if task.precision.dtype is Precision.fp32 and device.type == "cpu":
+        use_products(quicker_products(model, processor_vendor()))
+    objective = TranslationObjective(model, task.label_smoothing).train()
     engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
 
     def take(step: Step, rate: float) -> Tensor:

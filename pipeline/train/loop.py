@@ -86,6 +86,7 @@ class TrainState:
         seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
             report, and so on when the time is up.
         unreported: what the meter has counted since the last report.
+        products: the `Products` that the training began with, whose rounding it keeps; empty: torch's own.
     """
 
     step: int = 0
@@ -99,6 +100,7 @@ class TrainState:
     validations: list[dict[str, float]] = field(default_factory=list)
     pending_validation: int | None = None
     unreported: dict[str, Any] = field(default_factory=dict)
+    products: list[bool] = field(default_factory=list)
 
     def best(self) -> dict[str, float] | None:
         """The first validation of the highest BLEU."""

@@ -9,13 +9,15 @@ import pytest
 from jobs import machine, precision
 from jobs.cluster import ray_session
 from jobs.config import Config, load_config, read_config
-from jobs.machine import bf16_instructions, examine_machine, native_precisions
+from jobs.machine import examine_machine, native_precisions
 from jobs.precision import warn_of_slow_precision, with_precision
 from jobs.race import _refuse_unequal_precision
 from jobs.report import _params
 from jobs.workspace import CONFIG_FILE, Run, only_resumed, resumed, run_for
+from pipeline import processor
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
+from pipeline.processor import bf16_instructions
 from pipeline.train.optimizer import Precision
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
@@ -61,7 +63,7 @@ def dtype_of(config: Config) -> str:
 @pytest.mark.parametrize("kind", FLAGS)
 def test_a_cpu_has_bf16_where_it_has_an_instruction_for_it(kind: str, tmp_path, monkeypatch) -> None:
     line, labels = FLAGS[kind]
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nprocessor\t: 1\n{line}\n")
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
