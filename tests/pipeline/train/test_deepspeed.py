@@ -14,11 +14,11 @@ from toy import Objective, make_batch, make_objective, take_steps
 from model.losses import LossSum
 from pipeline.errors import UserError
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import KINDS, EngineState, OptimizerConfig, Precision, PrecisionConfig
+from pipeline.train.optimizer import KINDS, TORCH_DTYPES, EngineState, OptimizerConfig, Precision, PrecisionConfig
 
 CPU = torch.device("cpu")
 # Stage 3 last: it replaces torch's linear for the whole process, by one that rounds differently in 16 bits.
-SETUPS = [(precision, stage) for stage in range(4) for precision in Precision]
+SETUPS = [(precision, stage) for stage in range(4) for precision in TORCH_DTYPES]
 OPTIMIZER = OptimizerConfig(clip_norm=0.5, weight_decay=0.01)
 
 
@@ -119,7 +119,7 @@ def on_three_ranks(halfway: dict[tuple, EngineState]) -> dict[str, dict]:
 def reference() -> dict:
     """Plain torch on one rank."""
     found = {}
-    for precision in Precision:
+    for precision in TORCH_DTYPES:
         module = make_objective()
         engine = make(precision, 0, module, name=EngineName.torch)
         results = take_steps(engine, 0, 1)
@@ -221,7 +221,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_is_skipped_on_all(ranks, preci
         assert good.loss_scale == (bad.loss_scale / 2 if precision is Precision.fp16 else 1.0)
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", list(TORCH_DTYPES))
 def test_a_state_serves_every_engine_and_number_of_ranks(ranks, reference, precision):
     """Half of the way with plain torch on one rank or with a stage on three, the other half the other way round."""
     prepare()

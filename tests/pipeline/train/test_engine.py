@@ -9,7 +9,7 @@ from toy import Objective, make_batch, make_objective, take_steps
 from model.losses import LossSum
 from pipeline.errors import UserError
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig
+from pipeline.train.optimizer import TORCH_DTYPES, EngineState, OptimizerConfig, Precision, PrecisionConfig
 from pipeline.train.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_weights_are_named_as_in_the_module_and_stay_fp32():
     assert {weight.dtype for weight in engine.weights().values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", list(TORCH_DTYPES))
 def test_four_micro_batches_are_one_large_one(precision):
     def gradient(parts: int) -> torch.Tensor:
         engine = make_torch_engine(precision)
@@ -96,7 +96,7 @@ def test_gradients_accumulate_in_fp32():
     assert torch.equal(many, 256 * engine._optimizer.gradient)  # bf16 sums would stop growing after 8 bits
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", list(TORCH_DTYPES))
 def test_resuming_is_never_having_stopped(precision):
     straight = make_torch_engine(precision, clip_norm=0.5)
     take_steps(straight, 0, 3)
