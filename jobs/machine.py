@@ -35,7 +35,7 @@ def examine_machine(output_dir: str) -> list[Finding]:
         _compiler(),
         _processor(),
         _arithmetic(),
-        _gpus(),
+        gpus(),
         Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
         _disk(Path(output_dir)),
         _ray_token(),
@@ -107,7 +107,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _gpus() -> Finding:
+def gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
