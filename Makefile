@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo ui bench gpu-check gpu-wheels test check format lint audit sbom clean clean-all
+.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test check format lint audit sbom clean clean-all
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,13 @@ bench: $(VENV)/.installed-export  ## measure training and decoding against what 
 
 # With WHEELS=<folder> by the machine's own python3, with its own torch, and what those wheels bring besides: offline.
 GPU_PACKAGES := $(CURDIR)/build/gpu-check
-gpu-check: $(if $(WHEELS),$(GPU_PACKAGES)/.installed,$(VENV)/.installed-export)  ## try training and translating on this machine's GPU, in nine minutes; WHEELS=<folder>
+gpu-check: $(if $(WHEELS),gpu-packages,$(VENV)/.installed-export)  ## try training and translating on this machine's GPU, in nine minutes; WHEELS=<folder>
 	@$(if $(WHEELS),PYTHONPATH=$(GPU_PACKAGES) python3,$(BIN)/python) -m jobs.gpu_check $(ARGS)
+
+gpu-packages:
+	@rm -rf $(GPU_PACKAGES)
+	@python3 -m pip install -qq --no-index --no-deps --no-compile --no-input --disable-pip-version-check \
+		--target $(GPU_PACKAGES) $(WHEELS)/*.whl
 
 # No dependencies are followed: what a machine with torch and transformers has already is not in the list.
 GPU_WHEELS := build/wheels
@@ -67,12 +72,6 @@ clean:  ## remove caches and build leftovers
 
 clean-all: clean  ## also remove the environment and every output
 	rm -rf $(VENV) outputs
-
-$(GPU_PACKAGES)/.installed: $(wildcard $(WHEELS)/*.whl)
-	@rm -rf $(GPU_PACKAGES)
-	@python3 -m pip install -qq --no-index --no-deps --no-compile --no-input --disable-pip-version-check \
-		--target $(GPU_PACKAGES) $(WHEELS)/*.whl
-	@touch $@
 
 # The stamps make the environment anew only when what it is made from changed.
 $(BIN)/python:

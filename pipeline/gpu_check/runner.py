@@ -97,12 +97,19 @@ def _why_not(part: Part, records: Sequence[Record], left: float) -> str:
     for record in records:
         if record.name == part.after and record.status == SKIPPED:
             return record.why
-    missing = [name for name in part.packages if find_spec(name) is None]
+    missing = [name for name in part.packages if not _is_installed(name)]
     if missing:
         return f"not installed: {', '.join(missing)}"
     if left < part.seconds:
         return f"takes about {part.seconds:.0f} s, and {max(0.0, left):.0f} s are left of the check's time"
     return ""
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def _run(part: Part, command: Callable[[Part, Path], Sequence[str]], folder: Path, limit: float) -> Record:
@@ -120,11 +127,11 @@ def _run(part: Part, command: Callable[[Part, Path], Sequence[str]], folder: Pat
         finally:
             _end(process)
     seconds = time.monotonic() - started_at
-    if code is None:
-        return Record(part.name, part.what, FAILED, f"ended after {limit:.0f} s, its limit", seconds)
     try:
-        record = Record(**{**read_json(answer), "seconds": seconds})
+        record = Record(**{**read_json(answer), "seconds": seconds})  # though the process may not have ended after it
     except (OSError, ValueError, TypeError):
+        if code is None:
+            return Record(part.name, part.what, FAILED, f"ended after {limit:.0f} s, its limit", seconds)
         said = log.read_bytes()[-LAST_WORDS:].decode(errors="replace").strip()
         return Record(part.name, part.what, FAILED, f"exit code {code}; it said: {said or 'nothing'}", seconds)
     answer.unlink()
