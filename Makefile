@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo ui bench test check format lint audit sbom clean clean-all
+.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test check format lint audit sbom clean clean-all
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,27 @@ ui: $(VENV)/.installed  ## serve MLflow's pages on the runs, on this machine onl
 
 bench: $(VENV)/.installed-export  ## measure training and decoding against what is usually used; ARGS="corpus=multi30k_en_de"
 	@$(BIN)/transloom bench $(ARGS)
+
+# With WHEELS=<folder> by the machine's own python3, with its own torch, and what those wheels bring besides: offline.
+GPU_PACKAGES := $(CURDIR)/build/gpu-check
+gpu-check: $(if $(WHEELS),gpu-packages,$(VENV)/.installed-export)  ## try training and translating on this machine's GPU, in nine minutes; WHEELS=<folder>
+	@$(if $(WHEELS),PYTHONPATH=$(GPU_PACKAGES) python3,$(BIN)/python) -m jobs.gpu_check $(ARGS)
+
+gpu-packages:
+	@rm -rf $(GPU_PACKAGES)
+	@python3 -m pip install -qq --no-index --no-deps --no-compile --no-input --disable-pip-version-check \
+		--target $(GPU_PACKAGES) $(WHEELS)/*.whl
+
+# No dependencies are followed: what a machine with torch and transformers has already is not in the list.
+GPU_WHEELS := build/wheels
+GPU_PIP := -q --disable-pip-version-check --no-deps -c constraints.txt
+gpu-wheels: $(BIN)/python  ## fetch into build/wheels what gpu-check needs beside torch; PYTHON_VERSION=3.12 for that machine's
+	@mkdir -p $(GPU_WHEELS)
+	@# DeepSpeed comes as source, and compiles nothing.
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip wheel $(GPU_PIP) -w $(GPU_WHEELS) deepspeed
+	@$(BIN)/python -m pip download $(GPU_PIP) --only-binary=:all: -d $(GPU_WHEELS) -r deploy/gpu-check.txt \
+		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION))
+	@du -sh $(GPU_WHEELS)
 
 test: check  ## lint, types, layers and all tests
 	@# Two at a time, since tests that start Ray wait as long as they compute; tests/conftest.py says which go together.

@@ -42,7 +42,7 @@ def examine_machine(output_dir: str, precision: str = "auto", use_gpu: bool = Fa
         _compiler(),
         _processor(),
         _arithmetic(),
-        _gpus(),
+        gpus(),
         _precision(precision, use_gpu),
         Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
         _disk(Path(output_dir)),
@@ -132,7 +132,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _gpus() -> Finding:
+def gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():

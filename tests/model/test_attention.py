@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference_varlen import reference_varlen
 from torch import Tensor, nn
 
 import model.attention
@@ -94,29 +95,6 @@ def test_attend_has_the_gradient_of_its_formula(bias: str) -> None:
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, hidden), (query, key, value))
     scores = query @ key.transpose(-1, -2) / 5**0.5 + (0.0 if hidden is None else hidden)
     torch.testing.assert_close(attend(query, key, value, hidden), scores.softmax(-1) @ value)
-
-
-def reference_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_ends: Tensor,
-    key_ends: Tensor,
-    max_query: int,
-    max_key: int,
-    *,
-    window_size: tuple[int, int],
-) -> Tensor:
-    """torch.nn.attention.varlen.varlen_attn as its documentation has it, sentence by sentence."""
-    assert query_ends.dtype is key_ends.dtype is torch.int32
-    assert max_query >= query_ends.diff().max() and max_key >= key_ends.diff().max()
-    parts = []
-    for q0, q1, k0, k1 in zip(query_ends[:-1], query_ends[1:], key_ends[:-1], key_ends[1:], strict=True):
-        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
-        assert window_size in ((-1, -1), (-1, 0))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=window_size == (-1, 0))
-        parts.append(out.transpose(0, 1))
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
