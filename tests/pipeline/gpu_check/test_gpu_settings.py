@@ -9,7 +9,7 @@ from pipeline.gpu_check.training import SEED, task_of
 
 
 def test_the_demo_is_the_experiment() -> None:
-    config = load_config(["experiment=demo"])
+    config = load_config(["experiment=demo", "precision=bf16"])  # which auto is on the GPUs that the targets are for
     for name in ("corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "train"):
         assert getattr(DEMO, name) == getattr(config, name), name
     assert (DEMO.decode, DEMO.seed) == (config.decode, config.seed)
