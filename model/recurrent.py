@@ -93,7 +93,7 @@ class EncoderLayer(nn.Module):
 class Recurrent(nn.Module):
     """Encoder and decoder over packed token ids below `vocab_size`; see `forward`.
 
-    In bf16 on a CPU this needs one that computes in it (oneDNN's LSTM: AVX-512 or newer); others take fp32.
+    On a CPU without AVX-512 oneDNN has no LSTM in bf16, and torch's own runs position by position: take fp32 there.
     """
 
     def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:

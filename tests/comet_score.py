@@ -24,7 +24,7 @@ if behaviour == "fails":
 if behaviour == "is killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "hangs":
-    time.sleep(60)
+    time.sleep(600)
 
 def lines(file):
     with open(file, encoding="utf-8") as opened:

@@ -6,14 +6,20 @@ all heads' keys and values together, H heads, L the longest sentence's tokens, c
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from model.build import ModelConfig
 from model.config import Norm, RecurrentConfig, TransformerConfig
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8
-# Bytes that an LSTM keeps for each position beside its input and output, for each number of its output's and of its
-# input's width; by the bytes of a number. Measured
+# Bytes that an LSTM's kernel keeps for each position beside its input and output, for each number of its output's and
+# of its input's width; by the bytes of a number. Measured
 LSTM_WORKSPACE = {4: (40.0, 24.0), 2: (24.2, 20.8)}
+# Numbers that torch's own LSTM keeps for each one of its output's width: four gates, the cell, its tanh, and the state
+# that the next position reads. Its output is a copy of these states, which it does not keep.
+LSTM_STEP = 7
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class MicroBatch:
     Attributes:
         is_packed: attention is a kernel on packed tokens (a GPU in 16 bits), else products on a padded grid.
         bytes_per_mask: of an element that dropout keeps or not: the compute type's on a CPU, a bool's on a GPU.
+        has_lstm_kernel: an LSTM is one kernel, oneDNN's or cuDNN's; else torch computes it position by position.
         grid: cells of the padded grid for each token.
     """
 
@@ -32,7 +39,16 @@ class MicroBatch:
     bytes_per_number: int
     bytes_per_mask: int
     is_packed: bool
+    has_lstm_kernel: bool = True
     grid: float = GRID
+
+
+def has_onednn_lstm(dtype: torch.dtype) -> bool:
+    """Whether training an LSTM on this machine's CPU runs oneDNN's kernel. torch decides by type and processor; the
+    gradient's function tells how it decided."""
+    with torch.enable_grad():
+        output, _ = nn.LSTM(1, 1, dtype=dtype)(torch.zeros(1, 1, 1, dtype=dtype))
+    return "mkldnn" in output.grad_fn.name().lower()
 
 
 def activation_bytes(config: ModelConfig, batch: MicroBatch) -> float:
@@ -75,15 +91,21 @@ def _scores(config: TransformerConfig, batch: MicroBatch) -> float:
 
 
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:
-    """The LSTM's own workspace, oneDNN's, is most of it; cuDNN's is taken to be as large."""
+    """What the LSTMs keep is most of it. cuDNN's workspace is taken to be as large as oneDNN's."""
     c, d, grid = batch.bytes_per_number, config.d_model, batch.grid
     mask = batch.bytes_per_mask if config.dropout else 0
-    of_output, of_input = LSTM_WORKSPACE[c]
+    if batch.has_lstm_kernel:
+        of_output, of_input = LSTM_WORKSPACE[c]
+        of_output += c
+    else:
+        of_output, of_input = LSTM_STEP * c, 0.0
     # Two directions of half the width, one of them on the reversed input; a mask
-    encoder_layer = d * (of_output + 2 * of_input + 3 * c + mask)
+    encoder_layer = d * (of_output + 2 * of_input + 2 * c + mask)
     source = grid * (config.encoder_layers * encoder_layer + 2 * d * c) + d * mask  # with memory and keys; embedding
-    bottom = d * (of_output + of_input + 2 * c)
-    above = d * (of_output + 2 * of_input + 3 * c + mask)  # what attention found is half of its input
+    bottom = d * (of_output + of_input + c)
+    if not batch.has_lstm_kernel:
+        bottom += d * c  # attention keeps the bottom layer's output
+    above = d * (of_output + 2 * of_input + 2 * c + mask)  # what attention found is half of its input
     weights = batch.longest * c
     target = grid * (bottom + (config.decoder_layers - 1) * above + weights)
     target += d * (mask + 4 * c + 3 * mask)  # embedding, and Luong's tanh layer

@@ -1,4 +1,5 @@
 """Memory that grows while a CPU trains in 16 bits: oneDNN prepares a kernel for every shape of a product, and keeps it.
+Where oneDNN does not compute in the type, torch has other kernels, which fit all shapes.
 
 Shapes are the numbers of packed tokens, for the products of weights; the grids (sentences, longest sentence), for
 those of self-attention; and both sides' grids together, for those between them. How many different ones a worker meets
@@ -9,14 +10,27 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+import torch
 
 from pipeline.data.batches import BatchConfig, filler, plan_epoch
+from pipeline.train.optimizer import Precision
 
 # Fitted to the heap in use of a worker on Multi30k, with models of 1.7, 7 and 25 million parameters: 5 % off at most.
 # The model's width and heads do not matter. No more than 4096 kernels are kept (`ALLOCATOR` in jobs/cluster.py).
 OF_TOKENS, OF_GRID, OF_PAIR = 6.5e6, 3.05e6, 1.19e6
 MOST_BYTES = 590e6
 MOST_BATCHES, MOST_SENTENCES = 4000, 500_000  # that are looked at: hardly a shape is new after them
+
+
+def keeps_kernels(precision: Precision) -> bool:
+    """Whether this machine's CPU multiplies in a type by kernels that oneDNN keeps for every shape."""
+    match precision:
+        case Precision.fp32:
+            return False
+        case Precision.bf16:
+            return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        case Precision.fp16:
+            return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def kernel_bytes(

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.build import ModelConfig
-from model.config import TransformerConfig
+from model.config import RecurrentConfig, TransformerConfig
 from model.flops import count_parameters
 from pipeline.data.batches import BatchConfig
-from pipeline.plan.activations import MicroBatch
-from pipeline.plan.kernels import kernel_bytes
+from pipeline.plan.activations import MicroBatch, has_onednn_lstm
+from pipeline.plan.kernels import keeps_kernels, kernel_bytes
 from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
 from pipeline.plan.speed import accumulation
 from pipeline.plan.volume import Volume, training_lengths
 from pipeline.train.engine import EngineConfig, EngineName
 from pipeline.train.loop import TrainConfig
-from pipeline.train.optimizer import Precision
+from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def memory_of(
     """What each of its workers holds with another stage or precision.
 
     Args:
-        footing: GPU, or that of a CPU, whose `kernels` are in 16 bits only.
+        footing: GPU, or that of a CPU. kernels: bytes of those that oneDNN keeps, where it keeps any.
     """
     on_gpu = footing is GPU
     model, batch = training.model, training.batch
@@ -65,6 +65,7 @@ def memory_of(
         bytes_per_number=4 if is_fp32 else 2,
         bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,
         is_packed=on_gpu and not is_fp32 and has_one_width,
+        has_lstm_kernel=on_gpu or (isinstance(model, RecurrentConfig) and has_onednn_lstm(TORCH_DTYPES[precision])),
     )
     return peak_memory(
         model,
@@ -75,7 +76,7 @@ def memory_of(
         workers=training.workers,
         on_gpu=on_gpu,
         footing=footing,
-        kernels=0.0 if on_gpu or is_fp32 else kernels,
+        kernels=kernels if not on_gpu and keeps_kernels(precision) else 0.0,
     )
 
 

@@ -73,7 +73,7 @@ class Browser:
             self._process.wait()
         os.close(self._in)
 
-    def call(self, method: str, seconds: float = 60.0, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, seconds: float = 240.0, **params: Any) -> dict[str, Any]:
         """The result of a command of the protocol."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
@@ -100,7 +100,7 @@ class Browser:
         """What a person can read on the page now."""
         return self.evaluate("document.body ? document.body.innerText : ''")
 
-    def wait_for(self, *texts: str, seconds: float = 60.0) -> str:
+    def wait_for(self, *texts: str, seconds: float = 240.0) -> str:
         """The page's text, once it has all of these."""
         deadline = time.monotonic() + seconds
         while True:
@@ -111,7 +111,7 @@ class Browser:
             assert time.monotonic() < deadline, f"{missing} did not appear; the page says:\n{shown}"
             time.sleep(0.1)
 
-    def wait_until(self, script: str, what: str, seconds: float = 60.0) -> None:
+    def wait_until(self, script: str, what: str, seconds: float = 240.0) -> None:
         """Waits for a JavaScript expression to be true."""
         deadline = time.monotonic() + seconds
         while not self.evaluate(script):

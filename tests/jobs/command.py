@@ -13,8 +13,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "TRANSLOOM_TEST_COMMAND"  # in the environment of a command and of every process that came from it
-SECONDS = 400.0  # for one command; a quiet machine needs a tenth of it
-SECONDS_TO_VANISH = 30.0  # for the processes that a command started, when it has ended
+SECONDS = 900.0  # for one command; a quiet machine needs a twentieth of it
+SECONDS_TO_VANISH = 120.0  # for the processes that a command started, when it has ended
 
 # A corpus, a model and a training of seconds: three validations and checkpoints, some words right at the end.
 TINY = (

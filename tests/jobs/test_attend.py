@@ -68,7 +68,7 @@ def test_the_pictures_of_a_copied_model_go_to_the_current_folder(
 def test_on_demand_they_go_to_the_runs_page_which_stays_finished(root: Path) -> None:
     run = root / "runs" / "mine"
     tracker = MlflowTracker(TrackingConfig(system_metrics=False), root, run, "mine", {})
-    assert tracker.close("FINISHED", timeout=60)
+    assert tracker.close("FINISHED", timeout=300)
     assert attend.main(["mine", "Hund", f"output_dir={root}", "log=true", "decode=greedy"]) == 0
     artifacts = root / "mlartifacts" / read_json(run / "run.json")["run_id"] / "artifacts" / "figures" / "attention"
     (folder,) = artifacts.iterdir()

@@ -95,12 +95,11 @@ def test_a_format_that_can_not_be_written_is_left_out_and_said(monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
 def test_a_whole_small_bench(tmp_path: Path) -> None:
     """Every training under Ray starts eight processes or so: with one micro-batch a step there is no third one."""
     words = [word for word in TINY if not word.startswith(("cluster", "engine", "train.", "batch.tokens"))]
     sizes = ("batch.tokens=256", "rounds=1", "steps=2", "train_steps=60", "sentences=10")
-    outcome = Command(tmp_path, "bench", *words, *sizes, "name=small", "tracking=off").wait(600)
+    outcome = Command(tmp_path, "bench", *words, *sizes, "name=small", "tracking=off").wait()
     assert outcome.code == 0, outcome.said
     said = outcome.out
     result = json.loads((tmp_path / "outputs" / "bench" / "small" / "bench.json").read_bytes())

@@ -305,7 +305,7 @@ def test_as_a_command_in_processes_and_without_ray(root: Path) -> None:
     )
     (root / "script.py").write_text(script)
     done = subprocess.run(
-        [sys.executable, root / "script.py"], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, timeout=120
+        [sys.executable, root / "script.py"], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "two has" in done.stdout

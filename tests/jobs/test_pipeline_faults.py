@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.files import read_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole):

@@ -55,7 +55,6 @@ def test_doctor_looks_at_it(s3, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(place, whole, s3: S3Server, tmp_path):
     words = ("run", *TINY, "name=night", "tracking=off", f"storage={URL}")
     first, second = tmp_path / "first", tmp_path / "second"
@@ -106,7 +105,7 @@ def _stop_at_the_first_checkpoint(s3: S3Server, command: Command, folder: Path) 
     for worker in command.workers():
         worker.suspend()
     fs = s3.fs()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not fs.exists(f"{BUCKET}/night/runs/night/checkpoints/step_00000050/manifest.json"):
         if time.monotonic() > deadline:
             raise AssertionError(f"no checkpoint was stored\n{command.kill().said}")

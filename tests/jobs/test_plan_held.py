@@ -32,7 +32,6 @@ COMMON = ["tokenizer=bpe_4k", "precision=bf16", "engine=zero1", "tracking=off", 
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not os.environ.get("TRANSLOOM_QUIET_MACHINE") or len(os.sched_getaffinity(0)) < 2,
         reason="compares seconds: needs two cores that nothing else uses, and TRANSLOOM_QUIET_MACHINE=1",

@@ -69,7 +69,6 @@ def test_what_does_not_compare_is_refused_by_name(words, message):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_race_trains_both_and_is_done_when_given_again(place, monkeypatch, capsys):
     words = [word for word in TINY if not word.startswith(("model.", "train.max_steps"))]
     small = 'model.d_model=32","model.encoder_layers=1","model.decoder_layers=1'

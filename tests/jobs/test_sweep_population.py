@@ -75,7 +75,6 @@ def test_a_population_gets_no_more_trials_and_is_nobodys_teacher(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_second_generation_goes_on_with_the_weights_of_the_best(place):
     words = [word for word in TINY if not word.startswith(("cluster.", "train.max", "train.checkpoint", "train.vali"))]
     words += ["train.max_steps=300", "train.checkpoint_every=150", "train.validate_every=75", "cluster.num_workers=1"]

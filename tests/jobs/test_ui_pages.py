@@ -56,19 +56,19 @@ def served(runs: tuple[Path, dict[str, str]]) -> Iterator[list[str]]:
     log = runs[0] / "ui.log"  # not a pipe, which would be full one day: the server tells of every request
     with open(log, "wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out) as server:
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 300
             while len(lines := log.read_text().splitlines()[:3]) < 3 or not _is_up(lines[0].split()[2]):
                 assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
                 time.sleep(0.2)
             yield lines
         finally:
             server.terminate()
-        assert server.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert server.wait(timeout=120) in (0, -signal.SIGTERM)
 
 
 def _is_up(address: str) -> bool:
     try:
-        return urllib.request.urlopen(f"{address}/health", timeout=5).read() == b"OK"
+        return urllib.request.urlopen(f"{address}/health", timeout=30).read() == b"OK"
     except OSError:
         return False
 

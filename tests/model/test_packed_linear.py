@@ -36,7 +36,10 @@ def test_a_packed_model_gives_the_same_logits(config: TransformerConfig | Recurr
     torch.manual_seed(0)
     model = build_model(config, 1000).to(dtype).eval()
     packed = pack_linears(copy.deepcopy(model))
-    assert not [one for one in packed.modules() if isinstance(one, nn.Linear)]
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert packed.packed_projection is None  # on processors without AVX-512 oneDNN has no product in bf16
+    else:
+        assert not [one for one in packed.modules() if isinstance(one, nn.Linear)]
     torch.testing.assert_close(search_logits(packed), search_logits(model), rtol=0, atol=TOLERANCE[dtype])
 
 

@@ -23,7 +23,7 @@ def report(output_dir: Path, name: str) -> str:
     tracker.log_metrics({"train/loss": 2.0}, 1)
     tracker.log_text("a: 1\n", "config.yaml")
     tracker.log_model(f"model-of-{name}", 1, folder=tracker.run_folder / "model")
-    assert tracker.close(timeout=60)
+    assert tracker.close(timeout=300)
     return read_json(tracker.run_folder / "run.json")["run_id"]
 
 

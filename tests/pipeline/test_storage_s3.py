@@ -86,4 +86,4 @@ def test_a_server_that_does_not_answer_is_said_in_seconds(s3: S3Server, monkeypa
     started_at = time.monotonic()
     with pytest.raises(UserError, match=rf"^storage: s3://{BUCKET}/x: can't be reached or used"):
         storage.check(f"s3://{BUCKET}/x")
-    assert time.monotonic() - started_at < 20
+    assert time.monotonic() - started_at < 60

@@ -25,7 +25,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(meeting: Meeting, name: str, members: int) -> Contender:
     is_lost = meeting.start_processes(name, members, {"OMP_NUM_THREADS": "7"})
-    return meeting.meet(name, members, is_lost, timeout=60)
+    return meeting.meet(name, members, is_lost, timeout=300)
 
 
 def test_members_keep_their_state_between_turns_and_answer_in_their_order() -> None:
@@ -65,7 +65,7 @@ def test_who_never_comes_is_named() -> None:
     with Meeting() as meeting:
         is_lost = meeting.start_processes("one", 1, {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
         with pytest.raises(UserError, match="contender one did not start: exit codes"):
-            meeting.meet("one", 1, is_lost, timeout=60)
+            meeting.meet("one", 1, is_lost, timeout=300)
         with pytest.raises(UserError, match="did not start within 1 s"):
             meeting.meet("nobody", 1, lambda: None, timeout=1)
 
@@ -80,7 +80,7 @@ def test_no_member_outlives_a_driver_that_is_killed() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     with suppress(psutil.NoSuchProcess):
-        psutil.Process(int(said[0])).wait(30)
+        psutil.Process(int(said[0])).wait(300)
     assert not psutil.pid_exists(int(said[0]))
     for path in Path(said[1]).iterdir():
         path.unlink()

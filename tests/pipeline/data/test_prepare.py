@@ -303,7 +303,7 @@ def test_two_processes_prepare_the_same_corpus_at_once(tmp_path):
     corpus = write_corpus(tmp_path / "in")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         runs = [pool.submit(prepare, corpus, CleanConfig(), TOKENIZER, tmp_path / "out") for _ in range(2)]
-        first, second = (run.result(timeout=60) for run in runs)
+        first, second = (run.result(timeout=600) for run in runs)
     assert folders(first) == folders(second)
     assert len(list((tmp_path / "out").glob("*/*"))) == 3
 

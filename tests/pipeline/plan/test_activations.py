@@ -9,7 +9,7 @@ from torch import nn
 from model.build import ModelConfig, build_model
 from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
-from pipeline.plan.activations import MicroBatch, activation_bytes
+from pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
 
 SHAPE = TransformerConfig(d_model=64, d_ff=192, num_heads=4, encoder_layers=2, decoder_layers=3, dropout=0.1)
 
@@ -46,17 +46,41 @@ CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
 }
 
 
+LENGTHS = pytest.mark.parametrize("lengths", [[16] * 32, [40] * 8 + [36] * 8], ids=["without padding", "with padding"])
+
+
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("lengths", [[16] * 32, [40] * 8 + [36] * 8], ids=["without padding", "with padding"])
+@LENGTHS
 def test_what_is_kept_is_what_was_counted(name: str, lengths: list[int]) -> None:
-    config, dtype = CASES[name]
+    check(*CASES[name], lengths)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "lstm" in name])
+@LENGTHS
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own flags say so of themselves
+def test_what_torchs_own_lstm_keeps_is_what_was_counted(name: str, lengths: list[int]) -> None:
+    """It runs in bf16 on processors for which oneDNN has no LSTM in bf16; without oneDNN, on all."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not has_onednn_lstm(CASES[name][1])
+        check(*CASES[name], lengths)
+
+
+def check(config: ModelConfig, dtype: torch.dtype, lengths: list[int]) -> None:
     torch.manual_seed(0)
     found = kept_bytes(build_model(config, 100), lengths, dtype)
     tokens, longest = sum(lengths), max(lengths)
-    c = dtype.itemsize
-    batch = MicroBatch(tokens, tokens, longest, c, c, is_packed=False, grid=len(lengths) * longest / tokens)
+    batch = MicroBatch(
+        source_tokens=tokens,
+        target_tokens=tokens,
+        longest=longest,
+        bytes_per_number=dtype.itemsize,
+        bytes_per_mask=dtype.itemsize,
+        is_packed=False,
+        has_lstm_kernel=has_onednn_lstm(dtype),
+        grid=len(lengths) * longest / tokens,
+    )
     expected = activation_bytes(config, batch)
-    print(f"{name}: kept {found:,}, counted {expected:,.0f}, {expected / found:.3f}")
+    print(f"kept {found:,}, counted {expected:,.0f}, {expected / found:.3f}")
     assert expected == pytest.approx(found, rel=0.03)
 
 

@@ -1,13 +1,20 @@
 """How many kernels a worker comes to keep: by what batches really look like, growing and bounded."""
 
+import os
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.data.batches import BatchConfig, iterate_steps
 from pipeline.plan.kernels import MOST_BYTES, OF_GRID, OF_PAIR, OF_TOKENS, _shapes, kernel_bytes
 from pipeline.plan.probe import RandomPairs
 from pipeline.plan.volume import random_lengths
+
+ROOT = Path(__file__).resolve().parents[3]
 
 BATCH = BatchConfig(tokens=1024, micro_tokens=256)
 LENGTHS = random_lengths(14.0, 60), random_lengths(16.0, 60)
@@ -33,3 +40,47 @@ def test_memory_grows_with_new_shapes_up_to_what_is_kept() -> None:
     grown = [kernel_bytes(LENGTHS, BATCH, 1, 1, count) for count in (1, 10, 100, 1000, 100_000)]
     assert grown == sorted(grown) and grown[0] < grown[2] / 5
     assert grown[-1] <= MOST_BYTES
+
+
+# Prints, for each precision, whether it keeps kernels, and by how many bytes the heap grows with each new shape.
+NEW_SHAPES = """
+import ctypes
+import torch
+from pipeline.plan.kernels import keeps_kernels
+from pipeline.train.optimizer import TORCH_DTYPES
+
+class Heap(ctypes.Structure):  # glibc's struct mallinfo2
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+mallinfo.restype = Heap
+
+def train(rows):
+    x = torch.randn(rows, 6, 16, dtype=dtype, requires_grad=True)
+    (x @ x.transpose(1, 2)).sum().backward()
+
+for precision, dtype in TORCH_DTYPES.items():
+    train(2)
+    before = mallinfo()
+    for rows in range(3, 53):
+        train(rows)
+    after = mallinfo()
+    grown = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd
+    print(precision.value, keeps_kernels(precision), grown / 50)
+"""
+
+
+@pytest.mark.parametrize("most", ["DEFAULT", "AVX2"])
+def test_kernels_are_counted_where_the_heap_grows_with_new_shapes(most: str) -> None:
+    """On this processor, and on one that has no 16-bit instructions."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": most} if most != "DEFAULT" else None
+    command = [sys.executable, "-c", NEW_SHAPES]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    lines = [line.split() for line in found.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["fp32", "bf16", "fp16"]
+    for _, is_counted, bytes_of_a_shape in lines:
+        assert (is_counted == "True") == (float(bytes_of_a_shape) > 20_000), found.stdout
+    if most == "AVX2":
+        assert all(is_counted == "False" for _, is_counted, _ in lines)
