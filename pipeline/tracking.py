@@ -185,8 +185,9 @@ class MlflowTracker(SpoolTracker):
     def _watch_system(self) -> None:
         """Logs how busy the driver's node is, by seconds since the run's start."""
         try:
-            if self._uploader:
-                self._uploader.begun.wait()
+            while self._uploader and not self._uploader.begun.wait(0.1):
+                if self._closing.is_set():
+                    return
             monitors = system_monitors()
             while not self._closing.wait(SYSTEM_METRICS_SECONDS):
                 metrics: dict[str, float] = {}
