@@ -6,10 +6,10 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
+from jobs.console import console
 from jobs.local_node import NODE_ENVIRONMENT
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
@@ -33,9 +33,11 @@ MANY_PROCESSES = "worker processes have been started"
 
 
 @contextmanager
-def ray_session(config: "ClusterConfig") -> Iterator[None]:
+def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
+    Args:
+        meanwhile: imports what comes next, while Ray's processes start; not called where a cluster is joined.
     Raises:
         Terminated: SIGTERM ended the block.
         UserError: there is no cluster at the address, or it can never place the workers.
@@ -44,6 +46,11 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # A process of Ray Train's that tells workers of nodes which are to go; ours do not ask it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # The driver asks the workers so often how they are: a training's end is noticed the sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # For a dashboard; and the log of the controller, which is in this process, would go to the terminal.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     if not config.address:
         keep_ray_token_private()
         os.environ.update(NODE_ENVIRONMENT)
@@ -51,20 +58,12 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
 
     if config.address:
         _refuse_silent(config.address)
-    try:
-        with _in_a_group_of_their_own():
-            ray.init(
-                address=config.address or "local",
-                include_dashboard=None if config.address else False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
-            )
-    except Exception as error:  # Ray raises a bare Exception where a process of its own does not come up in time
-        if config.address:
-            message = f"cluster.address: no Ray cluster answers at {config.address!r}: {error}"
-        else:
-            message = f"Ray did not start on this machine (is it very busy, or out of memory?): {error} Try again"
-        raise UserError(message) from error
+        try:
+            _init_ray(config.address)
+        except Exception as error:
+            raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
+    else:
+        _start_ray(meanwhile)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
@@ -72,6 +71,41 @@ def ray_session(config: "ClusterConfig") -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(meanwhile: Callable[[], object]) -> None:
+    """Starts a Ray that is this command's alone, where need be at a second attempt.
+
+    Raises:
+        UserError: the second one fails, too.
+    """
+    from jobs.ray_patches import few_processes
+
+    for is_last in (False, True):
+        try:
+            with few_processes(meanwhile):
+                _init_ray("local")
+            return
+        except Exception as error:  # Ray raises a bare one where a process of its own does not come up in time
+            if is_last:
+                raise UserError(
+                    f"Ray did not start on this machine (is it very busy, or out of memory?): {error} Try again"
+                ) from error
+            console.print(f"Ray did not start on this machine ({error}); it is started once more")
+
+
+def _init_ray(address: str) -> None:
+    import ray
+
+    from jobs.ray_patches import in_a_group_of_their_own
+
+    with in_a_group_of_their_own():
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
+        )
 
 
 def _refuse_silent(address: str) -> None:
@@ -98,20 +132,6 @@ def _refuse_silent(address: str) -> None:
             f"cluster.address: no Ray cluster answers at {address!r} ({found}: {error.strerror or error}). Start one "
             "(transloom cluster up), or leave it out (cluster.address=null) for a Ray of this command's own"
         ) from error
-
-
-@contextmanager
-def _in_a_group_of_their_own() -> Iterator[None]:
-    """For the processes that Ray starts here. Else a signal to the command's process group, as `timeout` and schedulers
-    send it, would end them at once, and the command could save nothing."""
-    from ray._private import services
-
-    usual = services.ConsolePopen
-    services.ConsolePopen = partial(usual, process_group=0)
-    try:
-        yield
-    finally:
-        services.ConsolePopen = usual
 
 
 def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:

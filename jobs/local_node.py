@@ -16,6 +16,9 @@ NODE_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # No processes that are started before there is work: ours has an environment of its own, and needs others.
     "RAY_prestart_worker_first_driver": "0",
+    # How long Ray's processes may take to come up. Its own 30 s are too few where a machine is busy.
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_gcs_server_port_wait_time_s": "120",
 }
 
 

@@ -3,7 +3,7 @@
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ NODE_SECONDS = 50.0
 
 
 @contextmanager
-def checked_session(config: Config) -> Iterator[None]:
+def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """As `ray_session`; a cluster's nodes are looked at first, and before them whether the storage can be written.
 
     Raises:
@@ -31,7 +31,7 @@ def checked_session(config: Config) -> Iterator[None]:
     """
     if config.storage:
         storage.check(config.storage)
-    with ray_session(config.cluster):
+    with ray_session(config.cluster, meanwhile):
         if config.cluster.address:
             check_cluster(config)
         yield

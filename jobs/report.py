@@ -36,7 +36,8 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
     """The run's tracker, told what the run is and what it is fed; closed with how the block ends."""
     config = run.config
     root = run.folder.parent.parent
-    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared))
+    is_to_train = run.training is None
+    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared), is_to_train)
     tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]

@@ -10,7 +10,7 @@ from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.stored import stored
 from jobs.summary import print_next, print_result, print_stages
-from jobs.train import is_trained, train_stage
+from jobs.train import import_trainer, is_trained, train_stage
 from jobs.workspace import Run, has_run, only_owner, output_dir, run_for
 from pipeline.data.corpus import CorpusKind
 from pipeline.data.prepare import Prepared
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if done:
         run, result = done
     else:
-        with checked_session(config):
+        with checked_session(config, import_trainer):
             prepared = prepared or prepare_stage(config)
             for name in ("corpus", "tokenizer", "shards"):
                 stage = getattr(prepared, name)

@@ -40,7 +40,7 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a work
 def main(argv: list[str]) -> int:
     config = configuration("train", argv)
     prepared = found_prepared(config)
-    with checked_session(config):
+    with checked_session(config, import_trainer):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
         with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
@@ -109,6 +109,13 @@ def is_trained(run: Run) -> bool:
     return has_lost_patience or is_out_of_time or done["step"] >= config.max_steps
 
 
+def import_trainer() -> None:
+    """What launching workers imports, which takes seconds."""
+    from jobs.ray_patches import trainer_class
+
+    trainer_class()
+
+
 def make_trainer(
     worker: Callable[[Mapping[str, Any]], Any],
     settings: Mapping[str, Any],
@@ -123,11 +130,9 @@ def make_trainer(
         reserve: what part of its CPUs and GPUs a worker reserves with Ray; less than all lets trainings take turns.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     from jobs.process_group import NodeInterfaceConfig
+    from jobs.ray_patches import trainer_class
 
     use_gpu = cluster.gpus_per_worker > 0
     resources = {kind: amount * reserve for kind, amount in worker_resources(cluster).items()}
@@ -136,7 +141,7 @@ def make_trainer(
         environment["DS_ACCELERATOR"] = "cpu"
     if reserve < 1:  # Ray would take the number of threads from what is reserved
         environment["OMP_NUM_THREADS"] = str(max(1, int(cluster.cpus_per_worker)))
-    trainer = TorchTrainer(
+    trainer = trainer_class()(
         worker,
         train_loop_config=dict(settings),
         scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
@@ -151,14 +156,7 @@ def make_trainer(
             worker_runtime_env={"env_vars": environment},
         ),
     )
-    # Ray's own handler of Ctrl-C ends the process without a word. Without it the usual KeyboardInterrupt comes, the run
-    # is recorded as killed, and the workers end with the session.
-    trainer._register_sigint_handler = lambda controller: None
-    # Processes of Ray's that are of no use here, a twelfth of a small run's CPU time: the manager of its datasets, and
-    # the one that clears up after a dead controller, which asks the dashboard; a Ray of the command's own has none.
-    unused = (DatasetsCallback,) if cluster.address else (DatasetsCallback, PlacementGroupCleanerCallback)
-    usual = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [one for one in usual() if not isinstance(one, unused)]
+    trainer.is_alone = not cluster.address
     return trainer
 
 

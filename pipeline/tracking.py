@@ -18,12 +18,13 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.moved_store import ARTIFACTS, path_of, settle_store
-from pipeline.spool import DRIVER_SPOOL, SPOOLS, SpoolReader, last_status, redact_uri
+from pipeline.spool import DRIVER_SPOOL, SPOOLS, TRAINING_SPOOL, SpoolReader, last_status, redact_uri
 from pipeline.tracker import SpoolTracker
 
 RUN_RECORD = "run.json"
 STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0
+START_SECONDS = 30.0  # for the workers of a training to come up
 MAX_BACKOFF_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
@@ -121,10 +122,20 @@ class MlflowTracker(SpoolTracker):
 
     Making one on a run folder that has a `run.json` goes on with that MLflow run. Nothing here waits for the store:
     where it is away, the run is made there later, by this process or by `sync_run`.
+
+    Args:
+        after_training_began: nothing is uploaded before rank 0 has reported for the first time, or half a minute is
+            over. MLflow takes seconds of CPU time to import, which the workers need to start.
     """
 
     def __init__(
-        self, config: TrackingConfig, output_dir: Path, run_folder: Path, run_name: str, tags: Mapping[str, str]
+        self,
+        config: TrackingConfig,
+        output_dir: Path,
+        run_folder: Path,
+        run_name: str,
+        tags: Mapping[str, str],
+        after_training_began: bool = False,
     ) -> None:
         super().__init__(run_folder, DRIVER_SPOOL)
         uri = tracking_uri(config, output_dir)
@@ -147,7 +158,7 @@ class MlflowTracker(SpoolTracker):
         self._closing = threading.Event()
         self._uploader = Uploader(self.run_folder, uri) if config.enabled else None
         if self._uploader:
-            self._uploader.start()
+            self._uploader.start(self.run_folder / TRAINING_SPOOL if after_training_began else None)
         self._monitor = threading.Thread(target=self._watch_system, name="system-metrics", daemon=True)
         if config.enabled and config.system_metrics:
             self._monitor.start()
@@ -174,6 +185,9 @@ class MlflowTracker(SpoolTracker):
     def _watch_system(self) -> None:
         """Logs how busy the driver's node is, by seconds since the run's start."""
         try:
+            while self._uploader and not self._uploader.begun.wait(0.1):
+                if self._closing.is_set():
+                    return
             monitors = system_monitors()
             while not self._closing.wait(SYSTEM_METRICS_SECONDS):
                 metrics: dict[str, float] = {}
@@ -202,11 +216,15 @@ class Uploader:
             settle_store(self._output_dir, self._record["run_id"])
         self._store = MlflowStore(uri, self._record | {"artifact_location": artifact_location(uri, self._output_dir)})
         self._readers = [SpoolReader(run_folder / name) for name in SPOOLS]
+        self._after: tuple[Path, int] | None = None
+        self.begun = threading.Event()  # once the thread has nothing to wait for any more
         self._run_found = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow-upload", daemon=True)
 
-    def start(self) -> None:
+    def start(self, after: Path | None = None) -> None:
+        """Starts the thread, which first waits until somebody writes into the file `after`, but not for long."""
+        self._after = (after, _size(after)) if after else None
         self._thread.start()
 
     def wait_for_run(self, timeout: float) -> str | None:
@@ -237,6 +255,12 @@ class Uploader:
             self._upload_spool(reader)
 
     def _follow(self) -> None:
+        if self._after:
+            file, size = self._after
+            deadline = time.monotonic() + START_SECONDS
+            while _size(file) == size and time.monotonic() < deadline and not self._closing.wait(POLL_SECONDS):
+                pass
+        self.begun.set()
         failures = 0
         while True:
             closing = self._closing.is_set()
@@ -297,6 +321,13 @@ class Uploader:
             log.warning("MLflow refuses a record of %s: %s", self._folder.name, redact_uri(str(error)))
             return False
         return True
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> bool:

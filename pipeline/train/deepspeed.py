@@ -10,11 +10,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
-import deepspeed
-import deepspeed.ops
 import torch
-from deepspeed import utils as access
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -35,6 +31,16 @@ from pipeline.train.optimizer import (
     share_scalars,
 )
 from pipeline.train.torch_engine import TorchEngine
+from pipeline.train.uncompiled import keep_uncompiled, plain_import, plain_step
+
+with plain_import():  # DeepSpeed imports mlflow for its autotuner
+    import deepspeed
+    import deepspeed.ops
+
+    # Compiles its functions when it is imported, which DeepSpeed does at the first step.
+    import deepspeed.runtime.zero.muon.original_muon
+    from deepspeed import utils as access
+    from deepspeed.accelerator import get_accelerator
 
 # Without this the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a
 # C++ compiler) that is never used: it needs MPI's environment.
@@ -84,7 +90,7 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: d
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         **settings,
     }
-    with redirect_stdout(StringIO()):  # it prints its memory use
+    with plain_import(), redirect_stdout(StringIO()):  # it prints its memory use
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 
@@ -140,7 +146,9 @@ class ZeroEngine:
         self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
         weights = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()} if rank() == 0 else {}
         module.to(TORCH_DTYPES[precision.dtype])
+        keep_uncompiled(torch.optim.Adam)
         self._adam = torch.optim.Adam(self._named.values(), **adam_arguments(optimizer))
+        self._adam.step = lambda closure=None: plain_step(self._adam)  # which DeepSpeed calls
         size = sum(shape.numel() for shape in self._shapes.values())
         settings = _zero_settings(zero_stage, precision.dtype, optimizer.clip_norm, size)
         self._deepspeed = _initialize(module, self._adam, settings)

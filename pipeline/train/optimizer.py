@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from pipeline.errors import UserError
 from pipeline.ranks import rank, world_size
+from pipeline.train.uncompiled import keep_uncompiled, plain_step
 
 
 class Precision(Enum):
@@ -207,6 +208,7 @@ class MasterAdam(torch.optim.Adam):
         self._clip_norm = config.clip_norm
         self._loss_scale = loss_scale
         self.result = StepResult(0.0, False, loss_scale.value)
+        keep_uncompiled(torch.optim.Adam)
         super().__init__([self.masters], **adam_arguments(config))
         self.masters.grad = self.gradient
         create_adam_state(self, self.masters)
@@ -249,7 +251,7 @@ class MasterAdam(torch.optim.Adam):
             divisor = scale * max(1.0, (norm + 1e-6) / self._clip_norm) if self._clip_norm else scale
             # The fused kernel divides the gradient as it reads it.
             self.grad_scale = None if divisor == 1.0 else torch.tensor(divisor, device=self.masters.device)
-            super().step()
+            plain_step(self)
             self._refresh_copies()
         self._loss_scale.update(skipped)
 

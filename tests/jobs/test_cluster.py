@@ -1,13 +1,15 @@
-"""What is left of a cluster beside the training workers."""
+"""Ray that does not start or answer, and what is left of a cluster beside the training workers."""
 
 import socket
 import time
 
 import pytest
 import ray
+from ray._private.node import Node
 
 from jobs.cluster import ray_session, spare_cpus
 from jobs.config import ClusterConfig
+from jobs.local_node import NODE_ENVIRONMENT
 from pipeline.errors import UserError
 
 
@@ -32,3 +34,37 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
         ):
             raise AssertionError("there is none")
         assert time.monotonic() - started_at < 20
+
+
+def kill_raylets(monkeypatch, count: int) -> list[Node]:
+    """Has the first `count` raylets that start from now on killed at once; returns the list of the nodes."""
+    start, nodes = Node.start_raylet, []
+
+    def start_and_kill(self, *arguments, **more):
+        start(self, *arguments, **more)
+        nodes.append(self)
+        if len(nodes) <= count:
+            (raylet,) = self.all_processes["raylet"]
+            raylet.process.kill()
+
+    monkeypatch.setattr(Node, "start_raylet", start_and_kill)
+    for name, value in NODE_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)  # and taken back afterwards
+    return nodes
+
+
+def test_ray_is_started_once_more_where_it_did_not_come_up(monkeypatch, capsys):
+    nodes = kill_raylets(monkeypatch, 1)
+    with ray_session(ClusterConfig(num_workers=1)):
+        assert not nodes[0].live_processes(), "what had come up of the first one is left behind"
+        assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    assert len(nodes) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Ray did not start on this machine (its processes ended: raylet")
+
+
+def test_ray_that_comes_up_at_neither_attempt_is_said_and_leaves_nothing(monkeypatch):
+    nodes = kill_raylets(monkeypatch, 2)
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine"), ray_session(ClusterConfig()):
+        raise AssertionError("it was killed")
+    assert len(nodes) == 2 and not any(node.live_processes() for node in nodes)

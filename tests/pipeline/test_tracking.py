@@ -135,6 +135,24 @@ def test_system_metrics_are_logged(output_dir: Path, monkeypatch: pytest.MonkeyP
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
 
 
+def test_nothing_is_uploaded_before_training_has_begun(output_dir: Path):
+    folder = output_dir / "runs" / "early"
+    folder.mkdir(parents=True)
+    SpoolTracker(folder).log_metrics({"train/loss": 3.0}, 1)  # of an attempt before
+    tracker = MlflowTracker(TrackingConfig(), output_dir, folder, "early", {}, after_training_began=True)
+    assert tracker.run_id(timeout=3.0) is None
+    SpoolTracker(folder).log_metrics({"train/loss": 2.0}, 2)
+    run_id = tracker.run_id(timeout=60.0)
+    assert run_id is not None
+    assert tracker.close(timeout=60)
+    assert points(store_of(output_dir), run_id, "train/loss") == [(1, 3.0), (2, 2.0)]
+
+    # An end before any beginning is uploaded, too.
+    tracker = MlflowTracker(TrackingConfig(), output_dir, folder, "early", {}, after_training_began=True)
+    assert tracker.close("KILLED", timeout=60)
+    assert store_of(output_dir).get_run(run_id).info.status == "KILLED"
+
+
 def test_the_address_is_the_configurations_or_the_environments_or_a_local_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,0 +1,179 @@
+"""Where Ray (2.60) is made to do less than it does by itself, through names that it keeps private: each process that is
+not started is seconds less before the first step. `ray_session` and `make_trainer` use what stands here.
+
+Without any of this everything still works, only later: what a newer Ray calls otherwise can be left out here.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import ray
+from ray._private import services, utils
+from ray._private.node import Node
+from ray.exceptions import RpcError
+
+from jobs.local_node import NODE_ENVIRONMENT
+
+ANSWER_SECONDS = 10.0
+NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
+
+
+@contextmanager
+def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
+    """For the start of a Ray that is one command's alone: without the autoscaler's monitor, since nothing scales,
+    without the one that sends the workers' logs to the driver, which shows none, and without the dashboard, whose
+    server starts, and is waited for, even where it is switched off. The agent of a node without dashboard is smaller.
+    What has come up of a Ray that then does not start is ended.
+
+    Args:
+        meanwhile: is done while the node comes up, which is waited for otherwise.
+    """
+    names = (*NOT_NEEDED_ALONE, "start_head_processes", "start_ray_processes")
+    usual = {name: getattr(Node, name) for name in names}
+    missing = utils.get_dashboard_dependency_error
+    nodes: list[Node] = []
+
+    def start_head(self: Node) -> None:
+        nodes.append(self)
+        usual["start_head_processes"](self)
+
+    def start_rest(self: Node) -> None:
+        usual["start_ray_processes"](self)
+        meanwhile()
+        _wait_for_node(self)
+
+    for name in NOT_NEEDED_ALONE:
+        setattr(Node, name, lambda *_, **__: None)
+    Node.start_head_processes, Node.start_ray_processes = start_head, start_rest
+    utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is wanted")
+    try:
+        yield
+    except BaseException:
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, wait=True)
+        raise
+    finally:
+        utils.get_dashboard_dependency_error = missing
+        for name, method in usual.items():
+            setattr(Node, name, method)
+
+
+def _wait_for_node(node: Node) -> None:
+    """Waits until the node is known; Ray itself looks once a second.
+
+    Raises:
+        RuntimeError: the node's process has ended.
+    """
+    client: Any = node.get_gcs_client()
+    deadline = time.monotonic() + float(NODE_ENVIRONMENT["RAY_raylet_start_wait_time_s"])
+    while time.monotonic() < deadline:
+        with suppress(RpcError):  # busy: asked again
+            if any(one.hex() == node.node_id for one in client.get_all_node_info(timeout=ANSWER_SECONDS)):
+                return
+        if node.dead_processes():
+            raise RuntimeError(f"its processes ended: {', '.join(kind for kind, _ in node.dead_processes())}.")
+        time.sleep(0.02)
+
+
+@contextmanager
+def in_a_group_of_their_own() -> Iterator[None]:
+    """For the processes that Ray starts here. Else a signal to the command's process group, as `timeout` and schedulers
+    send it, would end them at once, and the command could save nothing."""
+    usual = services.ConsolePopen
+    services.ConsolePopen = partial(usual, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual
+
+
+def trainer_class() -> type:
+    """A TorchTrainer whose controller, which starts the workers and asks now and then how they are, lives in this
+    process and not in an actor: one process less, that would import all of Ray Train and torch again before it could
+    start the workers."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+    from ray.train.v2._internal.logging.logging import SessionFileHandler
+
+    class Workers(WorkerGroup):
+        def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+            # As Ray's, without the controller's actor: only checkpoints that are reported to Ray need it.
+            ray.get(
+                [
+                    worker.actor.init_train_context.remote(
+                        train_run_context=self._train_run_context,
+                        distributed_context=worker.distributed_context,
+                        synchronization_actor=None,
+                        storage_context=self._storage_context,
+                        worker_callbacks=self._worker_callbacks_to_propagate,
+                        controller_actor=None,
+                        **{name: values[i] for name, values in train_context_args.items()},
+                    )
+                    for i, worker in enumerate(workers)
+                ]
+            )
+            self._decorate_worker_log_file_paths(workers)
+
+    class Controller(TrainController):
+        worker_group_cls = Workers
+
+    class FixedNumber(FixedScalingPolicy):
+        """Asks nobody for machines: there is no autoscaler."""
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+        _send_resource_request = _cancel_resource_request = _maybe_send_resource_request
+
+    class Trainer(TorchTrainer):
+        is_alone = False  # whether Ray is this command's own
+
+        def _create_default_callbacks(self) -> Any:
+            unused: list[type] = [DatasetsCallback]  # the manager of Ray's own datasets, a process
+            # Another one clears up after a controller that died. After the driver Ray itself does, at the job's end; it
+            # is needed after a trial of a sweep, but asks the dashboard, which a Ray of the command's own has not.
+            if self.is_alone or ray.get_runtime_context().get_actor_id() is None:
+                unused.append(PlacementGroupCleanerCallback)
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(unused))]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            logger = logging.getLogger("ray.train")
+            if not logger.handlers:  # into the session's folder, where the actor would write it, not to the terminal
+                logger.addHandler(SessionFileHandler("ray-train-controller.log"))
+                logger.propagate = False
+            if self.is_alone:
+                arguments["scaling_policy"] = FixedNumber(self.scaling_config)
+            controller = Controller(**arguments)
+            # Not asyncio.run, which takes Ctrl-C for itself.
+            loop = asyncio.new_event_loop()
+            try:
+                loop.run_until_complete(controller.run())
+            finally:
+                loop.close()
+            return controller.get_result()
+
+    # The actor at which workers meet that report checkpoints to Ray; ours do not.
+    worker_group.SynchronizationActor = _Nobody  # pyright: ignore
+    state._shutdown_sync_actor = lambda actor: None
+    return Trainer
+
+
+class _Nobody:
+    """In the place of an actor's class: nothing is started."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type["_Nobody"]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> "_Nobody":
+        return cls()

@@ -1,0 +1,50 @@
+"""What the workers are not to import: it would cost each of them seconds before its first step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINING = """
+import sys
+import torch
+from model.losses import LossSum
+from pipeline.train.engine import EngineConfig, EngineName, make_engine
+from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+
+class Objective(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, batch):
+        return LossSum(self.linear(batch).square().sum(), 4)
+
+name, stage = sys.argv[1:]
+precision = PrecisionConfig(Precision.fp32)
+engine = make_engine(
+    Objective(), OptimizerConfig(), precision, EngineConfig(EngineName(name), int(stage)), torch.device("cpu")
+)
+before = engine.weights()
+for _ in range(2):
+    engine.forward_backward(torch.ones(1, 4), scale=1.0, last=True)
+    engine.step(0.1)
+assert any((before[name] != weight).any() for name, weight in engine.weights().items()), "nothing was learned"
+print(*sorted({"torch._dynamo", "torch._inductor", "sympy", "mlflow", "scipy"} & sys.modules.keys()))
+if stage == "1":  # whoever wants to compile still can
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("torch", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+)
+def test_a_training_imports_neither_torch_s_compiler_nor_mlflow(name, stage):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TRAINING, name, str(stage)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], "imported by a training of two steps"
