@@ -31,6 +31,8 @@ def keeps_kernels(precision: Precision) -> bool:
             return torch.ops.mkldnn._is_mkldnn_bf16_supported()
         case Precision.fp16:
             return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        case Precision.auto:
+            raise ValueError("precision: auto must be decided first")
 
 
 def kernel_bytes(
