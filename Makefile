@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c constraints.txt
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each of the processes of each command would compile anew
-# what it imports, which takes longer than all else before the first step. With all cores, unlike pip; what a package
-# has of files that are no Python of today is none of ours.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib jobs model pipeline || true
+# what it imports, which takes longer than all else before the first step. With all cores, unlike pip. Python compiles by
+# itself, at the first import, where the variable is not set.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib jobs model pipeline || true,true)
 
 .PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test check format lint audit sbom clean clean-all
 
@@ -84,13 +84,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing Transloom into $(VENV): two minutes or three, depending on the network"
+	@echo "Installing Transloom into $(VENV): a minute or two, depending on the network"
 	@$(PIP_INSTALL) -e .
 	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-export: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing Transloom, and what it is compared with, into $(VENV): two minutes or three, depending on the network"
+	@echo "Installing Transloom, and what it is compared with, into $(VENV): a minute or two, depending on the network"
 	@$(PIP_INSTALL) -e '.[export]'
 	@$(COMPILE)
 	@touch $(VENV)/.installed $@
@@ -101,7 +101,7 @@ $(VENV)/.installed-audit: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing Transloom and its development tools into $(VENV): two minutes or three, depending on the network"
+	@echo "Installing Transloom and its development tools into $(VENV): a minute or two, depending on the network"
 	@$(PIP_INSTALL) -e '.[dev]'
 	@$(COMPILE)
 	@touch $(VENV)/.installed $(VENV)/.installed-export $@
