@@ -198,6 +198,7 @@ def test_a_signal_reaches_the_job_which_may_end_in_its_own_time(two):
         ({"KNOWN_AS": "127.0.1.1"}, "beta knows alpha by the address '127.0.1.1'"),
         ({"NODES_MISSING": "1"}, ""),
     ],
+    ids=("fails", "silent", "wrong-address", "node-missing"),  # the port is another one in each process of xdist
 )
 def test_what_can_not_start_is_said_and_cleared_away(two, environment, message):
     code, said = two.run("run", **environment)
