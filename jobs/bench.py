@@ -14,7 +14,7 @@ from jobs.bench_summary import machine, print_bench, report_bench
 from jobs.cli import ARGUMENTS, configuration, sort_words
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
-from jobs.precision import with_precision
+from jobs.precision import warn_of_slow_precision, with_precision
 from jobs.workspace import PREPARED_FILE, find_model, output_dir, stage_folder
 from pipeline.bench.config import BenchConfig, Part
 from pipeline.bench.picture import draw_bench
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"part=train: measures no decoding, and {folders[0]} is to decode with; leave one of them out")
     refuse_unlike(config)
     config = with_precision(config)
+    warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.time()
     of = config.corpus.name if bench.trains or given is None else _name_of(given)

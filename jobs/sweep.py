@@ -8,7 +8,7 @@ from typing import Any
 from jobs.cluster import living_nodes, room_for_workers
 from jobs.config import Config, read_config
 from jobs.console import begin_stage, console
-from jobs.precision import with_precision
+from jobs.precision import warn_of_slow_precision, with_precision
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
@@ -99,6 +99,7 @@ def run_sweep(config: Config, prepared: Prepared, origin: Origin) -> tuple[Run, 
         )
     # Once for all trials: their scores would not compare otherwise.
     sweep = replace(sweep, config=with_precision(sweep.config, sweep.folder / CONFIG_FILE))
+    warn_of_slow_precision(sweep.config)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if not record_file.exists():
         record = {"key": key, "choices": origin.choices, "shards": prepared.shards.manifest["key"]}
