@@ -1,6 +1,8 @@
 """The bench as a person types it: what is refused at once, what is left out and said, and a whole small bench."""
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,12 @@ from jobs.bench import _name_of, _sort
 from jobs.config import load_config
 from model.config import Norm
 from pipeline.bench.config import BenchConfig, Part
+from pipeline.bench.protocol import Contender
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1
-from pipeline.bench.search import Program
+from pipeline.bench.search import Found, Program, Request
 from pipeline.bench.task import Kind
 from pipeline.data.prepare import Prepared
+from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 
 REFUSED = {
@@ -94,7 +98,43 @@ def test_a_format_that_can_not_be_written_is_left_out_and_said(monkeypatch: pyte
     assert notes == ["CTranslate2 is left out: the package ctranslate2 is missing"]
 
 
+class Reversers:
+    """A contender of two members, which say each sentence backwards."""
+
+    name, size = "ours, 2 x 1", 2
+
+    def send(self, *requests: Request) -> None:
+        self.requests = requests
+
+    def receive(self) -> list[Found]:
+        said = [[ids[::-1] for ids in request.sources] for request in self.requests]
+        return [Found(said[0], seconds=3.0, peak_bytes=10), Found(said[1], seconds=2.0, peak_bytes=20)]
+
+
+def test_sentences_are_dealt_out_to_the_members_and_come_back_in_their_order() -> None:
+    ids = [[4, 5, 6], [7], [8, 9], [4, 4, 4, 5], [6, 7], [5], [9, 8, 7]]
+    contender = Reversers()
+    search = bench_decoding._Search(cast(Contender, contender), ids, BeamConfig(), use_gpu=False)
+    found = search.translate(beam=3, length_penalty=0.0)
+    assert found == Found([one[::-1] for one in ids], seconds=3.0, peak_bytes=30)
+    first, second = contender.requests
+    assert first.config == second.config == BeamConfig(beam=3, length_penalty=0.0)
+    # By length, in turns: each member has as much to do.
+    assert sorted(map(len, first.sources)) == [1, 2, 3, 4] and sorted(map(len, second.sources)) == [1, 2, 3]
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """For this test's commands: each program then has one way of using its cores, so that fewer processes start, and no
+    threads wait for each other where other tests have the cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 def test_a_whole_small_bench(tmp_path: Path) -> None:
     """Every training under Ray starts eight processes or so: with one micro-batch a step there is no third one."""
     words = [word for word in TINY if not word.startswith(("cluster", "engine", "train.", "batch.tokens"))]
