@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,7 +17,6 @@ from ray._private import services, utils
 from ray._private.node import Node
 from ray.exceptions import RpcError
 
-from jobs import setup_worker
 from jobs.local_node import NODE_ENVIRONMENT
 
 ANSWER_SECONDS = 10.0
@@ -30,8 +28,7 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
     """For the start of a Ray that is one command's alone: without the autoscaler's monitor, since nothing scales,
     without the one that sends the workers' logs to the driver, which shows none, and without the dashboard, whose
     server starts, and is waited for, even where it is switched off. The agent of a node without dashboard is smaller.
-    A worker's process is set up by a script of our own, which does not import Ray first. What has come up of a Ray that
-    then does not start is ended.
+    What has come up of a Ray that then does not start is ended.
 
     Args:
         meanwhile: is done while the node comes up, which is waited for otherwise.
@@ -46,7 +43,6 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
         usual["start_head_processes"](self)
 
     def start_rest(self: Node) -> None:
-        self._ray_params.setup_worker_path = str(Path(setup_worker.__file__).resolve())
         usual["start_ray_processes"](self)
         meanwhile()
         _wait_for_node(self)
