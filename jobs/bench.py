@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     if bench.part is Part.train and folders:
         raise UserError(f"part=train: measures no decoding, and {folders[0]} is to decode with; leave one of them out")
     refuse_unlike(config)
+    if config.cluster.gpus_per_worker > 0 and not has_gpu():
+        raise UserError("cluster.gpus_per_worker: torch sees no GPU on this machine (transloom doctor); leave it out")
     config = with_precision(config)
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
@@ -62,6 +64,12 @@ def main(argv: list[str]) -> int:
     report_bench(config, result, folder)
     print_bench(result, folder)
     return 0
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Path, result: dict[str, Any]) -> None:

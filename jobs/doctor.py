@@ -46,6 +46,7 @@ def _ask_cluster(cluster: Cluster, settings: Sequence[str]) -> int:
 
 def _examine_cluster(config: "Config") -> int:
     from jobs.cluster import living_nodes, node_address, ray_session
+    from jobs.precision import common_precision
 
     with ray_session(config.cluster):
         nodes = living_nodes()
@@ -54,7 +55,9 @@ def _examine_cluster(config: "Config") -> int:
         except Exception as error:  # Ray's many: a node is gone, or runs nothing
             raise UserError(f"a node of the cluster runs nothing ({type(error).__name__}); look at its Ray") from error
         found = dict(zip(map(node_address, nodes), reports, strict=True))
-        found["Cluster"] = _network(nodes) + _tracking(config) + _storage(config)
+        best, told = common_precision(config.cluster)
+        found["Cluster"] = [Finding("precision", f"auto is {best.value}, {told}")]
+        found["Cluster"] += _network(nodes) + _tracking(config) + _storage(config)
     return _report(found, "transloom submit run")
 
 

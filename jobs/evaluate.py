@@ -37,7 +37,6 @@ def main(argv: list[str]) -> int:
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
     with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
-        warn_of_slow_precision(run.config)
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
@@ -53,6 +52,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     started_at = time.monotonic()
     if done := evaluated_before(run):
         return done, None
+    warn_of_slow_precision(run.config)
     begin_stage("evaluate")
     model = export_model(run)
     about = read_json(model / "config.json")

@@ -83,23 +83,30 @@ def native_precisions(use_gpu: bool) -> list[str]:
 
 
 def _gpu_capabilities() -> list[tuple[int, ...]]:
-    """Of each of this machine's GPUs. By the driver's own command: torch sees none in a Ray task that asks for none."""
+    """Of the GPUs that torch sees, which CUDA_VISIBLE_DEVICES may have chosen. In a Ray task that asks for none it sees
+    none, and the driver's own command tells of all."""
+    import torch
+
+    if count := torch.cuda.device_count():
+        return [torch.cuda.get_device_capability(i) for i in range(count)]
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        told = ""
-    if found := re.findall(r"^(\d+)\.(\d+)\s*$", told, re.MULTILINE):
-        return [(int(major), int(minor)) for major, minor in found]
-    import torch
-
-    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        return []
+    found = re.findall(r"^(\d+)\.(\d+)\s*$", told, re.MULTILINE)
+    return [(int(major), int(minor)) for major, minor in found]
 
 
 def _arithmetic() -> Finding:
     speed = {name: product_speed(name) for name in ("fp32", "bf16")}
     found = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in speed.items())
     return Finding("arithmetic", f"{found} (bf16 {speed['bf16'] / speed['fp32']:.2g} times as fast)")
+
+
+def product_ratio(precision: str) -> float:
+    """How fast this machine's CPU multiplies in a precision, fp32 being 1."""
+    return product_speed(precision) / product_speed("fp32")
 
 
 def product_speed(precision: str) -> float:
@@ -113,10 +120,8 @@ def product_speed(precision: str) -> float:
 
 def _precision(asked: str, use_gpu: bool) -> Finding:
     """What `precision=auto` comes to on this machine: one that trains in fp32 lacks nothing."""
-    import torch
-
     found = f"auto is {native_precisions(use_gpu=False)[0]} on this CPU"
-    if torch.cuda.is_available():
+    if _gpu_capabilities():
         found += f", {native_precisions(use_gpu=True)[0]} on its GPUs"
     is_slow = asked != "auto" and asked not in native_precisions(use_gpu)
     return Finding("precision", found, f"{asked} is emulated here, and slow: leave precision= out" if is_slow else "")

@@ -14,6 +14,7 @@ from jobs.cluster import ALLOCATOR
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, console
 from jobs.plan_summary import plan_precision, print_plan
+from jobs.precision import warn_of_slow_precision
 from jobs.summary import print_next
 from jobs.workspace import output_dir, prepared_before
 from model.flops import count_parameters
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> int:
     write_json(folder / RESULT_FILE, plan)
     draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {plan_precision(plan)}")
     print_plan(plan, folder.name)
+    if not training.on_gpu and not config.cluster.address:
+        warn_of_slow_precision(config)
     console.print(f"\nFigures  {folder / RESULT_FILE}\nPicture  {folder / PICTURE_FILE}")
     print_next(*next_commands(plan, settings, calibrates))
     return 0

@@ -68,7 +68,7 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         one = replace(with_absolute_paths(one), race=RaceConfig())
-        for section in ("corpus", "clean", "tokenizer", "seed", "cluster", "tracking", "output_dir"):
+        for section in ("corpus", "clean", "tokenizer", "precision", "seed", "cluster", "tracking", "output_dir"):
             if getattr(one, section) != getattr(config, section):
                 raise UserError(f"{where}: changes {section}, which must be the same for all who are compared")
         if one.train.max_minutes != config.train.max_minutes:

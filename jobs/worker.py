@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import Config, read_config
 from jobs.report import report_validation
@@ -18,6 +18,11 @@ from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE,
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
+
+if TYPE_CHECKING:
+    from model.build import Model
+
+PRODUCTS_FILE = "products.json"
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from model.build import build_model
-    from model.kernels.linear import Products, quicker_products, use_products
+    from model.kernels.linear import Products, use_products
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.ranks import on_rank_zero, rank, world_size
@@ -55,7 +60,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     initial, saved = resume(folder / "checkpoints")
     state = TrainState(**saved or {})
     if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
-        state.products = on_rank_zero(lambda: list(quicker_products(model, processor_vendor())))
+        state.products = on_rank_zero(lambda: _products(folder, model))
     use_products(Products(*state.products))
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
@@ -91,6 +96,16 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             },
         )
     return {"reason": reason}
+
+
+def _products(folder: Path, model: "Model") -> list[bool]:
+    """The quicker products, measured once in a run: one that begins anew before its first checkpoint keeps them."""
+    from model.kernels.linear import quicker_products
+
+    file = folder / PRODUCTS_FILE
+    if not file.exists():
+        write_json(file, list(quicker_products(model, processor_vendor())))
+    return read_json(file)
 
 
 def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:

@@ -28,8 +28,10 @@ def processor_flags() -> list[str]:
     """
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # the latter on Arm
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    is_limited = limit not in ("", "ALL", "DEFAULT") and not re.search("BF16|FP16|AMX|AVX10", limit)
-    return [flag for flag in flags if not (is_limited and flag in INSTRUCTIONS)]
+    if limit in ("", "ALL", "DEFAULT"):
+        return flags
+    allowed = {"amx_bf16": "AMX", "avx512_bf16": "BF16|FP16|AMX|AVX10", "bf16": "BF16"}
+    return [flag for flag in flags if flag not in allowed or re.search(allowed[flag], limit)]
 
 
 def bf16_instructions() -> list[str]:

@@ -105,7 +105,9 @@ _A100 = replace(
 GPUS = (_H200, _H100, _A100)
 
 # FLOP/s of a core by what it multiplies bf16 with, and in fp32: measured on virtual machines of two cores
-AMX, AVX512_BF16, PLAIN = _peak(1.05e12, 0.14e12), _peak(0.40e12, 0.10e12), _peak(0.05e12, 0.10e12)
+AMX, AVX512_BF16 = _peak(1.05e12, 0.14e12), _peak(0.40e12, 0.10e12)
+# Without bf16 instructions bf16 is emulated: by those of AVX-512 (assumed), or at a fifteenth of fp32 (seen on AVX2)
+AVX512, PLAIN = _peak(0.05e12, 0.10e12), _peak(0.007e12, 0.10e12)
 
 
 def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Collection[str]) -> Hardware:
@@ -116,7 +118,8 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
     """
     per_machine = max(1, int(cores / cores_per_worker))
     has_bf16 = "avx512_bf16" in flags or "bf16" in flags  # of x86, of Arm
-    of_core = AMX if "amx_bf16" in flags else AVX512_BF16 if has_bf16 else PLAIN
+    emulated = AVX512 if "avx512f" in flags else PLAIN
+    of_core = AMX if "amx_bf16" in flags else AVX512_BF16 if has_bf16 else emulated
     return Hardware(
         key="cpu",
         name="this CPU",
@@ -131,7 +134,7 @@ def this_cpu(cores: int, cores_per_worker: float, memory_bytes: float, flags: Co
         network_latency=100e-6,
         price=0.05 * cores_per_worker,
         launch=0.0,
-        best_precision=Precision.fp32 if of_core is PLAIN else Precision.bf16,
+        best_precision=Precision.fp32 if of_core is emulated else Precision.bf16,
         lost_to_ray=RAY_CORES / cores,
         is_gpu=False,
     )
