@@ -61,7 +61,7 @@ def test_other_data_make_another_run(root: Path, prepared: Prepared) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings_but_for_what_may_change(root: Path, prepared: Prepared) -> None:
-    run_for(configured(root, "name=kept", "model.dropout=0.2", "cluster.address=auto"), prepared)
+    run_for(configured(root, "name=kept", "model.dropout=0.2", "cluster.address=auto", "precision=fp32"), prepared)
     words = ["resume=kept", f"output_dir={root}", "train.max_steps=7", "engine=torch"]
     config = resumed(load_config(words), words)
     assert config.cluster.address is None, "where it runs is for whoever resumes it"
