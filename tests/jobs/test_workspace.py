@@ -61,12 +61,12 @@ def test_other_data_make_another_run(root: Path, prepared: Prepared) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings_but_for_what_may_change(root: Path, prepared: Prepared) -> None:
-    run_for(configured(root, "name=kept", "model.dropout=0.2", "cluster.address=auto", "precision=fp32"), prepared)
-    words = ["resume=kept", f"output_dir={root}", "train.max_steps=7", "engine=torch"]
+    run_for(configured(root, "name=lent", "model.dropout=0.2", "cluster.address=auto", "precision=fp32"), prepared)
+    words = ["resume=lent", f"output_dir={root}", "train.max_steps=7", "engine=torch"]
     config = resumed(load_config(words), words)
     assert config.cluster.address is None, "where it runs is for whoever resumes it"
     assert (config.model.dropout, config.train.max_steps, config.engine.name.value) == (0.2, 7, "torch")
-    assert run_for(config, prepared).folder == root / "runs" / "kept"
+    assert run_for(config, prepared).folder == root / "runs" / "lent"
 
 
 def test_a_run_in_a_folder_that_was_moved_goes_on_with_what_lies_beside_it(
