@@ -12,13 +12,16 @@ from typing import Any
 from jobs.config import Config, from_dict, read_config, to_dict, to_yaml
 from jobs.console import StatusLine, console, counter
 from jobs.precision import with_precision
+from model.build import architecture_of
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
+from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
 from pipeline.spool import redact_uri
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
+
+IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format
 
 # What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
 # would make it another run.
@@ -63,16 +66,24 @@ def output_dir(config: Config) -> Path:
 
 
 def identity(config: Config, prepared: Prepared) -> str:
-    """The hash of what the trained weights depend on. The same words on the same data find the same run again."""
-    settings = to_dict(config)
+    """The hash of what the trained weights depend on. The same words on the same data find the same run again, also
+    when settings have been added since: only what differs from the defaults counts."""
+    settings = without_defaults(config)
     for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep"):
-        del settings[key]
+        settings.pop(key, None)
     for key in ("output_dir", "storage", "name", "resume"):
-        del settings[key]
+        settings.pop(key, None)
     settings["cluster"] = {
-        key: settings["cluster"][key] for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
+        key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }
-    return hash_of({"settings": settings, "shards": prepared.shards.manifest["key"]})
+    return hash_of(
+        {
+            "format": IDENTITY_FORMAT,
+            "architecture": architecture_of(config.model),
+            "settings": settings,
+            "shards": prepared.shards.manifest["key"],
+        }
+    )
 
 
 def run_folder(config: Config, prepared: Prepared) -> Path:

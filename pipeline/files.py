@@ -67,6 +67,24 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def without_defaults(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from the defaults of its class, nested ones likewise.
+
+    A hash of them survives a new field: who does not set the field has the same settings as before. It changes its
+    meaning, unseen, when a default changes, so such a hash needs a format number beside it.
+    """
+    changed: dict[str, Any] = {}
+    defaults = type(settings)()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            if nested := without_defaults(value):
+                changed[field.name] = nested
+        elif value != getattr(defaults, field.name):
+            changed[field.name] = value
+    return changed
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -21,12 +21,14 @@ from pipeline.data.pairs import SentencePair
 from pipeline.data.shards import shard_tasks, tokenize_shard
 from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import Stage, atomic_write, stage
+from pipeline.files import Stage, atomic_write, stage, without_defaults
 
 MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 Progress = Callable[[str, int, int], None]
 
-FORMAT = 1  # part of every key below: raise it when the same settings no longer give the same files
+# Part of every key below: raise it when the same settings no longer give the same files, or when a default changes (the
+# keys have only what differs from the defaults).
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def prepare(
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
-        {"format": FORMAT, "clean": clean, "held_out": _held_out_key(corpus)},
+        {"format": FORMAT, "clean": without_defaults(clean), "held_out": _held_out_key(corpus)},
         corpus_fingerprint(corpus),
         unless_only_found(lambda folder: _build_corpus(folder, corpus, clean, progress)),
     )
@@ -84,7 +86,7 @@ def prepare(
     tokenizer_stage = stage(
         output_dir / "tokenizers",
         "",
-        {"format": FORMAT, "tokenizer": tokenizer},
+        {"format": FORMAT, "tokenizer": without_defaults(tokenizer)},
         {file.name: hashes[file.name] for file in train_files},
         unless_only_found(lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress)),
     )

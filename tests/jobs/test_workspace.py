@@ -3,18 +3,23 @@
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from jobs.config import Config, load_config, read_config
+from jobs.config import ClusterConfig, Config, load_config, read_config, to_dict
 from jobs.train import is_trained, refuse_too_long
 from jobs.workspace import (
     CONFIG_FILE,
+    IDENTITY_FORMAT,
     PREPARED_FILE,
     TRAINING_FILE,
     Run,
     find_run,
+    identity,
     only_owner,
     only_resumed,
     prepared_before,
@@ -22,9 +27,13 @@ from jobs.workspace import (
     run_for,
     stage_folder,
 )
+from model.build import ARCHITECTURES
+from model.config import RecurrentConfig
+from pipeline.data.batches import BatchConfig
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import Stage, write_json
+from pipeline.train.optimizer import Precision, PrecisionConfig
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
 
@@ -166,3 +175,34 @@ def test_a_configuration_from_elsewhere_goes_on_with_its_own_run_only(root: Path
 def test_a_run_that_was_stopped_before_it_began_is_begun(root: Path) -> None:
     config = configured(root, "name=early")
     assert only_resumed(dataclasses.replace(config, resume="early")) == config
+
+
+def test_a_new_setting_orphans_no_run() -> None:
+    """These are names of folders that people have. Another one means that their runs are not found any more."""
+    shards = Stage(Path("shards"), {"key": "k"}, True, 0.0)
+    prepared = Prepared(shards, shards, shards)
+    configs = (
+        Config(),
+        Config(seed=2, cluster=ClusterConfig(num_workers=2), batch=BatchConfig(tokens=8192)),
+        Config(model=RecurrentConfig(dropout=0.3), precision=PrecisionConfig(Precision.bf16)),
+    )
+    assert [identity(config, prepared)[:8] for config in configs] == ["ab2fef5a", "12507f26", "b54c2834"]
+
+
+def test_a_default_changes_only_with_the_format_of_identities() -> None:
+    """An identity has what differs from the defaults: another default would give different settings one identity."""
+    file = Path(__file__).with_name("defaults.yaml")
+    before = yaml.safe_load(file.read_text())
+    assert before.pop("format") == IDENTITY_FORMAT
+    now = {architecture: to_dict(Config(model=kind()))["model"] for architecture, kind in ARCHITECTURES.items()} | {
+        "config": {name: value for name, value in to_dict(Config()).items() if name != "model"}
+    }
+
+    def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in old.items():
+            if isinstance(value, dict) and isinstance(new.get(name), dict):
+                yield from changed(value, new[name], f"{prefix}{name}.")
+            elif name not in new or new[name] != value:
+                yield f"{prefix}{name}"
+
+    assert list(changed(before, now)) == [], f"raise IDENTITY_FORMAT, and write the defaults into {file} anew"
