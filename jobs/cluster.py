@@ -56,21 +56,22 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
         os.environ.update(NODE_ENVIRONMENT)
     import ray  # takes seconds: only once the configuration is known to be good
 
-    if config.address:
-        _refuse_silent(config.address)
+    with ended_by_sigterm():
+        if config.address:
+            _refuse_silent(config.address)
+            try:
+                _init_ray(config.address)
+            except Exception as error:
+                raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
+        else:
+            _start_ray(meanwhile)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
-            _init_ray(config.address)
-        except Exception as error:
-            raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
-    else:
-        _start_ray(meanwhile)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:
-        with ended_by_sigterm():  # ray.init has installed a handler of its own, which ends the process without a word
-            refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
-            yield
-    finally:
-        ray.shutdown()
+            with ended_by_sigterm():  # again: ray.init installs a handler of its own, which ends without a word
+                refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
+                yield
+        finally:
+            ray.shutdown()
 
 
 def _start_ray(meanwhile: Callable[[], object]) -> None:

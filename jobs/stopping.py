@@ -1,7 +1,9 @@
 """SIGTERM, as of a preemption, `transloom stop` or `kill`: a checkpoint first where a training is under way, then the
 end, with exit code 143."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,18 +44,30 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
-    """Within the block the first SIGTERM does `action`, and only a second one what it did before."""
+def on_sigterm(action: Callable[[], object], limit: float | None = None) -> Iterator[None]:
+    """Within the block the first SIGTERM does `action`, and only a second one what it did before.
+
+    Args:
+        limit: seconds after which the process sends the second one itself, where the block has not ended by then.
+    """
     before = signal.getsignal(signal.SIGTERM)
+    second: threading.Timer | None = None
 
     def act(number: int, frame: object) -> None:
+        nonlocal second
         signal.signal(signal.SIGTERM, before)
         action()
+        if limit is not None:
+            second = threading.Timer(limit, os.kill, (os.getpid(), signal.SIGTERM))
+            second.daemon = True
+            second.start()
 
     signal.signal(signal.SIGTERM, act)
     try:
         yield
     finally:
+        if second is not None:
+            second.cancel()
         signal.signal(signal.SIGTERM, before)
 
 

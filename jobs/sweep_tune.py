@@ -62,6 +62,7 @@ class TrialActor(tune.Trainable):
         folder = Path(config["folder"])
         self._run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
         self._is_sweep_to_stop = watched(Path(config["stop"]))
+        (folder / STOP_FILE).write_bytes(b"")
         self._told = 0
         self._failure: str | None = None
         self._error: BaseException | None = None

@@ -34,6 +34,7 @@ from pipeline.train.checkpoint import newest_checkpoint
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
 # hang.
 MINUTES_WITHOUT_ROOM = 10
+SECONDS_TO_STOP = 180.0  # for a step and its checkpoint
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
 
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> int:
 def train_stage(run: Run) -> float | None:
     """Trains a run until it is finished, from its newest checkpoint if it has one; seconds, None if it was finished.
 
-    SIGTERM lets the workers save a checkpoint of the step that they are at.
+    SIGTERM lets the workers save a checkpoint of the step that they are at. Where they do not end within
+    SECONDS_TO_STOP, since one hangs or none has come up, the command ends without them.
 
     Raises:
         UserError: what a worker refused, or the retries were used up.
@@ -71,7 +73,11 @@ def train_stage(run: Run) -> float | None:
         console.print(f"  going on from {checkpoint.name}")
     stop_file = run.folder / STOP_FILE
     spare = 0 if run.config.cluster.gpus_per_worker > 0 else spare_cpus(run.config.cluster)
-    with following(run.folder / PROGRESS_FILE), on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n")):
+    stop_file.write_bytes(b"")  # before SIGTERM may write into the file
+    with (
+        following(run.folder / PROGRESS_FILE),
+        on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
+    ):
         launch_workers(run, spare)
     if stop_file.stat().st_size:
         newest = newest_checkpoint(run.folder / "checkpoints")
@@ -161,8 +167,8 @@ def make_trainer(
 
 
 def launch_workers(run: Run, spare: int) -> None:
-    """Has the workers train until they end; what is written into the run's file `stop` lets them save a checkpoint and
-    end before that.
+    """Has the workers train until they end; what is written into the run's file `stop`, which the caller has emptied,
+    lets them save a checkpoint and end before that.
 
     Args:
         spare: CPUs that are free beside the workers, where validations are made meanwhile.
@@ -173,7 +179,6 @@ def launch_workers(run: Run, spare: int) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
-    (run.folder / STOP_FILE).write_bytes(b"")
     cluster = run.config.cluster
     trainer = make_trainer(train_worker, {"folder": str(run.folder), "spare_cpus": spare}, cluster, run.folder / "ray")
     try:

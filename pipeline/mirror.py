@@ -147,7 +147,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
             )
         if not is_here:  # last, for with it the run is here
             root = folder.parent.parent
-            stages = {stage: str(root / of / Path(there[stage]).name) for stage, of in STAGES.items()}
+            stages = {stage: str(storage.inside(root / of, Path(there[stage]).name)) for stage, of in STAGES.items()}
             write_json(record, {**there, **stages})
     return Fetched(damaged, len(came), sum(names[name] for name in came), _newest(new))
 
@@ -156,7 +156,7 @@ def _fetch_files(place: str, folder: Path, names: Sequence[str], is_here: bool) 
     own = (PREPARED_FILE, CONFIG_FILE) if is_here else (PREPARED_FILE,)
     wanted = [name for name in names if name not in own and not NOT_STORED.fullmatch(name)]
     for name in wanted:
-        storage.pull_file(f"{place}/{name}", folder / name)
+        storage.pull_file(f"{place}/{name}", storage.inside(folder, name))
     for name in SPOOLS:  # how far it was uploaded to MLflow, is told of the file that is replaced
         (folder / name).with_suffix(".uploaded").unlink(missing_ok=True)
     return wanted

@@ -7,6 +7,7 @@ for them; addresses are printed without what may be secret in them.
 """
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -30,6 +31,8 @@ GLOB = frozenset("*?[")
 
 Progress = Callable[[str, int, int], None]
 
+log = logging.getLogger(__name__)
+
 
 class Damaged(Exception):
     """A folder in a storage whose files are not what its marker says; the argument says where and which."""
@@ -50,8 +53,10 @@ def explained(key: str, url: str) -> Iterator[None]:
     place = f"{key}: {redact_uri(url)}"
     try:
         yield
-    except (UserError, Damaged):
+    except UserError:
         raise
+    except Damaged as damage:
+        raise UserError(f"{key}: {damage}") from damage
     except ImportError as error:
         needs = "pip install s3fs" if url.startswith(("s3:", "s3a:")) else str(error)
         raise UserError(f"{place}: needs a package that is not installed here: {needs}") from error
@@ -146,14 +151,35 @@ def _raise_what_else_it_is(error: FileNotFoundError) -> None:
         raise cause
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file whose name a storage gives.
+
+    Raises:
+        Damaged: the path does not lie below `folder`: the name is absolute, climbs by "..", or passes a link.
+    """
+    path = folder / name
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise Damaged(f"the name {name!r} in a storage leads out of {folder}")
+    return path
+
+
 def listing(url: str) -> dict[str, int]:
-    """The files below a folder: by their names in it, their sizes in bytes."""
+    """The files below a folder: by their names in it, their sizes in bytes. A name that leads out of the folder (an S3
+    key with a double slash is an absolute path) is left out, with a warning."""
     fs, root = _open(url)
     fs.invalidate_cache()
     base = f"{root}/"
     found: dict[str, Any] = fs.find(root, detail=True)  # type: ignore[assignment]
     names = {path.removeprefix(base): info["size"] for path, info in found.items() if path.startswith(base)}
-    return {name: size for name, size in names.items() if ".." not in PurePosixPath(name).parts}
+    harmless = {}
+    for name, size in names.items():
+        try:
+            inside(Path("anywhere"), name)
+            harmless[name] = size
+        except Damaged:
+            log.warning("%s: the file named %r leads out of its folder and is left there", redact_uri(url), name)
+    return harmless
 
 
 def read(url: str) -> bytes:
@@ -216,10 +242,12 @@ def pull(url: str, folder: Path, marker: str = MANIFEST, progress: Progress = no
         temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             for name in files:
-                pull_file(f"{url}/{name}", temporary / name, f"fetching {folder.name}/{name} (MB)", progress)
+                file = inside(temporary, name)
+                pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} (MB)", progress)
             for name in trouble(temporary, marker):
+                file = inside(temporary, name)  # this name is the marker's, which may be anybody's
                 with suppress(FileNotFoundError):
-                    pull_file(f"{url}/{name}", temporary / name, f"fetching {folder.name}/{name} again (MB)", progress)
+                    pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} again (MB)", progress)
             if wrong := trouble(temporary, marker):
                 raise Damaged(f"{redact_uri(url)} is damaged: {', '.join(wrong)} not as written")
             if not folder.exists():

@@ -1,11 +1,19 @@
 """SIGTERM in a process of its own: what it ends, and what it only asks for."""
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from jobs import train
+from jobs.config import Config
+from jobs.stopping import Terminated
+from jobs.workspace import STOP_FILE, Run
+from pipeline.train.optimizer import Precision, PrecisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,3 +72,55 @@ except Terminated:
 
 def test_the_first_sigterm_asks_and_the_second_ends():
     assert ended(ASKED, signal.SIGTERM, signal.SIGTERM) == "terminated [1]\n"
+
+
+HUNG = """
+try:
+    with ended_by_sigterm():
+        with on_sigterm(lambda: print("asked", flush=True), limit=0.5):
+            wait()
+except Terminated:
+    print("terminated")
+"""
+
+
+def test_what_does_not_end_within_the_limit_is_ended():
+    assert ended(HUNG, signal.SIGTERM) == "asked\nterminated\n"
+
+
+def test_a_sigterm_while_the_workers_start_is_not_lost(tmp_path, monkeypatch):
+    """It comes between the handler's arming and the workers' start, where the file that tells them was emptied once."""
+    monkeypatch.setattr(train, "refuse_too_long", lambda run: None)
+    monkeypatch.setattr(train, "spare_cpus", lambda cluster: 0)
+    launched = train.launch_workers
+
+    def launch(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        launched(*args)
+
+    class Trainer:
+        def fit(self):
+            assert (tmp_path / STOP_FILE).read_bytes() == b"SIGTERM\n"
+            return SimpleNamespace(return_value={"reason": "stopped"})
+
+    monkeypatch.setattr(train, "launch_workers", launch)
+    monkeypatch.setattr(train, "make_trainer", lambda *_: Trainer())
+    (tmp_path / STOP_FILE).write_bytes(b"SIGTERM\n")  # of an attempt before, which does not count
+    with pytest.raises(Terminated, match="before its first step"):
+        train.train_stage(Run("mine", tmp_path, Config(precision=PrecisionConfig(Precision.fp32))))
+
+
+def test_sigterm_ends_a_command_while_ray_starts(tmp_path):
+    """Ray is started by what stands here in its place, as long as it is not up."""
+    code = """
+import sys
+from jobs import cluster
+from jobs.config import ClusterConfig
+cluster._start_ray = lambda meanwhile: wait()
+try:
+    with cluster.ray_session(ClusterConfig()):
+        pass
+except Terminated:
+    print("terminated")
+"""
+    assert ended(code, signal.SIGTERM) == "terminated\n"

@@ -219,3 +219,23 @@ def test_checkpoints_come_with_their_curves_and_before_everything_else(
     assert order.index("metrics.jsonl") < order.index("step_00000100") < order.index("shards-1")
     assert order[-1] == "step_00000050"
     assert json.loads(storage.read(f"{URL}/runs/mine/prepared.json"))["identity"] == "a"
+
+
+def test_a_file_of_a_run_is_never_written_outside_of_its_folder(tmp_path: Path) -> None:
+    folder, stages = make_run(tmp_path / "one", 5)
+    Mirror(URL, folder, stages).sync()
+    fs = fsspec.filesystem("memory")
+    for name in (f"/{tmp_path}/evil", f"evaluation/abc//{tmp_path}/evil"):
+        fs.store[f"/bucket/runs/mine/{name}"] = fs.store["/bucket/runs/mine/config.yaml"]
+    assert fetch_run(URL, tmp_path / "two" / "runs" / "mine").files
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_run_whose_stages_would_lie_outside_of_the_output_folder_is_refused(tmp_path: Path) -> None:
+    folder, stages = make_run(tmp_path / "one", 5)
+    Mirror(URL, folder, stages).sync()
+    record = json.loads(storage.read(f"{URL}/runs/mine/prepared.json"))
+    tampered = json.dumps({**record, "shards": "/somewhere/.."}).encode()
+    storage._open(URL)[0].pipe_file("/bucket/runs/mine/prepared.json", tampered)
+    with pytest.raises(UserError, match=r"^storage: .*'\.\.'"):
+        fetch_run(URL, tmp_path / "two" / "runs" / "mine")

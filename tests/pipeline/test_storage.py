@@ -85,11 +85,34 @@ def test_what_is_truncated_tampered_with_or_missing_is_refused(tmp_path: Path, c
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_names_that_lead_out_of_the_folder_are_left(tmp_path: Path) -> None:
+def test_names_that_lead_out_of_the_folder_are_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     storage.push(sealed(tmp_path / "here", a=b"one"), f"{URL}/x")
     fs = fsspec.filesystem("memory")
-    fs.store["/bucket/prefix/x/../../evil"] = fs.store["/bucket/prefix/x/a"]
+    for name in ("../../evil", f"/{tmp_path}/evil", "b/../../evil"):
+        fs.store[f"/bucket/prefix/x/{name}"] = fs.store["/bucket/prefix/x/a"]
     assert set(storage.listing(f"{URL}/x")) == {"a", MANIFEST}
+    assert f"{tmp_path}/evil" in caplog.text
+    assert storage.pull(f"{URL}/x", tmp_path / "there" / "x")
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("name", ["../evil", "{folder}/evil", "link/evil"])
+def test_a_marker_that_names_a_file_outside_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """A file that is missing or damaged is fetched once more, by the name that the marker gives."""
+    storage.push(sealed(tmp_path / "here", a=b"one"), f"{URL}/x")
+    name = name.format(folder=tmp_path)
+    if name.startswith("link"):
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "link").symlink_to(tmp_path)
+        with pytest.raises(storage.Damaged, match="link/evil"):
+            storage.inside(tmp_path / "there", name)
+        return
+    tamper(f"{URL}/x/{MANIFEST}", json.dumps({"files": {name: {"bytes": 3, "sha256": "0"}}}).encode())
+    fs = fsspec.filesystem("memory")
+    fs.store[f"/bucket/prefix/x/{name}"] = fs.store["/bucket/prefix/x/a"]
+    with pytest.raises(storage.Damaged, match="evil"):
+        storage.pull(f"{URL}/x", tmp_path / "there" / "x")
+    assert not list(tmp_path.rglob("evil"))
 
 
 def test_a_file_is_fetched_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
