@@ -193,10 +193,12 @@ def _is_setting(word: str) -> bool:
     return key[1] in [*groups(), *(field.name for field in dataclasses.fields(Config))]
 
 
-def configuration(job: str, argv: Sequence[str]) -> "Config":
+def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "Config":
     """The configuration that a job's words make, or with `resolved=<file>` the one that was resolved elsewhere. Answers
     `--cfg job` itself, and then ends the command.
 
+    Args:
+        are_changes: see `load_config`.
     Raises:
         UserError: if the words are refused, or mean nothing to this job.
         SystemExit: 0, after the configuration was printed.
@@ -219,7 +221,7 @@ def configuration(job: str, argv: Sequence[str]) -> "Config":
         config = only_resumed(read_config(Path(resolved[0])))
     else:
         _refuse_meaningless(job, words)
-        config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", ARGUMENTS.get(job, ""))))
+        config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", ARGUMENTS.get(job, "")), are_changes))
         if config.resume:
             config = resumed(config, words)
     if show:

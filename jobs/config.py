@@ -133,23 +133,36 @@ class Config:
             raise ValueError(f"storage: {self.storage!r} is no address; give s3://bucket/folder or another fsspec URL")
         if self.resume is not None and not self.resume.strip():
             raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
-        if self.cluster.num_workers > self.batch.micro_batches:
-            raise ValueError(
-                f"cluster.num_workers: {self.cluster.num_workers} workers can't share a step of "
-                f"{self.batch.micro_batches} micro-batches; raise batch.tokens or lower batch.micro_tokens"
-            )
 
 
-def load_config(overrides: Sequence[str], own_words: Sequence[str] = ()) -> Config:
+def refuse_idle_workers(config: Config) -> Config:
+    """The configuration itself.
+
+    Raises:
+        UserError: some of its workers would never have a micro-batch.
+    """
+    workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
+    if workers > micro_batches:
+        raise UserError(
+            f"cluster.num_workers: {workers} workers can't share a step of {micro_batches} micro-batches; raise "
+            "batch.tokens or lower batch.micro_tokens"
+        )
+    return config
+
+
+def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_changes: bool = False) -> Config:
     """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
     may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
     Args:
         own_words: what a job takes beside settings; one of them may be what an unknown key was meant to be.
+        are_changes: the overrides change another configuration (so does resume=<run>): what only both together can get
+            wrong is left to whoever puts them together.
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
-    return from_dict(_compose(overrides, own_words))
+    config = from_dict(_compose(overrides, own_words))
+    return config if are_changes or config.resume else refuse_idle_workers(config)
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:

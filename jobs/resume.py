@@ -39,6 +39,6 @@ def main(argv: list[str]) -> int:
         config = replace(changed_sweep(before, settings), name=before.name, output_dir=before.output_dir)
         origin = Origin(json.loads(about["transloom_choices"]), is_resumed=True)
         return submit(kind, for_cluster(config, cluster), cluster, origin)
-    config = with_changes(before, load_config(settings), settings)
+    config = with_changes(before, load_config(settings, are_changes=True), settings)
     config = replace(config, name=before.name, resume=before.name, output_dir=before.output_dir)
     return submit(kind, for_cluster(config, cluster), cluster)

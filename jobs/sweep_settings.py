@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
-from jobs.config import Config, chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
+from jobs.config import (
+    Config,
+    chosen_options,
+    from_dict,
+    load_config,
+    read_config,
+    refuse_idle_workers,
+    to_dict,
+    with_absolute_paths,
+)
 from jobs.package import submission
 from jobs.sweep_population import refuse_uneven, share_of
 from jobs.workspace import CONFIG_FILE, output_dir, refuse_lost_password, with_changes
@@ -60,7 +69,7 @@ def sweep_settings(argv: Sequence[str]) -> tuple[Config, Origin]:
     """
     resume = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
     words = [word for word in argv if not word.startswith("resume=")]
-    config = configuration("sweep", words)
+    config = configuration("sweep", words, are_changes=bool(resume))
     if any(word.startswith("resolved=") for word in words):
         return config, _submitted()
     if not resume:
@@ -87,7 +96,7 @@ def changed_sweep(before: Config, words: Sequence[str]) -> Config:
     Raises:
         UserError: a word would make it another sweep.
     """
-    changed = with_absolute_paths(with_changes(before, load_config(words), words, CHANGEABLE))
+    changed = with_absolute_paths(with_changes(before, load_config(words, are_changes=True), words, CHANGEABLE))
     if before.sweep.sampler is Sampler.pbt and changed.sweep.trials != before.sweep.trials:
         raise UserError("sweep.trials: a population's trials are sweep.population x sweep.generations, and no more")
     return changed
@@ -161,4 +170,4 @@ def at_point(config: Config, point: Point) -> Config:
             if not isinstance(section, dict):
                 raise UserError(f"{name}: no such setting; {one} has none in it")
         section[field] = value
-    return from_dict(settings)
+    return refuse_idle_workers(from_dict(settings))

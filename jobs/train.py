@@ -27,9 +27,10 @@ from jobs.workspace import (
     run_for,
     stage_folder,
 )
+from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
-from pipeline.train.checkpoint import newest_checkpoint
+from pipeline.files import MANIFEST, read_json, sha256_file
+from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
 # hang.
@@ -70,6 +71,7 @@ def train_stage(run: Run) -> float | None:
     started_at = time.monotonic()
     checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
     if checkpoint is not None:
+        refuse_exchanged_tokenizer(run, checkpoint)
         console.print(f"  going on from {checkpoint.name}")
     stop_file = run.folder / STOP_FILE
     spare = 0 if run.config.cluster.gpus_per_worker > 0 else spare_cpus(run.config.cluster)
@@ -103,6 +105,22 @@ def refuse_too_long(run: Run) -> None:
                 f"model.max_positions: {room} is less than the longest sentence of corpus.{split}, {longest} tokens; "
                 f"{advice}"
             )
+
+
+def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
+    """
+    Raises:
+        UserError: the run's tokenizer is not the one that the checkpoint was trained with: the ids of its embeddings
+            would mean other pieces.
+    """
+    trained_with = read_manifest(checkpoint).get("tokenizer")
+    file = stage_folder(run.folder, "tokenizer") / MODEL_FILE
+    present = sha256_file(file)
+    if trained_with not in (None, present):
+        raise UserError(
+            f"{file}: has the SHA-256 {present}, and {checkpoint.name} of the run {run.name} was trained with the "
+            f"tokenizer {trained_with}. Bring that file back, or start a new run"
+        )
 
 
 def is_trained(run: Run) -> bool:

@@ -82,6 +82,8 @@ class Transformer(nn.Module):
             ValueError: a sentence of more than max_positions tokens.
         """
         longest = layout.grid[1]
+        if longest > self.config.max_positions:  # the grid may have one more than the longest sentence
+            longest = int(layout.lengths.max())
         if longest > self.config.max_positions:
             raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
         return Grid(layout, self.config.num_heads, self.embedding.weight.dtype)

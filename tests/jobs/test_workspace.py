@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from jobs.config import ClusterConfig, Config, load_config, read_config, to_dict
-from jobs.train import is_trained, refuse_too_long
+from jobs.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long
 from jobs.workspace import (
     CONFIG_FILE,
     IDENTITY_FORMAT,
@@ -31,9 +32,11 @@ from model.build import ARCHITECTURES
 from model.config import RecurrentConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.data.prepare import Prepared, prepare
+from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
-from pipeline.files import Stage, write_json
-from pipeline.train.optimizer import Precision, PrecisionConfig
+from pipeline.files import Stage, sha256_file, write_json
+from pipeline.train.checkpoint import save_checkpoint
+from pipeline.train.optimizer import EngineState, Precision, PrecisionConfig
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
 
@@ -206,3 +209,33 @@ def test_a_default_changes_only_with_the_format_of_identities() -> None:
                 yield f"{prefix}{name}"
 
     assert list(changed(before, now)) == [], f"raise IDENTITY_FORMAT, and write the defaults into {file} anew"
+
+
+def test_a_resumed_run_takes_as_many_workers_as_its_own_batch_allows(root: Path, prepared: Prepared) -> None:
+    """Not the default experiment's batch, which the words alone would be composed with."""
+    run_for(configured(root, "name=six", "batch.tokens=3072", "batch.micro_tokens=512"), prepared)
+    words = ["resume=six", f"output_dir={root}", "cluster.num_workers=6"]
+    assert load_config(["batch.tokens=1024", "batch.micro_tokens=512"]).batch.micro_batches < 6
+    for others in (words, ["resume=six", f"output_dir={root}", "cluster.num_workers=3", "engine=torch"]):
+        assert resumed(load_config(others), others).cluster.num_workers in (3, 6)
+    words[-1] = "cluster.num_workers=7"
+    with pytest.raises(UserError, match=r"^cluster\.num_workers: 7 workers .* 6 micro-batches"):
+        resumed(load_config(words), words)
+
+
+def test_a_tokenizer_that_was_exchanged_is_refused(root: Path, prepared: Prepared, tmp_path: Path) -> None:
+    run = run_for(configured(root, "name=exchanged"), prepared)
+    trained_with = sha256_file(prepared.tokenizer.folder / MODEL_FILE)
+    state = EngineState({"weights/a": torch.zeros(1)}, {})
+    save_checkpoint(run.folder / "checkpoints", 3, state, {}, about={"tokenizer": trained_with}, keep=2)
+    (checkpoint,) = (run.folder / "checkpoints").glob("step_*")
+    refuse_exchanged_tokenizer(run, checkpoint)
+    other = tmp_path / "tokenizers" / prepared.tokenizer.folder.name
+    shutil.copytree(prepared.tokenizer.folder, other)
+    with open(other / MODEL_FILE, "ab") as file:
+        file.write(b"\n")
+    moved = tmp_path / "runs" / "exchanged"
+    shutil.copytree(run.folder, moved)
+    with pytest.raises(UserError) as refused:
+        refuse_exchanged_tokenizer(Run("exchanged", moved, run.config), checkpoint)
+    assert trained_with in str(refused.value) and sha256_file(other / MODEL_FILE) in str(refused.value)

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from packed import SIZES, make_transformer, run, sentences
+from packed import SIZES, VOCAB, make_transformer, run, sentences
 from torch import Tensor, nn
 
 from model.attention import attend, causal_bias
-from model.config import Norm, TransformerConfig
+from model.config import Norm, Positions, TransformerConfig
 from model.layers import Dropout, sinusoids
 from model.packing import Layout, from_grid, to_grid
+from model.transformer import Transformer
 
 
 @pytest.mark.parametrize("norm", Norm)
@@ -152,6 +153,16 @@ def test_dropout_positions_are_independent() -> None:
 def test_too_long_a_sentence_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="max_positions is 64"):
         run(make_transformer(), sentences(65), sentences(3))
+
+
+@pytest.mark.parametrize("positions", Positions)
+def test_a_sentence_may_be_as_long_as_an_odd_limit(positions: Positions) -> None:
+    """Grids have an even length: one more than such a sentence, and than there are positions."""
+    model = Transformer(TransformerConfig(**SIZES, positions=positions, max_positions=63), VOCAB).eval()
+    for hidden in run(model, sentences(63, 4), sentences(63, 5)):
+        assert hidden.isfinite().all()
+    with pytest.raises(ValueError, match=r"64 tokens.*max_positions is 63"):
+        run(model, sentences(64), sentences(3))
 
 
 @pytest.mark.parametrize(
