@@ -24,6 +24,8 @@ from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
 from pipeline.train.schedule import ScheduleConfig, learning_rate
 
+KEEP_ALL = 1 << 30  # checkpoints
+
 
 class Average(Enum):
     """Which snapshots make the final model: the last ones (the paper, section 6.1) or the best by validation BLEU."""
@@ -177,7 +179,7 @@ def train(
     pending: Callable[[], ValidationResult] | None = None
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
         pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
-    saved_step = state.step
+    saved_step, is_due = state.step, False
     is_last = state.step >= config.max_steps or _is_out_of_time(state, config)
     while not is_last and not _is_out_of_patience(state, config):
         meter.start()
@@ -193,9 +195,11 @@ def train(
             _finish_validation(state, pending, reports)
             _keep_snapshot(engine, state, folder, config)
             pending = _begin_validation(state, state.step, folder, validate, reports)
-        if state.step % config.checkpoint_every == 0 and not is_last:
+        # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
+        is_due = is_due or state.step % config.checkpoint_every == 0
+        if is_due and state.skipped_in_a_row == 0 and not is_last:
             save(engine, state, meter, folder, config, about, reports)
-            saved_step = state.step
+            saved_step, is_due = state.step, False
         if not is_last and on_any(stop(), engine.device):
             if saved_step != state.step:
                 save(engine, state, meter, folder, config, about, reports)
@@ -225,21 +229,38 @@ def save(
     about: Mapping[str, Any],
     reports: Reports,
 ) -> None:
-    """Writes a checkpoint of this moment; a collective."""
+    """Writes a checkpoint of this moment; a collective. One that is made while steps are skipped, since the run was
+    asked to stop, replaces none.
+
+    Raises:
+        UserError: a parameter or a moment is no number, or the checkpoint can't be written. Those before stay.
+    """
     reports.progress({"doing": "saving a checkpoint", "step": state.step})
     state.unreported = meter.state()
     engine_state = engine.state()
     manifest = {**about, "world_size": world_size()}
-    on_rank_zero(
-        lambda: save_checkpoint(
-            folder / "checkpoints",
-            state.step,
-            engine_state,
-            dataclasses.asdict(state),
-            manifest,
-            config.keep_checkpoints,
+    keep = config.keep_checkpoints if state.skipped_in_a_row == 0 else KEEP_ALL
+
+    def write() -> None:
+        refuse_no_numbers(engine_state.tensors, state.step)
+        save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
+
+    on_rank_zero(write)
+
+
+def refuse_no_numbers(tensors: Mapping[str, Tensor], step: int) -> None:
+    """
+    Raises:
+        UserError: an element of a parameter or a moment is NaN or infinite.
+    """
+    # A sum reads each element once and writes nothing; one that overflows is looked at more closely.
+    bad = [name for name, tensor in tensors.items() if not tensor.sum().isfinite() and not tensor.isfinite().all()]
+    if bad:
+        others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
+        raise UserError(
+            f"at step {step} {bad[0]}{others} has values that are no numbers: the training has diverged. Lower the "
+            "learning rate, warm up longer, or set optimizer.clip_norm=1. The checkpoints before are untouched"
         )
-    )
 
 
 def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, reports: Reports) -> None:

@@ -23,7 +23,7 @@ from pipeline.train.checkpoint import average_weights, list_weights, load_checkp
 from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
 from pipeline.train.loop import Average, Reports, TrainConfig, TrainState, train
 from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig, StepResult
+from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig, StepResult
 from pipeline.train.schedule import ScheduleConfig, ScheduleName
 from pipeline.translate import translate_tokens
 
@@ -247,6 +247,58 @@ def test_a_training_that_diverges_stops_and_says_where(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, max_skipped=3)
     with pytest.raises(UserError, match=r"3 steps in a row.*step 3.*learning rate"):
         start(tmp_path, config, wrap=Broken)
+
+
+class Skipping:
+    """An engine that skips some of its steps, by number."""
+
+    def __init__(self, engine: Engine, steps: range) -> None:
+        self._engine, self._steps, self._step = engine, steps, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, learning_rate: float) -> StepResult:
+        self._step += 1
+        return StepResult(math.inf, True, 1.0) if self._step in self._steps else self._engine.step(learning_rate)
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*"))
+
+
+def test_a_training_that_diverges_keeps_its_good_checkpoints(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, max_steps=40, max_skipped=20, keep_checkpoints=1)
+    with pytest.raises(UserError, match="20 steps in a row"):
+        start(tmp_path, config, wrap=lambda engine: Skipping(engine, range(6, 40)))
+    assert checkpoints(tmp_path) == [4]
+
+
+def test_a_checkpoint_that_falls_among_skipped_steps_is_made_after_them(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, max_steps=11, keep_checkpoints=9)
+    start(tmp_path, config, wrap=lambda engine: Skipping(engine, range(4, 6)))
+    assert checkpoints(tmp_path) == [6, 8, 11]
+
+
+def test_a_run_that_is_stopped_while_it_skips_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, keep_checkpoints=1)
+    asked = iter([False] * 6 + [True])
+    reason = start(tmp_path, config, wrap=lambda engine: Skipping(engine, range(6, 40)), stop=lambda: next(asked))[3]
+    assert reason == "stopped" and checkpoints(tmp_path) == [4, 7]
+
+
+@pytest.mark.parametrize("part", ["weights/", "exp_avg/", "exp_avg_sq/"])
+def test_a_state_with_what_is_no_number_is_no_checkpoint(tmp_path: Path, part: str) -> None:
+    class Spoilt(Skipping):
+        def state(self) -> EngineState:
+            found = self._engine.state()
+            if self._step == 8:
+                next(tensor for name, tensor in found.tensors.items() if name.startswith(part)).view(-1)[1] = math.inf
+            return found
+
+    with pytest.raises(UserError, match=f"^at step 8 {part}"):
+        start(tmp_path, dataclasses.replace(SHORT, keep_checkpoints=1), wrap=lambda engine: Spoilt(engine, range(0)))
+    assert checkpoints(tmp_path) == [4]
 
 
 def test_metrics_count_real_tokens(tmp_path: Path) -> None:
