@@ -3,9 +3,12 @@
 import logging
 import os
 import socket
+import stat
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
@@ -95,6 +98,25 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
             console.print(f"Ray did not start on this machine ({error}); it is started once more")
 
 
+def private_temp_folder() -> str | None:
+    """Where a Ray of the command's own keeps its sockets and logs: /tmp/transloom-<user's number>/ray. By itself Ray
+    makes /tmp/ray, which every user of the machine may write. None where RAY_TMPDIR names a folder.
+
+    Ray opens its own folder to all, so the one above it is closed. The path is short, for those of sockets may have
+    107 bytes, and it stays, for the logs.
+    """
+    if os.environ.get("RAY_TMPDIR"):
+        return None
+    folder = Path("/tmp", f"transloom-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    state = folder.lstat()
+    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):  # somebody else was there first
+        folder = Path(tempfile.mkdtemp(prefix="transloom-", dir="/tmp"))
+    folder.chmod(0o700)
+    return str(folder / "ray")
+
+
 def _init_ray(address: str) -> None:
     import ray
 
@@ -103,6 +125,7 @@ def _init_ray(address: str) -> None:
     with in_a_group_of_their_own():
         ray.init(
             address=address,
+            _temp_dir=private_temp_folder() if address == "local" else None,
             include_dashboard=False if address == "local" else None,
             logging_level=logging.ERROR,
             log_to_driver=False,  # rank 0 reports progress through a file of the run's folder

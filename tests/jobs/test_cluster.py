@@ -1,13 +1,16 @@
 """Ray that does not start or answer, and what is left of a cluster beside the training workers."""
 
+import os
 import socket
+import stat
 import time
+from pathlib import Path
 
 import pytest
 import ray
 from ray._private.node import Node
 
-from jobs.cluster import ray_session, spare_cpus
+from jobs.cluster import private_temp_folder, ray_session, spare_cpus
 from jobs.config import ClusterConfig
 from jobs.local_node import NODE_ENVIRONMENT
 from pipeline.errors import UserError
@@ -68,3 +71,27 @@ def test_ray_that_comes_up_at_neither_attempt_is_said_and_leaves_nothing(monkeyp
     with pytest.raises(UserError, match=r"^Ray did not start on this machine"), ray_session(ClusterConfig()):
         raise AssertionError("it was killed")
     assert len(nodes) == 2 and not any(node.live_processes() for node in nodes)
+
+
+def test_the_folder_of_a_ray_of_ones_own_is_closed_to_other_users(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with ray_session(ClusterConfig(num_workers=1)):
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        assert session.parent.parent == Path("/tmp", f"transloom-{os.getuid()}")
+        assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
+    assert (session / "logs").is_dir(), "the logs stay"
+
+
+def test_a_folder_that_somebody_else_made_first_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    usual = Path("/tmp", f"transloom-{os.getuid()}")
+    monkeypatch.setattr("os.getuid", lambda: 54_321)
+    others = Path("/tmp/transloom-54321")
+    others.mkdir(mode=0o777, exist_ok=True)  # by this user, whose number is another one now
+    try:
+        folder = Path(private_temp_folder() or "")
+        assert folder.parent not in (others, usual)
+        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+        folder.parent.rmdir()
+    finally:
+        others.rmdir()
