@@ -161,7 +161,7 @@ def _complete(run: Run, evaluation: Path, result: dict[str, Any]) -> dict[str, A
         return result
     training, search = run.training, run.config.decode
     is_latest = evaluation == evaluation_folder(run)
-    is_last = training is not None and (is_latest or result["steps_averaged"] == steps_of_model(run))
+    is_last = training is not None and result["steps_averaged"] == steps_of_model(run)
     return result | {
         "search": search.in_words() if is_latest else "?",
         "label": evaluation.name,

@@ -144,7 +144,8 @@ def _translations(comparison: Mapping[str, Any]) -> Table:
         steps = ", ".join(f"{step:,}" for step in one["steps_averaged"])
         rows.append([name, one["search"], steps, f"step {training['steps']:,}, {one['progress']}"])
     columns = ["system", "search", "average of steps", "training"]
-    return Table("Translations", columns, rows, "Which model and which search each system is.", text=(0, 1, 2, 3))
+    note = "The search and the model that each system's translations are from."
+    return Table("Translations", columns, rows, note, text=(0, 1, 2, 3))
 
 
 def _runs(comparison: Mapping[str, Any]) -> Table:

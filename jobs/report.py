@@ -2,6 +2,7 @@
 
 import platform
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -12,20 +13,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config, to_dict
+from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console
 from jobs.package import submission
-from jobs.run_model import in_words, training_of
-from jobs.workspace import CONFIG_FILE, Run, own_search, stage_folder
+from jobs.run_model import in_words, outdated_steps, training_of
+from jobs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_search, stage_folder
 from model.build import architecture_of
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
 from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.spool import last_status, read_points, redact_uri
 from pipeline.tracker import SpoolTracker
-from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri
+from pipeline.tracking import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
 from pipeline.translate import count_saved
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
@@ -65,6 +67,27 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
         raise
     finally:
         tracker.close(status)
+        if config.tracking.enabled:
+            end_dead_runs(root, tracking_uri(config.tracking, root))
+
+
+def end_dead_runs(root: Path, uri: str) -> None:
+    """Runs and sweeps of an output folder that no process works on any more, and that nobody closed, for their command
+    was killed or its machine went down, become KILLED in MLflow. Of another machine's runs a lock tells nothing for
+    sure, so they stay as they are, until a command goes on with them."""
+    for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
+        folder = record.parent
+        if last_status(folder) not in (None, "RUNNING") or not _was_used_here(folder):
+            continue
+        with suppress(UserError, OSError), locked(folder):
+            if read_config(folder / CONFIG_FILE).tracking.enabled and end_dead_run(folder, uri):
+                console.print(f"MLflow      the run {folder.name} is KILLED: the command that ran it is gone")
+
+
+def _was_used_here(folder: Path) -> bool:
+    """Whether the process that held a run's lock last was one of this machine."""
+    lock = folder / LOCK_FILE
+    return lock.exists() and lock.read_bytes().decode(errors="replace").endswith(f" on {socket.gethostname()}")
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -165,6 +188,9 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
+    if (run.folder / "evaluation").exists() and (steps := outdated_steps(run)):
+        since = f"{in_words(steps)}; the training went on to step {training['step']:,} since: evaluate again"
+        tracker.set_tags({"test.steps": since})
     _draw(run, tracker)
 
 

@@ -106,6 +106,16 @@ def model_is_current(run: Run) -> bool:
     return _is_of(_written(run), steps, _hashes(run, steps))
 
 
+def outdated_steps(run: Run) -> list[int]:
+    """The steps of the run's model where its training has gone on since; nothing where the model is current, or none.
+
+    Raises:
+        UserError: as `model_is_current`.
+    """
+    written = _written(run)
+    return list(written.get("steps", [])) if written and not model_is_current(run) else []
+
+
 def _is_of(written: Mapping[str, Any], steps: Sequence[int], hashes: Mapping[str, str]) -> bool:
     # A step that was trained again has other weights. Snapshots that were removed, for room, can't have changed.
     return written.get("steps") == list(steps) and hashes.items() <= written.get("snapshots", {}).items()
