@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
             "evaluate: nothing of this configuration is trained yet; name a run with resume=<run>, or train"
         )
     run = run_for(config, prepared)
-    steps_of_model(run)  # refuses, before Ray starts, where there is nothing to evaluate
+    if config.storage is None:
+        steps_of_model(run)  # refuses, before Ray starts, where there is nothing to evaluate
     tracking = open_tracker(run, prepared, keep_status=True)
     with checked_session(config), only_owner(run), stored(run), tracking as tracker:
         result, _ = evaluate_stage(run)

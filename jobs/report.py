@@ -188,9 +188,10 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
-    if (run.folder / "evaluation").exists() and (steps := outdated_steps(run)):
-        since = f"{in_words(steps)}; the training went on to step {training['step']:,} since: evaluate again"
-        tracker.set_tags({"test.steps": since})
+    with suppress(UserError):  # a damaged snapshot, which is no fault of the training that has ended
+        if (run.folder / "evaluation").exists() and (steps := outdated_steps(run)):
+            since = f"{in_words(steps)}; the training went on to step {training['step']:,} since: evaluate again"
+            tracker.set_tags({"test.steps": since})
     _draw(run, tracker)
 
 

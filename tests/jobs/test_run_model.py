@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.config import load_config, to_yaml
+from jobs.evaluate import evaluated_before, evaluation_folder
 from jobs.run_model import find_model, steps_of_model, training_of
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -141,3 +142,22 @@ def test_a_copied_model_says_its_steps(root: Path, capsys: pytest.CaptureFixture
     assert find_model(str(copy), root) == copy
     assert capsys.readouterr().err == f"transloom: the model {copy} is the average of steps 40, 80\n"
     assert read_json(copy / "config.json")["steps"] == [40, 80]
+
+
+def test_a_result_says_how_far_the_training_had_come_and_which_search_it_is_of(root: Path) -> None:
+    folder = root / "runs" / "a"
+    (folder / TRAINING_FILE).unlink()
+    run, greedy = run_with(root), run_with(root, "decode=greedy")
+    assert evaluated_before(run) is None
+    for searched in (run, greedy):
+        evaluation = evaluation_folder(searched)
+        assert evaluation is not None
+        evaluation.mkdir(parents=True)
+        write_json(evaluation / "result.json", {"steps_averaged": [40, 80]})
+    result, other = evaluated_before(run), evaluated_before(greedy)
+    assert result is not None and other is not None
+    assert (result["step"], result["training_ended"], result["is_own_search"]) == (80, False, True)
+    assert (other["search"], other["is_own_search"]) == ("beam 1, length penalty 0", False)
+    end_training(folder, 40, 80)  # it had only been killed before it could say so
+    assert (evaluated_before(run) or {})["training_ended"]
+    assert read_json(Path(result["folder"]) / "result.json")["training_ended"], "compare reads it there"
