@@ -223,7 +223,10 @@ def _bring_up_to_date(run: Run) -> str:
     ended = "" if run.training else "; its training has not ended"
     if model_is_current(run):
         return ended
-    if written and (owner := user_of(run.folder)):
+    owner = user_of(run.folder)
+    if owner and not written:
+        raise UserError(f"the run {run.name} has no model yet, and is in use by {owner}: wait for it")
+    if owner:
         return f"; the run has newer snapshots, but is in use by {owner}: the model is made anew after that{ended}"
     try:
         with locked(run.folder):
