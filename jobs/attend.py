@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.cli import configuration, sort_words
-from jobs.config import read_config
 from jobs.console import console
+from jobs.run_model import find_model, run_of
 from jobs.summary import print_next
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_model, only_owner, output_dir
+from jobs.workspace import Run, only_owner, output_dir
 from pipeline.errors import UserError
 from pipeline.files import hash_of
 from pipeline.spool import DRIVER_SPOOL
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     except UnicodeEncodeError:
         raise UserError("the sentence is not UTF-8: convert it first") from None
     model = find_model(words[0], output_dir(config))
-    run = _run_of(model)
+    run = run_of(model)
     if log == "true" and not config.tracking.enabled:
         raise UserError("log: there is no MLflow to log to with tracking=off; leave one of them out")
     if log == "true" and run is None:
@@ -65,13 +65,6 @@ def _folder_name(sentence: str, translation: str) -> str:
     """The sentence's first words, and a hash that tells it from others that begin like it."""
     words = re.sub(r"\W+", "-", sentence.lower())[:40].strip("-")
     return "-".join(filter(None, (words, hash_of([sentence, translation])[:6])))
-
-
-def _run_of(model: Path) -> Run | None:
-    """The run in whose folder the model lies, if it does."""
-    folder = model.absolute().parent
-    is_run = (folder / CONFIG_FILE).exists() and (folder / PREPARED_FILE).exists()
-    return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
 def _log(run: Run, pictures: Sequence[Path], uri: str | None) -> None:

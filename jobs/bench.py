@@ -15,7 +15,8 @@ from jobs.cli import ARGUMENTS, configuration, sort_words
 from jobs.config import Config, to_dict
 from jobs.console import StatusLine, clock
 from jobs.precision import warn_of_slow_precision, with_precision
-from jobs.workspace import PREPARED_FILE, find_model, output_dir, stage_folder
+from jobs.run_model import find_model
+from jobs.workspace import PREPARED_FILE, output_dir, stage_folder
 from pipeline.bench.config import BenchConfig, Part
 from pipeline.bench.picture import draw_bench
 from pipeline.bench.turns import Progress

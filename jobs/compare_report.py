@@ -61,7 +61,7 @@ def write_comparison(
     made = tables(comparison)
     pictures = _pictures(folder, comparison)
     order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", "sentences", "runs", "reach")),
+        *(made.get(name) for name in ("scores", "sentences", "translations", "runs", "reach")),
         pictures.get("curves"),
         *(made.get(name) for name in ("by_length", "by_frequency")),
         pictures["buckets"],

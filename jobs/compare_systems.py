@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.config import read_config, to_dict
 from jobs.evaluate import RESULT_FILE, evaluation_folder
+from jobs.run_model import model_is_current, steps_of_model, training_of
 from jobs.workspace import CONFIG_FILE, Run, find_run, stage_folder
 from model.flops import count_parameters, training_flops
 from pipeline.compare.comparison import RunFacts, System
@@ -135,15 +136,38 @@ def _find(word: str, root: Path) -> "_Evaluated | Path":
 def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
     run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
     called = run.name if folder.parent == root / "runs" else str(folder)
-    if run.training is None:
-        raise UserError(f"the run {run.name} has not finished training: transloom train resume={called}")
-    evaluation = evaluation or evaluation_folder(run)
+    if evaluation is None:
+        steps_of_model(run)  # says so where there is nothing to evaluate yet
+        evaluation = evaluation_folder(run)
+        if evaluation and not model_is_current(run):
+            raise UserError(
+                f"the run {run.name} has trained on since its model was made: transloom evaluate resume={called}. To "
+                f"compare an earlier evaluation, name its folder, in {run.folder / 'evaluation'}"
+            )
     if evaluation is None or not (evaluation / RESULT_FILE).exists():
-        raise UserError(f"the run {run.name} has not been evaluated: transloom evaluate resume={called}")
+        raise UserError(
+            f"the run {run.name} has not been evaluated with its own search ({run.config.decode.in_words()}): "
+            f"transloom evaluate resume={called}"
+        )
     corpus = stage_folder(run.folder, "corpus")
     if not (corpus / "test.target").exists():
         raise UserError(f"the run {run.name} was made from {corpus}, which is gone: bring it back, or prepare it again")
-    return _Evaluated(run, evaluation, read_json(evaluation / RESULT_FILE), corpus)
+    return _Evaluated(run, evaluation, _complete(run, evaluation, read_json(evaluation / RESULT_FILE)), corpus)
+
+
+def _complete(run: Run, evaluation: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with what those of earlier versions do not say: the search, and how far the training had come."""
+    if "search" in result:
+        return result
+    training, search = run.training, run.config.decode
+    is_latest = evaluation == evaluation_folder(run)
+    is_last = training is not None and result["steps_averaged"] == steps_of_model(run)
+    return result | {
+        "search": search.in_words() if is_latest else "?",
+        "label": evaluation.name,
+        "is_own_search": is_latest,
+        "step": training["step"] if training and is_last else max(result["steps_averaged"]),
+    }
 
 
 def _names(words: Sequence[str], found: Mapping[str, "_Evaluated | Path"]) -> dict[str, str]:
@@ -152,10 +176,25 @@ def _names(words: Sequence[str], found: Mapping[str, "_Evaluated | Path"]) -> di
         twice = next(word for word in words if list(words).count(word) > 1)
         raise UserError(f"{twice}: is named twice")
     short = {
-        word: one.run.name if isinstance(one, _Evaluated) else one.name.removesuffix(".gz")
-        for word, one in found.items()
+        word: _name(one) if isinstance(one, _Evaluated) else one.name.removesuffix(".gz") for word, one in found.items()
     }
     return {word: name if list(short.values()).count(name) == 1 else word for word, name in short.items()}
+
+
+def _name(one: _Evaluated) -> str:
+    """The run's name, with the search where that is not the run's own, and the step where the training does not end
+    there."""
+    more = [] if one.result["is_own_search"] else [one.result["label"]]
+    more += [] if _progress(one) == "ended" else [f"step {one.result['step']}"]
+    return f"{one.run.name} ({', '.join(more)})" if more else one.run.name
+
+
+def _progress(one: _Evaluated) -> str:
+    """What became of the training after the step that was evaluated."""
+    if one.run.training is None:
+        return "has not ended"
+    last = one.run.training["step"]
+    return "ended" if last == one.result["step"] else f"went on to step {last:,}"
 
 
 def _refuse_other_references(one: _Evaluated, references: list[str], where: str) -> None:
@@ -209,8 +248,7 @@ def refuse_other_sources(gathered: Gathered) -> None:
 
 
 def _facts(one: _Evaluated) -> RunFacts:
-    run, training = one.run, one.run.training
-    assert training is not None
+    run, training = one.run, training_of(one.run, one.result["step"])
     record = run.folder / RUN_RECORD
     tags: Mapping[str, str] = read_json(record)["tags"] if record.exists() else {}
     counts = read_json(one.corpus / MANIFEST)["counts"]["splits"]
@@ -236,6 +274,9 @@ def _facts(one: _Evaluated) -> RunFacts:
     facts["sentences_per_second"] = one.result["sentences"]["test"] / max(decoding, 1e-9)
     hashes = {name: tags[name][:SHOWN_OF_A_HASH] for name in HASHES if name in tags}
     settings = flatten(to_dict(run.config))
+    if not one.result["is_own_search"]:
+        decode = {f"decode.{key}": str(value) for key, value in one.result.get("decode", {}).items()}
+        settings |= {key: decode.get(key, "?") for key in settings if key.startswith("decode.")}
     about = {"machine": tags["environment.machine"]} if "environment.machine" in tags else {}
     versions = ("python", "torch", "ray", "deepspeed", "sentencepiece", "sacrebleu")
     about |= {name: tags[key] for name in versions if (key := f"environment.{name}") in tags}
@@ -252,6 +293,9 @@ def _facts(one: _Evaluated) -> RunFacts:
         },
         environment=about,
         training=facts,
+        steps_averaged=one.result["steps_averaged"],
+        search=one.result["search"],
+        progress=_progress(one),
         validation_set=files["validation.target"]["sha256"],
         course=training_course(points),
         validations=validations,

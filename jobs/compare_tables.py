@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.console import clock, quantity
 from pipeline.compare.report import Table
+from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1
@@ -19,6 +20,13 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
         if name == baseline:
             continue
         bleu = one["scores"]["bleu"]
+        if _is_too_low(comparison, name):
+            said.append(
+                f"{name} has {bleu['score']:.2f} BLEU, and {baseline} "
+                f"{comparison['systems'][baseline]['scores']['bleu']['score']:.2f}: below {LEAST_BLEU:g} BLEU neither "
+                "translates, and which of them is better can't be told."
+            )
+            continue
         verdict, p = _judge("bleu", bleu), _p(bleu["p_randomisation"])
         if verdict == "not different":
             verdict = f"no difference that {sentences:,} sentences can show"
@@ -28,7 +36,18 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
             f"{name} has {bleu['score']:.2f} BLEU, {bleu['difference']:+.2f} to {baseline} "
             f"(p {'' if p.startswith('<') else '= '}{p}): {verdict}; {by_others}."
         )
+    said += [
+        f"The training of {name} {one['progress']}: these are translations of step {one['training']['steps']:,}."
+        for name, one in comparison["systems"].items()
+        if one["progress"] not in (None, "ended")
+    ]
     return said
+
+
+def _is_too_low(comparison: Mapping[str, Any], name: str) -> bool:
+    """Whether neither a system nor the baseline has the BLEU from which on a difference says something."""
+    systems = comparison["systems"]
+    return are_too_low(systems[one]["scores"]["bleu"]["score"] for one in (name, comparison["baseline"]))
 
 
 def _judge(metric: str, scores: Mapping[str, Any]) -> str:
@@ -45,6 +64,8 @@ def _p(value: float | None) -> str:
 def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
     """All that there are for these systems, by short names, in the order in which they are read."""
     made = {"scores": _scores(comparison), "sentences": _sentences(comparison)}
+    if any(one["training"] for one in comparison["systems"].values()):
+        made["translations"] = _translations(comparison)
     if any(one["training"] for one in comparison["systems"].values()):
         made["runs"] = _runs(comparison)
     if comparison["reach"]:
@@ -80,8 +101,12 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
             if name == comparison["baseline"]:
                 row += ["baseline", "", "", *([""] if several else [])]
             else:
-                row += [f"{scores['difference']:+.{digits}f}", _p(scores["p_bootstrap"]), _p(scores["p_randomisation"])]
-                row += [_p(scores["p_holm"])] if several else []
+                tests = ["p_bootstrap", "p_randomisation", *(["p_holm"] if several else [])]
+                is_too_low = _is_too_low(comparison, name)
+                row += [
+                    f"{scores['difference']:+.{digits}f}",
+                    *("–" if is_too_low else _p(scores[one]) for one in tests),
+                ]
             rows.append(row)
     columns = ["metric", "system", "score", "95 % interval", "difference", "p, paired bootstrap", "p, randomisation"]
     note = "↑ higher is better, ↓ lower is better. Differences and p-values are to the baseline."
@@ -91,6 +116,8 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
             " The p-values of bootstrap and randomisation are each of one comparison, not corrected for there being "
             "several; the last column is that of randomisation, corrected."
         )
+    if any("–" in row for row in rows):
+        note += f" –: both scores are below {LEAST_BLEU:g} BLEU, where no test says which system is better."
     if "comet" in comparison["signatures"]:
         note += f" COMET is by {comparison['signatures']['comet']}; compare it with no other's."
     return Table("Scores", columns, rows, note, text=(0, 1))
@@ -106,6 +133,19 @@ def _sentences(comparison: Mapping[str, Any]) -> Table:
     note = "Sentences by their chrF2. The length ratio is the translations' words over the references', as BLEU counts."
     columns = ["system", "better than the baseline", "worse", "equal", "length ratio"]
     return Table("Sentences", columns, rows, note)
+
+
+def _translations(comparison: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, one in comparison["systems"].items():
+        if not (training := one["training"]):
+            rows.append([name, "a file", "", ""])
+            continue
+        steps = ", ".join(f"{step:,}" for step in one["steps_averaged"])
+        rows.append([name, one["search"], steps, f"step {training['steps']:,}, {one['progress']}"])
+    columns = ["system", "search", "average of steps", "training"]
+    note = "The search and the model that each system's translations are from."
+    return Table("Translations", columns, rows, note, text=(0, 1, 2, 3))
 
 
 def _runs(comparison: Mapping[str, Any]) -> Table:
@@ -193,7 +233,8 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         f"{comparison['seed']}; `sacrebleu --paired-bs` and `--paired-ar` say the same. They are of chance in the "
         "choice of sentences: another seed of the training is a chance that they do not know of.",
         f"“Better” and “worse” mean p < {SURE:g} by randomisation, corrected by Holm's method where several systems "
-        "are compared with the baseline.",
+        f"are compared with the baseline. Below {LEAST_BLEU:g} BLEU of both systems neither is called so: hardly a "
+        "four-gram is right there, and the tests find differences of length and punctuation.",
         "In MLflow's own compare view, a run's test/bleu, test/chrf, test/ter, test/length_ratio, training/seconds and "
         "training/target_tokens_per_second are these figures; its parameters have the names of the settings.",
     ]

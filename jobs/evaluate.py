@@ -7,20 +7,20 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
-from jobs.console import StatusLine, begin_stage, counter
+from jobs.console import StatusLine, begin_stage, console, counter
 from jobs.precision import warn_of_slow_precision
 from jobs.preflight import checked_session
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
+from jobs.run_model import export_model, in_words, steps_of_model, training_of
 from jobs.stored import stored
 from jobs.summary import print_next, print_result
-from jobs.workspace import Run, has_run, only_owner, run_for, stage_folder
+from jobs.workspace import Run, has_run, only_owner, own_search, run_for, stage_folder
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
 from pipeline.files import atomic_write, hash_of, read_json, write_json
-from pipeline.train.loop import Average
 
 LINES_PER_TASK = 500
 RESULT_FILE = "result.json"
@@ -34,9 +34,10 @@ def main(argv: list[str]) -> int:
             "evaluate: nothing of this configuration is trained yet; name a run with resume=<run>, or train"
         )
     run = run_for(config, prepared)
-    if run.training is None:
-        raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
-    with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
+    if config.storage is None:
+        steps_of_model(run)  # refuses, before Ray starts, where there is nothing to evaluate
+    tracking = open_tracker(run, prepared, keep_status=True)
+    with checked_session(config), only_owner(run), stored(run), tracking as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
@@ -47,7 +48,9 @@ def main(argv: list[str]) -> int:
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     """Scores of the run's averaged model, and the seconds it took; None if it had been done.
 
-    The result's "validation" and "test" have name → {value, signature, details}; sentences lie beside it as files.
+    The result's "validation" and "test" have name → {value, signature, details}; sentences lie beside it as files. Its
+    "search" and "label" name the search, "is_own_search" says whether the run was begun with it, "step" is how far the
+    training had come, and "training_ended" whether that was its end.
     """
     started_at = time.monotonic()
     if done := evaluated_before(run):
@@ -59,7 +62,9 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = stage_folder(run.folder, "corpus")
-    result: dict[str, Any] = {"folder": str(folder), "steps_averaged": about["steps"], "sentences": {}, "seconds": {}}
+    result: dict[str, Any] = {"steps_averaged": about["steps"], "sentences": {}, "seconds": {}}
+    if run.training is None:
+        console.print(f"  the training has not ended: the model is of steps {in_words(about['steps'])}")
     for split in ("validation", "test"):
         sources, references = [
             [line.decode() for line in read_lines(corpus / f"{split}.{side}")] for side in ("source", "target")
@@ -74,16 +79,37 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["sentences"][split] = len(hypotheses)
         if split == "test":
             result["samples"] = [[sources[i], references[i], hypotheses[i]] for i in sample_places(len(sources))]
+    result |= _circumstances(run, folder)
     write_json(folder / RESULT_FILE, result)
     return result, time.monotonic() - started_at
 
 
 def evaluated_before(run: Run) -> dict[str, Any] | None:
-    """The result of a trained run's evaluation; None where it is still to be made."""
+    """The result of the evaluation of a run's model; None where it is still to be made."""
     folder = _result_folder(run, export_model(run))
     file = folder / RESULT_FILE
-    # Where it lies may have changed: the run may have come from another machine.
-    return {**read_json(file), "folder": str(folder)} if file.exists() else None
+    if not file.exists():
+        return None
+    before = read_json(file)
+    # The training may have ended since, and the folder may have come from another machine.
+    result = before | _circumstances(run, folder)
+    if result != before:
+        write_json(file, result)
+    return result
+
+
+def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
+    """What a result says beside its scores."""
+    search = run.config.decode
+    return {
+        "folder": str(folder),
+        "search": search.in_words(),
+        "label": search.label(),
+        "decode": dataclasses.asdict(search),
+        "is_own_search": search == own_search(run),
+        "step": training_of(run)["step"],
+        "training_ended": run.training is not None,
+    }
 
 
 def evaluation_folder(run: Run) -> Path | None:
@@ -93,48 +119,10 @@ def evaluation_folder(run: Run) -> Path | None:
 
 
 def _result_folder(run: Run, model: Path) -> Path:
-    about = read_json(model / "config.json")
-    return run.folder / "evaluation" / hash_of({"model": about["sha256"], "decode": run.config.decode})[:12]
-
-
-def export_model(run: Run) -> Path:
-    """The run's final model as a folder, the average of its last or best snapshots (section 6.1 of the paper).
-
-    Raises:
-        UserError: there are no snapshots.
-    """
-    from pipeline.train.checkpoint import average_weights, read_manifest, snapshot_path
-    from pipeline.translate import save_model
-
-    training = run.training
-    assert training is not None
-    config = run.config
-    validations = training["validations"]
-    if config.train.average_of is Average.best:
-        validations = sorted(validations, key=lambda one: -one["bleu"])[: config.train.average]
-    steps = sorted(int(one["step"]) for one in validations[-config.train.average :])
-    if not steps:
-        raise UserError(f"the run {run.name} has no snapshots to average: it was never validated")
-    folder = run.folder / "model"
-    about_file = folder / "config.json"
-    written = read_json(about_file) if about_file.exists() else {}
-    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
-    # A step that was trained again has other weights. Snapshots that were removed, for room, can't have changed.
-    hashes = {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
-    if written.get("steps") == steps and hashes.items() <= written.get("snapshots", {}).items():
-        return folder
-    weights = average_weights(paths)
-    tokenizer = stage_folder(run.folder, "tokenizer")
-    about = {
-        "run": run.name,
-        "steps": steps,
-        "snapshots": hashes,
-        "source_language": config.corpus.source_language,
-        "target_language": config.corpus.target_language,
-        "precision": config.precision.dtype.value,
-    }
-    save_model(folder, config.model, weights, tokenizer, about)
-    return folder
+    about, search = read_json(model / "config.json"), run.config.decode
+    key = hash_of({"model": about["sha256"], "decode": search})[:12]
+    unnamed = run.folder / "evaluation" / key  # as folders were called before they had the search's name
+    return unnamed if unnamed.exists() else run.folder / "evaluation" / f"{search.label()}-{key}"
 
 
 def translate_on_cluster(model: Path, lines: list[str], run: Run, what: str) -> list[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from jobs.cli import configuration, sort_words
-from jobs.workspace import find_model, output_dir
+from jobs.run_model import find_model
+from jobs.workspace import output_dir
 from pipeline.errors import UserError
 
 USAGE = (

@@ -198,6 +198,8 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, 
         "target_tokens_per_second": counts["target"] / seconds,
         "flops": training_flops(model, vocab_size, counts["source"], counts["target"]),
         "bleu": {split: result[split]["bleu"] for split in ("test", "validation")},
+        "search": result["search"],
+        "steps_averaged": result["steps_averaged"],
         "curve": _curve(run, vocab_size),
     }
 
@@ -255,8 +257,8 @@ def print_race(result: Mapping[str, Any], folder: Path) -> None:
     columns += ["validation BLEU", "test BLEU"]
     title = f"\n{result['corpus']}, {result['max_minutes']:g} minutes each"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
-    for signature in sorted({one["bleu"]["test"]["signature"] for one in runs.values()}):
-        console.print(f"BLEU of the averaged models: {signature}")
+    for signature, search in sorted({(one["bleu"]["test"]["signature"], one.get("search")) for one in runs.values()}):
+        console.print(f"BLEU of the averaged models: {signature}{f'; {search}' if search else ''}")
     lengths = [str(length) for length in result["lengths"]]
     rows = [[name, *(f"{one['speed_by_length'][length]:,.0f}" for length in lengths)] for name, one in runs.items()]
     title = "\nTarget tokens/s of one worker in training, by sentence length (tokens)"

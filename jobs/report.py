@@ -2,28 +2,32 @@
 
 import platform
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config, to_dict
+from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console
 from jobs.package import submission
-from jobs.workspace import CONFIG_FILE, Run, stage_folder
+from jobs.run_model import in_words, outdated_steps, training_of
+from jobs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_search, stage_folder
 from model.build import architecture_of
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
 from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
-from pipeline.spool import read_points, redact_uri
+from pipeline.spool import last_status, read_points, redact_uri
 from pipeline.tracker import SpoolTracker
-from pipeline.tracking import RUN_RECORD, MlflowTracker, run_url, tracking_uri
+from pipeline.tracking import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
 from pipeline.translate import count_saved
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
@@ -32,11 +36,19 @@ AT_THE_END = 0
 
 
 @contextmanager
-def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
-    """The run's tracker, told what the run is and what it is fed; closed with how the block ends."""
-    config = run.config
+def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Iterator[MlflowTracker]:
+    """The run's tracker, told what the run is and what it is fed; closed with how the block ends.
+
+    Args:
+        keep_status: the block does not train, so a training that has not ended stays KILLED or FAILED.
+    """
+    config = replace(run.config, decode=own_search(run))
     root = run.folder.parent.parent
-    is_to_train = run.training is None
+    is_to_train = run.training is None and not keep_status
+    done = "FINISHED"
+    if keep_status and run.training is None:
+        before = last_status(run.folder)
+        done = before if before in ("FAILED", "FINISHED") else "KILLED"
     tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared), is_to_train)
     tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
@@ -49,12 +61,33 @@ def open_tracker(run: Run, prepared: Prepared) -> Iterator[MlflowTracker]:
     status = "FAILED"
     try:
         yield tracker
-        status = "FINISHED"
+        status = done
     except KeyboardInterrupt:  # SIGTERM, too
         status = "KILLED"
         raise
     finally:
         tracker.close(status)
+        if config.tracking.enabled:
+            end_dead_runs(root, tracking_uri(config.tracking, root))
+
+
+def end_dead_runs(root: Path, uri: str) -> None:
+    """Runs and sweeps of an output folder that no process works on any more, and that nobody closed, for their command
+    was killed or its machine went down, become KILLED in MLflow. Of another machine's runs a lock tells nothing for
+    sure, so they stay as they are, until a command goes on with them."""
+    for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
+        folder = record.parent
+        if last_status(folder) not in (None, "RUNNING") or not _was_used_here(folder):
+            continue
+        with suppress(UserError, OSError), locked(folder):
+            if read_config(folder / CONFIG_FILE).tracking.enabled and end_dead_run(folder, uri):
+                console.print(f"MLflow      the run {folder.name} is KILLED: the command that ran it is gone")
+
+
+def _was_used_here(folder: Path) -> bool:
+    """Whether the process that held a run's lock last was one of this machine."""
+    lock = folder / LOCK_FILE
+    return lock.exists() and lock.read_bytes().decode(errors="replace").endswith(f" on {socket.gethostname()}")
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -155,35 +188,50 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
+    with suppress(UserError):  # a damaged snapshot, which is no fault of the training that has ended
+        if (run.folder / "evaluation").exists() and (steps := outdated_steps(run)):
+            since = f"{in_words(steps)}; the training went on to step {training['step']:,} since: evaluate again"
+            tracker.set_tags({"test.steps": since})
     _draw(run, tracker)
 
 
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
-    """Scores with their signatures, the translations, and the averaged model tied to its scores."""
-    training = run.training
-    assert training is not None
-    step = training["step"]
+    """Scores with their signatures, the translations, and the averaged model tied to its scores. Scores of another
+    search than the run's own, or of a training that has not ended, have names of their own and replace none."""
+    apart = names_apart(result)
+    step, steps = result["step"], in_words(result["steps_averaged"])
     name = f"averaged-{step}"
     signatures = {f"signature.{metric}": one["signature"] for metric, one in result["test"].items()}
-    tracker.set_tags(signatures)
-    steps = ", ".join(str(one) for one in result["steps_averaged"])
+    ended = "" if result["training_ended"] else f"; the training has not ended, step {step:,}"
+    tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", f"test{apart}.search": result["search"]})
+    if result["is_own_search"]:
+        tracker.set_tags(signatures | {"mlflow.note.content": _note(run, training_of(run, step), result)})
     tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
     corpus = stage_folder(run.folder, "corpus")
-    for split, prefix in (("test", "test/"), ("validation", "averaged/validation_")):
+    for split, prefix in (("test", f"test{apart}/"), ("validation", f"averaged{apart}/validation_")):
         scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
         tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
-    more = {f"test/{metric}_half_width": one.get("half_width") for metric, one in result["test"].items()}
-    more |= {"test/length_ratio": result["test"]["bleu"].get("length_ratio"), "test/seconds": result["seconds"]["test"]}
-    tracker.log_metrics({key: round(value, 3) for key, value in more.items() if value is not None}, AT_THE_END)
-    tracker.set_tags({"mlflow.note.content": _note(run, training, result)})
+    test = result["test"]
+    more = {f"{metric}_half_width": one.get("half_width") for metric, one in test.items()}
+    more |= {"length_ratio": test["bleu"].get("length_ratio"), "seconds": result["seconds"]["test"]}
+    known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
+    tracker.log_metrics(known, AT_THE_END)
     columns = list(zip(*result["samples"], strict=True))
     tracker.log_table(
-        dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), "test_samples"
+        dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), f"test_samples{apart}"
     )
+    artifacts = f"evaluation{apart}"
     for split in ("validation", "test"):
-        tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", "evaluation")
-    tracker.log_artifact(Path(result["folder"]) / "result.json", "evaluation")
+        tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", artifacts)
+    tracker.log_artifact(Path(result["folder"]) / "result.json", artifacts)
     _draw(run, tracker)  # again, for now there is the averaged model's BLEU
+
+
+def names_apart(result: Mapping[str, Any]) -> str:
+    """What the names in MLflow have that are not of the run's own search at the end of its training: _<search>,
+    _step<n> or both; nothing for those that are."""
+    search = "" if result["is_own_search"] else f"_{result['label']}"
+    return search + ("" if result["training_ended"] else f"_step{result['step']}")
 
 
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -192,15 +240,16 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
     pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
     bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
-    steps = ", ".join(f"{step:,}" for step in result["steps_averaged"])
+    steps = in_words(result["steps_averaged"])
+    so_far = "" if result["training_ended"] else "has not ended: "
     speed = training["target_tokens"] / max(training["seconds"], 1e-9)
     lines = {
-        "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`)",
+        "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`), {result['search']}",
         "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
         f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
-        "Training": f"{training['step']:,} steps in {clock(training['seconds'])}, {training['target_tokens']:,} target "
-        f"tokens, {speed:,.0f}/s",
+        "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, "
+        f"{training['target_tokens']:,} target tokens, {speed:,.0f}/s",
         "Translate": f"`transloom translate {run.name} < your_text`",
         "Folder": f"`{run.folder}`",
     }

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     from jobs.client import Client
     from jobs.config import from_dict, load_config
     from jobs.submit import for_cluster, submit
-    from jobs.workspace import with_changes
+    from jobs.workspace import refuse_other_name, with_changes
 
     job = Client(cluster).details(job_id)
     if not job.status.is_terminal():
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         config = replace(changed_sweep(before, settings), name=before.name, output_dir=before.output_dir)
         origin = Origin(json.loads(about["transloom_choices"]), is_resumed=True)
         return submit(kind, for_cluster(config, cluster), cluster, origin)
-    config = with_changes(before, load_config(settings, are_changes=True), settings)
+    words = load_config(settings, are_changes=True)
+    refuse_other_name(words, before.name)
+    config = with_changes(before, words, settings)
     config = replace(config, name=before.name, resume=before.name, output_dir=before.output_dir)
     return submit(kind, for_cluster(config, cluster), cluster)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.console import clock, console, table
 from jobs.package import submission
+from jobs.run_model import called, in_words, training_of
 from jobs.workspace import Run
 from pipeline.data.prepare import Prepared
 from pipeline.processor import processor_name
@@ -47,14 +48,14 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
     """Scores with signatures, five translations, how fast it was, where it lies."""
-    training = run.training
-    assert training is not None
+    training = training_of(run, result["step"])
     rows = [
         [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
         for split in ("test", "validation")
         for metric, one in result[split].items()
     ]
-    console.print(table("\nScores of the averaged model", ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
+    title = f"\nScores of the averaged model, {result['search']}"
+    console.print(table(title, ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
     console.print("\nFive translations of the test set", style="bold")
     for source, reference, said in result["samples"]:
         console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
@@ -69,9 +70,9 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
         f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
     )
     console.print(f"Run          {run.name}")
-    console.print(
-        f"Model        {run.folder / 'model'} (average of steps {', '.join(map(str, result['steps_averaged']))})"
-    )
+    console.print(f"Model        {run.folder / 'model'} (average of steps {in_words(result['steps_averaged'])})")
+    if not result["training_ended"]:
+        console.print(f"Training     has not ended; to go on: transloom train resume={called(run)}")
     console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
     console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
     console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")

@@ -16,6 +16,7 @@ from jobs.sweep_population import history_in_words, history_of, own_cost, print_
 from jobs.sweep_table import in_words, short_names, shown_value
 from jobs.workspace import CONFIG_FILE, Run, find_run, only_owner, output_dir
 from pipeline.data.prepare import Prepared
+from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
 from pipeline.files import atomic_write
 from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
 from pipeline.sweep.seeds import Chance, chance_of
@@ -184,8 +185,15 @@ def _note(result: Mapping[str, Any]) -> str:
         *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"])]),
     ]
     if result["chance"]:
-        lines.append(Chance(**result["chance"]).verdict())
+        lines.append(verdict_on(Chance(**result["chance"])))
     return "\n\n".join(lines)
+
+
+def verdict_on(chance: Chance) -> str:
+    """What the spread over seeds says of the best one's lead; nothing where the scores are too low for that."""
+    if are_too_low(chance.scores):
+        return f"{chance.spread()} Below {LEAST_BLEU:g} BLEU no model translates: whether one leads can't be told."
+    return chance.verdict()
 
 
 def millions(count: float) -> str:
@@ -255,7 +263,7 @@ def _print_seeds(result: Mapping[str, Any]) -> None:
     console.print(
         table("\nThe best with other seeds", ["seed", "validation BLEU", "test BLEU", "run"], rows, (0, 1, 2))
     )
-    console.print(Chance(**result["chance"]).verdict())
+    console.print(verdict_on(Chance(**result["chance"])))
     if len(tested) > 1:
         mean, deviation = statistics.mean(tested), statistics.stdev(tested)
         console.print(f"Test BLEU {mean:.2f}, standard deviation {deviation:.2f}, over {len(tested)} seeds.")

@@ -10,10 +10,10 @@ from dataclasses import replace
 from jobs.config import Config
 from jobs.report import open_tracker, report_training
 from jobs.sweep_table import Board
+from jobs.worker import logged_seconds
 from jobs.workspace import CONFIG_FILE, Run, only_owner, output_dir, run_for
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.spool import read_points
 from pipeline.sweep.study import Record, State, Study
 from pipeline.tracking import MlflowTracker
 from pipeline.train.inherit import inherit
@@ -147,4 +147,4 @@ def _close(stack: ExitStack, error: BaseException | None) -> None:
 
 def seconds_of(run: Run) -> float:
     """Of training so far, over all attempts."""
-    return max((point.value for point in read_points(run.folder) if point.key == "train/seconds"), default=0.0)
+    return logged_seconds(run.folder)

@@ -24,6 +24,7 @@ from jobs.workspace import (
     TRAINING_FILE,
     Run,
     only_owner,
+    own_search,
     run_for,
     stage_folder,
 )
@@ -45,12 +46,23 @@ def main(argv: list[str]) -> int:
     with checked_session(config, import_trainer):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
+        tell_kept_search(run)
         with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
             seconds = train_stage(run)
             report_training(run, tracker)
     print_stages({"train": seconds})
     print_next(f"transloom evaluate resume={run.name}", "transloom ui")
     return 0
+
+
+def tell_kept_search(run: Run) -> None:
+    """Says where a training's words name another search than the one that the run validates and is evaluated with."""
+    own = own_search(run)
+    if run.config.decode != own:
+        console.print(
+            f"Search      the run {run.name} keeps its own, {own.in_words()}; for scores of another one: transloom "
+            f"evaluate resume={run.name} decode=…"
+        )
 
 
 def train_stage(run: Run) -> float | None:

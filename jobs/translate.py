@@ -3,7 +3,8 @@
 import sys
 
 from jobs.cli import configuration, sort_words
-from jobs.workspace import find_model, output_dir
+from jobs.run_model import find_model
+from jobs.workspace import output_dir
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
 from pipeline.processor import bf16_instructions

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
+from jobs.report import end_dead_runs
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.moved_store import ARTIFACTS, settle_store
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
         if not store.exists():
             raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
         settle_store(output_dir)
+    end_dead_runs(output_dir, uri)
     port = _free_port()
     command, environment = ui_command(uri, output_dir / ARTIFACTS, HOST, port)
     server = f"http://{HOST}:{port}"

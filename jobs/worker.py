@@ -18,6 +18,7 @@ from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE,
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
+from pipeline.spool import read_points
 
 if TYPE_CHECKING:
     from model.build import Model
@@ -59,6 +60,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
 
     initial, saved = resume(folder / "checkpoints")
     state = TrainState(**saved or {})
+    state.seconds = on_rank_zero(lambda: max(state.seconds, logged_seconds(folder)))
     if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
         state.products = on_rank_zero(lambda: _products(folder, model))
     use_products(Products(*state.products))
@@ -96,6 +98,12 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             },
         )
     return {"reason": reason}
+
+
+def logged_seconds(folder: Path) -> float:
+    """The seconds of training that the run has logged, over all attempts; 0 where there are none. A checkpoint does not
+    know of what came between it and a kill."""
+    return max((point.value for point in read_points(folder) if point.key == "train/seconds"), default=0.0)
 
 
 def _products(folder: Path, model: "Model") -> list[bool]:

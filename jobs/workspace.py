@@ -14,6 +14,7 @@ from jobs.console import StatusLine, console, counter
 from jobs.precision import with_precision
 from model.build import architecture_of
 from pipeline.data.prepare import Prepared
+from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
@@ -183,7 +184,14 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     return run
 
 
+def own_search(run: Run) -> BeamConfig:
+    """The search that the run was begun with: its config.yaml keeps it, whatever a later command searches with."""
+    file = run.folder / CONFIG_FILE
+    return read_config(file).decode if file.exists() else run.config.decode
+
+
 def _write_config(run: Run) -> None:
+    run = replace(run, config=replace(run.config, decode=own_search(run)))
     with atomic_write(run.folder / CONFIG_FILE) as file:
         file.write(redact_uri(to_yaml(run.config)).encode())  # workers read it; none needs the server's password
 
@@ -223,9 +231,22 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
     if "/" not in config.resume:
         bring_run(config, output_dir(config) / "runs" / config.resume)
     folder = find_run(config.resume, output_dir(config))
+    refuse_other_name(config, folder.name)
     changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
     refuse_lost_password(changed)
     return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
+
+
+def refuse_other_name(config: Config, name: str | None) -> None:
+    """
+    Raises:
+        UserError: the words name what is resumed anew.
+    """
+    if config.name is not None and config.name != name:
+        raise UserError(
+            f"name: what is resumed keeps its name, {name}, and can't become {config.name}. Leave name= out; for "
+            f"another run give its settings without resume= and with name={config.name}"
+        )
 
 
 def refuse_lost_password(config: Config) -> None:
@@ -317,39 +338,53 @@ def find_run(name_or_path: str, root: Path) -> Path:
     raise UserError(f"there is no run {name_or_path!r} in {root / 'runs'}; the latest there: {known}")
 
 
-def find_model(name_or_path: str, root: Path) -> Path:
-    """A model folder: named itself, or that of a run.
+@contextmanager
+def only_owner(run: Run) -> Iterator[None]:
+    """Holds the run's lock; its config.yaml is now this configuration, but for the search, which stays its own.
 
     Raises:
-        UserError: there is no such run, or it has no model yet.
+        UserError: another process has the lock.
     """
-    folder = Path(name_or_path)
-    if (folder / "config.json").exists():
-        return folder
-    folder = find_run(name_or_path, root) / "model"
-    if not folder.exists():
-        raise UserError(f"the run {name_or_path} has no model yet: transloom evaluate resume={name_or_path}")
-    return folder
+    with locked(run.folder):
+        _write_config(run)
+        yield
+
+
+def user_of(run_folder: Path) -> str | None:
+    """The process that holds a run's lock, as it names itself; None where none does."""
+    path = run_folder / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return path.read_bytes().decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @contextmanager
-def only_owner(run: Run) -> Iterator[None]:
-    """Holds the run's lock, which goes with the process however it ends; its config.yaml is now this configuration.
+def locked(run_folder: Path) -> Iterator[None]:
+    """Holds a run's lock, which goes with the process however it ends.
 
     Raises:
         UserError: another process has it.
     """
-    path = run.folder / LOCK_FILE
+    path = run_folder / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = path.read_bytes().decode(errors="replace").strip()
-            raise UserError(f"the run {run.name} is in use by {owner}; wait for it, or choose another name=") from None
+            raise UserError(
+                f"the run {run_folder.name} is in use by {owner}; wait for it, or choose another name="
+            ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        _write_config(run)
         yield
     finally:
         os.close(descriptor)

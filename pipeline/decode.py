@@ -37,6 +37,19 @@ class BeamConfig:
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}: must be at least 0, not {getattr(self, field)}")
 
+    def label(self) -> str:
+        """A short name that no other search has, for folders, metrics and tags: beam4-penalty0.6."""
+        more = [f"extra{self.extra_tokens}"] if self.extra_tokens != BeamConfig.extra_tokens else []
+        more += [f"batch{self.batch_sentences}"] if self.batch_sentences != BeamConfig.batch_sentences else []
+        return "-".join([f"beam{self.beam}", f"penalty{self.length_penalty}", *more])
+
+    def in_words(self) -> str:
+        """The search as people read it: beam 4, length penalty 0.6."""
+        more = [f"{self.extra_tokens} extra tokens"] if self.extra_tokens != BeamConfig.extra_tokens else []
+        if self.batch_sentences != BeamConfig.batch_sentences:
+            more.append(f"{self.batch_sentences} sentences at a time")
+        return ", ".join([f"beam {self.beam}", f"length penalty {self.length_penalty:g}", *more])
+
 
 class Decoding(Protocol):
     """Sentences being decoded by some model, R = B * hypotheses rows."""

@@ -26,7 +26,7 @@ from pipeline.storage import Damaged, Progress, no_progress
 PREPARED_FILE, CONFIG_FILE = "prepared.json", "config.yaml"
 STAGES = {"corpus": "corpora", "tokenizer": "tokenizers", "shards": "shards"}
 # What is copied as a whole, and the file in it that was written last.
-UNIT = re.compile(r"((checkpoints|weights)/step_\d+|(model)|(evaluation)/\w+)/.+")
+UNIT = re.compile(r"((checkpoints|weights)/step_\d+|(model)|(evaluation)/[\w.-]+)/.+")
 MARKERS = {"checkpoints": MANIFEST, "weights": MANIFEST, "model": "config.json", "evaluation": "result.json"}
 # Of this machine alone: locks, Ray's own files, how far the upload to MLflow has come; and what is still being written.
 NOT_STORED = re.compile(r"ray/.*|lock|stop|progress\.json|.*\.uploaded|.*\.tmp\b.*")

@@ -92,6 +92,18 @@ def last_status(run_folder: Path) -> str | None:
     return next(iter([one["status"] for one in records if one.get("do") == "status"][-1:]), None)
 
 
+def last_end(run_folder: Path) -> int | None:
+    """When the driver's tracker was closed last, in milliseconds since 1970; None where it never was, or where what
+    came after that was never closed."""
+    records = [record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL) if record.get("do") == "status"]
+    return records[-1].get("time_ms") if records else None
+
+
+def last_written(run_folder: Path) -> int | None:
+    """When a metric was logged last, in milliseconds since 1970."""
+    return max((point.time_ms for point in read_points(run_folder)), default=None)
+
+
 class MetricLog:
     """Appends lines to one spool. A line is one `write` to a file opened for appending, so a SIGKILL can only tear the
     last one, and what was written survives the process.
@@ -113,12 +125,14 @@ class MetricLog:
         self._torn = path.stat().st_size > end
         self._failed = False
 
-    def append(self, metrics: Mapping[str, float], step: int, **extra: Any) -> None:
-        """Logs the metrics of a step that are not there yet. Never raises on a full disk: it warns, once."""
+    def append(self, metrics: Mapping[str, float], step: int, **extra: Any) -> bool:
+        """Logs the metrics of a step that are not there yet; whether there were any. Never raises on a full disk: it
+        warns, once."""
         fresh = {key: float(value) for key, value in metrics.items() if not self._known(key, step, float(value))}
         if fresh:
             self.write({"step": step, "time_ms": time.time_ns() // 1_000_000, "metrics": fresh, **extra})
             self._logged |= {(key, step): value for key, value in fresh.items()}
+        return bool(fresh)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record as it is, without the secrets of any URI in it."""

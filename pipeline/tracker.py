@@ -62,6 +62,7 @@ class SpoolTracker:
     def __init__(self, run_folder: Path, spool: str = TRAINING_SPOOL) -> None:
         self.run_folder = run_folder.absolute()
         self._spool = MetricLog(self.run_folder / spool, keep_changes=spool == DRIVER_SPOOL)
+        self.has_added = False  # metrics that were not there
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested settings, flattened with dots. A value that changes on a resume becomes a tag `resumed.<key>`."""
@@ -80,7 +81,8 @@ class SpoolTracker:
         """Points of the run; with `model` (a name given to `log_model`, before or after) also of that model, and with
         `dataset` (name, digest) measured on that one."""
         extra = {"model": model, "dataset": dataset and (dataset[0], dataset[1][:DIGEST_CHARS])}
-        self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None})
+        if self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None}):
+            self.has_added = True
 
     def log_text(self, text: str, name: str) -> None:
         self._spool.write({"do": "text", "text": text, "name": name})

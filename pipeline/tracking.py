@@ -18,7 +18,17 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.moved_store import ARTIFACTS, path_of, settle_store
-from pipeline.spool import DRIVER_SPOOL, SPOOLS, TRAINING_SPOOL, SpoolReader, last_status, redact_uri
+from pipeline.spool import (
+    DRIVER_SPOOL,
+    SPOOLS,
+    TRAINING_SPOOL,
+    MetricLog,
+    SpoolReader,
+    last_end,
+    last_status,
+    last_written,
+    redact_uri,
+)
 from pipeline.tracker import SpoolTracker
 
 RUN_RECORD = "run.json"
@@ -140,6 +150,8 @@ class MlflowTracker(SpoolTracker):
         super().__init__(run_folder, DRIVER_SPOOL)
         uri = tracking_uri(config, output_dir)
         record_file = self.run_folder / RUN_RECORD
+        self._end_before = last_end(self.run_folder) or last_written(self.run_folder)
+        self._size_before = _size(self.run_folder / TRAINING_SPOOL)
         if record_file.exists():
             self._spool.write({"do": "status", "status": "RUNNING"})
         else:
@@ -168,14 +180,17 @@ class MlflowTracker(SpoolTracker):
         return self._uploader.wait_for_run(timeout) if self._uploader else None
 
     def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
-        """Records the end (FINISHED, FAILED or KILLED) and waits up to `timeout` seconds for the upload.
+        """Records the end (FINISHED, FAILED or KILLED) and waits up to `timeout` seconds for the upload. A run that no
+        metric was added to ended when it did before, so that its duration stays.
 
         Returns whether everything is uploaded. If not, it is kept, and `sync_run` does the rest later.
         """
         self._closing.set()
         if self._monitor.is_alive():
             self._monitor.join(1.0)
-        self._spool.write({"do": "status", "status": status, "time_ms": time.time_ns() // 1_000_000})
+        has_grown = self.has_added or _size(self.run_folder / TRAINING_SPOOL) > self._size_before
+        ended_ms = time.time_ns() // 1_000_000 if has_grown or self._end_before is None else self._end_before
+        self._spool.write({"do": "status", "status": status, "time_ms": ended_ms})
         super().close(status)
         if self._uploader is None or self._uploader.close(timeout):
             return True
@@ -195,7 +210,7 @@ class MlflowTracker(SpoolTracker):
                     monitor.collect_metrics()
                     metrics |= {f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-                self.log_metrics(metrics, step=max(0, round(time.time() - self._started_ms / 1000)))
+                self._spool.append(metrics, step=max(0, round(time.time() - self._started_ms / 1000)))
         except Exception as error:
             log.warning("system metrics stopped: %s", redact_uri(str(error)))
 
@@ -341,6 +356,31 @@ def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> b
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return False
     return not any(any(True for _ in SpoolReader(run_folder / name).pending()) for name in SPOOLS)
+
+
+def end_dead_run(run_folder: Path, uri: str | None = None) -> bool:
+    """Records that a run whose process is gone was KILLED, at the time of its last metric, and uploads that. For
+    whoever holds the run's lock. False where the run was closed, or the store does not know it.
+
+    Args:
+        uri: of the store that this command reports to; with the same store's password, where it has one.
+    """
+    record_file = run_folder / RUN_RECORD
+    if not record_file.exists() or last_status(run_folder) not in (None, "RUNNING"):
+        return False
+    record = read_json(record_file)
+    spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
+    ended_ms = last_written(run_folder) or record["started_ms"]
+    spool.write({"do": "status", "status": "KILLED", "time_ms": ended_ms})
+    spool.close()
+    if record["run_id"] is None:
+        return False
+    stored = recorded_uri(run_folder, record)
+    try:
+        sync_run(run_folder, uri if uri and redact_uri(uri) == stored else None)
+    except UserError as error:
+        log.warning("%s", error)
+    return True
 
 
 def sync_run(run_folder: Path, uri: str | None = None) -> str:

@@ -34,6 +34,9 @@ class RunFacts:
         settings: with their full names. data, environment: by names of ours: corpus.hash, machine, …
         training: steps, seconds, source_tokens, target_tokens, workers and, where they can be counted, parameters and
             flops.
+        steps_averaged: the steps whose snapshots the model is the average of.
+        search: how it was decoded, in words.
+        progress: what became of the training after the last of its steps that are told of here: "ended", or in words.
         validation_set: hash of the validation set's references; BLEU curves are compared on the same one only.
         course: its training losses. validations: each with step, seconds, tokens, loss, bleu, flops.
     """
@@ -43,6 +46,9 @@ class RunFacts:
     environment: Mapping[str, str]
     training: Mapping[str, float]
     validation_set: str | None
+    steps_averaged: Sequence[int] = ()
+    search: str = "?"
+    progress: str = "ended"
     course: list[Moment] = field(default_factory=list)
     validations: list[Moment] = field(default_factory=list)
 
@@ -100,6 +106,9 @@ def compare(
                 "length_ratio": _length_ratio(counted["bleu"][system.name]),
                 "sentences": _better_and_worse(scores[systems[0].name], scores[system.name]),
                 "training": dict(system.run.training) if system.run else None,
+                "steps_averaged": list(system.run.steps_averaged) if system.run else None,
+                "search": system.run.search if system.run else None,
+                "progress": system.run.progress if system.run else None,
                 "machine": system.run.environment.get("machine") if system.run else None,
                 "course": system.run.course if system.run else [],
                 "validations": system.run.validations if system.run else [],

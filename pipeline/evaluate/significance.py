@@ -20,6 +20,11 @@ METRICS: dict[str, Callable[[], Any]] = {"bleu": lambda: BLEU(force=True), "chrf
 SENTENCES_PER_TASK = 250
 RESAMPLES, TRIALS = 1000, 10_000  # sacreBLEU's own defaults
 
+# Two scores below it are not compared. So little BLEU has next to no four-gram of the references in it: sacreBLEU's
+# exponential smoothing makes up the precisions that are 0, and what differs is lengths and full stops. A test on a
+# thousand sentences calls 0.02 of that certain, and that is no quality of a translation.
+LEAST_BLEU = 1.0
+
 Statistics = list[list[float]]  # of one system by one metric: a list for each sentence
 Map = Callable[[Callable, Iterable], Iterable]
 Progress = Callable[[str, int, int], None]
@@ -45,6 +50,11 @@ class Tested:
     p_bootstrap: float | None = None
     p_randomisation: float | None = None
     p_holm: float | None = None
+
+
+def are_too_low(bleu: Iterable[float]) -> bool:
+    """Whether none of the BLEU scores is high enough to say which system is better."""
+    return max(bleu) < LEAST_BLEU
 
 
 def count_statistics(

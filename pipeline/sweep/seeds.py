@@ -31,12 +31,16 @@ class Chance:
         chance = float(t.ppf(0.975, len(self.scores) - 1)) * math.sqrt(2) * self.deviation
         return self.scores[0] - self.second < chance
 
-    def verdict(self) -> str:
-        """In words."""
-        spread = (
+    def spread(self) -> str:
+        """The scores in words."""
+        return (
             f"Validation BLEU of the best over {len(self.scores)} seeds: mean {self.mean:.2f}, standard deviation "
             f"{self.deviation:.2f}."
         )
+
+    def verdict(self) -> str:
+        """The scores, and what they say of the lead, in words."""
+        spread = self.spread()
         if self.second is None:
             return spread
         lead = f"Its lead over the second, {self.scores[0] - self.second:.2f}, is"

@@ -48,7 +48,7 @@ def make_run(
     config = load_config([f"output_dir={root}", f"name={name}", *words])
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     write_json(folder / "prepared.json", {"corpus": str(corpus), "tokenizer": str(tokenizer)})
-    write_json(folder / "model" / "config.json", {"sha256": {"model.safetensors": name}})
+    write_json(folder / "model" / "config.json", {"sha256": {"model.safetensors": name}, "steps": [15, 20]})
     tags = {"environment.machine": "x86_64, a test", "corpus.hash": corpus.name * 3, "environment.torch": "2.13"}
     write_json(folder / "run.json", {"run_id": f"id-of-{name}", "tags": tags})
     validations = [{"step": step, "loss": 5 - step / 10, "bleu": bleu * step / 20} for step in (5, 10, 15, 20)]
@@ -66,5 +66,6 @@ def make_run(
     found = score(translations, references) if len(translations) == len(references) else {}
     scores = {metric: {"value": one.value, "signature": one.signature} for metric, one in found.items()}
     result = {"test": scores, "seconds": {"test": 2.0}, "sentences": {"test": len(translations)}}
+    result |= {"steps_averaged": [15, 20]}
     write_json(evaluation / "result.json", result)
     return folder

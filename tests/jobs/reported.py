@@ -56,6 +56,7 @@ def report_run(output_dir: Path, name: str, quality: float, *words: str) -> str:
             one.mkdir(parents=True)
         save_file({"made up": torch.zeros(3)}, model / "model.safetensors")
         result = {"folder": str(folder), "steps_averaged": [300, 400], "seconds": {}, "sentences": {}}
+        result |= {"step": STEPS, "training_ended": True, "is_own_search": True, "search": "beam 4, length penalty 0.6"}
         for split in ("validation", "test"):
             result[split], hypotheses = _scores(corpus, split, quality)
             (folder / f"{split}.hypotheses").write_bytes("".join(f"{line}\n" for line in hypotheses).encode())

@@ -107,8 +107,8 @@ def test_another_search_of_the_same_run_by_its_folder(root: Path) -> None:
     other = evaluation.with_name("another")
     shutil.copytree(evaluation, other)
     found = compare(root, str(evaluation), str(other))
-    assert found["names"] == [str(evaluation), str(other)]
-    assert found["systems"][str(other)]["scores"]["bleu"]["p_bootstrap"] == 1.0
+    assert found["names"] == ["good", "good (another)"]
+    assert found["systems"]["good (another)"]["scores"]["bleu"]["p_bootstrap"] == 1.0
 
 
 def test_comet(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,9 +192,70 @@ def test_translations_that_are_not_those_that_were_scored_are_refused(root: Path
 
 def test_runs_without_an_evaluation_are_refused(root: Path) -> None:
     shutil.rmtree(root / "runs" / "bad" / "evaluation")
-    assert refused(root, "good", "bad") == "the run bad has not been evaluated: transloom evaluate resume=bad"
-    (root / "runs" / "other" / "training.json").unlink()
-    assert "the run other has not finished training: transloom train resume=other" in refused(root, "good", "other")
+    said = refused(root, "good", "bad")
+    assert said == (
+        "the run bad has not been evaluated with its own search (beam 4, length penalty 0.6): transloom evaluate "
+        "resume=bad"
+    )
+    for left in ("training.json", "model/config.json"):
+        (root / "runs" / "other" / left).unlink()
+    assert "the run other has no snapshot of its weights yet" in refused(root, "good", "other")
+
+
+def trained(root: Path, name: str, steps: int) -> None:
+    """The run has trained to this step, with a validation each 5 steps."""
+    file = root / "runs" / name / "training.json"
+    validations = [{"step": step, "loss": 2.0, "bleu": 1.0} for step in range(5, steps + 1, 5)]
+    write_json(file, read_json(file) | {"step": steps, "validations": validations})
+
+
+def test_a_run_that_trained_on_since_its_evaluation_is_refused(root: Path) -> None:
+    trained(root, "bad", 30)
+    said = refused(root, "good", "bad")
+    assert "the run bad has trained on" in said and "transloom evaluate resume=bad" in said
+    (folder,) = (root / "runs" / "bad" / "evaluation").iterdir()
+    found = compare(root, "good", str(folder))
+    earlier = found["systems"]["bad (step 20)"]
+    assert earlier["training"]["steps"] == 20 and earlier["training"]["seconds"] == 20.0
+    assert earlier["progress"] == "went on to step 30" and earlier["steps_averaged"] == [15, 20]
+
+
+def test_a_training_that_has_not_ended_is_compared_as_such(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "runs" / "bad" / "training.json").unlink()
+    found = compare(root, "good", "bad")
+    assert found["systems"]["bad (step 20)"]["training"]["target_tokens"] == 2000
+    assert "The training of bad (step 20) has not ended: these are translations of step 20." in capsys.readouterr().out
+
+
+def test_another_search_is_a_system_of_its_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own,) = (root / "runs" / "good" / "evaluation").iterdir()
+    greedy = own.with_name("beam1-penalty0.0-abc")
+    shutil.copytree(own, greedy)
+    decode = {"beam": 1, "length_penalty": 0.0, "extra_tokens": 50, "batch_sentences": 64}
+    more = {"search": "beam 1, length penalty 0", "label": "beam1-penalty0.0", "is_own_search": False, "step": 20}
+    write_json(greedy / "result.json", read_json(own / "result.json") | more | {"decode": decode})
+    found = compare(root, "good", str(greedy))
+    searches = {name: one["search"] for name, one in found["systems"].items()}
+    assert searches == {
+        "good": "beam 4, length penalty 0.6",
+        "good (beam1-penalty0.0)": "beam 1, length penalty 0",
+    }
+    beams = {row["name"]: row["values"] for row in found["settings"]}["decode.beam"]
+    assert beams == {"good": "4", "good (beam1-penalty0.0)": "1"}
+    assert "Translations" in capsys.readouterr().out
+
+
+def test_scores_that_are_too_low_are_no_verdict(root: Path, tmp_path: Path, capsys) -> None:
+    nonsense = write_lines(tmp_path / "nonsense", ["x y z w v u"] * 30)
+    other = write_lines(tmp_path / "other", ["ein x y z w v u"] * 30)
+    references = write_lines(tmp_path / "references", REFERENCES)
+    found = compare(root, str(nonsense), str(other), f"references={references}")
+    assert found["systems"]["other"]["scores"]["bleu"]["score"] < 1
+    assert found["systems"]["other"]["scores"]["chrf"]["p_holm"] < 0.05
+    said = capsys.readouterr().out
+    assert "below 1 BLEU neither translates" in said and "chrF2 better" not in said and ": better" not in said
+    (report,) = (root / "comparisons").glob("*/report.html")
+    assert "below 1 BLEU neither translates" in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

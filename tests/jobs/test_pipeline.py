@@ -107,8 +107,14 @@ def test_translate_gives_a_line_for_a_line(place, whole):
 def test_evaluating_with_another_search_adds_a_result(place, whole):
     folder = folder_of(place, "whole") / "evaluation"
     before = set(folder.iterdir())
-    transloom(place, "evaluate", "resume=whole", "decode=greedy")
+    (run,) = [one for one in mlflow_runs(place) if one.info.run_name == "whole"]
+    assert "beam 1, length penalty 0" in transloom(place, "evaluate", "resume=whole", "decode=greedy").out
     (added,) = set(folder.iterdir()) - before
+    assert added.name.startswith("beam1-penalty0.0-")
+    assert "beam: 4" in (folder_of(place, "whole") / "config.yaml").read_text(encoding="utf-8")
+    (after,) = [one for one in mlflow_runs(place) if one.info.run_name == "whole"]
+    assert after.data.metrics["test/bleu"] == run.data.metrics["test/bleu"]
+    assert "test_beam1-penalty0.0/bleu" in after.data.metrics and "resumed.decode.beam" not in after.data.tags
     assert before
     lines = (added / "test.hypotheses").read_bytes().split(b"\n")
     assert len(lines) == 21 and lines[20] == b""

@@ -10,12 +10,13 @@ from runs import folder_of, mlflow_runs
 
 from jobs.__main__ import main
 from jobs.config import chosen_options, load_config
-from jobs.sweep_report import spent, write_best
+from jobs.sweep_report import spent, verdict_on, write_best
 from jobs.sweep_settings import at_point, refuse_impossible, sweep_settings
 from jobs.sweep_table import Board
 from jobs.workspace import Run
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.sweep.seeds import chance_of
 from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, State
 
@@ -114,6 +115,13 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.close()
     assert validation_curve(tmp_path) == [(30, 3000, 10.0), (40, 4000, 20.0)]
     assert seconds_of(Run("a", tmp_path, load_config([]))) == 4.0
+
+
+def test_a_lead_among_scores_that_are_too_low_is_none():
+    low = chance_of([0.30, 0.11, 0.10], second=0.01)
+    assert "can't be told" in verdict_on(low) and "mean 0.17" in verdict_on(low)
+    high = chance_of([30.0, 29.9], second=29.9)
+    assert verdict_on(high) == high.verdict()
 
 
 def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path, capsys):

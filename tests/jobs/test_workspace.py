@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from jobs.config import ClusterConfig, Config, load_config, read_config, to_dict
+from jobs.evaluate import evaluation_folder
 from jobs.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long
 from jobs.workspace import (
     CONFIG_FILE,
@@ -23,10 +25,12 @@ from jobs.workspace import (
     identity,
     only_owner,
     only_resumed,
+    own_search,
     prepared_before,
     resumed,
     run_for,
     stage_folder,
+    user_of,
 )
 from model.build import ARCHITECTURES
 from model.config import RecurrentConfig
@@ -154,12 +158,47 @@ def test_a_password_in_the_tracking_address_is_not_kept(root: Path, prepared: Pr
 
 def test_only_its_owner_changes_a_runs_settings(root: Path, prepared: Prepared) -> None:
     run_for(configured(root, "name=owned"), prepared)
-    greedy = run_for(configured(root, "name=owned", "decode=greedy"), prepared)
-    assert read_config(greedy.folder / CONFIG_FILE).decode.beam == 4
-    with only_owner(greedy):
-        assert read_config(greedy.folder / CONFIG_FILE).decode.beam == 1
-        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), only_owner(greedy):
+    again = run_for(configured(root, "name=owned", "cluster.max_failures=7"), prepared)
+    assert read_config(again.folder / CONFIG_FILE).cluster.max_failures != 7
+    with only_owner(again):
+        assert read_config(again.folder / CONFIG_FILE).cluster.max_failures == 7
+        assert user_of(again.folder) == f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), only_owner(again):
             pass
+    assert user_of(again.folder) is None
+
+
+@pytest.mark.parametrize("word", ["decode=greedy", "decode.beam=8", "decode.length_penalty=1.0"])
+def test_another_search_does_not_become_the_runs_own(root: Path, prepared: Prepared, word: str) -> None:
+    first = run_for(configured(root, "name=searched"), prepared)
+    before = (first.folder / CONFIG_FILE).read_bytes()
+    words = ["resume=searched", f"output_dir={root}", word]
+    other = run_for(resumed(load_config(words), words), prepared)
+    assert other.config.decode != first.config.decode
+    with only_owner(other):
+        assert own_search(other) == first.config.decode
+    # The resumption itself notes which run it is; the search is as it was.
+    after = read_config(first.folder / CONFIG_FILE)
+    assert after.decode == first.config.decode and b"beam: 4" in before
+    assert evaluation_folder_name(other) != evaluation_folder_name(first)
+    assert evaluation_folder_name(other).startswith(other.config.decode.label())
+
+
+def evaluation_folder_name(run: Run) -> str:
+    (run.folder / "model").mkdir(exist_ok=True)
+    write_json(run.folder / "model" / "config.json", {"sha256": "of weights"})
+    folder = evaluation_folder(run)
+    assert folder is not None
+    return folder.name
+
+
+def test_a_resumed_run_keeps_its_name(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=called"), prepared)
+    words = ["resume=called", "name=tuned", f"output_dir={root}"]
+    with pytest.raises(UserError, match=r"^name: "):
+        resumed(load_config(words), words)
+    words[1] = "name=called"
+    assert resumed(load_config(words), words).name == "called"
 
 
 def test_a_configuration_from_elsewhere_goes_on_with_its_own_run_only(root: Path, prepared: Prepared) -> None:

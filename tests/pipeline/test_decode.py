@@ -115,3 +115,13 @@ def test_a_longer_penalty_makes_longer_translations() -> None:
 def test_impossible_settings_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         BeamConfig(**{field: -1})
+
+
+def test_every_search_has_a_name_of_its_own():
+    others = [BeamConfig(), BeamConfig(beam=8), BeamConfig(beam=1, length_penalty=0.0), BeamConfig(extra_tokens=9)]
+    others.append(BeamConfig(batch_sentences=32))
+    assert [one.label() for one in others] == [
+        *("beam4-penalty0.6", "beam8-penalty0.6", "beam1-penalty0.0", "beam4-penalty0.6-extra9"),
+        "beam4-penalty0.6-batch32",
+    ]
+    assert len({one.in_words() for one in others}) == len(others)

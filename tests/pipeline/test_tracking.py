@@ -10,7 +10,7 @@ from pipeline import runs_view, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracker import SpoolTracker
-from pipeline.tracking import MlflowTracker, TrackingConfig, is_reported, run_url, sync_run, ui_command
+from pipeline.tracking import MlflowTracker, TrackingConfig, end_dead_run, is_reported, run_url, sync_run, ui_command
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 
@@ -74,6 +74,43 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(output_dir: Path):
     assert {key: value for key, value in run.data.tags.items() if key.startswith("resumed.")} == {
         "resumed.batch.tokens": "200"
     }
+
+
+def test_a_command_that_adds_nothing_leaves_the_duration_as_it_was(output_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    tracker = start(output_dir, "lasting")
+    SpoolTracker(tracker.run_folder).log_metrics({"train/loss": 1.0}, 1)
+    tracker.log_metrics({"test/bleu": 30.0}, 0)
+    assert tracker.close(timeout=300)
+    client, run_id = store_of(output_dir), tracker.run_id()
+    ended = client.get_run(run_id).info.end_time
+
+    def later(**metrics: float) -> int:
+        again = start(output_dir, "lasting")
+        again.log_params({"seed": 1})
+        again.log_metrics({"test/bleu": 30.0} | metrics, 0)
+        assert again.close(timeout=300)
+        info = client.get_run(run_id).info
+        assert info.status == "FINISHED"
+        return info.end_time
+
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3600 * 10**9)
+    assert later() == ended
+    assert later(**{"test_beam1-penalty0.0/bleu": 29.0}) == (now + 3600 * 10**9) // 10**6
+
+
+def test_a_run_whose_process_is_gone_is_killed_at_its_last_metric(output_dir: Path):
+    tracker = start(output_dir, "gone")
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker._closing.set()
+    tracker._uploader.close(300)
+    client, run_id = store_of(output_dir), tracker.run_id()
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert end_dead_run(tracker.run_folder)
+    info = client.get_run(run_id).info
+    assert info.status == "KILLED"
+    assert info.end_time == client.get_metric_history(run_id, "train/loss")[0].timestamp
+    assert not end_dead_run(tracker.run_folder), "it is closed now"
 
 
 def test_a_run_that_the_store_has_lost_is_made_anew_with_its_whole_history(output_dir: Path):

@@ -1,0 +1,88 @@
+"""What MLflow is told: another search, or an unfinished training, replaces nothing of a run's; dead runs are closed."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparable import GOOD, REFERENCES, make_run
+from safetensors.torch import save_file
+
+from jobs.config import load_config, read_config, to_yaml
+from jobs.report import end_dead_runs, report_evaluation
+from jobs.workspace import Run, locked
+from pipeline.evaluate.scores import score
+from pipeline.files import write_json
+from pipeline.spool import MetricLog
+from pipeline.tracker import MemoryTracker
+
+
+def told(root: Path, **result: Any) -> MemoryTracker:
+    """What a tracker is told of an evaluation of a run of 20 steps."""
+    folder = make_run(root, "a", GOOD)
+    save_file({"w": torch.zeros(3)}, folder / "model" / "model.safetensors")
+    found = {name: {"value": one.value, "signature": one.signature} for name, one in score(GOOD, REFERENCES).items()}
+    tracker: Any = MemoryTracker()
+    everything = {
+        "folder": str(folder),
+        "steps_averaged": [15, 20],
+        "step": 20,
+        "training_ended": True,
+        "search": "beam 4, length penalty 0.6",
+        "label": "beam4-penalty0.6",
+        "is_own_search": True,
+        "test": found,
+        "validation": found,
+        "seconds": {"test": 1.0},
+        "samples": [["a", "b", "c"]],
+    } | result
+    report_evaluation(Run("a", folder, read_config(folder / "config.yaml")), everything, tracker)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("result", "apart"),
+    [
+        ({}, ""),
+        ({"is_own_search": False, "label": "beam1-penalty0.0"}, "_beam1-penalty0.0"),
+        ({"training_ended": False, "step": 15}, "_step15"),
+    ],
+)
+def test_scores_are_named_by_their_search_and_step(tmp_path: Path, result: dict[str, Any], apart: str) -> None:
+    tracker = told(tmp_path, **result)
+    names = {point.key for point in tracker.points}
+    assert {f"test{apart}/bleu", f"averaged{apart}/validation_bleu", f"test{apart}/seconds"} <= names
+    assert all(name.startswith((f"test{apart}/", f"averaged{apart}/")) for name in names)
+    assert set(tracker.tables) == {f"test_samples{apart}"}
+    assert {folder for _, folder in tracker.artifacts if folder and "evaluation" in folder} == {f"evaluation{apart}"}
+    assert tracker.tags[f"test{apart}.search"] == "beam 4, length penalty 0.6"
+    assert tracker.tags[f"test{apart}.steps"].startswith("15, 20")
+    assert ("mlflow.note.content" in tracker.tags) == result.get("is_own_search", True)
+    if apart == "_step15":
+        assert tracker.tags["test_step15.steps"] == "15, 20; the training has not ended, step 15"
+        assert "has not ended: 15 steps" in tracker.tags["mlflow.note.content"]
+
+
+def test_only_runs_of_this_machine_that_nobody_holds_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = []
+    monkeypatch.setattr("jobs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True)
+    host = socket.gethostname()
+    owners = {"dead": host, "closed": host, "elsewhere": f"not-{host}", "held": host, "silent": host}
+    for name, owner in owners.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        tracking = "off" if name == "silent" else "local"
+        config = load_config([f"output_dir={tmp_path}", f"name={name}", f"tracking={tracking}"])
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_json(folder / "run.json", {})
+        (folder / "lock").write_text(f"process 1 on {owner}")
+        spool = MetricLog(folder / "driver.jsonl")
+        spool.write({"do": "status", "status": "FINISHED" if name == "closed" else "RUNNING"})
+        spool.close()
+    with locked(tmp_path / "runs" / "held"):
+        end_dead_runs(tmp_path, "sqlite:///mlflow.db")
+    assert ended == ["dead"]
+    assert "the run dead is KILLED" in capsys.readouterr().out
