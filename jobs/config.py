@@ -32,6 +32,7 @@ from pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import EvaluateConfig
 from pipeline.spool import redact_uri
 from pipeline.sweep.config import SweepConfig
 from pipeline.tracking import TrackingConfig
@@ -114,6 +115,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: BeamConfig = field(default_factory=BeamConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     race: RaceConfig = field(default_factory=RaceConfig)

@@ -9,7 +9,7 @@ from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
 from jobs.console import StatusLine, begin_stage, counter
 from jobs.precision import warn_of_slow_precision
-from jobs.preflight import checked_session
+from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.stored import stored
@@ -19,6 +19,7 @@ from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from pipeline.files import atomic_write, hash_of, read_json, write_json
 from pipeline.train.loop import Average
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     run = run_for(config, prepared)
     if run.training is None:
         raise UserError(f"the run {run.name} has not finished training: transloom train resume={run.name}")
+    refuse_missing_tokenizer(config)
     with checked_session(config), only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
@@ -69,7 +71,8 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["seconds"][split] = time.monotonic() - split_started_at
         with atomic_write(folder / f"{split}.hypotheses") as file:
             file.write("".join(f"{line}\n" for line in hypotheses).encode())
-        scores = score(hypotheses, references, in_full=split == "test")
+        tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+        scores = score(hypotheses, references, in_full=split == "test", tokenize=tokenize)
         result[split] = {name: dataclasses.asdict(one) for name, one in scores.items()}
         result["sentences"][split] = len(hypotheses)
         if split == "test":
@@ -94,7 +97,11 @@ def evaluation_folder(run: Run) -> Path | None:
 
 def _result_folder(run: Run, model: Path) -> Path:
     about = read_json(model / "config.json")
-    return run.folder / "evaluation" / hash_of({"model": about["sha256"], "decode": run.config.decode})[:12]
+    key = {"model": about["sha256"], "decode": run.config.decode}
+    tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+    if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
+        key["tokenize"] = tokenize
+    return run.folder / "evaluation" / hash_of(key)[:12]
 
 
 def export_model(run: Run) -> Path:

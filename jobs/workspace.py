@@ -14,6 +14,7 @@ from jobs.console import StatusLine, console, counter
 from jobs.precision import with_precision
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import EvaluateConfig
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
 from pipeline.spool import redact_uri
@@ -26,6 +27,7 @@ CHANGEABLE = (
     "cluster.",
     "tracking.",
     "decode.",
+    "evaluate.",
     "engine.",
     "train.max_steps",
     "train.max_minutes",
@@ -69,6 +71,8 @@ def identity(config: Config, prepared: Prepared) -> str:
         del settings[key]
     for key in ("output_dir", "storage", "name", "resume"):
         del settings[key]
+    if config.evaluate == EvaluateConfig():  # runs of before there was this section keep their names
+        del settings["evaluate"]
     settings["cluster"] = {
         key: settings["cluster"][key] for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }

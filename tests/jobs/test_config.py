@@ -49,6 +49,14 @@ def test_yaml_reads_back_as_the_same_configuration(tmp_path):
     assert to_dict(config)["corpus"]["kind"] == CorpusKind.dataset.value
 
 
+def test_a_stored_configuration_from_before_a_section_takes_the_sections_defaults(tmp_path):
+    settings = to_dict(load_config(["seed=3"]))
+    del settings["evaluate"]
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config(["seed=3"])).replace("evaluate:\n  tokenize: null\n", ""))
+    assert "evaluate" not in (tmp_path / "config.yaml").read_text()
+    assert read_config(tmp_path / "config.yaml") == load_config(["seed=3"])
+
+
 def test_a_stored_configuration_that_no_longer_fits_is_refused_by_name(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {d_modle: 3}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"config.yaml: model.d_modle: .* Did you mean model.d_model\?"):

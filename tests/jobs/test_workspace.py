@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Config, load_config, read_config
-from jobs.train import is_trained, refuse_too_long
+from jobs.config import Config, load_config, read_config, to_dict
+from jobs.train import is_trained, refuse_too_long, refuse_unspaced_targets
 from jobs.workspace import (
     CONFIG_FILE,
     PREPARED_FILE,
     TRAINING_FILE,
     Run,
     find_run,
+    identity,
     only_owner,
     only_resumed,
     prepared_before,
@@ -24,7 +25,7 @@ from jobs.workspace import (
 )
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import hash_of, write_json
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
 
@@ -52,6 +53,35 @@ def test_the_same_words_find_the_same_run(root: Path, prepared: Prepared) -> Non
         assert run_for(configured(root, word), prepared).name == first.name
     for word in ("seed=2", "model.dropout=0.2", "cluster.num_workers=1", "engine=torch"):
         assert run_for(configured(root, word), prepared).name != first.name
+
+
+def test_runs_of_before_the_section_evaluate_keep_their_identity(root: Path, prepared: Prepared) -> None:
+    config = configured(root)
+    settings = to_dict(config)
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep", "evaluate"):
+        del settings[key]
+    for key in ("output_dir", "storage", "name", "resume"):
+        del settings[key]
+    workers = ("num_workers", "cpus_per_worker", "gpus_per_worker")
+    settings["cluster"] = {key: settings["cluster"][key] for key in workers}
+    shards = prepared.shards.manifest["key"]
+    assert identity(config, prepared) == hash_of({"settings": settings, "shards": shards})
+    assert identity(configured(root, "evaluate.tokenize=null"), prepared) == identity(config, prepared)
+    assert identity(configured(root, "evaluate.tokenize=char"), prepared) != identity(config, prepared)
+
+
+def test_a_target_without_spaces_whose_language_is_not_said_is_refused_before_training(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "validation.target").write_bytes("今天红色的房子卖绿色的狗。\n".encode())
+    write_json(folder / PREPARED_FILE, {"corpus": str(tmp_path / "corpus")})
+    with pytest.raises(UserError, match=r"^corpus\.target_language: "):
+        refuse_unspaced_targets(Run("one", folder, configured(tmp_path)))
+    for word in ("corpus.target_language=zh", "corpus.target_language=ja", "evaluate.tokenize=13a"):
+        refuse_unspaced_targets(Run("one", folder, configured(tmp_path, word)))
 
 
 def test_other_data_make_another_run(root: Path, prepared: Prepared) -> None:
