@@ -1,6 +1,7 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -175,12 +176,17 @@ def sort_words(argv: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str],
     for i, word in enumerate(argv):
         key, equals, value = word.partition("=")
         if equals and key in own:
-            values[key] = value
-        elif _is_setting(word) or argv[i - 1 : i] == ["--cfg"]:
+            values[key] = os.path.expanduser(value)  # a shell expands ~ at the beginning of a word only
+        elif (_is_setting(word) and not _is_file(word)) or argv[i - 1 : i] == ["--cfg"]:
             settings.append(word)
         else:
-            words.append(word)
+            words.append(os.path.expanduser(word))
     return words, values, settings
+
+
+def _is_file(word: str) -> bool:
+    """A file may have an equals sign in its name."""
+    return not word.startswith("-") and os.path.exists(word) and word.partition("=")[0] not in groups()
 
 
 def _is_setting(word: str) -> bool:

@@ -25,7 +25,13 @@ def quoting(word: str) -> str:
     """How a value is quoted, for the shell and within it for Hydra."""
     if word.startswith("race.contenders"):
         return f"Contenders are written as {CONTENDERS}."
-    return "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
+    key = word.partition("=")[0] or "key"
+    if re.search(r"=\s*[\[{]", word):
+        return (
+            "In a list or a dictionary, a text of more than letters, digits and ./_- needs quotes: "
+            f"""'{key}={{a: "b c"}}', '{key}=["b c"]'."""
+        )
+    return f"""A value with spaces, commas or braces needs quotes of its own: '{key}="a, b"'."""
 
 
 def unknown(key: str, known: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import configuration
-from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.cli import configuration, sort_words
+from jobs.config import Config, from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
 from jobs.config_messages import CONTENDERS
 from jobs.groups import groups
 from model.config import Norm, RecurrentConfig, TransformerConfig
@@ -203,6 +203,80 @@ def _processor_seconds_of_children() -> float:
     """Unlike the clock's, these seconds hardly grow when the machine is busy with something else."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+NAMES = [
+    *(
+        "données/été.en",
+        "コーパス.ja",
+        "a=b.en",
+        "data (1).en",
+        "[1] a.en",
+        "a,b.en",
+        "it's.en",
+        'say "hi".en',
+        "{x}.en",
+    ),
+    *(
+        "a b",
+        " a ",
+        "50%.en",
+        "a%20b?c#d",
+        "1e5",
+        "007",
+        "1_000",
+        "true",
+        "a:b",
+        "a;b&c",
+        "my_target_.en",
+        "x\\\\y",
+        "@a!",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_may_have_any_character(name):
+    config = load_config([f"corpus.train.source={name}", f"output_dir={name}", f"corpus.data_files.train={name}"])
+    assert config.corpus.train.source == config.output_dir == config.corpus.data_files["train"] == name
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_text_in_quotes_is_what_the_quotes_hold():
+    for quoted in ("'a, b'", '"a, b"', "a\\, b"):
+        assert load_config([f"corpus.path={quoted}"]).corpus.path == "a, b"
+    assert load_config(["corpus.path=null"]).corpus.path is None
+
+
+def test_what_a_value_that_cant_be_read_needs_is_said_with_its_key():
+    word = "corpus.data_files={train: données.json}"
+    with pytest.raises(UserError, match=r"""'corpus\.data_files=\{a: "b c"\}'"""):
+        load_config([word])
+    load_config(['corpus.data_files={train: "données.json"}'])
+    with pytest.raises(UserError, match=r"^corpus\.pth: no such setting\. Did you mean corpus\.path\?"):
+        load_config(["corpus.pth=été"])
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["corpus=text", "corpus.train.source=~/a.en", "corpus.train.target=~/a.de", "output_dir=~/out"]
+    words += ["storage=file://~/store", "corpus.data_files.train=~/rows.json"]
+    config = configuration("run", words)
+    assert config.corpus.train.source == f"{tmp_path}/a.en" and config.corpus.train.target == f"{tmp_path}/a.de"
+    assert config.corpus.data_files == {"train": f"{tmp_path}/rows.json"}
+    assert config.output_dir == f"{tmp_path}/out" and config.storage == f"file://{tmp_path}/store"
+    with_path = configuration("run", [*words, "corpus.path=~/corpus"])
+    assert with_path.corpus.path == f"{tmp_path}/corpus" and with_path.corpus.train.source == f"{tmp_path}/a.en"
+    assert with_absolute_paths(load_config(["resume=~/runs/one"])).resume == f"{tmp_path}/runs/one"
+    assert with_absolute_paths(load_config(["storage=s3://~/store"])).storage == "s3://~/store"
+    found = sort_words(["~/run", "references=~/ref", "decode.beam=2"], own=("references",))
+    assert found == ([f"{tmp_path}/run"], {"references": f"{tmp_path}/ref"}, ["decode.beam=2"])
+
+
+def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.en").touch()
+    assert sort_words(["a=b.en", "c=d.en"]) == (["a=b.en"], {}, ["c=d.en"])
 
 
 def test_paths_count_from_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

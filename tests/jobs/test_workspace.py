@@ -70,9 +70,7 @@ def test_runs_of_before_the_section_evaluate_keep_their_identity(root: Path, pre
     assert identity(configured(root, "evaluate.tokenize=char"), prepared) != identity(config, prepared)
 
 
-def test_a_target_without_spaces_whose_language_is_not_said_is_refused_before_training(
-    tmp_path: Path, prepared: Prepared
-) -> None:
+def test_a_target_without_spaces_needs_its_language_before_training(tmp_path: Path, prepared: Prepared) -> None:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     (tmp_path / "corpus").mkdir()
