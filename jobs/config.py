@@ -350,11 +350,16 @@ def _dictionaries() -> list[str]:
 @cache
 def _texts() -> list[str]:
     """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is."""
-    schema = _schema("transformer")
-    nodes = {name: OmegaConf.select(schema, name.rpartition(".")[0] or None) for name in _keys() if "." in name}
-    sections = {name: (nodes.get(name, schema), name.rpartition(".")[2]) for name in _keys()}
-    found = [name for name, (node, leaf) in sections.items() if node and isinstance(node._get_node(leaf), StringNode)]
-    return [*found, "corpus.data_files."]
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for name in node:
+            child = node._get_node(name)
+            if _is_section(child):
+                yield from walk(child, f"{prefix}{name}.")
+            elif isinstance(child, StringNode):
+                yield f"{prefix}{name}"
+
+    return [*walk(_schema("transformer"), ""), "corpus.data_files."]
 
 
 def _is_text(key: str) -> bool:
