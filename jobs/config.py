@@ -6,6 +6,7 @@ starts: whatever is wrong is raised as UserError with the key's full name.
 
 import copy
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by t
     ModelConfig = Any
 
 OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
+MAX_SEED = 2**32 - 1  # NumPy's limit
 OWN_NAME = "file-of-your-own"  # what Hydra calls it
 
 
@@ -130,6 +132,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, not {self.seed}")
         if self.storage is not None and (redacted := redact_uri(self.storage)) != self.storage:
             raise ValueError(f"storage: {redacted} has a password or token in it; set it in the environment instead")
         if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
@@ -263,9 +267,27 @@ def from_dict(settings: Any) -> Config:
         UserError: if a value does not fit the schema.
     """
     try:
-        return _build(_typed(cast(DictConfig, OmegaConf.create(settings))), "")
+        typed = _typed(cast(DictConfig, OmegaConf.create(settings)))
+        _refuse_infinite(OmegaConf.to_container(typed), "")
+        return _build(typed, "")
     except OmegaConfBaseException as error:
         raise UserError(explain(error, _names())) from error
+
+
+def _refuse_infinite(value: Any, key: str) -> None:
+    """Comparisons with NaN are false, so that the checks of ranges would let it pass.
+
+    Raises:
+        UserError: a number in the settings, at any depth, is NaN or infinite.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _refuse_infinite(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            _refuse_infinite(part, f"{key}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: must be a finite number, not {value}")
 
 
 def to_yaml(config: Config) -> str:

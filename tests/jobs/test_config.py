@@ -1,6 +1,7 @@
 """Every file of conf/ composes; whatever is wrong is refused by its full name, before anything is started."""
 
 import dataclasses
+import re
 import resource
 import subprocess
 import sys
@@ -205,6 +206,35 @@ def _processor_seconds_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def numbers() -> list[str]:
+    """Every setting that takes a number which need not be whole."""
+    sections = {name: part for name, part in to_dict(load_config([])).items() if isinstance(part, dict)}
+    return [f"{name}.{key}" for name, part in sections.items() for key, value in part.items() if type(value) is float]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_no_number_is_infinite(value: str) -> None:
+    expected = {"model.dropout", "train.max_minutes", "decode.length_penalty", "sweep.minutes", "clean.max_ratio"}
+    assert len(numbers()) > 12 and len(expected & set(numbers())) >= 4
+    for key in numbers():
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}: must be a finite number"):
+            load_config([f"{key}={value}"])
+    for key in ("seed", "train.max_steps", "decode.beam"):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}: "):
+            load_config([f"{key}={value}"])
+    with pytest.raises(UserError, match=r"^sweep\.space\.model\.dropout\.high: must be a finite number"):
+        load_config([f"sweep.space={{model.dropout: {{low: 0.0, high: {value}}}}}"])
+    with pytest.raises(UserError, match=r"^sweep\.points\[0\]\.model\.dropout: must be a finite number"):
+        load_config([f"sweep.points=[{{model.dropout: {value}}}]"])
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "-9999999999999999999"])
+def test_a_seed_is_in_the_range_that_every_library_takes(seed: str) -> None:
+    with pytest.raises(UserError, match=r"^seed: must be from 0 to 4294967295"):
+        load_config([f"seed={seed}"])
+    assert load_config(["seed=0"]).seed == 0 and load_config(["seed=4294967295"]).seed == 2**32 - 1
+
+
 NAMES = [
     *(
         "données/été.en",
@@ -229,7 +259,6 @@ NAMES = [
         "a:b",
         "a;b&c",
         "my_target_.en",
-        "x\\\\y",
         "@a!",
     ),
 ]
