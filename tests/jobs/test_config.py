@@ -118,6 +118,11 @@ REFUSED = {
     "corpus.train.sorce=a.en": ["Did you mean corpus.train.source?"],
     "experimnt=demo": ["Did you mean experiment?"],
     "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
+    # a hint is of the same section, or is none: the section's settings are named
+    "tokenizer.path=a": ["tokenizer.path: no such setting. tokenizer has vocab_size, "],
+    "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
+    "model.layers=2": ["model.layers: no such setting. model has "],
+    "train.max_step=2": ["Did you mean train.max_steps?"],
     "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     # a wrong type
