@@ -223,8 +223,8 @@ def with_absolute_paths(config: Config) -> Config:
     else:
         for name in SPLITS:
             split = getattr(corpus, name)
-            sides = [side and os.path.expanduser(side) for side in (split.source, split.target)]
-            changes[name] = SplitConfig(*sides, split.split)
+            source, target = [side and os.path.expanduser(side) for side in (split.source, split.target)]
+            changes[name] = SplitConfig(source, target, split.split)
     corpus = dataclasses.replace(corpus, **changes)
     storage = config.storage and at_home(config.storage).rstrip("/")
     output_dir = str(Path(os.path.expanduser(config.output_dir)).absolute())

@@ -104,8 +104,9 @@ class _OwnFolder(list[str]):
         pass
 
 
-def job_config() -> JobConfig | None:
-    """With it, workers import what the command imports. None in a submitted job, whose code Ray unpacks for them."""
+def job_config() -> Any:
+    """A `JobConfig` with which workers import what the command imports. None in a submitted job, whose code Ray unpacks
+    for them."""
     if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
         return None
     config = JobConfig()

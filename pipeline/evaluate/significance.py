@@ -186,7 +186,7 @@ def _test_pair(task: tuple[str, Statistics, Statistics]) -> tuple[Tested, Tested
 
 def _run_test(kind: str, samples: int, name: str, systems: Sequence[Statistics]) -> list[Any]:
     """What sacreBLEU's paired test says of each system."""
-    metric = make_metric(name, quiet=True) if name in METRICS else _Mean()
+    metric: Any = make_metric(name, quiet=True) if name in METRICS else _Mean()
     metric.num_refs = 1
     # PairedTest wants sentences, which it hands to the metric to be counted. It gets what was counted.
     metric._extract_corpus_statistics = lambda counted, references: counted
