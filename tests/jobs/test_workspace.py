@@ -1,6 +1,7 @@
 """Which folder belongs to which configuration, and what may change when a run is resumed; no Ray is started."""
 
 import dataclasses
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from jobs.workspace import (
 )
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import load_tokenizer
 from pipeline.files import hash_of, write_json
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
@@ -68,6 +70,23 @@ def test_runs_of_before_the_section_evaluate_keep_their_identity(root: Path, pre
     assert identity(config, prepared) == hash_of({"settings": settings, "shards": shards})
     assert identity(configured(root, "evaluate.tokenize=null"), prepared) == identity(config, prepared)
     assert identity(configured(root, "evaluate.tokenize=char"), prepared) != identity(config, prepared)
+
+
+@pytest.mark.parametrize("job", ["run", "train", "sweep", "race"])
+def test_a_tokenizer_that_is_not_installed_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    load_tokenizer.cache_clear()
+    for file in ("a.en", "a.ja"):
+        (tmp_path / file).write_text("a b\n" * 50)
+    words = ["corpus=text", f"corpus.train.source={tmp_path}/a.en", f"corpus.train.target={tmp_path}/a.ja"]
+    words += ["corpus.target_language=ja_JP", f"output_dir={tmp_path}/outputs", "corpus.held_out=2"]
+    more = {"race": ["experiment=attention_vs_recurrence"], "sweep": ["sweep=random"]}
+    with pytest.raises(UserError, match=r"^evaluate\.tokenize: .*pip install 'sacrebleu\[ja\]'"):
+        importlib.import_module(f"jobs.{job}").main([*words, *more.get(job, [])])
+    assert not (tmp_path / "outputs" / "runs").exists()
+    load_tokenizer.cache_clear()
 
 
 def test_a_target_without_spaces_needs_its_language_before_training(tmp_path: Path, prepared: Prepared) -> None:
