@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import JOBS, print_help, print_jobs
+from jobs.environment import prepare_process
 from jobs.stopping import EXIT_CODE, Terminated
 from pipeline.errors import UserError
 
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C.
     141: nobody reads its output. 143: ended by SIGTERM."""
+    prepare_process()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print_jobs()

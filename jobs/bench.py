@@ -23,7 +23,8 @@ from pipeline.bench.turns import Progress
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
+from pipeline.files import read_json, write_json
 
 USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
@@ -82,6 +83,9 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
     from jobs.prepare import found_prepared, prepare_stage
 
     corpus = _corpus_of(given)
+    model = read_json(given / "config.json") if given else {}
+    tokenize = tokenizer_for(model.get("target_language", config.corpus.target_language), config.evaluate)
+    load_tokenizer(tokenize)  # refused now, not after the training
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
         if bench.trains or corpus is None:
@@ -107,7 +111,9 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
                 [line.decode() for line in read_lines(corpus / f"test.{side}")] for side in ("source", "target")
             ]
             use_gpu = config.cluster.gpus_per_worker > 0
-            result["decoding"] = measure_decoding(given, sources, references, config.decode, bench, use_gpu, progress)
+            result["decoding"] = measure_decoding(
+                given, sources, references, config.decode, bench, use_gpu, progress, tokenize
+            )
 
 
 def _name_of(model: Path) -> str:

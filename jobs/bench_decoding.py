@@ -20,6 +20,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.export import Format, export
 
 BEAMS = (4, 5)  # the paper's, and what toolkits usually take
@@ -45,6 +46,7 @@ def measure_decoding(
     bench: BenchConfig,
     use_gpu: bool,
     progress: Progress,
+    tokenize: str = DEFAULT,
 ) -> dict[str, Any]:
     """Lets all translate the same sentences with the same weights in turns, in fp32, and ours in bf16 too.
 
@@ -53,7 +55,7 @@ def measure_decoding(
     one, where the formulas agree, says what part of the translations is identical.
 
     Args:
-        model: a model folder. sources, references: lines of the test set.
+        model: a model folder. sources, references: lines of the test set. tokenize: BLEU's tokenizer.
     Raises:
         UserError: the model folder is damaged, or a contender died.
     """
@@ -81,7 +83,7 @@ def measure_decoding(
         }
 
     def bleu(targets: list[list[int]]) -> Any:
-        return score(tokenizer.decode(targets), expected)["bleu"]
+        return score(tokenizer.decode(targets), expected, tokenize=tokenize)["bleu"]
 
     first = {beam: next(iter(found.values()))[beam][0].targets for beam in BEAMS}
     table = {

@@ -1,6 +1,7 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ USUAL_OVERRIDES = {
     "cluster.num_workers=2": "share the work out over two workers",
     "precision=fp32": "no mixed precision; auto, the default, is bf16 where the device has it",
     "engine=torch": "plain PyTorch; zero0 to zero3 for DeepSpeed's stages",
+    "evaluate.tokenize=char": "count BLEU by this tokenizer of sacreBLEU, not by that of the target language",
     "train.max_steps=1000": "end the training after this many steps",
     "tracking.uri=http://host:5000": "report to an MLflow server",
     "name=<name>": "the run's name and folder",
@@ -86,7 +88,7 @@ READS = {
         *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
     ),
     "attend": ("decode", "tracking", "tracking.uri", "output_dir"),
-    "compare": ("tracking", "tracking.uri", "name", "output_dir"),
+    "compare": ("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 
@@ -106,7 +108,8 @@ ARGUMENTS = {
     "export": "<run or model folder> <output folder> format=ctranslate2|huggingface ",
     "plan": "[--calibrate] [price.h100=2.5] ",
     "attend": '<run or model folder> "A sentence." ["Its translation."] [log=true] ',
-    "compare": "<run or file> <run or file> … [references=<file> source=<file> train=<file>] [reach=<BLEU>] "
+    "compare": "<run or file> <run or file> … [references=<file> source=<file> train=<file>] "
+    "[target_language=<code>] [reach=<BLEU>] "
     "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>] ",
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
     "submit": "run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
@@ -138,6 +141,7 @@ OWN_EXAMPLES = {
         "first second",
         "first second third reach=30 name=widths",
         "first theirs.de references=test.de",
+        "mine.zh theirs.zh references=test.zh target_language=zh",
         "mine.de theirs.de references=test.de source=test.en train=train.de tracking=off",
         "first second comet=wmt22-comet-da/checkpoints/model.ckpt comet_command=comet/bin/comet-score",
         """first query='metrics."test/bleu" > 30 and params.`model.architecture` = "lstm"'""",
@@ -172,12 +176,17 @@ def sort_words(argv: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str],
     for i, word in enumerate(argv):
         key, equals, value = word.partition("=")
         if equals and key in own:
-            values[key] = value
-        elif _is_setting(word) or argv[i - 1 : i] == ["--cfg"]:
+            values[key] = os.path.expanduser(value)  # a shell expands ~ at the beginning of a word only
+        elif (_is_setting(word) and not _is_file(word)) or argv[i - 1 : i] == ["--cfg"]:
             settings.append(word)
         else:
-            words.append(word)
+            words.append(os.path.expanduser(word))
     return words, values, settings
+
+
+def _is_file(word: str) -> bool:
+    """A file may have an equals sign in its name."""
+    return not word.startswith("-") and os.path.exists(word) and word.partition("=")[0] not in groups()
 
 
 def _is_setting(word: str) -> bool:

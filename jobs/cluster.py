@@ -120,12 +120,13 @@ def private_temp_folder() -> str | None:
 def _init_ray(address: str) -> None:
     import ray
 
-    from jobs.ray_patches import in_a_group_of_their_own
+    from jobs.ray_patches import in_a_group_of_their_own, job_config
 
     with in_a_group_of_their_own():
         ray.init(
             address=address,
             _temp_dir=private_temp_folder() if address == "local" else None,
+            job_config=job_config(),
             include_dashboard=False if address == "local" else None,
             logging_level=logging.ERROR,
             log_to_driver=False,  # rank 0 reports progress through a file of the run's folder

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.config import Config
 
 USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
-OWN = ("references", "source", "train", "reach", "query", "comet", "comet_command")
+OWN = ("references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
 MAX_PROCESSES = 8
 
@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
         raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
-    gathered = gather(words, root, own.get("references"), own.get("source"), own.get("train"))
+    files = own.get("references"), own.get("source"), own.get("train")
+    gathered = gather(words, root, *files, own.get("target_language"), config.evaluate)
     if comet:
         refuse_without_sources(gathered)
     comparison, scores = _compared(gathered, reach)
@@ -114,7 +115,8 @@ def _compared(gathered: "Gathered", reach: float | None) -> tuple[dict[str, Any]
     status = StatusLine()
     try:
         with _mapping(len(gathered.references) * len(gathered.systems)) as map_tasks:
-            found = compare(gathered.systems, gathered.references, training, reach, map_tasks, counter(status))
+            systems, references, tokenize = gathered.systems, gathered.references, gathered.tokenize
+            found = compare(systems, references, training, reach, map_tasks, counter(status), tokenize)
     finally:
         status.clear()
     refuse_other_scores(gathered, found[0]["systems"])

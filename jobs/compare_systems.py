@@ -16,6 +16,14 @@ from pipeline.compare.comparison import RunFacts, System
 from pipeline.compare.course import Moment, training_course, validation_course
 from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import (
+    DEFAULT,
+    EvaluateConfig,
+    load_tokenizer,
+    refuse_unspaced,
+    tokenizer_for,
+    tokenizer_of,
+)
 from pipeline.files import MANIFEST, hash_of, read_json
 from pipeline.spool import read_points
 from pipeline.tracker import flatten
@@ -36,6 +44,7 @@ class Gathered:
         languages: of "source" and "target", where a run says them.
         scored: by system, what its evaluation says, for runs: name of the metric → value, signature.
         runs: by system, the folders of those that are runs.
+        tokenize: what BLEU counts as words: the runs' tokenizer, else that of the language.
     """
 
     systems: list[System]
@@ -45,6 +54,7 @@ class Gathered:
     languages: dict[str, str]
     scored: dict[str, Mapping[str, Any]]
     runs: dict[str, Path]
+    tokenize: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,20 @@ class _Evaluated:
     corpus: Path
 
 
-def gather(words: Sequence[str], root: Path, references: str | None, source: str | None, train: str | None) -> Gathered:
+def gather(
+    words: Sequence[str],
+    root: Path,
+    references: str | None,
+    source: str | None,
+    train: str | None,
+    language: str | None = None,
+    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008, it is frozen
+) -> Gathered:
     """Finds what the words name: a run, by name or folder; an evaluation's folder; a file of translations.
 
     Args:
         references: with `source` and `train` files that the user names; None: those of the first run.
+        language: of the references, with `evaluate` for BLEU's tokenizer; None: that of the first run.
     Raises:
         UserError: something is missing, or they are not of one test set.
     """
@@ -76,6 +95,7 @@ def gather(words: Sequence[str], root: Path, references: str | None, source: str
     else:
         raise UserError(f"references=<file>: name the references, for {words[0]} and the others are files, not runs")
     _refuse_other_signatures(list(evaluated.values()))
+    tokenize = _tokenizer(first, language, evaluate, meant, where)
     systems = []
     for word, one in found.items():
         if isinstance(one, _Evaluated):
@@ -99,7 +119,35 @@ def gather(words: Sequence[str], root: Path, references: str | None, source: str
         {"source": corpus.source_language, "target": corpus.target_language} if corpus else {},
         {name: one.result["test"] for name, one in evaluated.items()},
         {name: one.run.folder for name, one in evaluated.items()},
+        tokenize,
     )
+
+
+def _tokenizer(
+    first: _Evaluated | None, language: str | None, evaluate: EvaluateConfig, references: list[str], where: str
+) -> str:
+    """BLEU's tokenizer: that of the runs' scores, else that of the language or of `evaluate`.
+
+    Raises:
+        UserError: another one is asked for than the runs were scored with, a package is missing, or the references have
+            no spaces and nothing says their language.
+    """
+    asked = tokenizer_for(language or "", evaluate) if language or evaluate.tokenize else None
+    if first:
+        own = tokenizer_of(first.result["test"]["bleu"]["signature"])
+        if asked not in (None, own):
+            key = "evaluate.tokenize" if evaluate.tokenize else "target_language"
+            raise UserError(
+                f"{key}: stands for the tokenizer {asked}, and the run {first.run.name} was scored with {own}. Leave "
+                f"{key} out, or first: transloom evaluate resume={first.run.name} evaluate.tokenize={asked}"
+            )
+        asked = own
+    elif not evaluate.tokenize:
+        asked = asked or DEFAULT
+        refuse_unspaced((line.encode() for line in references), asked, where, "for example target_language=zh")
+    tokenize = asked or DEFAULT
+    load_tokenizer(tokenize)
+    return tokenize
 
 
 def read_text(path: Path) -> list[str]:

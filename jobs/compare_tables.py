@@ -6,6 +6,7 @@ from typing import Any
 from jobs.console import clock, quantity
 from pipeline.compare.report import Table
 from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
+from pipeline.evaluate.tokenizers import DEFAULT, SPACED
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1
@@ -197,7 +198,9 @@ def _by_length(comparison: Mapping[str, Any]) -> Table:
         [row["bucket"], f"{row['sentences']:,}", *(f"{row['bleu'][name]:.2f}" for name in names)]
         for row in comparison["by_length"]
     ]
-    return Table("BLEU by length", ["words of the reference", "sentences", *names], rows, "Words between spaces.")
+    tokenizer = comparison["tokenizer"]
+    note = "Words between spaces." if tokenizer in SPACED else f"Words are the tokens of BLEU's tokeniser {tokenizer}."
+    return Table("BLEU by length", ["words of the reference", "sentences", *names], rows, note)
 
 
 def _by_frequency(comparison: Mapping[str, Any]) -> Table:
@@ -244,7 +247,9 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
             "p-values are those of the same tests, on the sentences' scores."
         )
     if comparison["by_frequency"]:
-        said.append("Words are those of mteval's 13a tokeniser, cased; the training text is that of the first run.")
+        tokenizer = comparison["tokenizer"]
+        name = "mteval's 13a tokeniser" if tokenizer == DEFAULT else f"sacreBLEU's tokeniser {tokenizer}"
+        said.append(f"Words are those of {name}, cased; the training text is that of the first run.")
     if not comparison["same_validation_set"]:
         said.append("The runs were validated on different sets: their validation curves can't be compared.")
     return said

@@ -6,6 +6,8 @@ starts: whatever is wrong is raised as UserError with the key's full name.
 
 import copy
 import dataclasses
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -32,6 +34,7 @@ from pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import EvaluateConfig
 from pipeline.spool import redact_uri
 from pipeline.sweep.config import SweepConfig
 from pipeline.tracking import TrackingConfig
@@ -45,6 +48,7 @@ else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by t
     ModelConfig = Any
 
 OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
+MAX_SEED = 2**32 - 1  # NumPy's limit
 OWN_NAME = "file-of-your-own"  # what Hydra calls it
 
 
@@ -114,6 +118,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: BeamConfig = field(default_factory=BeamConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     race: RaceConfig = field(default_factory=RaceConfig)
@@ -127,6 +132,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, not {self.seed}")
         if self.storage is not None and (redacted := redact_uri(self.storage)) != self.storage:
             raise ValueError(f"storage: {redacted} has a password or token in it; set it in the environment instead")
         if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
@@ -177,8 +184,8 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
 
 def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
-    words = [word for word in overrides if word not in own]
-    parsed = _parse(words)
+    words = [_quoted(word) for word in overrides if word not in own]
+    parsed = _parse(words, own_words)
     for override in parsed:
         _check_name(override, own_words)
     store = ConfigStore.instance()
@@ -209,8 +216,13 @@ def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConf
 def with_absolute_paths(config: Config) -> Config:
     """Paths count from where the command was given; workers, and a later resume, run elsewhere."""
 
+    def at_home(path: str) -> str:
+        """A shell expands ~ at the beginning of a word only, not behind `key=`."""
+        scheme, separator, rest = path.rpartition("file://")
+        return path if "://" in path and scheme else scheme + separator + os.path.expanduser(rest)
+
     def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).absolute())
+        return path if path is None or "://" in path else str(Path(os.path.expanduser(path)).absolute())
 
     corpus = config.corpus
     changes: dict[str, Any] = {
@@ -221,10 +233,19 @@ def with_absolute_paths(config: Config) -> Config:
         for name in SPLITS:
             split = getattr(corpus, name)
             changes[name] = SplitConfig(absolute(split.source), absolute(split.target), split.split)
+    else:
+        for name in SPLITS:
+            split = getattr(corpus, name)
+            source, target = [side and os.path.expanduser(side) for side in (split.source, split.target)]
+            changes[name] = SplitConfig(source, target, split.split)
     corpus = dataclasses.replace(corpus, **changes)
-    storage = config.storage and config.storage.rstrip("/")
-    output_dir = str(Path(config.output_dir).absolute())
-    return dataclasses.replace(config, corpus=corpus, output_dir=output_dir, storage=storage)
+    storage = config.storage and at_home(config.storage).rstrip("/")
+    output_dir = str(Path(os.path.expanduser(config.output_dir)).absolute())
+    resume = config.resume and os.path.expanduser(config.resume)
+    sweep = dataclasses.replace(config.sweep, warm_start=[os.path.expanduser(name) for name in config.sweep.warm_start])
+    return dataclasses.replace(
+        config, corpus=corpus, output_dir=output_dir, storage=storage, resume=resume, sweep=sweep
+    )
 
 
 def read_config(path: Path) -> Config:
@@ -259,9 +280,27 @@ def from_dict(settings: Any) -> Config:
         UserError: if a value does not fit the schema.
     """
     try:
-        return _build(_typed(cast(DictConfig, OmegaConf.create(settings))), "")
+        typed = _typed(cast(DictConfig, OmegaConf.create(settings)))
+        _refuse_infinite(OmegaConf.to_container(typed), "")
+        return _build(typed, "")
     except OmegaConfBaseException as error:
         raise UserError(explain(error, _names())) from error
+
+
+def _refuse_infinite(value: Any, key: str) -> None:
+    """Comparisons with NaN are false, so that the checks of ranges would let it pass.
+
+    Raises:
+        UserError: a number in the settings, at any depth, is NaN or infinite.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _refuse_infinite(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            _refuse_infinite(part, f"{key}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: must be a finite number, not {value}")
 
 
 def to_yaml(config: Config) -> str:
@@ -343,11 +382,49 @@ def _dictionaries() -> list[str]:
     return [name for name in _keys() if isinstance(OmegaConf.select(schema, name), DictConfig)]
 
 
+@cache
+def _texts() -> list[str]:
+    """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for name in node:
+            child = node._get_node(name)
+            if _is_section(child):
+                yield from walk(child, f"{prefix}{name}.")
+            elif isinstance(child, StringNode):
+                yield f"{prefix}{name}"
+
+    return [*walk(_schema("transformer"), ""), "corpus.data_files."]
+
+
+def _is_text(key: str) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _texts())
+
+
+def _quoted(word: str) -> str:
+    """The word as Hydra's grammar takes it: the value of a setting that is a text may have any character."""
+    key, equals, value = word.partition("=")
+    if not equals or not _is_text(key) or not value:
+        return word
+    try:
+        meant = OverridesParser.create().parse_override(word)
+        is_as_written = meant.is_sweep_override() is False and (
+            meant.value() is None or isinstance(meant.value(), dict | list)
+        )
+        if is_as_written or (isinstance(meant.value(), str) and re.search(r"""['"\\]|\$\{""", value)):
+            return word  # null; what is refused later; a value that the user has quoted
+        if meant.value() == value:
+            return word
+    except HydraException:
+        pass
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
 def _is_section(node: Any) -> TypeGuard[DictConfig]:
     return isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node))
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def _parse(overrides: Sequence[str], own_words: Sequence[str] = ()) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -358,6 +435,12 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
                 raise UserError(
                     f"{text}: no such option; settings are key=value, and --help lists what there is"
                 ) from error
+            key, equals, _ = text.partition("=")
+            if equals and re.fullmatch(r"[\w.]+", key) and not key.startswith("race.contenders"):
+                known = [*_names(), *own_words]
+                if key not in known and not any(key.startswith(f"{name}.") for name in _dictionaries()):
+                    raise UserError(f"{key}: {unknown(key, known)}") from error
+                raise UserError(f"{text}: the value can't be read. {quoting(text)}") from error
             raise UserError(f"{text}: is not of the form key=value or group=option. {quoting(text)}") from error
     return parsed
 
@@ -365,7 +448,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _check_name(override: Override, own_words: Sequence[str]) -> None:
     """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
     word, key, value = str(override.input_line), override.key_or_group, override.value()
-    if "_target_" in word or "${hydra:" in word:
+    if ("_target_" in word and not (_is_text(key) and isinstance(value, str))) or "${hydra:" in word:
         raise UserError(f"{word}: _target_ and ${{hydra:…}} are not settings and are never run")
     if override.is_sweep_override():
         raise UserError(f"{word}: one value at a time; a value with a comma in it needs quotes: '{key}=\"a,b\"'")

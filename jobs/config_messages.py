@@ -9,6 +9,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
 # Of words that only look alike: "batch_size" is 0.55 from batch.tokens, "reference" 0.53 from experiment.
 ALIKE = 0.54
+SPELT_ALIKE = 0.7  # of the last parts of two names: a slip of the finger
+TELLING = 6  # letters; "path", "name", "step" are of anything
 # OmegaConf's words for a value of a wrong type, and ours.
 WRONG_TYPES = {
     r"Value '(.*)' of type .* could not be converted to Integer": "{0!r} is not a whole number",
@@ -25,13 +27,27 @@ def quoting(word: str) -> str:
     """How a value is quoted, for the shell and within it for Hydra."""
     if word.startswith("race.contenders"):
         return f"Contenders are written as {CONTENDERS}."
-    return "A value with spaces, commas or braces needs quotes of its own: 'key=\"a, b\"'."
+    key = word.partition("=")[0] or "key"
+    if re.search(r"=\s*[\[{]", word):
+        return (
+            "In a list or a dictionary, a text of more than letters, digits and ./_- needs quotes: "
+            f"""'{key}={{a: "b c"}}', '{key}=["b c"]'."""
+        )
+    return f"""A value with spaces, commas or braces needs quotes of its own: '{key}="a, b"'."""
 
 
 def unknown(key: str, known: Sequence[str]) -> str:
     """What is said of a key that does not exist."""
-    leaf = key.rpartition(".")[2]
+    section, _, leaf = key.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in known}
+    inside = {leaves[name]: name for name in known if section and name.rpartition(".")[0] == section}
+    if inside:  # the section is right: its settings, or a word of this very name, unless it may stand for anything
+        same = [name for name in known if leaves[name] == leaf and len(leaf) >= TELLING]
+        if near := nearest(leaf, list(inside), SPELT_ALIKE):
+            return f"no such setting. Did you mean {inside[near]}?"
+        if same and (near := nearest(key, same)):
+            return f"no such setting. Did you mean {near}?"
+        return f"no such setting. {section} has {', '.join(inside)}."
     # The right word in the wrong section comes before a part of the right word, and that before one that looks alike.
     same = [name for name in known if leaves[name] == leaf] or [name for name in known if leaf in leaves[name]]
     near = nearest(key, same) or nearest(key, known, ALIKE)

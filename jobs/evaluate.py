@@ -9,7 +9,7 @@ from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
 from jobs.console import StatusLine, begin_stage, console, counter
 from jobs.precision import warn_of_slow_precision
-from jobs.preflight import checked_session
+from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared
 from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.run_model import export_model, in_words, steps_of_model, training_of
@@ -20,6 +20,7 @@ from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from pipeline.files import atomic_write, hash_of, read_json, write_json
 
 LINES_PER_TASK = 500
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     run = run_for(config, prepared)
     if config.storage is None:
         steps_of_model(run)  # refuses, before Ray starts, where there is nothing to evaluate
+    refuse_missing_tokenizer(config)
     tracking = open_tracker(run, prepared, keep_status=True)
     with checked_session(config), only_owner(run), stored(run), tracking as tracker:
         result, _ = evaluate_stage(run)
@@ -74,7 +76,8 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["seconds"][split] = time.monotonic() - split_started_at
         with atomic_write(folder / f"{split}.hypotheses") as file:
             file.write("".join(f"{line}\n" for line in hypotheses).encode())
-        scores = score(hypotheses, references, in_full=split == "test")
+        tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+        scores = score(hypotheses, references, in_full=split == "test", tokenize=tokenize)
         result[split] = {name: dataclasses.asdict(one) for name, one in scores.items()}
         result["sentences"][split] = len(hypotheses)
         if split == "test":
@@ -120,9 +123,13 @@ def evaluation_folder(run: Run) -> Path | None:
 
 def _result_folder(run: Run, model: Path) -> Path:
     about, search = read_json(model / "config.json"), run.config.decode
-    key = hash_of({"model": about["sha256"], "decode": search})[:12]
-    unnamed = run.folder / "evaluation" / key  # as folders were called before they had the search's name
-    return unnamed if unnamed.exists() else run.folder / "evaluation" / f"{search.label()}-{key}"
+    key = {"model": about["sha256"], "decode": search}
+    tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+    if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
+        key["tokenize"] = tokenize
+    name = hash_of(key)[:12]
+    unnamed = run.folder / "evaluation" / name  # as folders were called before they had the search's name
+    return unnamed if unnamed.exists() else run.folder / "evaluation" / f"{search.label()}-{name}"
 
 
 def translate_on_cluster(model: Path, lines: list[str], run: Run, what: str) -> list[str]:

@@ -93,7 +93,7 @@ def check(device: str, folder: Path) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part under way is ended, too
         records = run_parts(PARTS, command, folder, tell)
     write_table(console, records, _ratios(records))
-    with open(folder / TABLE, "w") as file:
+    with open(folder / TABLE, "w", encoding="utf-8") as file:
         write_table(Console(width=WIDTH, file=file), records, _ratios(records))
     num_failed = sum(record.status == FAILED for record in records)
     console.print(f"\n{f'{num_failed} failed' if num_failed else 'Nothing failed'}. {folder / REPORT}", soft_wrap=True)

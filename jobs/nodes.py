@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
 
 LIBRARIES = ("deepspeed", "mlflow", "numpy", "ray", "safetensors", "sacrebleu", "sentencepiece", "torch")
 
@@ -24,9 +25,9 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def examine_node(marker: str) -> dict[str, Any]:
+def examine_node(marker: str, tokenize: str = DEFAULT) -> dict[str, Any]:
     """What a node says of itself: its versions, and what is wrong with the folder of the file `marker`, whose content
-    is its name (None: nothing)."""
+    is its name, and with BLEU's tokenizer (None: nothing)."""
     path = Path(marker)
     trouble = None
     try:
@@ -39,7 +40,17 @@ def examine_node(marker: str) -> dict[str, Any]:
         trouble = "is not shared with it"
     except OSError as error:
         trouble = f"can't be written there ({error.strerror})"
-    return {"versions": versions(), "storage": trouble}
+    return {"versions": versions(), "storage": trouble, "tokenizer": _tokenizer_trouble(tokenize)}
+
+
+def _tokenizer_trouble(name: str) -> str | None:
+    if name == DEFAULT:
+        return None
+    try:
+        load_tokenizer(name)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def refuse_unlike(here: Mapping[str, str | None], nodes: Mapping[str, Mapping[str, Any]], root: Path) -> None:
@@ -63,6 +74,8 @@ def refuse_unlike(here: Mapping[str, str | None], nodes: Mapping[str, Mapping[st
             raise UserError(
                 f"the node {node} has other versions than the head: {listed}. All machines of a cluster need the same"
             )
+        if found.get("tokenizer"):
+            raise UserError(f"the node {node}: {found['tokenizer']}")
         if found["storage"]:
             raise UserError(
                 f"output_dir: {root} {found['storage']}, says the node {node}. Give an output_dir that all machines "

@@ -16,6 +16,7 @@ from jobs.package import submission
 from jobs.workspace import output_dir
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.tracking import refuse_unreachable
 
 ROOM_SECONDS = 40.0
@@ -37,6 +38,15 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
         yield
 
 
+def refuse_missing_tokenizer(config: Config) -> None:
+    """Before the hours of training, not at the first validation.
+
+    Raises:
+        UserError: BLEU's tokenizer for the target language needs a package that is not installed.
+    """
+    load_tokenizer(tokenizer_for(config.corpus.target_language, config.evaluate))
+
+
 def check_cluster(config: Config) -> None:
     """
     Raises:
@@ -53,7 +63,7 @@ def check_cluster(config: Config) -> None:
     if config.tracking.enabled:
         refuse_unreachable(config.tracking, output_dir(config))
     with _marker(output_dir(config)) as marker:
-        tasks = _ask_nodes(marker)
+        tasks = _ask_nodes(marker, tokenizer_for(config.corpus.target_language, config.evaluate))
         found = _answers(tasks)
     refuse_unlike(here, found, output_dir(config))
     _wait_for_room(config.cluster)
@@ -79,10 +89,10 @@ def _marker(root: Path) -> Iterator[Path]:
         file.unlink(missing_ok=True)
 
 
-def _ask_nodes(marker: Path) -> dict[str, Any]:
+def _ask_nodes(marker: Path, tokenize: str) -> dict[str, Any]:
     """A task on every living node: by the node's address, its future."""
     nodes = living_nodes()
-    futures = start_on_nodes(nodes, examine_node, [(str(marker),)] * len(nodes))
+    futures = start_on_nodes(nodes, examine_node, [(str(marker), tokenize)] * len(nodes))
     return dict(zip(map(node_address, nodes), futures, strict=True))
 
 

@@ -12,6 +12,7 @@ from jobs.cluster import ALLOCATOR, ray_session
 from jobs.config import Config, RaceConfig, load_config, with_absolute_paths
 from jobs.config_messages import CONTENDERS
 from jobs.console import clock, console, quantity, table
+from jobs.preflight import refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.run import done_before, finish_run
@@ -28,6 +29,7 @@ from pipeline.race_figure import Course, draw_race
 from pipeline.spool import read_points
 
 RESULT_FILE, PICTURE_FILE = "race.json", "race.png"
+SHARED_SECTIONS = ("corpus", "clean", "tokenizer", "precision", "evaluate", "cluster", "tracking")
 
 
 def main(argv: list[str]) -> int:
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
     prepared = found_prepared(config)
     done = _done_before(config, contenders, prepared) if prepared else None
     if done is None:
+        refuse_missing_tokenizer(config)
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done
@@ -68,7 +71,7 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         one = replace(with_absolute_paths(one), race=RaceConfig())
-        for section in ("corpus", "clean", "tokenizer", "precision", "seed", "cluster", "tracking", "output_dir"):
+        for section in (*SHARED_SECTIONS, "seed", "output_dir"):
             if getattr(one, section) != getattr(config, section):
                 raise UserError(f"{where}: changes {section}, which must be the same for all who are compared")
         if one.train.max_minutes != config.train.max_minutes:

@@ -6,6 +6,7 @@ Without any of this everything still works, only later: what a newer Ray calls o
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,12 @@ from typing import Any
 import ray
 from ray._private import services, utils
 from ray._private.node import Node
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RpcError
+from ray.job_config import JobConfig
 
 from jobs.local_node import NODE_ENVIRONMENT
+from pipeline.search_path import ROOT
 
 ANSWER_SECONDS = 10.0
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -90,6 +94,24 @@ def in_a_group_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = usual
+
+
+class _OwnFolder(list[str]):
+    """The folders that a worker looks in first. Ray would add the current folder, and would put it before all others: a
+    model.py of the user's there would be imported in place of the project's, and the worker would never start."""
+
+    def extend(self, folders: Any) -> None:
+        pass
+
+
+def job_config() -> Any:
+    """A `JobConfig` with which workers import what the command imports. None in a submitted job, whose code Ray unpacks
+    for them."""
+    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
+        return None
+    config = JobConfig()
+    config._py_driver_sys_path = _OwnFolder([ROOT])
+    return config
 
 
 def trainer_class() -> type:

@@ -5,7 +5,7 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.config import Config
 from jobs.evaluate import evaluate_stage, evaluated_before
-from jobs.preflight import checked_session
+from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.stored import stored
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     if done:
         run, result = done
     else:
+        refuse_missing_tokenizer(config)
         with checked_session(config, import_trainer):
             prepared = prepared or prepare_stage(config)
             for name in ("corpus", "tokenizer", "shards"):

@@ -9,7 +9,7 @@ from jobs.cluster import living_nodes, room_for_workers
 from jobs.config import Config, read_config
 from jobs.console import begin_stage, console
 from jobs.precision import warn_of_slow_precision, with_precision
-from jobs.preflight import checked_session
+from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker
 from jobs.summary import print_next
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     refuse_impossible(config)
     prepared = found_prepared(config)
     if prepared is None or (done := done_before(config, prepared, origin)) is None:
+        refuse_missing_tokenizer(config)
         with checked_session(config):
             prepared = prepared or prepare_stage(config)
             done = run_sweep(config, prepared, origin)

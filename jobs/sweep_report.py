@@ -27,7 +27,7 @@ from pipeline.tracking import MlflowTracker
 NOT_OF_AN_EXPERIMENT = ("experiment", "sweep", "tracking")
 SECTIONS = (
     *("corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "engine", "train"),
-    *("decode", "cluster", "seed"),
+    *("decode", "evaluate", "cluster", "seed"),
 )
 
 

@@ -35,6 +35,7 @@ FIXED = {
     "clean": "the trials share one corpus",
     "tokenizer": "the trials share one tokenizer",
     "decode": "the trials' scores would not compare",
+    "evaluate": "the trials' scores would not compare",
     "tracking": "it is no setting of the training",
     "race": "it is no setting of the training",
     "sweep": "it is no setting of the training",

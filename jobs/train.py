@@ -11,7 +11,7 @@ from jobs.cluster import ALLOCATOR, spare_cpus, worker_resources
 from jobs.config import ClusterConfig
 from jobs.console import begin_stage, console, following
 from jobs.precision import warn_of_slow_precision
-from jobs.preflight import checked_session
+from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_training
 from jobs.stopping import Terminated, on_sigterm
@@ -28,8 +28,10 @@ from jobs.workspace import (
     run_for,
     stage_folder,
 )
+from pipeline.data.lines import read_lines
 from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
 from pipeline.files import MANIFEST, read_json, sha256_file
 from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
@@ -42,6 +44,7 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a work
 
 def main(argv: list[str]) -> int:
     config = configuration("train", argv)
+    refuse_missing_tokenizer(config)
     prepared = found_prepared(config)
     with checked_session(config, import_trainer):
         prepared = prepared or prepare_stage(config)
@@ -78,6 +81,7 @@ def train_stage(run: Run) -> float | None:
     if is_trained(run):
         return None
     refuse_too_long(run)
+    refuse_unspaced_targets(run)
     warn_of_slow_precision(run.config)
     begin_stage("train")
     started_at = time.monotonic()
@@ -133,6 +137,20 @@ def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
             f"{file}: has the SHA-256 {present}, and {checkpoint.name} of the run {run.name} was trained with the "
             f"tokenizer {trained_with}. Bring that file back, or start a new run"
         )
+
+
+def refuse_unspaced_targets(run: Run) -> None:
+    """
+    Raises:
+        UserError: BLEU would look for words between spaces where the language has none, and choose by 0 against 0.
+    """
+    config = run.config
+    if config.evaluate.tokenize is None:
+        tokenize = tokenizer_for(config.corpus.target_language)
+        file = stage_folder(run.folder, "corpus") / "validation.target"
+        where = f"corpus.target_language: is {config.corpus.target_language}, but the validation set's target"
+        advice = "for example corpus.target_language=zh, or evaluate.tokenize=zh"
+        refuse_unspaced(read_lines(file), tokenize, where, advice)
 
 
 def is_trained(run: Run) -> bool:

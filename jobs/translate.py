@@ -1,11 +1,12 @@
 """Translate: lines from a file or standard input, one translation a line to standard output."""
 
 import sys
+from collections.abc import Iterable, Iterator
 
 from jobs.cli import configuration, sort_words
 from jobs.run_model import find_model
 from jobs.workspace import output_dir
-from pipeline.data.lines import existing_file, read_lines
+from pipeline.data.lines import BOM, existing_file, read_lines
 from pipeline.errors import UserError
 from pipeline.processor import bf16_instructions
 
@@ -24,9 +25,7 @@ def main(argv: list[str]) -> int:
 
     from pipeline.translate import Translator
 
-    lines = (
-        read_lines(existing_file(words[1])) if len(words) == 2 else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-    )
+    lines = read_lines(existing_file(words[1])) if len(words) == 2 else lines_of(sys.stdin.buffer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_slow = device.type == "cpu" and not bf16_instructions()
     translator = Translator.load(folder, device, torch.float32 if is_slow else None)
@@ -55,3 +54,10 @@ def main(argv: list[str]) -> int:
             flush()
     flush()
     return 0
+
+
+def lines_of(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of standard input, without their ends and the byte order mark, as `read_lines` has those of a file."""
+    for number, line in enumerate(stream):
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        yield line.removeprefix(BOM) if number == 0 else line

@@ -143,6 +143,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     from pipeline.data.lines import read_lines
     from pipeline.data.shards import open_shards
     from pipeline.data.tokenizer import Tokenizer
+    from pipeline.evaluate.tokenizers import tokenizer_for
     from pipeline.evaluate.validate import validate
     from pipeline.train.checkpoint import load_weights
     from pipeline.train.optimizer import TORCH_DTYPES
@@ -153,9 +154,9 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
     references = [line.decode() for line in read_lines(stage_folder(folder, "corpus") / "validation.target")]
     beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
-    return validate(
-        model, tokenizer, open_shards(stage_folder(folder, "shards"), "validation"), references, config.batch, beam
-    )
+    pairs = open_shards(stage_folder(folder, "shards"), "validation")
+    tokenize = tokenizer_for(config.corpus.target_language, config.evaluate)
+    return validate(model, tokenizer, pairs, references, config.batch, beam, tokenize)
 
 
 def _reports(config: Config, folder: Path, is_first: bool) -> Any:

@@ -30,6 +30,7 @@ CHANGEABLE = (
     "cluster.",
     "tracking.",
     "decode.",
+    "evaluate.",
     "engine.",
     "train.max_steps",
     "train.max_minutes",

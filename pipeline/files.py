@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from pipeline.errors import UserError
 
@@ -223,3 +225,18 @@ def _remove_abandoned(folder: Path) -> None:
         process = left.name.removeprefix(prefix).split("-")[0]
         if not Path("/proc", process).exists():
             shutil.rmtree(left, ignore_errors=True)
+
+
+def database_uri(file: Path) -> str:
+    """The address of a SQLite database, for SQLAlchemy, which reads %20 and ? in it as a web address has them."""
+    path = str(file.absolute())
+    if "%" not in path and "?" not in path:
+        return f"sqlite:///{path}"
+    # Of "sqlite:" MLflow would take the path as it stands, and make its folder.
+    return f"sqlite+pysqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite database's address; None of any other address."""
+    found = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
+    return Path(unquote(found[1])) if found else None

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline import runs_view
 from pipeline.errors import UserError
+from pipeline.files import database_file
 from pipeline.spool import redact, redact_uri
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class MlflowStore:
             _import_mlflow()
             from mlflow import MlflowClient
 
-            if self._uri.startswith("sqlite:///"):
-                Path(self._uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if database := database_file(self._uri):
+                database.parent.mkdir(parents=True, exist_ok=True)
             self._lazy_client = MlflowClient(tracking_uri=self._uri)
         return self._lazy_client
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import database_file, database_uri, read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.moved_store import ARTIFACTS, path_of, settle_store
+from pipeline.search_path import ROOT, search_environment
 from pipeline.spool import (
     DRIVER_SPOOL,
     SPOOLS,
@@ -75,7 +76,7 @@ def tracking_uri(config: TrackingConfig, output_dir: Path) -> str:
 
 def local_store(output_dir: Path) -> str:
     """The URI of the store in an output folder."""
-    return f"sqlite:///{output_dir.absolute()}/mlflow.db"
+    return database_uri(output_dir / "mlflow.db")
 
 
 def refuse_unreachable(config: TrackingConfig, output_dir: Path) -> None:
@@ -353,7 +354,7 @@ def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> b
     record = read_json(record_file)
     if record["run_id"] is None or recorded_uri(run_folder, record) != redact_uri(uri):
         return False
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (database := database_file(uri)) and not database.exists():
         return False
     return not any(any(True for _ in SpoolReader(run_folder / name).pending()) for name in SPOOLS)
 
@@ -427,4 +428,5 @@ def ui_command(
     # No background jobs: they are for language model applications, and cost processes and seconds.
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "transloom", "--workers", "1", *options]
-    return command, MLFLOW_ENVIRONMENT | environment
+    # The server imports pipeline.mlflow_pages, and looks in UVICORN_APP_DIR first, by default in the current folder.
+    return command, MLFLOW_ENVIRONMENT | environment | search_environment() | {"UVICORN_APP_DIR": ROOT}

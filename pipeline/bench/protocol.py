@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import psutil
 
 from pipeline.errors import UserError
+from pipeline.search_path import search_environment
 
 Answerer = Callable[[Any], Any]  # from a request to its answer; both are pickled
 IsLost = Callable[[], str | None]  # why a member will never answer; None while it may
@@ -152,7 +153,7 @@ class Meeting:
             started = [
                 subprocess.Popen(
                     [sys.executable, "-m", "pipeline.bench", self.address, name, str(rank)],
-                    env={**os.environ, **environment},
+                    env={**os.environ, **search_environment(), **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

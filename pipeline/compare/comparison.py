@@ -23,6 +23,7 @@ from pipeline.evaluate.significance import (
     score_of,
     signature_of,
 )
+from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.files import hash_of
 
 
@@ -70,6 +71,7 @@ def compare(
     reach: float | None = None,
     map_tasks: Map = map,
     progress: Progress = lambda *_: None,
+    tokenize: str = DEFAULT,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Compares each system with the first one, the baseline.
 
@@ -77,6 +79,7 @@ def compare(
         systems: two at least, with different names and as many translations as there are references.
         training_text: target side of what was trained on, for the words' frequencies.
         reach: the validation BLEU that time and cost are counted to; None: the highest that all runs reached.
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
     Returns:
         the comparison as JSON values, and by system the chrF2 of each sentence.
     Raises:
@@ -86,7 +89,7 @@ def compare(
     same_validation_set = len({run.validation_set for run in runs.values()}) <= 1
     reached = _reach(runs if same_validation_set else {}, reach)
     said = {system.name: system.hypotheses for system in systems}
-    counted = count_statistics(said, references, map_tasks, progress)
+    counted = count_statistics(said, references, map_tasks, progress, tokenize)
     tested = compare_systems(counted, map_tasks, progress)
     scores = sentence_scores(counted["chrf"])
     comparison = {
@@ -94,7 +97,8 @@ def compare(
         "baseline": systems[0].name,
         "sentences": len(references),
         "references": hash_of(references),
-        "signatures": {metric: signature_of(metric) for metric in METRICS},
+        "signatures": {metric: signature_of(metric, tokenize) for metric in METRICS},
+        "tokenizer": tokenize,
         "resamples": RESAMPLES,
         "trials": TRIALS,
         "seed": os.environ.get("SACREBLEU_SEED", "12345"),  # where sacreBLEU looks
@@ -115,8 +119,10 @@ def compare(
             }
             for system in systems
         },
-        "by_length": _by_length(counted["bleu"], references),
-        "by_frequency": _by_frequency(said, references, training_text, progress) if training_text is not None else [],
+        "by_length": _by_length(counted["bleu"], references, tokenize),
+        "by_frequency": (
+            _by_frequency(said, references, training_text, progress, tokenize) if training_text is not None else []
+        ),
         "settings": differing({name: run.settings for name, run in runs.items()}),
         "data": _side_by_side({name: run.data for name, run in runs.items()}),
         "environment": differing({name: run.environment for name, run in runs.items()}),
@@ -150,24 +156,28 @@ def _better_and_worse(baseline: Sequence[float], system: Sequence[float]) -> dic
     return {"better": better, "worse": worse, "equal": len(differences) - better - worse}
 
 
-def _by_length(bleu: Mapping[str, Statistics], references: Sequence[str]) -> list[dict[str, Any]]:
+def _by_length(bleu: Mapping[str, Statistics], references: Sequence[str], tokenize: str) -> list[dict[str, Any]]:
     return [
         {
             "bucket": label,
             "sentences": len(places),
             "bleu": {name: score_of("bleu", [counts[place] for place in places]) for name, counts in bleu.items()},
         }
-        for label, places in by_length(references).items()
+        for label, places in by_length(references, tokenize).items()
     ]
 
 
 def _by_frequency(
-    said: Mapping[str, list[str]], references: list[str], training_text: Iterable[str], progress: Progress
+    said: Mapping[str, list[str]],
+    references: list[str],
+    training_text: Iterable[str],
+    progress: Progress,
+    tokenize: str,
 ) -> list[dict[str, Any]]:
-    meant = words_of(references)
-    words = {name: words_of(lines) for name, lines in said.items()}
+    meant = words_of(references, tokenize)
+    words = {name: words_of(lines, tokenize) for name, lines in said.items()}
     wanted = (word for text in (meant, *words.values()) for line in text for word in line)
-    seen = frequencies(training_text, wanted, progress)
+    seen = frequencies(training_text, wanted, progress, tokenize)
     f1 = {name: f1_by_frequency(its, meant, seen) for name, its in words.items()}
     return [
         {"bucket": label, "words": count, "f1": {name: its[label] for name, its in f1.items()}}

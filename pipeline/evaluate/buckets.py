@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from pipeline.evaluate.tokenizers import DEFAULT, SPACED, load_tokenizer
 
 LENGTHS = (5, 10, 15, 20, 30, 40, 50)  # words: up to 5, 6 to 10, …, 51 and more
 FREQUENCIES = (0, 4, 19, 99)  # never, 1 to 4 times, …, 100 times and more
@@ -24,28 +24,32 @@ def _labels(bounds: Sequence[int]) -> list[str]:
     return [_label(bounds, bound) for bound in (*bounds, bounds[-1] + 1)]
 
 
-def by_length(references: Sequence[str]) -> dict[str, list[int]]:
-    """The places of the sentences by the number of their reference's words (between spaces), shortest first; no empty
-    bucket."""
+def by_length(references: Sequence[str], tokenize: str = DEFAULT) -> dict[str, list[int]]:
+    """The places of the sentences by the number of their reference's words, shortest first; no empty bucket. Words
+    stand between spaces; where the language has none, they are the tokens of BLEU's tokenizer."""
+    lengths = map(len, map(str.split, references) if tokenize in SPACED else words_of(references, tokenize))
     places: dict[str, list[int]] = {label: [] for label in _labels(LENGTHS)}
-    for place, reference in enumerate(references):
-        places[_label(LENGTHS, len(reference.split()))].append(place)
+    for place, length in enumerate(lengths):
+        places[_label(LENGTHS, length)].append(place)
     return {label: found for label, found in places.items() if found}
 
 
-def words_of(lines: Iterable[str]) -> list[list[str]]:
-    """The words that BLEU counts: cased, by mteval's 13a."""
-    tokenizer = Tokenizer13a()
+def words_of(lines: Iterable[str], tokenize: str = DEFAULT) -> list[list[str]]:
+    """The words that BLEU counts by this tokenizer: cased."""
+    tokenizer = load_tokenizer(tokenize)
     return [tokenizer(line.rstrip()).split() for line in lines]
 
 
 def frequencies(
-    training: Iterable[str], words: Iterable[str], progress: Callable[[str, int, int], None] = lambda *_: None
+    training: Iterable[str],
+    words: Iterable[str],
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    tokenize: str = DEFAULT,
 ) -> dict[str, int]:
     """How often each of the words is in the training text."""
     wanted = set(words)
     counts: Counter[str] = Counter()
-    tokenizer = Tokenizer13a()
+    tokenizer = load_tokenizer(tokenize)
     for done, line in enumerate(training):
         counts.update(word for word in tokenizer(line.rstrip()).split() if word in wanted)
         if done % LINES_BETWEEN_REPORTS == 0:

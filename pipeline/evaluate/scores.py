@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
-
 from pipeline.errors import UserError
-from pipeline.evaluate.significance import half_width
+from pipeline.evaluate.significance import half_width, make_metric
+from pipeline.evaluate.tokenizers import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -28,21 +25,24 @@ class Score:
     length_ratio: float | None = None
 
 
-def score(hypotheses: list[str], references: list[str], in_full: bool = False) -> dict[str, Score]:
-    """BLEU (cased, 13a, one reference) and chrF2 by their names "bleu" and "chrf".
+def score(
+    hypotheses: list[str], references: list[str], in_full: bool = False, tokenize: str = DEFAULT
+) -> dict[str, Score]:
+    """BLEU (cased, one reference) and chrF2 by their names "bleu" and "chrf".
 
     Args:
         in_full: also "ter", and for each the confidence interval, by sacreBLEU's bootstrap. This takes seconds.
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
 
     Raises:
-        UserError: there are not as many hypotheses as references.
+        UserError: there are not as many hypotheses as references, or the tokenizer lacks a package.
     """
     if len(hypotheses) != len(references):
         raise UserError(f"{len(hypotheses)} translations, but {len(references)} references: no score can be counted")
     if not references:
         raise UserError("no references: there is nothing to score")
-    metrics = {"bleu": BLEU(), "chrf": CHRF()} | ({"ter": TER()} if in_full else {})
-    return {name: _score(name, metric, hypotheses, references, in_full) for name, metric in metrics.items()}
+    metrics = ("bleu", "chrf", *(["ter"] if in_full else []))
+    return {name: _score(name, make_metric(name, tokenize), hypotheses, references, in_full) for name in metrics}
 
 
 def _score(name: str, metric: Any, hypotheses: list[str], references: list[str], with_interval: bool) -> Score:

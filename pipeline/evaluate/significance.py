@@ -15,8 +15,10 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-# As `score` counts them. BLEU says nothing of text that looks tokenised here; where it was scored first, it did.
-METRICS: dict[str, Callable[[], Any]] = {"bleu": lambda: BLEU(force=True), "chrf": CHRF, "ter": TER}
+from pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
+
+METRICS = ("bleu", "chrf", "ter")
+BY_CHARACTER = ("zh", "ja-mecab")  # with these tokenizers of BLEU, TER splits Chinese characters too
 SENTENCES_PER_TASK = 250
 RESAMPLES, TRIALS = 1000, 10_000  # sacreBLEU's own defaults
 
@@ -57,23 +59,46 @@ def are_too_low(bleu: Iterable[float]) -> bool:
     return max(bleu) < LEAST_BLEU
 
 
+def make_metric(name: str, tokenize: str = DEFAULT, quiet: bool = False) -> Any:
+    """sacreBLEU's metric "bleu", "chrf" or "ter".
+
+    Args:
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
+        quiet: no warning of text that looks tokenised.
+    Raises:
+        UserError: the tokenizer lacks a package.
+    """
+    if name == "bleu":
+        load_tokenizer(tokenize)
+        return BLEU(force=quiet, tokenize=tokenize)
+    if name == "chrf":
+        return CHRF()
+    return TER(normalized=tokenize in BY_CHARACTER, asian_support=tokenize in BY_CHARACTER)
+
+
 def count_statistics(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[str],
     map_tasks: Map = map,
     progress: Progress = lambda *_: None,
+    tokenize: str = DEFAULT,
 ) -> dict[str, dict[str, Statistics]]:
     """What each metric counts in each sentence: metric → system → a list of counts for each sentence.
 
     Args:
         systems: translations by the system's name, as many as there are references.
         map_tasks: `map`, or one that spreads the work; results in order.
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
     """
     starts = range(0, len(references), SENTENCES_PER_TASK)
     parts = [slice(start, start + SENTENCES_PER_TASK) for start in starts]
     # TER first, for it takes longest: at the end no process is left alone with it
     wanted = [(metric, name) for metric in reversed(METRICS) for name in systems]
-    tasks = [(metric, list(systems[name][part]), list(references[part])) for metric, name in wanted for part in parts]
+    tasks = [
+        (metric, tokenize, list(systems[name][part]), list(references[part]))
+        for metric, name in wanted
+        for part in parts
+    ]
     found: Iterator[Statistics] = iter(map_tasks(_count, tasks))
     counted: dict[str, dict[str, Statistics]] = {metric: {} for metric in METRICS}
     done, total = 0, len(references) * len(wanted)
@@ -87,9 +112,9 @@ def count_statistics(
     return counted
 
 
-def _count(task: tuple[str, list[str], list[str]]) -> Statistics:
-    metric, hypotheses, references = task
-    return METRICS[metric]()._extract_corpus_statistics(hypotheses, [references])
+def _count(task: tuple[str, str, list[str], list[str]]) -> Statistics:
+    metric, tokenize, hypotheses, references = task
+    return make_metric(metric, tokenize, quiet=True)._extract_corpus_statistics(hypotheses, [references])
 
 
 class _Mean:
@@ -117,12 +142,12 @@ def compare_means(systems: Mapping[str, Sequence[float]]) -> dict[str, Tested]:
 
 def score_of(metric: str, statistics: Statistics) -> float:
     """The score of the sentences that were counted; 0 of none."""
-    return float(METRICS[metric]()._aggregate_and_compute(statistics).score) if statistics else 0.0
+    return float(make_metric(metric)._aggregate_and_compute(statistics).score) if statistics else 0.0
 
 
-def signature_of(metric: str) -> str:
+def signature_of(metric: str, tokenize: str = DEFAULT) -> str:
     """sacreBLEU's signature of a score on one reference."""
-    counter = METRICS[metric]()
+    counter = make_metric(metric, tokenize)
     counter.num_refs = 1
     return str(counter.get_signature())
 
@@ -171,7 +196,7 @@ def _test_pair(task: tuple[str, Statistics, Statistics]) -> tuple[Tested, Tested
 
 def _run_test(kind: str, samples: int, name: str, systems: Sequence[Statistics]) -> list[Any]:
     """What sacreBLEU's paired test says of each system."""
-    metric = METRICS.get(name, _Mean)()
+    metric: Any = make_metric(name, quiet=True) if name in METRICS else _Mean()
     metric.num_refs = 1
     # PairedTest wants sentences, which it hands to the metric to be counted. It gets what was counted.
     metric._extract_corpus_statistics = lambda counted, references: counted

@@ -11,6 +11,7 @@ from pipeline.data.shards import PairDataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.decode import BeamConfig
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.ranks import gather, rank, world_size
 from pipeline.translate import translate_tokens
 
@@ -40,11 +41,13 @@ def validate(
     references: list[str],
     batch: BatchConfig,
     beam: BeamConfig,
+    tokenize: str = DEFAULT,
 ) -> Validation:
     """Scores a model in evaluation mode; under a process group every rank does its share and gets the whole result.
 
     Args:
         references: the raw target lines, one a pair.
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
     """
     device = model.embedding.weight.device
     # Longest last, and dealt out in turn: every rank gets as much work.
@@ -63,7 +66,7 @@ def validate(
     shares = gather((total, tokens, dict(zip(order, said, strict=True))))
     by_pair = {i: text for share in shares for i, text in share[2].items()}
     hypotheses = [by_pair[i] for i in range(len(pairs))]
-    scores = score(hypotheses, references)
+    scores = score(hypotheses, references, tokenize=tokenize)
     return Validation(
         loss=sum(share[0] for share in shares) / sum(share[1] for share in shares),
         bleu=scores["bleu"].value,

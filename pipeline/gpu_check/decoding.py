@@ -11,7 +11,9 @@ from pipeline.bench.report import Spread
 from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.export import Format, export
+from pipeline.files import read_json
 from pipeline.gpu_check.demo import MODEL, read_test_set
 from pipeline.gpu_check.outcome import Outcome, Skipped, Target
 from pipeline.gpu_check.settings import DecodingSize
@@ -34,6 +36,7 @@ def measure_decoding(size: DecodingSize, device: torch.device, demo: Path, folde
         raise Skipped("the demo has left no model")
     sources, references = read_test_set(demo)
     tokenizer = Tokenizer.load(demo / MODEL)
+    tokenize = tokenizer_for(read_json(demo / MODEL / "config.json")["target_language"])
     ids = tokenizer.encode(sources)
     export(demo / MODEL, folder / "marian", Format.huggingface)
     searches = {
@@ -54,7 +57,7 @@ def measure_decoding(size: DecodingSize, device: torch.device, demo: Path, folde
     figures = {
         LABELS[program]: {
             "sentences_per_second": asdict(speed[program]),
-            "bleu": score(tokenizer.decode(found[program][0].targets), references)["bleu"].value,
+            "bleu": score(tokenizer.decode(found[program][0].targets), references, tokenize=tokenize)["bleu"].value,
             "identical_to_ours_without_length_penalty": same[program],
         }
         for program in LABELS

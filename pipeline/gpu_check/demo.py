@@ -13,6 +13,7 @@ from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.shards import open_shards
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.evaluate.validate import Validation, validate
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.settings import Demo
@@ -49,7 +50,7 @@ def run_demo(demo: Demo, device: torch.device, folder: Path) -> Outcome:
         (folder / f"{TEST}.{side}").write_bytes(lines)
     sources, references = read_test_set(folder)
     hypotheses = Translator.load(folder / MODEL, device).translate(sources, demo.decode)
-    bleu = score(hypotheses, references)["bleu"]
+    bleu = score(hypotheses, references, tokenize=tokenizer_for(demo.corpus.target_language))["bleu"]
     seconds = {
         "prepare": prepared_at - started_at,
         "train": trained_at - prepared_at,
@@ -115,6 +116,7 @@ def _validation(
         model = build_model(demo.model, tokenizer.vocab_size)
         model.load_state_dict(load_weights(snapshot))
         model.to(device, TORCH_DTYPES[demo.precision.dtype]).eval()
-        return validate(model, tokenizer, pairs, references, demo.batch, beam)
+        tokenize = tokenizer_for(demo.corpus.target_language)
+        return validate(model, tokenizer, pairs, references, demo.batch, beam, tokenize)
 
     return validate_snapshot

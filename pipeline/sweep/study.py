@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.files import database_uri
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.population import next_generation, place_of
 from pipeline.sweep.space import Parameter, Point, check_point, grid_points, on_grid, parse_space
@@ -401,4 +402,4 @@ def importances(records: Sequence[Record], parameters: Sequence[Parameter]) -> t
 def _database(file: Path) -> "optuna.storages.RDBStorage":
     import optuna
 
-    return optuna.storages.RDBStorage(f"sqlite:///{file}")
+    return optuna.storages.RDBStorage(database_uri(file))

@@ -6,6 +6,7 @@ from jobs.config import load_config, to_yaml
 from jobs.evaluate import evaluation_folder
 from jobs.workspace import Run
 from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import sha256_file, write_json
 from pipeline.spool import MetricLog
 
@@ -63,7 +64,8 @@ def make_run(
     assert evaluation is not None
     write_lines(evaluation / "test.hypotheses", translations)
     references = (corpus / "test.target").read_bytes().decode().removesuffix("\n").split("\n")
-    found = score(translations, references) if len(translations) == len(references) else {}
+    tokenize = tokenizer_for(config.corpus.target_language, config.evaluate)
+    found = score(translations, references, tokenize=tokenize) if len(translations) == len(references) else {}
     scores = {metric: {"value": one.value, "signature": one.signature} for metric, one in found.items()}
     result = {"test": scores, "seconds": {"test": 2.0}, "sentences": {"test": len(translations)}}
     result |= {"steps_averaged": [15, 20]}

@@ -175,6 +175,44 @@ def test_other_test_sets_are_refused(root: Path, tmp_path: Path) -> None:
     assert "can't be compared" in said and str(references) in said
 
 
+CHINESE = ["今天红色的房子卖绿色的狗。", "昨天新的猫找到新的狗。", "昨天小的猫卖旧的猫。"] * 5
+
+
+def test_chinese_files_are_scored_by_chinese_words(tmp_path: Path) -> None:
+    files = {
+        "ref": CHINESE,
+        "perfect": CHINESE,
+        "half": [line[::-1] if i % 2 else line for i, line in enumerate(CHINESE)],
+    }
+    places = {name: str(write_lines(tmp_path / f"{name}.zh", lines)) for name, lines in files.items()}
+    words = ("perfect", "half", f"references={places['ref']}", f"train={places['ref']}")
+    words = tuple(places.get(word, word) for word in words)
+    found = compare(tmp_path, *words, "target_language=zh_CN")
+    bleu = {name: one["scores"]["bleu"]["score"] for name, one in found["systems"].items()}
+    assert bleu["perfect.zh"] == pytest.approx(100.0)
+    assert bleu["half.zh"] == pytest.approx(BLEU(tokenize="zh").corpus_score(files["half"], [CHINESE]).score)
+    assert "tok:zh" in found["signatures"]["bleu"]
+    assert [(row["bucket"], row["sentences"]) for row in found["by_length"]] == [("6-10", 5), ("11-15", 10)]
+    assert [row["bucket"] for row in found["by_frequency"]] == ["5-19", "20-99"]
+    shutil.rmtree(tmp_path / "comparisons")
+    found = compare(tmp_path, *words, "evaluate.tokenize=char")
+    assert "tok:char" in found["signatures"]["bleu"]
+    shutil.rmtree(tmp_path / "comparisons")
+    assert "target_language=zh" in refused(tmp_path, *words)
+
+
+def test_a_run_is_compared_with_the_tokenizer_that_it_was_scored_with(root: Path) -> None:
+    for name, lines in (("one", CHINESE), ("two", CHINESE[::-1])):
+        corpus = make_corpus(root, "chinese", CHINESE)
+        make_run(root, name, lines, "corpus.target_language=zho_Hans", corpus=corpus)
+    found = compare(root, "one", "two")
+    assert found["systems"]["one"]["scores"]["bleu"]["score"] == pytest.approx(100.0)
+    assert "tok:zh" in found["signatures"]["bleu"]
+    shutil.rmtree(root / "comparisons")
+    assert refused(root, "one", "two", "evaluate.tokenize=char").startswith("evaluate.tokenize: ")
+    assert refused(root, "good", "bad", "target_language=zh").startswith("target_language: ")
+
+
 def test_other_signatures_are_refused(root: Path) -> None:
     (file,) = (root / "runs" / "bad").glob("evaluation/*/result.json")
     result = read_json(file)

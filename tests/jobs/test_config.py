@@ -1,6 +1,7 @@
 """Every file of conf/ composes; whatever is wrong is refused by its full name, before anything is started."""
 
 import dataclasses
+import re
 import resource
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import configuration
-from jobs.config import Config, load_config, read_config, to_dict, to_yaml
+from jobs.cli import configuration, sort_words
+from jobs.config import Config, from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
 from jobs.config_messages import CONTENDERS
 from jobs.groups import groups
 from model.config import Norm, RecurrentConfig, TransformerConfig
@@ -47,6 +48,14 @@ def test_yaml_reads_back_as_the_same_configuration(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert read_config(tmp_path / "config.yaml") == config
     assert to_dict(config)["corpus"]["kind"] == CorpusKind.dataset.value
+
+
+def test_a_stored_configuration_from_before_a_section_takes_the_sections_defaults(tmp_path):
+    settings = to_dict(load_config(["seed=3"]))
+    del settings["evaluate"]
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config(["seed=3"])).replace("evaluate:\n  tokenize: null\n", ""))
+    assert "evaluate" not in (tmp_path / "config.yaml").read_text()
+    assert read_config(tmp_path / "config.yaml") == load_config(["seed=3"])
 
 
 def test_a_stored_configuration_that_no_longer_fits_is_refused_by_name(tmp_path):
@@ -109,6 +118,11 @@ REFUSED = {
     "corpus.train.sorce=a.en": ["Did you mean corpus.train.source?"],
     "experimnt=demo": ["Did you mean experiment?"],
     "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
+    # a hint is of the same section, or is none: the section's settings are named
+    "tokenizer.path=a": ["tokenizer.path: no such setting. tokenizer has vocab_size, "],
+    "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
+    "model.layers=2": ["model.layers: no such setting. model has "],
+    "train.max_step=2": ["Did you mean train.max_steps?"],
     "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     # a wrong type
@@ -195,6 +209,108 @@ def _processor_seconds_of_children() -> float:
     """Unlike the clock's, these seconds hardly grow when the machine is busy with something else."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def numbers() -> list[str]:
+    """Every setting that takes a number which need not be whole."""
+    sections = {name: part for name, part in to_dict(load_config([])).items() if isinstance(part, dict)}
+    return [f"{name}.{key}" for name, part in sections.items() for key, value in part.items() if type(value) is float]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_no_number_is_infinite(value: str) -> None:
+    expected = {"model.dropout", "train.max_minutes", "decode.length_penalty", "sweep.minutes", "clean.max_ratio"}
+    assert len(numbers()) > 12 and len(expected & set(numbers())) >= 4
+    for key in numbers():
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}: must be a finite number"):
+            load_config([f"{key}={value}"])
+    for key in ("seed", "train.max_steps", "decode.beam"):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}: "):
+            load_config([f"{key}={value}"])
+    with pytest.raises(UserError, match=r"^sweep\.space\.model\.dropout\.high: must be a finite number"):
+        load_config([f"sweep.space={{model.dropout: {{low: 0.0, high: {value}}}}}"])
+    with pytest.raises(UserError, match=r"^sweep\.points\[0\]\.model\.dropout: must be a finite number"):
+        load_config([f"sweep.points=[{{model.dropout: {value}}}]"])
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "-9999999999999999999"])
+def test_a_seed_is_in_the_range_that_every_library_takes(seed: str) -> None:
+    with pytest.raises(UserError, match=r"^seed: must be from 0 to 4294967295"):
+        load_config([f"seed={seed}"])
+    assert load_config(["seed=0"]).seed == 0 and load_config(["seed=4294967295"]).seed == 2**32 - 1
+
+
+NAMES = [
+    *(
+        "données/été.en",
+        "コーパス.ja",
+        "a=b.en",
+        "data (1).en",
+        "[1] a.en",
+        "a,b.en",
+        "it's.en",
+        'say "hi".en',
+        "{x}.en",
+    ),
+    *(
+        "a b",
+        " a ",
+        "50%.en",
+        "a%20b?c#d",
+        "1e5",
+        "007",
+        "1_000",
+        "true",
+        "a:b",
+        "a;b&c",
+        "my_target_.en",
+        "@a!",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_may_have_any_character(name):
+    config = load_config([f"corpus.train.source={name}", f"output_dir={name}", f"corpus.data_files.train={name}"])
+    assert config.corpus.train.source == config.output_dir == config.corpus.data_files["train"] == name
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_text_in_quotes_is_what_the_quotes_hold():
+    for quoted in ("'a, b'", '"a, b"', "a\\, b"):
+        assert load_config([f"corpus.path={quoted}"]).corpus.path == "a, b"
+    assert load_config(["corpus.path=null"]).corpus.path is None
+
+
+def test_what_a_value_that_cant_be_read_needs_is_said_with_its_key():
+    word = "corpus.data_files={train: données.json}"
+    with pytest.raises(UserError, match=r"""'corpus\.data_files=\{a: "b c"\}'"""):
+        load_config([word])
+    load_config(['corpus.data_files={train: "données.json"}'])
+    with pytest.raises(UserError, match=r"^corpus\.pth: no such setting\. Did you mean corpus\.path\?"):
+        load_config(["corpus.pth=été"])
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["corpus=text", "corpus.train.source=~/a.en", "corpus.train.target=~/a.de", "output_dir=~/out"]
+    words += ["storage=file://~/store", "corpus.data_files.train=~/rows.json"]
+    config = configuration("run", words)
+    assert config.corpus.train.source == f"{tmp_path}/a.en" and config.corpus.train.target == f"{tmp_path}/a.de"
+    assert config.corpus.data_files == {"train": f"{tmp_path}/rows.json"}
+    assert config.output_dir == f"{tmp_path}/out" and config.storage == f"file://{tmp_path}/store"
+    with_path = configuration("run", [*words, "corpus.path=~/corpus"])
+    assert with_path.corpus.path == f"{tmp_path}/corpus" and with_path.corpus.train.source == f"{tmp_path}/a.en"
+    assert with_absolute_paths(load_config(["resume=~/runs/one"])).resume == f"{tmp_path}/runs/one"
+    assert with_absolute_paths(load_config(["storage=s3://~/store"])).storage == "s3://~/store"
+    found = sort_words(["~/run", "references=~/ref", "decode.beam=2"], own=("references",))
+    assert found == ([f"{tmp_path}/run"], {"references": f"{tmp_path}/ref"}, ["decode.beam=2"])
+
+
+def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.en").touch()
+    assert sort_words(["a=b.en", "c=d.en"]) == (["a=b.en"], {}, ["c=d.en"])
 
 
 def test_paths_count_from_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

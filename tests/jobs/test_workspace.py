@@ -1,6 +1,7 @@
 """Which folder belongs to which configuration, and what may change when a run is resumed; no Ray is started."""
 
 import dataclasses
+import importlib
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ import yaml
 
 from jobs.config import ClusterConfig, Config, load_config, read_config, to_dict
 from jobs.evaluate import evaluation_folder
-from jobs.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long
+from jobs.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long, refuse_unspaced_targets
 from jobs.workspace import (
     CONFIG_FILE,
     IDENTITY_FORMAT,
@@ -38,7 +39,8 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
-from pipeline.files import Stage, sha256_file, write_json
+from pipeline.evaluate.tokenizers import load_tokenizer
+from pipeline.files import Stage, hash_of, sha256_file, write_json
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.optimizer import EngineState, Precision, PrecisionConfig
 
@@ -68,6 +70,50 @@ def test_the_same_words_find_the_same_run(root: Path, prepared: Prepared) -> Non
         assert run_for(configured(root, word), prepared).name == first.name
     for word in ("seed=2", "model.dropout=0.2", "cluster.num_workers=1", "engine=torch"):
         assert run_for(configured(root, word), prepared).name != first.name
+
+
+def test_runs_of_before_the_section_evaluate_keep_their_identity(root: Path, prepared: Prepared) -> None:
+    config = configured(root)
+    settings = to_dict(config)
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep", "evaluate"):
+        del settings[key]
+    for key in ("output_dir", "storage", "name", "resume"):
+        del settings[key]
+    workers = ("num_workers", "cpus_per_worker", "gpus_per_worker")
+    settings["cluster"] = {key: settings["cluster"][key] for key in workers}
+    shards = prepared.shards.manifest["key"]
+    assert identity(config, prepared) == hash_of({"settings": settings, "shards": shards})
+    assert identity(configured(root, "evaluate.tokenize=null"), prepared) == identity(config, prepared)
+    assert identity(configured(root, "evaluate.tokenize=char"), prepared) != identity(config, prepared)
+
+
+@pytest.mark.parametrize("job", ["run", "train", "sweep", "race"])
+def test_a_tokenizer_that_is_not_installed_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    load_tokenizer.cache_clear()
+    for file in ("a.en", "a.ja"):
+        (tmp_path / file).write_text("a b\n" * 50)
+    words = ["corpus=text", f"corpus.train.source={tmp_path}/a.en", f"corpus.train.target={tmp_path}/a.ja"]
+    words += ["corpus.target_language=ja_JP", f"output_dir={tmp_path}/outputs", "corpus.held_out=2"]
+    more = {"race": ["experiment=attention_vs_recurrence"], "sweep": ["sweep=random"]}
+    with pytest.raises(UserError, match=r"^evaluate\.tokenize: .*pip install 'sacrebleu\[ja\]'"):
+        importlib.import_module(f"jobs.{job}").main([*words, *more.get(job, [])])
+    assert not (tmp_path / "outputs" / "runs").exists()
+    load_tokenizer.cache_clear()
+
+
+def test_a_target_without_spaces_needs_its_language_before_training(tmp_path: Path, prepared: Prepared) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "validation.target").write_bytes("今天红色的房子卖绿色的狗。\n".encode())
+    write_json(folder / PREPARED_FILE, {"corpus": str(tmp_path / "corpus")})
+    with pytest.raises(UserError, match=r"^corpus\.target_language: "):
+        refuse_unspaced_targets(Run("one", folder, configured(tmp_path)))
+    for word in ("corpus.target_language=zh", "corpus.target_language=ja", "evaluate.tokenize=13a"):
+        refuse_unspaced_targets(Run("one", folder, configured(tmp_path, word)))
 
 
 def test_other_data_make_another_run(root: Path, prepared: Prepared) -> None:

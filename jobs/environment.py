@@ -1,0 +1,34 @@
+"""What a command's process needs first: streams that take any character, and loopback without the proxy."""
+
+import os
+import sys
+
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def prepare_process() -> None:
+    """For this process and those that it starts."""
+    take_any_character()
+    reach_loopback_directly()
+
+
+def take_any_character() -> None:
+    """A character that the terminal's or the file's encoding lacks is printed as its escape, not as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a stream that stands in for them may have none
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
+def reach_loopback_directly() -> None:
+    """MLflow's server, Ray's dashboard and others on this machine are not asked through the environment's proxy."""
+    if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES):
+        return
+    # Libraries read the lower-case name first, and some only one of both.
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" in hosts:
+        return
+    hosts += [host for host in LOOPBACK if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
