@@ -67,8 +67,8 @@ def print_cleaning(prepared: Prepared) -> None:
     if unasked > LARGE_SHARE * read:
         rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
         console.print(
-            f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the examples: "
-            "do the lines of both sides belong together, and do the limits fit the languages?"
+            f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the "
+            "examples: do the lines of both sides belong together, and do the limits fit the languages?"
         )
     if kept := counts["contaminated"] - dropped.get("contaminated", 0):
         console.print(

@@ -168,7 +168,8 @@ def held_out_pairs(
         f"corpus {config.name}: train has {usable:,} pairs that are not empty. Of {len(candidates):,} different ones "
         f"{len(apart):,} share no sentence with each other, and at most half of these can be held out: too few for "
         f"corpus.held_out={config.held_out} each for {' and '.join(lacking)}. "
-        f"{f'Set corpus.held_out={most} or lower, or give' if most else 'Give'} corpus.validation and corpus.test files."
+        f"{f'Set corpus.held_out={most} or lower, or give' if most else 'Give'} corpus.validation and corpus.test "
+        "files."
     )
 
 

@@ -59,9 +59,9 @@ def _rows(
 
     # Streamed: each row is read once, so a second copy in the library's cache would be a waste.
     builder = load_dataset_builder(name, config, data_files=data_files, revision=revision)
-    if isinstance(builder.config, CsvConfig) and split in (builder.config.data_files or {}):
+    if isinstance(builder.config, CsvConfig) and split in (files := builder.config.data_files or {}):
         # The library would make numbers and nothing of some texts ("None", "NA"), and of TSV a table with quotations.
-        yield from _table_files(list(builder.config.data_files[split]), builder.config.sep == "\t")
+        yield from _table_files(list(files[split]), builder.config.sep == "\t")
         return
     dataset = builder.as_streaming_dataset(split=split)
     for number, row in enumerate(dataset, start=1):
@@ -131,12 +131,11 @@ def cell(row: Mapping[str, Any], column: str, key: str, place: str) -> bytes:
             hint = " Tabs separate the columns of a TSV file (corpus.dataset=tsv), and commas those of a CSV file."
         elif place.partition(" line ")[1]:
             hint = " The first line of the file must name the columns."
-        raise UserError(
-            f"{key}: no column {column!r}; the data set has {', '.join(names)} ({place}).{hint}"
-        ) from None
+        raise UserError(f"{key}: no column {column!r}; the data set has {', '.join(names)} ({place}).{hint}") from None
     if not isinstance(value, str | None):
         raise UserError(
-            f"{key}: column {column!r} holds {type(value).__name__}, not text, in {place}: {str(value)[:60]}. Name a column of text, or write the values as text (in JSON in quotation marks)."
+            f"{key}: column {column!r} holds {type(value).__name__}, not text, in {place}: {str(value)[:60]}. "
+            "Name a column of text, or write the values as text (in JSON in quotation marks)."
         )
     # In files a line feed ends the sentence, so one inside a sentence can't stay.
     text = (value or "").replace("\r\n", " ").replace("\n", " ")

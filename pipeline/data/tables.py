@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from pipeline.data.formats import refuse_binary
 from pipeline.data.lines import BOM, MAX_LINE_BYTES
@@ -75,6 +75,8 @@ def _open(file: str) -> Iterator[Iterator[str]]:
 
     name = os.path.basename(file)
     try:
+        raw: Any
+        opened: Any
         with fsspec.open(file, "rb") as raw:
             refuse_binary(file, raw.read(1 << 12), is_compressed=name.endswith(".gz"))
         with fsspec.open(file, "rb", compression="gzip" if name.endswith(".gz") else None) as opened:
