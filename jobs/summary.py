@@ -55,7 +55,11 @@ def print_cleaning(prepared: Prepared) -> None:
     parts += [f"{number:,} held out for {split}" for split, number in counts["held_out"].items()]
     console.print(f"Cleaned     {read:,} training pairs read: {', '.join(parts)}")
     rows = [
-        [rule, f"{number:,}", " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES[rule] if key in settings)]
+        [
+            rule,
+            f"{number:,}",
+            " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES.get(rule, ()) if key in settings),
+        ]
         for rule, number in sorted(dropped.items(), key=lambda item: -item[1])
     ]
     if rows:
@@ -66,9 +70,14 @@ def print_cleaning(prepared: Prepared) -> None:
     unasked = left_out - dropped.get("duplicate", 0)
     if unasked > LARGE_SHARE * read:
         rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
+        question = (
+            "are validation and test parts of train?"
+            if rule == "contaminated"
+            else "do the lines of both sides belong together, and do the limits fit the languages?"
+        )
         console.print(
             f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the "
-            "examples: do the lines of both sides belong together, and do the limits fit the languages?"
+            f"examples: {question}"
         )
     if kept := counts["contaminated"] - dropped.get("contaminated", 0):
         console.print(

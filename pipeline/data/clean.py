@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -90,14 +90,14 @@ def clean_pairs(
     rows: Iterable[tuple[str, SentencePair]],
     config: CleanConfig,
     report: CleanReport,
-    evaluation: Sequence[Sides] = (),
+    evaluation: Sides | None = None,
     held_out: Iterable[SentencePair] = (),
 ) -> Iterator[SentencePair]:
     """Yields the pairs that are fit for training, whitespace collapsed; counts all of them in `report`.
 
     Args:
         rows: (place, pair), the place as it is to be named in an example: "line 7".
-        evaluation: the sentences of validation and test.
+        evaluation: the sentences of validation and test, those of `held_out` among them.
         held_out: pairs among `rows` that stand in for validation or test. They are taken out, and so are, whatever
             `config` says, the pairs that share a sentence with them.
     """
@@ -111,7 +111,7 @@ def clean_pairs(
             report.held_out += 1
             continue
         rule, reason = _fault(clean, config)
-        if rule is None and any(sides.share(clean) for sides in (held_sides, *evaluation)):
+        if rule is None and evaluation and evaluation.share(clean):
             report.contaminated += 1
             if config.decontaminate or held_sides.share(clean):
                 rule, reason = "contaminated", "a side stands in validation or test"

@@ -125,27 +125,32 @@ def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progre
     report = CleanReport()
     splits: dict[str, Any] = {}
     is_same_language = corpus.source_language == corpus.target_language
-    sides = {split: Sides() for split in ("validation", "test")}
-    test_in_validation = 0
-    for split in sides:  # before train, which must not have their sentences
+    validation, evaluation, test_in_validation = Sides(), Sides(), 0
+    for split in ("validation", "test"):  # before train, which must not have their sentences
 
         def noted(split: str = split) -> Iterator[SentencePair]:
             nonlocal test_in_validation
             for pair in read_pairs(corpus, split, held_out=held_out):
-                test_in_validation += split == "test" and sides["validation"].share(pair)
-                sides[split].add(pair)
+                if split == "validation":
+                    validation.add(pair)
+                else:
+                    test_in_validation += validation.share(pair)
+                evaluation.add(pair)
                 yield pair
 
         splits[split] = _write_pairs(folder, split, noted(), totals[split], is_same_language, progress)
     rows = read_own(corpus, "train", drop_or_refuse)
     taken = [pair for pairs in held_out.values() for pair in pairs]
-    kept = clean_pairs(rows, clean, report, tuple(sides.values()), taken)
+    kept = clean_pairs(rows, clean, report, evaluation, taken)
     splits["train"] = _write_pairs(
         folder, "train", kept, totals["train"], is_same_language, progress, lambda: report.read
     )
     dropped = dict(sorted(report.dropped.items()))
     if not report.kept:
-        raise UserError(f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}")
+        examples = "".join(f"\n  {rule}: {example}" for rule, example in report.examples.items())
+        raise UserError(
+            f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}{examples}"
+        )
     for split in SPLITS:
         if not splits[split]["pairs"]:
             raise UserError(f"corpus.{split}: has no pairs")
