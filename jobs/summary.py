@@ -52,7 +52,8 @@ def print_cleaning(prepared: Prepared) -> None:
     read, dropped = counts["read"], counts["dropped"]
     left_out = sum(dropped.values())
     parts = [f"{counts['splits']['train']['pairs']:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
-    parts += [f"{number:,} held out for {split}" for split, number in counts["held_out"].items()]
+    held_out = counts["held_out"]
+    parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
     console.print(f"Cleaned     {read:,} training pairs read: {', '.join(parts)}")
     rows = [
         [

@@ -110,9 +110,7 @@ def test_a_line_too_long_is_told_with_a_limit_that_drops_it(tmp_path, long, key)
     write_lines(tmp_path / "b.de", ["c d"])
     corpus = dataclasses.replace(corpus, validation=files, test=files)
     clean = CleanConfig(max_ratio=1000.0)
-    config = load_config(
-        [f"output_dir={tmp_path / 'out'}", f"{key}=64", *(["batch.tokens=64"] if "batch" in key else [])]
-    )
+    config = load_config([f"output_dir={tmp_path / 'out'}", f"{key}=64"])
     prepared = prepare(corpus, clean, TOKENIZER, tmp_path / "out")
     with pytest.raises(UserError, match=rf"^{key}: 64 is less than .*corpus\.train.*clean\.max_bytes=(\d+)") as told:
         refuse_long_sentences(config, prepared.corpus.folder, prepared.shards.folder)
