@@ -1,6 +1,7 @@
 """Prepare: clean a corpus, train its tokenizer, write the shards."""
 
 import shlex
+from pathlib import Path
 
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
@@ -8,9 +9,10 @@ from jobs.config import Config
 from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.stored import store_prepared
-from jobs.summary import print_next, print_prepared
+from jobs.summary import print_cleaning, print_next, print_prepared
 from jobs.workspace import bring_stage, output_dir, prepared_before
-from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs
+from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs, refuse_wrong_files
+from pipeline.data.longest import refuse_longer
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.remote import with_local_files
 from pipeline.files import NotBuilt
@@ -22,8 +24,11 @@ def main(argv: list[str]) -> int:
     if prepared is None:
         with checked_session(config):
             prepared = prepare_stage(config)
+    else:
+        print_cleaning(prepared)
     store_prepared(config.storage, prepared)
     print_prepared(prepared)
+    refuse_long_sentences(config, prepared.corpus.folder, prepared.shards.folder)
     print_next(shlex.join(["transloom", "train", *argv]))
     return 0
 
@@ -42,6 +47,7 @@ def found_prepared(config: Config) -> Prepared | None:
             if folder != looked_for and bring_stage(config, folder):
                 looked_for = folder
                 continue
+            refuse_wrong_files(corpus)
             for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up
                 count_pairs(corpus, split)
             return None
@@ -73,7 +79,7 @@ def prepare_stage(config: Config) -> Prepared:
     corpus = local_corpus(config)
     status = StatusLine()
     try:
-        return prepare(
+        prepared = prepare(
             corpus,
             config.clean,
             config.tokenizer,
@@ -83,3 +89,19 @@ def prepare_stage(config: Config) -> Prepared:
         )
     finally:
         status.clear()
+    print_cleaning(prepared)
+    return prepared
+
+
+def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
+    """
+    Args:
+        corpus, shards: folders of finished stages.
+    Raises:
+        UserError: a sentence of train is longer than a micro-batch, or one of train or validation than a model that
+            counts positions can take.
+    """
+    if (room := config.model.max_positions) is not None:
+        for split in ("train", "validation"):
+            refuse_longer(corpus, shards, split, "model.max_positions", room)
+    refuse_longer(corpus, shards, "train", "batch.micro_tokens", config.batch.micro_tokens)

@@ -124,6 +124,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "corpus": run.config.corpus.name,
         "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
         "corpus.hash": prepared.corpus.manifest["key"],
+        **_cleaning(prepared),
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
         "shards.hash": prepared.shards.manifest["key"],
         "mlflow.source.git.commit": code_revision(),
@@ -132,6 +133,15 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "environment.command": redact_uri(submission().get("command") or " ".join(["transloom", *sys.argv[1:]])),
         **{f"environment.{name}": version for name, version in versions.items()},
     }
+
+
+def _cleaning(prepared: Prepared) -> dict[str, str]:
+    """What became of the training pairs; of a corpus prepared before it was recorded, nothing."""
+    counts = prepared.corpus.manifest["counts"]
+    if "read" not in counts:
+        return {}
+    dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
+    return {"corpus.pairs_read": str(counts["read"]), "corpus.pairs_left_out": dropped or "none"}
 
 
 def code_revision() -> str:

@@ -9,7 +9,7 @@ from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage
 from jobs.report import open_tracker, report_evaluation, report_training
 from jobs.stored import stored
-from jobs.summary import print_next, print_result, print_stages
+from jobs.summary import print_cleaning, print_next, print_result, print_stages
 from jobs.train import import_trainer, is_trained, train_stage
 from jobs.workspace import Run, has_run, only_owner, output_dir, run_for
 from pipeline.data.corpus import CorpusKind
@@ -20,6 +20,8 @@ from pipeline.tracking import is_reported
 def main(argv: list[str]) -> int:
     config = configuration("run", argv)
     prepared = found_prepared(config)
+    if prepared:
+        print_cleaning(prepared)
     done = done_before(config, prepared) if prepared else None
     seconds: dict[str, float | None] = dict.fromkeys(("corpus", "tokenizer", "shards", "train", "evaluate"))
     if done:

@@ -1,7 +1,9 @@
 """What a job prints when it is done: stages with their times, scores, samples, where things lie, what to do next."""
 
+import dataclasses
 import platform
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from jobs.console import clock, console, table
 from jobs.package import submission
 from jobs.run_model import called, in_words, training_of
 from jobs.workspace import Run
+from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.prepare import Prepared
 from pipeline.processor import processor_name
 
@@ -35,6 +38,66 @@ def print_prepared(prepared: Prepared) -> None:
     less = f", of {asked:,} asked for: the corpus has no more to give" if counts["vocab_size"] < asked else ""
     console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
     console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
+
+
+# Of a corpus whose lines belong together less than one in a hundred pairs breaks a rule, for the limits are wide. More
+# than one in twenty is the sign of shifted lines, of a wrong file, or of a limit that does not fit the language.
+LARGE_SHARE = 0.05
+
+
+def print_cleaning(prepared: Prepared) -> None:
+    """What was read of the training pairs, held out and left out, by which rule, with an example of each; a warning
+    where that is much. Says nothing of a corpus that was prepared when this was not recorded yet."""
+    manifest = prepared.corpus.manifest
+    counts, settings = manifest["counts"], dataclasses.asdict(CleanConfig()) | manifest["config"]["clean"]
+    if "read" not in counts:
+        return
+    read, dropped = counts["read"], counts["dropped"]
+    left_out = sum(dropped.values())
+    parts = [f"{counts['splits']['train']['pairs']:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
+    held_out = counts["held_out"]
+    parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
+    console.print(f"Cleaned     {read:,} training pairs read: {', '.join(parts)}")
+    rows = [
+        [
+            rule,
+            f"{number:,}",
+            " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES.get(rule, ()) if key in settings),
+        ]
+        for rule, number in sorted(dropped.items(), key=lambda item: -item[1])
+    ]
+    if rows:
+        console.print(table("\nLeft out", ["rule", "pairs", "setting"], rows, right=(1,)))
+        console.print("\nExamples", style="bold")
+        for rule, _, _ in rows:
+            console.print(f"  {rule}: {counts['examples'][rule]}")
+    unasked = left_out - dropped.get("duplicate", 0)
+    if unasked > LARGE_SHARE * read:
+        rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
+        question = (
+            "are validation and test parts of train?"
+            if rule == "contaminated"
+            else "do the lines of both sides belong together, and do the limits fit the languages?"
+        )
+        console.print(
+            f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the "
+            f"examples: {question}"
+        )
+    if kept := counts["contaminated"] - dropped.get("contaminated", 0):
+        console.print(
+            f"\nwarning: {kept:,} of the training pairs have a sentence that stands in validation or test, and stay "
+            "(clean.decontaminate=false): scores on these sets are too good"
+        )
+    if shared := counts["test_in_validation"]:
+        console.print(
+            f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
+            "validation, too: the choice of settings by validation has seen them"
+        )
+
+
+def _word(value: Any) -> str:
+    value = value.value if isinstance(value, Enum) else value
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _seconds(seconds: float | None) -> str:

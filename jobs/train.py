@@ -12,11 +12,11 @@ from jobs.config import ClusterConfig
 from jobs.console import begin_stage, console, following
 from jobs.precision import warn_of_slow_precision
 from jobs.preflight import checked_session, refuse_missing_tokenizer
-from jobs.prepare import found_prepared, prepare_stage
+from jobs.prepare import found_prepared, prepare_stage, refuse_long_sentences
 from jobs.report import open_tracker, report_training
 from jobs.stopping import Terminated, on_sigterm
 from jobs.stored import stored
-from jobs.summary import print_next, print_stages
+from jobs.summary import print_cleaning, print_next, print_stages
 from jobs.worker import train_worker
 from jobs.workspace import (
     PROGRESS_FILE,
@@ -32,7 +32,7 @@ from pipeline.data.lines import read_lines
 from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
-from pipeline.files import MANIFEST, read_json, sha256_file
+from pipeline.files import sha256_file
 from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
     config = configuration("train", argv)
     refuse_missing_tokenizer(config)
     prepared = found_prepared(config)
+    if prepared:
+        print_cleaning(prepared)
     with checked_session(config, import_trainer):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
@@ -105,22 +107,8 @@ def train_stage(run: Run) -> float | None:
 
 
 def refuse_too_long(run: Run) -> None:
-    """Before the hours of training, not in their midst: a model that counts positions must have enough of them.
-
-    Raises:
-        UserError: one of the training or validation set has more.
-    """
-    room = run.config.model.max_positions
-    if room is None:
-        return
-    splits = read_json(stage_folder(run.folder, "shards") / MANIFEST)["counts"]["splits"]
-    for split, advice in (("train", "raise it, or lower clean.max_words"), ("validation", "raise it")):
-        longest = max(splits[split]["longest_source"], splits[split]["longest_target"])
-        if longest > room:
-            raise UserError(
-                f"model.max_positions: {room} is less than the longest sentence of corpus.{split}, {longest} tokens; "
-                f"{advice}"
-            )
+    """Before the hours of training, not in their midst; see `refuse_long_sentences`."""
+    refuse_long_sentences(run.config, stage_folder(run.folder, "corpus"), stage_folder(run.folder, "shards"))
 
 
 def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:

@@ -100,7 +100,7 @@ def plan_epoch(
     if len(sizes) and sizes.max() > config.micro_tokens:
         raise UserError(
             f"batch.micro_tokens: {config.micro_tokens} is less than the longest training pair, {sizes.max()} tokens; "
-            "raise it, or lower clean.max_words"
+            "raise it, or lower clean.max_bytes"
         )
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(sizes))

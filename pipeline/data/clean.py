@@ -7,7 +7,21 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pipeline.data.lines import MAX_LINE_BYTES
-from pipeline.data.pairs import SentencePair
+from pipeline.data.overlap import Sides, pair_hash
+from pipeline.data.pairs import SentencePair, collapse_whitespace
+from pipeline.data.words import count_words
+
+# Which settings of CleanConfig each rule goes by.
+RULES = {
+    "empty": (),
+    "too_long": ("max_words", "max_bytes"),
+    "length_ratio": ("max_ratio",),
+    "contaminated": ("decontaminate",),
+    "duplicate": ("drop_duplicates",),
+    "invalid_utf8": ("invalid",),
+    "nul": ("invalid",),
+}
+SHOWN = 60  # characters of a sentence in an example
 
 
 class Invalid(Enum):
@@ -21,8 +35,9 @@ class Invalid(Enum):
 class CleanConfig:
     """Limits for training pairs.
 
-    Words are what whitespace separates; for a language written without spaces set `max_ratio` high.
+    Words are those of `count_words`, for scripts with and without spaces.
     `drop_duplicates` remembers a hash for each pair, about 100 bytes of memory.
+    `decontaminate` leaves out pairs of which a sentence stands in validation or test, on the same side.
 
     Raises:
         ValueError: if a limit can't be met, naming the field.
@@ -33,6 +48,7 @@ class CleanConfig:
     max_ratio: float = 9.0
     drop_duplicates: bool = False
     invalid: Invalid = Invalid.error
+    decontaminate: bool = True
 
     def __post_init__(self) -> None:
         if self.max_words < 1:
@@ -45,47 +61,88 @@ class CleanConfig:
 
 @dataclass
 class CleanReport:
-    """How many pairs were kept, and how many dropped for which reason."""
+    """What became of the training pairs that were read.
+
+    Attributes:
+        kept: how many are for training.
+        held_out: how many stand in for validation and test.
+        dropped: how many were left out, by rule.
+        contaminated: how many have a sentence that stands in validation or test, whether left out or kept.
+        examples: the first pair of each rule: its place, what is wrong, and the beginnings of both sentences.
+    """
 
     kept: int = 0
+    held_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    contaminated: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        return self.kept + self.held_out + self.dropped.total()
+
+    def drop(self, rule: str, example: str) -> None:
+        self.dropped[rule] += 1
+        self.examples.setdefault(rule, example)
 
 
-def collapse_whitespace(text: str) -> str:
-    """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
+def clean_pairs(
+    rows: Iterable[tuple[str, SentencePair]],
+    config: CleanConfig,
+    report: CleanReport,
+    evaluation: Sides | None = None,
+    held_out: Iterable[SentencePair] = (),
+) -> Iterator[SentencePair]:
+    """Yields the pairs that are fit for training, whitespace collapsed; counts all of them in `report`.
 
-    Other spaces inside stay as they are: a no-break space belongs to French punctuation.
+    Args:
+        rows: (place, pair), the place as it is to be named in an example: "line 7".
+        evaluation: the sentences of validation and test, those of `held_out` among them.
+        held_out: pairs among `rows` that stand in for validation or test. They are taken out, and so are, whatever
+            `config` says, the pairs that share a sentence with them.
     """
-    # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
-    return b" ".join(text.strip().encode().split()).decode()
-
-
-def clean_pairs(pairs: Iterable[SentencePair], config: CleanConfig, report: CleanReport) -> Iterator[SentencePair]:
-    """Yields the pairs that are fit for training, whitespace collapsed; counts all of them in `report`."""
     seen: set[bytes] = set()
-    for pair in pairs:
+    held_out = list(held_out)
+    held_sides, to_take = Sides(held_out), set(map(pair_hash, held_out))
+    for place, pair in rows:
         clean = SentencePair(collapse_whitespace(pair.source), collapse_whitespace(pair.target))
-        reason = _fault(clean, config)
-        if reason is None and config.drop_duplicates:
+        if to_take and (taken := pair_hash(clean)) in to_take:
+            to_take.remove(taken)
+            report.held_out += 1
+            continue
+        rule, reason = _fault(clean, config)
+        if rule is None and evaluation and evaluation.share(clean):
+            report.contaminated += 1
+            if config.decontaminate or held_sides.share(clean):
+                rule, reason = "contaminated", "a side stands in validation or test"
+        if rule is None and config.drop_duplicates:
             digest = hashlib.blake2b("\n".join(clean).encode(), digest_size=16).digest()
-            reason = "duplicate" if digest in seen else None
+            if digest in seen:
+                rule, reason = "duplicate", "seen before"
             seen.add(digest)
-        if reason is None:
+        if rule is None:
             report.kept += 1
             yield clean
         else:
-            report.dropped[reason] += 1
+            report.drop(rule, f"{place}, {reason}: {shortened(clean.source)} | {shortened(clean.target)}")
 
 
-def _fault(pair: SentencePair, config: CleanConfig) -> str | None:
+def shortened(text: str) -> str:
+    """The beginning of a text, without what would move a terminal's cursor."""
+    text = text[:SHOWN] + "…" if len(text) > SHOWN else text
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _fault(pair: SentencePair, config: CleanConfig) -> tuple[str | None, str]:
+    """The rule that a pair breaks and how; None, if it breaks none."""
     if not pair.source or not pair.target:
-        return "empty"
+        return "empty", f"empty {' and '.join(side for side in pair._fields if not getattr(pair, side))}"
     # Characters first: they never outnumber the bytes, and are known without encoding.
     if max(map(len, pair)) > config.max_bytes or max(len(text.encode()) for text in pair) > config.max_bytes:
-        return "too_long"
-    source_words, target_words = (len(text.encode().split()) for text in pair)
+        return "too_long", f"{max(len(text.encode()) for text in pair):,} bytes"
+    source_words, target_words = map(count_words, pair)
     if max(source_words, target_words) > config.max_words:
-        return "too_long"
+        return "too_long", f"{max(source_words, target_words):,} words"
     if max(source_words, target_words) > config.max_ratio * min(source_words, target_words):
-        return "length_ratio"
-    return None
+        return "length_ratio", f"{source_words:,} to {target_words:,} words"
+    return None, ""

@@ -1,17 +1,18 @@
 """Where sentence pairs come from: the embedded phrasebook, two text files, or a data set of the `datasets` library."""
 
 import glob
-import hashlib
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeline.data.clean import collapse_whitespace
+from pipeline.data.formats import refuse_other_formats
 from pipeline.data.hub import cell, load_rows
 from pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read_lines
+from pipeline.data.overlap import Sides, pair_hash
 from pipeline.data.pairs import SentencePair
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
@@ -129,11 +130,9 @@ def read_pairs(
         held_out = held_out_pairs(config, unreadable)
     if split in held_out:
         yield from held_out[split]
-    elif split == "train" and held_out:
-        taken = {_pair_hash(pair) for pairs in held_out.values() for pair in pairs}
-        yield from (pair for pair in _read_own(config, split, unreadable) if _pair_hash(pair) not in taken)
-    else:
-        yield from _read_own(config, split, unreadable)
+        return
+    taken = Sides(pair for pairs in held_out.values() for pair in pairs)
+    yield from (pair for _, pair in read_own(config, split, unreadable) if split != "train" or not taken.share(pair))
 
 
 def held_out_pairs(
@@ -141,40 +140,59 @@ def held_out_pairs(
 ) -> dict[str, list[SentencePair]]:
     """Pairs of train that stand in for validation or test where these have no data of their own.
 
-    They are those whose hash is smallest: whatever the order of the corpus, always the same ones. Copies of a pair
-    (equal but for whitespace) have equal hashes, so none of them stays in train.
+    They are those whose hash is smallest: whatever the order of the corpus, always the same ones. No two of them share
+    a sentence, so that what is left when all pairs with their sentences are taken out of train is known to be half of
+    the different pairs or more.
+
+    Raises:
+        UserError: too few pairs of train share no sentence.
     """
     lacking = [split for split in ("validation", "test") if not config.has_own_data(split)]
     if not lacking:
         return {}
     wanted = config.held_out * len(lacking)
+    for size in (4 * wanted, 16 * wanted, 64 * wanted):  # more only where many pairs share their sentences
+        candidates, usable = _smallest_hashes(config, size, unreadable)
+        apart: list[SentencePair] = []
+        sides = Sides()
+        for pair in candidates:
+            if not sides.share(pair):
+                sides.add(pair)
+                apart.append(pair)
+        if len(apart) >= 2 * wanted:
+            return {split: apart[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)}
+        if len(candidates) < size:
+            break
+    most = len(apart) // (2 * len(lacking))
+    raise UserError(
+        f"corpus {config.name}: train has {usable:,} pairs that are not empty. Of {len(candidates):,} different ones "
+        f"{len(apart):,} share no sentence with each other, and at most half of these can be held out: too few for "
+        f"corpus.held_out={config.held_out} each for {' and '.join(lacking)}. "
+        f"{f'Set corpus.held_out={most} or lower, or give' if most else 'Give'} corpus.validation and corpus.test "
+        "files."
+    )
+
+
+def _smallest_hashes(
+    config: CorpusConfig, size: int, unreadable: Callable[[str, str], None]
+) -> tuple[list[SentencePair], int]:
+    """The `size` different pairs of train with the smallest hashes, in their order, and how many pairs are not
+    empty."""
     chosen: dict[int, SentencePair] = {}
     largest: list[int] = []  # a heap of the chosen hashes, negated: the largest one first
     usable = 0
-    for pair in _read_own(config, "train", unreadable):
+    for _, pair in read_own(config, "train", unreadable):
         if not pair.source.strip() or not pair.target.strip():
             continue
         usable += 1
-        digest = _pair_hash(pair)
-        if digest in chosen or (len(chosen) == wanted and digest > -largest[0]):
+        digest = pair_hash(pair)
+        if digest in chosen or (len(chosen) == size and digest > -largest[0]):
             continue
         chosen[digest] = pair
         heapq.heappush(largest, -digest)
-        if len(chosen) > wanted:
+        if len(chosen) > size:
             del chosen[-heapq.heappop(largest)]
-    if len(chosen) < wanted or 2 * wanted > usable:
-        raise UserError(
-            f"corpus {config.name}: train has {usable} pairs that are not empty, too few to hold out "
-            f"{config.held_out} each for {' and '.join(lacking)}. "
-            f"Set corpus.held_out lower, or give corpus.validation and corpus.test files."
-        )
-    ordered = [chosen[digest] for digest in sorted(chosen)]
-    return {split: ordered[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)}
-
-
-def _pair_hash(pair: SentencePair) -> int:
-    text = "\n".join(map(collapse_whitespace, pair))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=12).digest())
+    return [chosen[digest] for digest in sorted(chosen)], usable
 
 
 def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
@@ -227,30 +245,61 @@ def count_pairs(config: CorpusConfig, split: str) -> int:
     return source_lines
 
 
-def _read_own(config: CorpusConfig, split: str, unreadable: Callable[[str, str], None]) -> Iterator[SentencePair]:
+def refuse_wrong_files(config: CorpusConfig) -> None:
+    """Looks at the beginning of text files, before anything else is done with them.
+
+    Raises:
+        UserError: one is missing, is something else than text with a sentence a line, or both sides are the same.
+    """
+    is_same_language = config.source_language == config.target_language
+    if config.reads_text:
+        for split in filter(config.has_own_data, SPLITS):
+            try:
+                refuse_other_formats(*text_files(config, split), is_same_language)
+            except UserError as error:
+                place = "" if str(error).startswith("corpus.") else f"corpus.{split}: "
+                raise UserError(f"{place}{error}") from None
+    elif config.kind is CorpusKind.dataset and config.source_column == config.target_column and not is_same_language:
+        raise UserError(
+            f"corpus.target_column: {config.target_column} is corpus.source_column, too: nothing would be translated"
+        )
+
+
+class _Row(NamedTuple):
+    """A pair as it was read: where it is for an example, and where each side is for a message."""
+
+    place: str
+    source_place: str
+    source: bytes
+    target_place: str
+    target: bytes
+
+
+def read_own(
+    config: CorpusConfig, split: str, unreadable: Callable[[str, str], None] = refuse
+) -> Iterator[tuple[str, SentencePair]]:
+    """Streams (place, pair) of a split that has data of its own, nothing held out; see `read_pairs`."""
     match config:
         case CorpusConfig(kind=CorpusKind.phrasebook):
             from pipeline.data.phrasebook import phrasebook_pairs
 
             count = count_pairs(config, split)
-            return phrasebook_pairs(config.source_language, config.target_language, split, count)
+            pairs = phrasebook_pairs(config.source_language, config.target_language, split, count)
+            return ((f"pair {number}", pair) for number, pair in enumerate(pairs, 1))
         case CorpusConfig(reads_text=True):
             return _readable(_text_rows(config, split), unreadable)
         case _:
             return _readable(_dataset_rows(config, split), unreadable)
 
 
-def _readable(
-    rows: Iterable[tuple[tuple[str, bytes], tuple[str, bytes]]], unreadable: Callable[[str, str], None]
-) -> Iterator[SentencePair]:
-    """Decodes rows of ((place, source), (place, target))."""
-    for source, target in rows:
+def _readable(rows: Iterable[_Row], unreadable: Callable[[str, str], None]) -> Iterator[tuple[str, SentencePair]]:
+    for row in rows:
         try:
-            pair = SentencePair(_decode(*source), _decode(*target))
+            pair = SentencePair(_decode(row.source_place, row.source), _decode(row.target_place, row.target))
         except _Unreadable as fault:
             unreadable(fault.reason, str(fault))
         else:
-            yield pair
+            yield row.place, pair
 
 
 def _decode(place: str, text: bytes) -> str:
@@ -283,21 +332,25 @@ def text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
-def _text_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
+def _text_rows(config: CorpusConfig, split: str) -> Iterator[_Row]:
     count_pairs(config, split)  # refuses unequal sides before any work is done
     source_file, target_file = text_files(config, split)
     lines = zip(read_lines(source_file), read_lines(target_file), strict=True)
     for number, (source, target) in enumerate(lines, start=1):
-        yield (f"{source_file} line {number}", source), (f"{target_file} line {number}", target)
+        place = f"line {number}"
+        yield _Row(place, f"{source_file} {place}", source, f"{target_file} {place}", target)
 
 
-def _dataset_rows(config: CorpusConfig, split: str) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
+def _dataset_rows(config: CorpusConfig, split: str) -> Iterator[_Row]:
     assert config.dataset is not None
     split_name = getattr(config, split).split
     rows = load_rows(config.dataset, config.dataset_config, split_name, config.revision, config.data_files or None)
-    for number, row in enumerate(rows, start=1):
-        place = f"{config.dataset} {split_name} row {number}"
-        yield (
-            (f"{place}, {config.source_column}", cell(row, config.source_column, "corpus.source_column")),
-            (f"{place}, {config.target_column}", cell(row, config.target_column, "corpus.target_column")),
+    for place, row in rows:
+        full = place if " line " in place else f"{config.dataset} {split_name} {place}"
+        yield _Row(
+            place.rpartition("/")[2],
+            f"{full}, {config.source_column}",
+            cell(row, config.source_column, "corpus.source_column", full),
+            f"{full}, {config.target_column}",
+            cell(row, config.target_column, "corpus.target_column", full),
         )

@@ -28,12 +28,18 @@ def existing_file(path: str | Path) -> Path:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked where its name ends in .gz.
+
+    Raises:
+        UserError: not a whole gzip file, or not readable.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}). Fetch it again.") from error
+        remedy = "Fetch it again, or take .gz off its name if it is plain text"
+        raise UserError(f"{path}: not a whole gzip file ({error}). {remedy}.") from error
     except PermissionError as error:
         raise UserError(f"{path}: not readable by this user. Change its permissions.") from error
 
@@ -41,7 +47,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 def count_lines(path: Path) -> int:
     """As `wc -l`, but a last line without a line feed counts too."""
     lines, last = 0, b"\n"
-    with _open(path) as file:
+    with open_text(path) as file:
         while block := file.read(1 << 20):
             lines += block.count(b"\n")
             last = block[-1:]
@@ -54,7 +60,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Lines end at the line feed only: U+2028, U+0085, form feeds and lone carriage returns are part of a line.
     Of a line longer than MAX_LINE_BYTES only the first MAX_LINE_BYTES + 1 bytes are yielded.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         at_start = True
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):

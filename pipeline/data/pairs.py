@@ -8,3 +8,12 @@ class SentencePair(NamedTuple):
 
     source: str
     target: str
+
+
+def collapse_whitespace(text: str) -> str:
+    """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
+
+    Other spaces inside stay as they are: a no-break space belongs to French punctuation.
+    """
+    # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
+    return b" ".join(text.strip().encode().split()).decode()

@@ -15,20 +15,25 @@ from pipeline.data.corpus import (
     corpus_fingerprint,
     count_pairs,
     held_out_pairs,
+    read_own,
     read_pairs,
+    refuse_wrong_files,
 )
+from pipeline.data.overlap import Sides
 from pipeline.data.pairs import SentencePair
 from pipeline.data.shards import shard_tasks, tokenize_shard
 from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, train_tokenizer
+from pipeline.data.words import count_words
 from pipeline.errors import UserError
 from pipeline.files import Stage, atomic_write, stage, without_defaults
 
 MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 Progress = Callable[[str, int, int], None]
 
-# Part of every key below: raise it when the same settings no longer give the same files, or when a default changes (the
-# keys have only what differs from the defaults).
-FORMAT = 2
+# Part of every key below, and of the corpus's: raise one when the same settings no longer give the same files, or when a
+# default changes, for keys have only what differs from the defaults.
+FORMAT = 1
+CORPUS_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def prepare(
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
-        {"format": FORMAT, "clean": without_defaults(clean), "held_out": _held_out_key(corpus)},
+        {"format": CORPUS_FORMAT, "clean": without_defaults(clean), "held_out": _held_out_key(corpus)},
         corpus_fingerprint(corpus),
         unless_only_found(lambda folder: _build_corpus(folder, corpus, clean, progress)),
     )
@@ -107,51 +112,100 @@ def _held_out_key(corpus: CorpusConfig) -> dict[str, int]:
 
 
 def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progress: Progress) -> dict[str, Any]:
+    refuse_wrong_files(corpus)
     totals = {split: count_pairs(corpus, split) for split in SPLITS}  # refuses unequal sides of any split at once
     report = CleanReport()
 
     def drop_or_refuse(reason: str, message: str) -> None:
         if reason != "too_long" and clean.invalid is Invalid.error:
             raise UserError(f"{message} Mend it, or set clean.invalid=drop to leave such pairs out of train.")
-        report.dropped[reason] += 1
+        report.drop(reason, message)
 
     # Counted while train itself is read, not while pairs are looked up to be held out.
     held_out = held_out_pairs(corpus, drop_or_refuse)
-    report.dropped.clear()
-    counts: dict[str, Any] = {}
-    for split in SPLITS:
-        if split == "train":
-            pairs = clean_pairs(read_pairs(corpus, split, drop_or_refuse, held_out), clean, report)
-        else:
-            pairs = read_pairs(corpus, split, held_out=held_out)
-        counts[split] = _write_pairs(folder, split, pairs, totals[split], progress)
+    report = CleanReport()
+    splits: dict[str, Any] = {}
+    is_same_language = corpus.source_language == corpus.target_language
+    validation, evaluation, test_in_validation = Sides(), Sides(), 0
+    for split in ("validation", "test"):  # before train, which must not have their sentences
+
+        def noted(split: str = split) -> Iterator[SentencePair]:
+            nonlocal test_in_validation
+            for pair in read_pairs(corpus, split, held_out=held_out):
+                if split == "validation":
+                    validation.add(pair)
+                else:
+                    test_in_validation += validation.share(pair)
+                evaluation.add(pair)
+                yield pair
+
+        splits[split] = _write_pairs(folder, split, noted(), totals[split], is_same_language, progress)
+    rows = read_own(corpus, "train", drop_or_refuse)
+    taken = [pair for pairs in held_out.values() for pair in pairs]
+    kept = clean_pairs(rows, clean, report, evaluation, taken)
+    splits["train"] = _write_pairs(
+        folder, "train", kept, totals["train"], is_same_language, progress, lambda: report.read
+    )
     dropped = dict(sorted(report.dropped.items()))
     if not report.kept:
-        raise UserError(f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}")
+        examples = "".join(f"\n  {rule}: {example}" for rule, example in report.examples.items())
+        raise UserError(
+            f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}{examples}"
+        )
     for split in SPLITS:
-        if not counts[split]["pairs"]:
+        if not splits[split]["pairs"]:
             raise UserError(f"corpus.{split}: has no pairs")
-    return {"splits": counts, "dropped": dropped}
+    return {
+        "splits": {split: splits[split] for split in SPLITS},
+        "read": report.read,
+        "held_out": {split: len(pairs) for split, pairs in held_out.items()},
+        "dropped": dropped,
+        "examples": report.examples,
+        "contaminated": report.contaminated,
+        "test_in_validation": test_in_validation,
+    }
 
 
 def _write_pairs(
-    folder: Path, split: str, pairs: Iterable[SentencePair], total: int, progress: Progress
+    folder: Path,
+    split: str,
+    pairs: Iterable[SentencePair],
+    total: int,
+    is_same_language: bool,
+    progress: Progress,
+    read: Callable[[], int] | None = None,
 ) -> dict[str, int]:
+    """Writes a split's two files.
+
+    Args:
+        total: how many pairs there are to read, 0 if unknown.
+        read: how many were read so far; None where all that are read are written.
+    Raises:
+        UserError: the sides of most pairs are equal, though their languages are not.
+    """
     counts = {"pairs": 0, "source_words": 0, "target_words": 0}
+    equal = 0
     with ExitStack() as files:
         source, target = (
             files.enter_context(atomic_write(folder / f"{split}.{side}")) for side in SentencePair._fields
         )
         for pair in pairs:
-            source_line, target_line = pair.source.encode(), pair.target.encode()
-            source.write(source_line + b"\n")
-            target.write(target_line + b"\n")
+            source.write(pair.source.encode() + b"\n")
+            target.write(pair.target.encode() + b"\n")
             counts["pairs"] += 1
-            counts["source_words"] += len(source_line.split())
-            counts["target_words"] += len(target_line.split())
+            counts["source_words"] += count_words(pair.source)
+            counts["target_words"] += count_words(pair.target)
+            equal += pair.source == pair.target
             if counts["pairs"] % 10_000 == 0:
-                progress(f"clean {split}", counts["pairs"], total)
-    progress(f"clean {split}", counts["pairs"], counts["pairs"])
+                progress(f"clean {split}", read() if read else counts["pairs"], total)
+    done = read() if read else counts["pairs"]
+    progress(f"clean {split}", done, done)
+    if 2 * equal > counts["pairs"] and not is_same_language:
+        raise UserError(
+            f"corpus.{split}: source and target are equal in {equal:,} of {counts['pairs']:,} pairs: nothing is "
+            "translated. Check which file or column is which language; where both sides are meant to be one language, "
+            "set corpus.source_language and corpus.target_language to the same."
+        )
     return counts
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from pipeline.data.clean import collapse_whitespace
 from pipeline.data.lines import count_lines, read_lines
+from pipeline.data.pairs import collapse_whitespace
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file
 

@@ -2,13 +2,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.clean import CleanConfig, CleanReport, clean_pairs, collapse_whitespace
-from pipeline.data.pairs import SentencePair
+from pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
+from pipeline.data.pairs import SentencePair, collapse_whitespace
 
 
 def clean(pairs, **settings):
     report = CleanReport()
-    kept = list(clean_pairs([SentencePair(*pair) for pair in pairs], CleanConfig(**settings), report))
+    rows = [(f"line {i}", SentencePair(*pair)) for i, pair in enumerate(pairs, 1)]
+    kept = list(clean_pairs(rows, CleanConfig(**settings), report))
     assert report.kept == len(kept)
     assert report.kept + report.dropped.total() == len(pairs)
     return kept, dict(report.dropped)

@@ -187,6 +187,26 @@ def test_too_few_pairs_to_hold_out_are_told(tmp_path):
         next(read_pairs(corpus, "validation"))
 
 
+@pytest.mark.parametrize(("different", "held_out"), [(50, 25), (62, 30), (79, 20)])
+def test_copies_count_once_when_pairs_are_held_out(tmp_path, different, held_out):
+    source = b"".join(b"line %d\n" % (i % different) for i in range(2000))
+    target = b"".join(b"Zeile %d\n" % (i % different) for i in range(2000))
+    corpus = text_corpus(tmp_path, source, target, validation=SplitConfig(), test=SplitConfig(), held_out=held_out)
+    with pytest.raises(UserError, match=rf"2,000 pairs.* {different} different .*corpus\.held_out={different // 4} or"):
+        held_out_pairs(corpus)
+    fits = text_corpus(tmp_path, source, target, validation=SplitConfig(), test=SplitConfig(), held_out=different // 4)
+    train = {pair.source for pair in read_pairs(fits, "train")}
+    assert len(train) == different - 2 * (different // 4)
+
+
+def test_sources_with_many_translations_count_once_when_pairs_are_held_out(tmp_path):
+    source = b"".join(b"line %d\n" % (i % 62) for i in range(2000))  # 62 sources, 2,000 different pairs
+    target = b"".join(b"Zeile %d\n" % i for i in range(2000))
+    corpus = text_corpus(tmp_path, source, target, validation=SplitConfig(), test=SplitConfig(), held_out=30)
+    with pytest.raises(UserError, match=r"2,000 different .*62 share no sentence"):
+        held_out_pairs(corpus)
+
+
 def rows(count):
     return [{"id": i, "translation": {"en": f"line {i}", "de": f"Zeile {i}"}} for i in range(count)]
 
@@ -242,6 +262,40 @@ def test_a_wrong_column_is_told_with_the_right_ones(tmp_path, no_network, column
     (tmp_path / "a.json").write_text("".join(json.dumps(row) + "\n" for row in rows(2)))
     with pytest.raises(UserError, match=message):
         next(read_pairs(dataset_corpus("json", tmp_path / "a.json", source_column=column), "train"))
+
+
+def test_a_number_in_a_column_of_text_is_told_with_its_row(tmp_path, no_network):
+    (tmp_path / "a.json").write_text('{"en": "a", "de": 1}\n{"en": "b", "de": 2}\n')
+    corpus = dataset_corpus("json", tmp_path / "a.json", source_column="en", target_column="de")
+    with pytest.raises(UserError, match=r"^corpus\.target_column: column 'de' holds int.* row 1: 1\."):
+        list(read_pairs(corpus, "train"))
+
+
+def test_errors_after_the_first_rows_are_told_with_the_row_and_without_the_network(tmp_path, no_network):
+    # The library parses 10 MB at a time.
+    texts = [json.dumps({"en": f"line {i} " + "x" * 8000, "de": f"Zeile {i}"}) for i in range(1600)]
+    texts[1550] = '{"en": "a", "de": '
+    (tmp_path / "a.json").write_text("\n".join(texts))
+    corpus = dataset_corpus("json", tmp_path / "a.json", source_column="en", target_column="de")
+    with pytest.raises(UserError, match=r"^corpus\.dataset=json: .*a\.json, .*after row [\d,]+: ") as told:
+        list(read_pairs(corpus, "train"))
+    assert "network" not in str(told.value)
+    assert "Mend the file" in str(told.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), TimeoutError("slow")])
+def test_a_connection_that_breaks_in_mid_stream_is_told_with_the_row(monkeypatch, error):
+    class Builder:
+        config = None
+
+        def as_streaming_dataset(self, split):
+            yield from rows(3)
+            raise RuntimeError("while reading") from error
+
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *args, **settings: Builder())
+    corpus = dataset_corpus("some/where", "", data_files={})
+    with pytest.raises(UserError, match=r"(?s)^corpus\.dataset=some/where: .*after row 3: .*The connection broke"):
+        list(read_pairs(corpus, "train"))
 
 
 def test_a_hub_out_of_reach_tells_what_to_set(no_network):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -77,9 +78,9 @@ def test_shards_hold_the_corpus(tmp_path):
     assert prepared.shards.manifest["counts"]["splits"]["train"]["shards"] == 4
     assert prepared.shards.manifest["counts"]["tokenizer"]["sha256"] == tokenizer.sha256
     assert [(what, done, total) for what, done, total in seen if done == total] == [
-        ("clean train", 200, 200),
         ("clean validation", 20, 20),
         ("clean test", 20, 20),
+        ("clean train", 200, 200),
         ("train tokenizer", 1, 1),
         ("tokenise", 240, 240),
     ]
@@ -150,8 +151,13 @@ def test_invalid_lines_are_never_dropped_from_a_test_set(tmp_path):  # fault 19
 
 def test_one_line_is_one_line_feed_through_all_stages(tmp_path):  # fault 20
     odd = "a\u2028b \u0085c d\x0be f\x0cg h\ri \x1cj k\x1e l".encode()
-    replaced = {f"{split}_{side}": [odd, *sentences(19, 0)] for split in SPLITS for side in ("source", "target")}
-    prepared = prepare(write_corpus(tmp_path / "in", **replaced), CleanConfig(), TOKENIZER, tmp_path / "out")
+    replaced = {
+        f"{split}_{side}": [odd, *sentences(19, seed)]
+        for split in SPLITS
+        for seed, side in enumerate(("source", "target"))
+    }
+    clean = CleanConfig(decontaminate=False)  # the odd line stands in every split
+    prepared = prepare(write_corpus(tmp_path / "in", **replaced), clean, TOKENIZER, tmp_path / "out")
     for split in SPLITS:
         assert len(open_shards(prepared.shards.folder, split)) == 20
         for side in ("source", "target"):
@@ -203,8 +209,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):  # fault 22
     """
     peaks = {}
     for huge in (0, 6):
-        lines = [*sentences(200, 0), *[b"x" * 10_000_000] * huge]
-        write_corpus(tmp_path / str(huge), train_source=lines, train_target=lines)
+        source, target = ([*sentences(200, seed), *[b"x" * 10_000_000] * huge] for seed in (0, 1))
+        write_corpus(tmp_path / str(huge), train_source=source, train_target=target)
         command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / str(huge)), str(tmp_path / "out")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         dropped, peaks[huge] = int(output[0]), int(output[1])
@@ -226,6 +232,106 @@ def test_validation_and_test_sets_stay_as_they_came(tmp_path):
         assert pairs.source_lengths.tolist()[0] == 1  # </s> alone
         assert len(pairs) == 4
     assert prepared.corpus.manifest["counts"]["dropped"] == {}
+
+
+def test_what_was_read_left_out_and_held_out_is_recorded_with_examples(tmp_path):
+    source, target = sentences(200, 0), sentences(200, 1)
+    source[3], target[5], target[8] = b"", b"x " * 300, b"\x1b[31mlong " + b"y " * 200
+    source[8] = b"short"
+    corpus = dataclasses.replace(
+        write_corpus(tmp_path / "in", train_source=source, train_target=target), validation=SplitConfig(), held_out=9
+    )
+    seen = []
+    prepared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out", progress=lambda *args: seen.append(args))
+    counts = prepared.corpus.manifest["counts"]
+    assert (counts["read"], counts["held_out"], counts["dropped"]) == (
+        200,
+        {"validation": 9},
+        {"empty": 1, "length_ratio": 1, "too_long": 1},
+    )
+    assert counts["splits"]["train"]["pairs"] == 188
+    assert ("clean train", 200, 200) in seen
+    assert counts["examples"]["empty"].startswith("line 4, empty source:  | ")
+    assert counts["examples"]["too_long"].startswith("line 6, 300 words: ")
+    assert counts["examples"]["length_ratio"].startswith("line 9, 1 to 201 words: short |  [31mlong y y")
+    assert len(counts["examples"]["too_long"]) < 200
+
+
+def test_pairs_with_a_sentence_of_validation_or_test_are_left_out_unless_told(tmp_path):
+    source, target = sentences(200, 0), sentences(200, 1)
+    test_source, test_target = sentences(20, 4), sentences(20, 5)
+    source[10], target[10] = b"  " + test_source[3] + b" ", test_target[3]  # the pair itself, but for whitespace
+    source[20] = test_source[5]  # one side
+    target[30] = test_target[6]
+    source[40], target[50] = test_target[7], test_source[7]  # the other language's side does not count
+    corpus = write_corpus(tmp_path / "in", train_source=source, train_target=target, test_source=test_source,
+                          test_target=test_target)  # fmt: skip
+    prepared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out")
+    counts = prepared.corpus.manifest["counts"]
+    assert counts["dropped"] == {"contaminated": 3}
+    assert counts["examples"]["contaminated"].startswith("line 11, ")
+    kept = [b" ".join(line.split()) for i, line in enumerate(source) if i not in (10, 20, 30)]
+    assert (prepared.corpus.folder / "train.source").read_bytes().split(b"\n")[:-1] == kept
+    prepared = prepare(corpus, CleanConfig(decontaminate=False), TOKENIZER, tmp_path / "out")
+    counts = prepared.corpus.manifest["counts"]
+    assert (counts["dropped"], counts["contaminated"], counts["splits"]["train"]["pairs"]) == ({}, 3, 200)
+
+
+def test_all_of_the_test_set_in_train_leaves_none_there(tmp_path):
+    source, target = sentences(200, 0), sentences(200, 1)
+    corpus = write_corpus(tmp_path / "in", train_source=source, train_target=target, test_source=source[50:150],
+                          test_target=target[50:150])  # fmt: skip
+    counts = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out").corpus.manifest["counts"]
+    assert (counts["splits"]["train"]["pairs"], counts["contaminated"]) == (100, 100)
+
+
+def test_pairs_that_validation_and_test_share_are_counted(tmp_path):
+    source, target = sentences(20, 4), sentences(20, 5)
+    corpus = write_corpus(tmp_path / "in", test_source=source, test_target=target, validation_source=source[:7],
+                          validation_target=[*target[:5], b"anders", b"auch"])  # fmt: skip
+    assert prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out").corpus.manifest["counts"][
+        "test_in_validation"
+    ] == 7  # fmt: skip
+
+
+@pytest.mark.parametrize("decontaminate", [True, False])
+def test_no_copy_of_a_held_out_sentence_stays_in_train(tmp_path, decontaminate):
+    # Each source has two translations, each pair three copies.
+    source = [line for line in sentences(200, 0) for _ in range(2)] * 3
+    target = [b"%d " % i + line for i, line in enumerate(sentences(400, 1))] * 3
+    corpus = dataclasses.replace(
+        write_corpus(tmp_path / "in", train_source=source, train_target=target),
+        validation=SplitConfig(), test=SplitConfig(), held_out=20,
+    )  # fmt: skip
+    prepared = prepare(corpus, CleanConfig(decontaminate=decontaminate), TOKENIZER, tmp_path / "out")
+    lines = {
+        (split, side): (prepared.corpus.folder / f"{split}.{side}").read_bytes().split(b"\n")[:-1]
+        for split in SPLITS
+        for side in ("source", "target")
+    }
+    for side in ("source", "target"):
+        held_out = lines["validation", side] + lines["test", side]
+        assert len(held_out) == len(set(held_out)) == 40
+        assert not set(held_out) & set(lines["train", side])
+    counts = prepared.corpus.manifest["counts"]
+    assert counts["held_out"] == {"validation": 20, "test": 20}
+    assert counts["read"] == 1200 == len(lines["train", "source"]) + 40 + counts["dropped"]["contaminated"]
+    assert counts["dropped"]["contaminated"] == 40 * 2 * 3 - 40
+
+
+def test_data_of_one_language_on_both_sides_are_refused_unless_that_is_meant(tmp_path):
+    rows = "".join(json.dumps({"en": f"line {i}", "de": f"line {i}"}) + "\n" for i in range(30))
+    (tmp_path / "a.json").write_text(rows)
+    split = SplitConfig(split="train")
+    files = {"train": str(tmp_path / "a.json")}
+    corpus = CorpusConfig(kind=CorpusKind.dataset, name="a", dataset="json", data_files=files, train=split, held_out=2,
+                          source_column="en", target_column="de")  # fmt: skip
+    with pytest.raises(UserError, match=r"^corpus\.validation: .*equal in 2 of 2"):
+        prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out")
+    with pytest.raises(UserError, match=r"^corpus\.target_column: "):
+        prepare(dataclasses.replace(corpus, target_column="en"), CleanConfig(), TOKENIZER, tmp_path / "out")
+    meant = dataclasses.replace(corpus, target_language="en")
+    assert prepare(meant, CleanConfig(), TOKENIZER, tmp_path / "out").corpus.manifest["counts"]["read"] == 30
 
 
 def test_held_out_pairs_are_taken_from_train(tmp_path):
@@ -318,7 +424,9 @@ def test_multi30k(tmp_path, corpora, source, target):
     prepared = prepare(corpus, CleanConfig(), TokenizerConfig(), tmp_path)
     assert time.monotonic() - started_at < 60
     counts = prepared.shards.manifest["counts"]["splits"]
-    assert {split: counts[split]["pairs"] for split in SPLITS} == {"train": 29_000, "validation": 1014, "test": 1000}
+    contaminated = {"de": 2, "fr": 3}[target]  # captions that stand in validation or test, too
+    pairs = {"train": 29_000 - contaminated, "validation": 1014, "test": 1000}
+    assert {split: counts[split]["pairs"] for split in SPLITS} == pairs
     assert prepared.tokenizer.manifest["counts"]["vocab_size"] == 10_000
     # The references that scores are counted on are the published lines.
     assert (prepared.corpus.folder / "test.target").read_bytes() == Path(splits["test"].target).read_bytes()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.clean import collapse_whitespace
+from pipeline.data.pairs import collapse_whitespace
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 

@@ -1,0 +1,46 @@
+"""Whether every sentence fits, known when the corpus is prepared and not in the midst of the training."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.clean import shortened
+from pipeline.data.lines import read_lines
+from pipeline.data.shards import open_shards
+from pipeline.errors import UserError
+from pipeline.files import MANIFEST, read_json
+
+
+def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) -> None:
+    """
+    Args:
+        corpus, shards: folders of finished stages.
+        key: the setting that allows no more than `limit` tokens in a sentence, </s> included.
+    Raises:
+        UserError: the split has longer sentences; names the longest, and for train the limit of `clean` that leaves
+            them out.
+    """
+    counts = read_json(shards / MANIFEST)["counts"]["splits"][split]
+    longest = max(counts["longest_source"], counts["longest_target"])
+    if longest <= limit:
+        return
+    pairs = open_shards(shards, split)
+    sizes = np.maximum(pairs.source_lengths, pairs.target_lengths)
+    lines = zip(*(read_lines(corpus / f"{split}.{side}") for side in ("source", "target")), strict=True)
+    num_bytes = np.empty(len(sizes), np.int64)
+    place, text = int(sizes.argmax()), ""
+    for i, (source, target) in enumerate(lines):
+        num_bytes[i] = max(len(source), len(target))
+        if i == place:
+            text = (source if pairs.source_lengths[i] >= pairs.target_lengths[i] else target).decode()
+    message = (
+        f"{key}: {limit} is less than the longest sentence of corpus.{split}, {longest} tokens, {num_bytes[place]:,} "
+        f"bytes: {shortened(text)} ({(sizes > limit).sum():,} of {len(sizes):,} pairs are longer than {limit}). "
+    )
+    if split != "train":
+        raise UserError(f"{message}Raise it to {longest}, or shorten the sentence; corpus.{split} is never cleaned.")
+    enough = int(num_bytes[sizes > limit].min()) - 1
+    raise UserError(
+        f"{message}Raise it to {longest} at least, or set clean.max_bytes={enough}, which leaves out "
+        f"{(num_bytes > enough).sum():,} pairs."
+    )

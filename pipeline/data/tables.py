@@ -1,0 +1,97 @@
+"""Rows of CSV and TSV files, every value as the text that stands there: no value stands for nothing or for a number."""
+
+import csv
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from pipeline.data.formats import refuse_binary
+from pipeline.data.lines import BOM, MAX_LINE_BYTES
+from pipeline.errors import UserError
+
+TSV_ENDINGS = (".tsv", ".tsv.gz", ".tab", ".tab.gz")
+
+
+def table_rows(file: str, is_tsv: bool) -> Iterator[tuple[str, dict[str, str]]]:
+    """Streams the rows below the header as (place, {column: text}); bytes that are not UTF-8 become surrogates.
+
+    A CSV file has commas, and quotation marks around what holds commas, line ends or quotation marks (RFC 4180). In a
+    TSV file tabs separate, and a quotation mark is a character like any other. Lines without anything are skipped.
+
+    Args:
+        file: a path or a URL of fsspec, plain or .gz.
+    Raises:
+        UserError: the file is missing or something else, or a row has not as many fields as the header has; names the
+            file and the line.
+    """
+    with _open(file) as lines:
+        rows = _tsv(file, lines) if is_tsv else _csv(file, lines)
+        _, header = next(rows, (0, []))
+        if doubles := {name for name in header if header.count(name) > 1}:
+            raise UserError(f"{file} line 1: the header names {', '.join(map(repr, sorted(doubles)))} twice.")
+        for number, fields in rows:
+            if len(fields) != len(header):
+                hint = "" if is_tsv else ' A field that holds a comma must stand in quotation marks: "a, b".'
+                raise UserError(
+                    f"{file} line {number}: {len(fields)} fields, but the header in line 1 has {len(header)} "
+                    f"({', '.join(map(repr, header))}). Mend the row.{hint}"
+                )
+            yield f"line {number}", dict(zip(header, fields, strict=True))
+
+
+def _csv(file: str, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of each row; the line is that in which the row begins."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{file} line {number}: not a row of CSV ({error}). A quotation mark at the beginning of a field "
+                f'needs its counterpart at the end, and one inside is written twice ("").'
+            ) from None
+        if fields is None:
+            return
+        if fields:
+            yield number, fields
+
+
+def _tsv(file: str, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(lines, 1):
+        if line := line.removesuffix("\n").removesuffix("\r"):
+            if len(line) > 2 * MAX_LINE_BYTES:
+                raise UserError(f"{file} line {number}: longer than {2 * MAX_LINE_BYTES:,} bytes, which is no row.")
+            yield number, line.split("\t")
+
+
+@contextmanager
+def _open(file: str) -> Iterator[Iterator[str]]:
+    import fsspec
+
+    name = os.path.basename(file)
+    try:
+        raw: Any
+        opened: Any
+        with fsspec.open(file, "rb") as raw:
+            refuse_binary(file, raw.read(1 << 12), is_compressed=name.endswith(".gz"))
+        with fsspec.open(file, "rb", compression="gzip" if name.endswith(".gz") else None) as opened:
+            yield _decoded(opened)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {file}") from None
+    except PermissionError as error:
+        raise UserError(f"{file}: not readable by this user. Change its permissions.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: not a whole gzip file ({error}). Fetch it again.") from error
+
+
+def _decoded(file: IO[bytes]) -> Iterator[str]:
+    """Lines with their line feeds."""
+    at_start = True
+    while line := file.readline(4 * MAX_LINE_BYTES):
+        yield (line.removeprefix(BOM) if at_start else line).decode(errors="surrogateescape")
+        at_start = False
