@@ -30,8 +30,8 @@ from pipeline.files import Stage, atomic_write, stage, without_defaults
 MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 Progress = Callable[[str, int, int], None]
 
-# Part of every key below, and of the corpus's: raise one when the same settings no longer give the same files, or when a
-# default changes, for keys have only what differs from the defaults.
+# Part of every key below, and of the corpus's: raise one when the same settings no longer give the same files. So do it
+# when a default changes, for keys have only what differs from the defaults.
 FORMAT = 1
 CORPUS_FORMAT = 2
 
