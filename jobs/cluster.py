@@ -32,6 +32,7 @@ ALLOCATOR = {
 }
 
 ANSWER_SECONDS = 10.0
+LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
 MANY_PROCESSES = "worker processes have been started"
 
 
@@ -99,20 +100,23 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
 
 
 def private_temp_folder() -> str | None:
-    """Where a Ray of the command's own keeps its sockets and logs: /tmp/transloom-<user's number>/ray. By itself Ray
-    makes /tmp/ray, which every user of the machine may write. None where RAY_TMPDIR names a folder.
+    """Where a Ray of the command's own keeps its sockets and logs: transloom-user-<number>/ray in TMPDIR, or else in
+    /tmp. By itself Ray makes a folder `ray` there, which every user of the machine may write. None where RAY_TMPDIR
+    names a folder.
 
-    Ray opens its own folder to all, so the one above it is closed. The path is short, for those of sockets may have
-    107 bytes, and it stays, for the logs.
+    Ray opens its own folder to all, so the one above it is closed. The folder stays, for the logs.
     """
     if os.environ.get("RAY_TMPDIR"):
         return None
-    folder = Path("/tmp", f"transloom-{os.getuid()}")
+    root = os.environ.get("TMPDIR") or "/tmp"
+    if len(root) > LONGEST_ROOT or not os.access(root, os.W_OK):
+        root = "/tmp"
+    folder = Path(root, f"transloom-user-{os.getuid()}")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     state = folder.lstat()
     if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):  # somebody else was there first
-        folder = Path(tempfile.mkdtemp(prefix="transloom-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix="transloom-", dir=root))
     folder.chmod(0o700)
     return str(folder / "ray")
 

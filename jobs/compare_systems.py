@@ -260,6 +260,12 @@ def _refuse_other_signatures(evaluated: Sequence[_Evaluated]) -> None:
     for first, one in pairwise(evaluated):
         for metric in ("bleu", "chrf"):
             its, others = one.result["test"][metric]["signature"], first.result["test"][metric]["signature"]
+            if tokenizer_of(its) != tokenizer_of(others):
+                raise UserError(
+                    f"the run {one.run.name} was scored as {its}, and the run {first.run.name} as {others}: score one "
+                    f"of them by the other's tokenizer, transloom evaluate resume={one.run.name} "
+                    f"evaluate.tokenize={tokenizer_of(others)}, and name the evaluation's folder that it tells"
+                )
             if its != others:
                 raise UserError(
                     f"the run {one.run.name} was scored as {its}, and the run {first.run.name} as {others}: score one "

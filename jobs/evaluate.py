@@ -15,7 +15,7 @@ from jobs.report import open_tracker, report_evaluation, sample_places
 from jobs.run_model import export_model, in_words, steps_of_model, training_of
 from jobs.stored import stored
 from jobs.summary import print_next, print_result
-from jobs.workspace import Run, has_run, only_owner, own_search, run_for, stage_folder
+from jobs.workspace import Run, has_run, only_owner, own_search, own_tokenizer, run_for, stage_folder
 from pipeline.data.lines import read_lines
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -76,8 +76,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         result["seconds"][split] = time.monotonic() - split_started_at
         with atomic_write(folder / f"{split}.hypotheses") as file:
             file.write("".join(f"{line}\n" for line in hypotheses).encode())
-        tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
-        scores = score(hypotheses, references, in_full=split == "test", tokenize=tokenize)
+        scores = score(hypotheses, references, in_full=split == "test", tokenize=_tokenizer(run))
         result[split] = {name: dataclasses.asdict(one) for name, one in scores.items()}
         result["sentences"][split] = len(hypotheses)
         if split == "test":
@@ -103,13 +102,14 @@ def evaluated_before(run: Run) -> dict[str, Any] | None:
 
 def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
     """What a result says beside its scores."""
-    search = run.config.decode
+    search, tokenize = run.config.decode, _tokenizer(run)
+    is_own_tokenizer = tokenize == own_tokenizer(run)
     return {
         "folder": str(folder),
-        "search": search.in_words(),
-        "label": search.label(),
+        "search": search.in_words() if is_own_tokenizer else f"{search.in_words()}, BLEU by {tokenize}",
+        "label": search.label() if is_own_tokenizer else f"{search.label()}-{tokenize}",
         "decode": dataclasses.asdict(search),
-        "is_own_search": search == own_search(run),
+        "is_own_search": search == own_search(run) and is_own_tokenizer,
         "step": training_of(run)["step"],
         "training_ended": run.training is not None,
     }
@@ -121,10 +121,14 @@ def evaluation_folder(run: Run) -> Path | None:
     return _result_folder(run, model) if (model / "config.json").exists() else None
 
 
+def _tokenizer(run: Run) -> str:
+    return tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+
+
 def _result_folder(run: Run, model: Path) -> Path:
     about, search = read_json(model / "config.json"), run.config.decode
     key = {"model": about["sha256"], "decode": search}
-    tokenize = tokenizer_for(run.config.corpus.target_language, run.config.evaluate)
+    tokenize = _tokenizer(run)
     if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
         key["tokenize"] = tokenize
     name = hash_of(key)[:12]

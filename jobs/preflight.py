@@ -17,7 +17,7 @@ from jobs.workspace import output_dir
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
-from pipeline.tracking import refuse_unreachable
+from pipeline.tracking import refuse_unreachable, tracking_uri
 
 ROOM_SECONDS = 40.0
 NODE_SECONDS = 50.0
@@ -36,6 +36,10 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
         if config.cluster.address:
             check_cluster(config)
         yield
+    if config.tracking.enabled:
+        from jobs.report import end_dead_runs  # with matplotlib, which takes a second
+
+        end_dead_runs(output_dir(config), tracking_uri(config.tracking, output_dir(config)))
 
 
 def refuse_missing_tokenizer(config: Config) -> None:

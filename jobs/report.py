@@ -16,7 +16,7 @@ from typing import Any
 from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console
 from jobs.package import submission
-from jobs.run_model import in_words, outdated_steps, training_of
+from jobs.run_model import in_words, training_of
 from jobs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_search, stage_folder
 from model.build import architecture_of
 from pipeline.data.lines import read_lines
@@ -67,20 +67,20 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
         raise
     finally:
         tracker.close(status)
-        if config.tracking.enabled:
-            end_dead_runs(root, tracking_uri(config.tracking, root))
 
 
 def end_dead_runs(root: Path, uri: str) -> None:
     """Runs and sweeps of an output folder that no process works on any more, and that nobody closed, for their command
-    was killed or its machine went down, become KILLED in MLflow. Of another machine's runs a lock tells nothing for
-    sure, so they stay as they are, until a command goes on with them."""
+    was killed or its machine went down, become KILLED in MLflow. A lock tells nothing for sure of another machine's
+    runs, and another machine may have gone on with those of a storage: these stay as they are, until a command goes on
+    with them here."""
     for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
         folder = record.parent
         if last_status(folder) not in (None, "RUNNING") or not _was_used_here(folder):
             continue
-        with suppress(UserError, OSError), locked(folder):
-            if read_config(folder / CONFIG_FILE).tracking.enabled and end_dead_run(folder, uri):
+        with suppress(UserError, OSError, ValueError, KeyError), locked(folder):
+            config = read_config(folder / CONFIG_FILE)
+            if config.storage is None and config.tracking.enabled and end_dead_run(folder, uri):
                 console.print(f"MLflow      the run {folder.name} is KILLED: the command that ran it is gone")
 
 
@@ -198,9 +198,13 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
-    with suppress(UserError):  # a damaged snapshot, which is no fault of the training that has ended
-        if (run.folder / "evaluation").exists() and (steps := outdated_steps(run)):
-            since = f"{in_words(steps)}; the training went on to step {training['step']:,} since: evaluate again"
+    results = [read_json(file) for file in (run.folder / "evaluation").glob("*/result.json")]
+    own = [one for one in results if one.get("is_own_search", True) and one.get("training_ended", True)]
+    if own:  # the one that test/bleu is of
+        latest = max(own, key=lambda result: max(result["steps_averaged"]))
+        if latest.get("step", max(latest["steps_averaged"])) < training["step"]:
+            steps = in_words(latest["steps_averaged"])
+            since = f"{steps}; the training went on to step {training['step']:,} since: evaluate again"
             tracker.set_tags({"test.steps": since})
     _draw(run, tracker)
 

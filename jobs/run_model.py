@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import read_config
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run, locked, stage_folder, user_of
+from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run, locked, stage_folder, this_process, user_of
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -53,7 +53,7 @@ def _snapshots(run: Run) -> list[int]:
 def _no_snapshot(run: Run) -> str:
     what = f"the run {run.name} has no snapshot of its weights yet, so there is no model: the first snapshot is that of"
     what += f" step {min(run.config.train.validate_every, run.config.train.max_steps):,} (train.validate_every)"
-    if owner := user_of(run.folder):
+    if (owner := user_of(run.folder)) not in (None, this_process()):
         return f"{what}. The run is in use by {owner}: wait for it"
     return f"{what}. Train on: transloom train resume={called(run)}"
 
@@ -104,16 +104,6 @@ def model_is_current(run: Run) -> bool:
     """
     steps = steps_of_model(run)
     return _is_of(_written(run), steps, _hashes(run, steps))
-
-
-def outdated_steps(run: Run) -> list[int]:
-    """The steps of the run's model where its training has gone on since; nothing where the model is current, or none.
-
-    Raises:
-        UserError: as `model_is_current`.
-    """
-    written = _written(run)
-    return list(written.get("steps", [])) if written and not model_is_current(run) else []
 
 
 def _is_of(written: Mapping[str, Any], steps: Sequence[int], hashes: Mapping[str, str]) -> bool:

@@ -19,7 +19,7 @@ from jobs.cluster import many_processes_are_meant
 from jobs.config import read_config
 from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.sweep_trials import Trials
-from jobs.train import is_trained, launch_workers, refuse_too_long
+from jobs.train import is_trained, launch_workers, refuse_too_long, refuse_unspaced_targets
 from jobs.workspace import CONFIG_FILE, STOP_FILE, Run
 from pipeline.errors import UserError
 from pipeline.spool import read_points
@@ -73,6 +73,7 @@ class TrialActor(tune.Trainable):
         try:
             if not is_trained(self._run):
                 refuse_too_long(self._run)
+                refuse_unspaced_targets(self._run)
                 launch_workers(self._run, spare=0)  # what this trial leaves free is another's
         except UserError as error:
             self._failure = str(error)

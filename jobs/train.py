@@ -38,7 +38,7 @@ from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 # Ray tries for a minute to place the workers, by default for ever again: a cluster that has shrunk would look like a
 # hang.
 MINUTES_WITHOUT_ROOM = 10
-SECONDS_TO_STOP = 180.0  # for a step and its checkpoint
+SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from model.build import architecture_of
 from pipeline.data.prepare import Prepared
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
 from pipeline.spool import redact_uri
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
 
+LOOK_SECONDS = 0.5
 IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format
 
 # What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
@@ -187,12 +190,23 @@ def run_for(config: Config, prepared: Prepared) -> Run:
 
 def own_search(run: Run) -> BeamConfig:
     """The search that the run was begun with: its config.yaml keeps it, whatever a later command searches with."""
+    return _own_config(run).decode
+
+
+def own_tokenizer(run: Run) -> str:
+    """BLEU's tokenizer that the run was begun with, likewise."""
+    own = _own_config(run)
+    return tokenizer_for(own.corpus.target_language, own.evaluate)
+
+
+def _own_config(run: Run) -> Config:
     file = run.folder / CONFIG_FILE
-    return read_config(file).decode if file.exists() else run.config.decode
+    return read_config(file) if file.exists() else run.config
 
 
 def _write_config(run: Run) -> None:
-    run = replace(run, config=replace(run.config, decode=own_search(run)))
+    own = _own_config(run)
+    run = replace(run, config=replace(run.config, decode=own.decode, evaluate=own.evaluate))
     with atomic_write(run.folder / CONFIG_FILE) as file:
         file.write(redact_uri(to_yaml(run.config)).encode())  # workers read it; none needs the server's password
 
@@ -351,6 +365,11 @@ def only_owner(run: Run) -> Iterator[None]:
         yield
 
 
+def this_process() -> str:
+    """How this process names itself in a lock."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
 def user_of(run_folder: Path) -> str | None:
     """The process that holds a run's lock, as it names itself; None where none does."""
     path = run_folder / LOCK_FILE
@@ -377,15 +396,21 @@ def locked(run_folder: Path) -> Iterator[None]:
     path = run_folder / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = path.read_bytes().decode(errors="replace").strip()
-            raise UserError(
-                f"the run {run_folder.name} is in use by {owner}; wait for it, or choose another name="
-            ) from None
+        deadline = time.monotonic() + LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:  # somebody may only look who has it
+                    time.sleep(0.05)
+                    continue
+                owner = path.read_bytes().decode(errors="replace").strip()
+                raise UserError(
+                    f"the run {run_folder.name} is in use by {owner}; wait for it, or choose another name="
+                ) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
         yield
     finally:
         os.close(descriptor)

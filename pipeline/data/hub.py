@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.data.tables import TSV_ENDINGS, table_rows
 from pipeline.errors import UserError
+from pipeline.storage import GLOB
 
 TABLES = ("csv", "tsv")
 # Packages whose errors speak of the network.
@@ -43,7 +44,8 @@ def load_rows(
 def _rows(
     name: str, config: str | None, split: str, revision: str | None, data_files: dict[str, str] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    if name in TABLES and data_files:
+    is_far_pattern = "://" in (data_files or {}).get(split, "") and bool(GLOB & set((data_files or {})[split]))
+    if name in TABLES and data_files and not is_far_pattern:
         if split not in data_files:
             raise UserError(
                 f"corpus.data_files: has no {split!r}, only {', '.join(data_files)}. Set corpus.<train, validation or "
@@ -58,11 +60,14 @@ def _rows(
     from datasets.packaged_modules.csv.csv import CsvConfig
 
     # Streamed: each row is read once, so a second copy in the library's cache would be a waste.
-    builder = load_dataset_builder(name, config, data_files=data_files, revision=revision)
+    library_name = "csv" if name == "tsv" else name
+    builder = load_dataset_builder(library_name, config, data_files=data_files, revision=revision)
     if isinstance(builder.config, CsvConfig) and split in (files := builder.config.data_files or {}):
         # The library would make numbers and nothing of some texts ("None", "NA"), and of TSV a table with quotations.
-        yield from _table_files(list(files[split]), builder.config.sep == "\t")
-        return
+        is_plain = builder.config.sep in (",", "\t") and builder.config.names is None
+        if is_plain and builder.config.header == "infer":
+            yield from _table_files(list(files[split]), name == "tsv" or builder.config.sep == "\t")
+            return
     dataset = builder.as_streaming_dataset(split=split)
     for number, row in enumerate(dataset, start=1):
         yield f"row {number}", row

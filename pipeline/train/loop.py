@@ -180,7 +180,9 @@ def train(
     if state.pending_validation is not None:  # its result was lost with the process that waited for it
         pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
     saved_step, is_due = state.step, False
-    is_last = state.step >= config.max_steps or _is_out_of_time(state, config)
+    # The time may be up, after a kill, at a step that has no snapshot. The training then goes on to the next report.
+    validated = {int(one["step"]) for one in state.validations} | {state.pending_validation}
+    is_last = state.step >= config.max_steps or (_is_out_of_time(state, config) and state.step in validated)
     while not is_last and not _is_out_of_patience(state, config):
         meter.start()
         step = next(steps)

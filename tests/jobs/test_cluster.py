@@ -74,19 +74,21 @@ def test_ray_that_comes_up_at_neither_attempt_is_said_and_leaves_nothing(monkeyp
 
 
 def test_the_folder_of_a_ray_of_ones_own_is_closed_to_other_users(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
     with ray_session(ClusterConfig(num_workers=1)):
         session = Path(ray._private.worker._global_node.get_session_dir_path())
-        assert session.parent.parent == Path("/tmp", f"transloom-{os.getuid()}")
+        assert session.parent.parent == Path("/tmp", f"transloom-user-{os.getuid()}")
         assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
     assert (session / "logs").is_dir(), "the logs stay"
 
 
 def test_a_folder_that_somebody_else_made_first_is_not_taken(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    usual = Path("/tmp", f"transloom-{os.getuid()}")
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    usual = Path("/tmp", f"transloom-user-{os.getuid()}")
     monkeypatch.setattr("os.getuid", lambda: 54_321)
-    others = Path("/tmp/transloom-54321")
+    others = Path("/tmp/transloom-user-54321")
     others.mkdir(mode=0o777, exist_ok=True)  # by this user, whose number is another one now
     try:
         folder = Path(private_temp_folder() or "")

@@ -70,12 +70,14 @@ def test_only_runs_of_this_machine_that_nobody_holds_are_closed(
     ended = []
     monkeypatch.setattr("jobs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True)
     host = socket.gethostname()
-    owners = {"dead": host, "closed": host, "elsewhere": f"not-{host}", "held": host, "silent": host}
+    owners = {"dead": host, "closed": host, "elsewhere": f"not-{host}", "held": host, "silent": host, "stored": host}
     for name, owner in owners.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         tracking = "off" if name == "silent" else "local"
-        config = load_config([f"output_dir={tmp_path}", f"name={name}", f"tracking={tracking}"])
+        storage = "memory://bucket" if name == "stored" else "null"  # another machine may have gone on with it
+        words = [f"output_dir={tmp_path}", f"name={name}", f"tracking={tracking}", f"storage={storage}"]
+        config = load_config(words)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(folder / "run.json", {})
         (folder / "lock").write_text(f"process 1 on {owner}")

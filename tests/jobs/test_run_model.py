@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from jobs.config import load_config, to_yaml
 from jobs.evaluate import evaluated_before, evaluation_folder
 from jobs.run_model import find_model, steps_of_model, training_of
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
+from jobs.workspace import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
@@ -131,8 +131,10 @@ def test_a_run_without_snapshots_is_to_train_on(root: Path) -> None:
         find_model("a", root)
     assert f"transloom train resume={folder}" in str(refusal.value) and "evaluate" not in str(refusal.value)
     assert "step 40 (train.validate_every)" in str(refusal.value)
-    with locked(folder), pytest.raises(UserError, match=r"in use by process .*: wait for it"):
-        find_model("a", root)
+    with locked(folder):
+        (folder / LOCK_FILE).write_text("process 1 on another-machine")
+        with pytest.raises(UserError, match=r"in use by process 1 on another-machine: wait for it"):
+            find_model("a", root)
 
 
 def test_a_copied_model_says_its_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

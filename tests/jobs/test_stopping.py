@@ -90,7 +90,8 @@ def test_what_does_not_end_within_the_limit_is_ended():
 
 def test_a_sigterm_while_the_workers_start_is_not_lost(tmp_path, monkeypatch):
     """It comes between the handler's arming and the workers' start, where the file that tells them was emptied once."""
-    monkeypatch.setattr(train, "refuse_too_long", lambda run: None)
+    for check in ("refuse_too_long", "refuse_unspaced_targets"):
+        monkeypatch.setattr(train, check, lambda run: None)
     monkeypatch.setattr(train, "spare_cpus", lambda cluster: 0)
     launched = train.launch_workers
 

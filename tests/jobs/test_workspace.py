@@ -27,6 +27,7 @@ from jobs.workspace import (
     only_owner,
     only_resumed,
     own_search,
+    own_tokenizer,
     prepared_before,
     resumed,
     run_for,
@@ -85,8 +86,8 @@ def test_a_tokenizer_that_is_not_installed_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
     load_tokenizer.cache_clear()
-    for file in ("a.en", "a.ja"):
-        (tmp_path / file).write_text("a b\n" * 50)
+    for file, line in (("a.en", "a b\n"), ("a.ja", "c d\n")):
+        (tmp_path / file).write_text(line * 50)
     words = ["corpus=text", f"corpus.train.source={tmp_path}/a.en", f"corpus.train.target={tmp_path}/a.ja"]
     words += ["corpus.target_language=ja_JP", f"output_dir={tmp_path}/outputs", "corpus.held_out=2"]
     more = {"race": ["experiment=attention_vs_recurrence"], "sweep": ["sweep=random"]}
@@ -220,6 +221,16 @@ def test_another_search_does_not_become_the_runs_own(root: Path, prepared: Prepa
     assert after.decode == first.config.decode and b"beam: 4" in before
     assert evaluation_folder_name(other) != evaluation_folder_name(first)
     assert evaluation_folder_name(other).startswith(other.config.decode.label())
+
+
+def test_another_tokenizer_of_bleu_does_not_become_the_runs_own(root: Path, prepared: Prepared) -> None:
+    first = run_for(configured(root, "name=scored"), prepared)
+    words = ["resume=scored", f"output_dir={root}", "evaluate.tokenize=char"]
+    other = run_for(resumed(load_config(words), words), prepared)
+    with only_owner(other):
+        assert (own_tokenizer(other), other.config.evaluate.tokenize) == ("13a", "char")
+    assert read_config(first.folder / CONFIG_FILE).evaluate.tokenize is None
+    assert evaluation_folder_name(other) != evaluation_folder_name(first)
 
 
 def evaluation_folder_name(run: Run) -> str:

@@ -232,6 +232,39 @@ def test_training_ends_at_the_report_after_its_time_is_up(tmp_path: Path, monkey
     assert (reason, state.step, state.seconds) == ("max_minutes", 8, 8.0)
 
 
+def test_a_run_whose_time_is_up_when_it_is_resumed_ends_with_a_snapshot(tmp_path: Path) -> None:
+    """A kill in the last validation: the seconds were logged, and the newest checkpoint is of before."""
+    config = dataclasses.replace(SHORT, max_minutes=1 / 60, max_steps=100)
+    torch.manual_seed(1)
+    state = TrainState(seconds=5.0)
+    model = build_model(MODEL, VOCAB)
+    engine = make_engine(
+        TranslationObjective(model, config.label_smoothing).train(),
+        OptimizerConfig(),
+        PrecisionConfig(dtype=Precision.fp32),
+        EngineConfig(name=EngineName.torch),
+        torch.device("cpu"),
+        None,
+    )
+    reason = train(
+        config,
+        BATCH,
+        SCHEDULE,
+        model=model,
+        engine=engine,
+        pairs=CopyTask(2000, 0),
+        seed=3,
+        state=state,
+        folder=tmp_path,
+        about={},
+        reports=Told().reports(),
+        validate=lambda step, path: Found(1.0, float(step)),
+    )
+    assert reason == "max_minutes"
+    assert [one["step"] for one in state.validations] == [state.step] == checkpoints(tmp_path)
+    assert state.step == config.log_every
+
+
 class Broken:
     """An engine whose every step meets a gradient that is no number."""
 
