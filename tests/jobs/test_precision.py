@@ -200,6 +200,8 @@ def test_the_nodes_of_a_cluster_are_asked(monkeypatch, capsys) -> None:
             assert dtype_of(with_precision(dataclasses.replace(config, precision=auto))) == "fp32"
             capsys.readouterr()
             warn_of_slow_precision(config)
-            assert f"{slow}: it is emulated at " in capsys.readouterr().out
+            told = capsys.readouterr().out
+            # On a machine without these instructions both nodes are named.
+            assert slow in told.partition(": it is emulated at ")[0] and ": it is emulated at 0." in told
     finally:
         cluster.shutdown()
