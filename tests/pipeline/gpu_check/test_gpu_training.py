@@ -45,7 +45,8 @@ def test_every_system_takes_the_same_steps(kind: Kind, tmp_path: Path) -> None:
     spread = figures["model_flops_per_second"]
     assert spread["least"] <= flops * 1.0001 and flops <= spread["most"] * 1.0001
     assert figures["share_of_matmul"] == spread["median"] / figures["matmul_flops_per_second"]["median"]
-    assert figures["peak_bytes"] > figures["imported_bytes"] > 0
+    # The process has been larger before, where other tests came first.
+    assert figures["peak_bytes"] >= figures["imported_bytes"] > 0
 
 
 def test_only_ours_has_a_goal_and_missing_it_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
