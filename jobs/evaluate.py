@@ -1,6 +1,7 @@
 """Evaluate: average a run's snapshots, translate the validation and test sets on the cluster, score them."""
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
-    print_next(f"transloom translate {run.folder / 'model'} < your_text", "transloom ui")
+    print_next(f"transloom translate {shlex.quote(str(run.folder / 'model'))} < your_text", "transloom ui")
     return 0
 
 

@@ -75,7 +75,7 @@ def print_cleaning(prepared: Prepared) -> None:
     if unasked > LARGE_SHARE * read:
         rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
         question = (
-            "are validation and test parts of train?"
+            "are validation and test parts of train, or does train repeat itself?"
             if rule == "contaminated"
             else "do the lines of both sides belong together, and do the limits fit the languages?"
         )

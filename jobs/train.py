@@ -1,6 +1,7 @@
 """Train: launches Ray Train workers (jobs/worker.py), waits for them and says how it went."""
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from jobs.precision import warn_of_slow_precision
 from jobs.preflight import checked_session, refuse_missing_tokenizer
 from jobs.prepare import found_prepared, prepare_stage, refuse_long_sentences
 from jobs.report import open_tracker, report_training
+from jobs.run_model import called
 from jobs.stopping import Terminated, on_sigterm
 from jobs.stored import stored
 from jobs.summary import print_cleaning, print_next, print_stages
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
             seconds = train_stage(run)
             report_training(run, tracker)
     print_stages({"train": seconds})
-    print_next(f"transloom evaluate resume={run.name}", "transloom ui")
+    print_next(f"transloom evaluate resume={shlex.quote(called(run))}", "transloom ui")
     return 0
 
 

@@ -163,6 +163,8 @@ def held_out_pairs(
             return {split: apart[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)}
         if len(candidates) < size:
             break
+    if not usable:
+        raise UserError(f"corpus {config.name}: train has no pair that is not empty. Look at {_where(config)}.")
     most = len(apart) // (2 * len(lacking))
     raise UserError(
         f"corpus {config.name}: train has {usable:,} pairs that are not empty. Of {len(candidates):,} different ones "
@@ -171,6 +173,13 @@ def held_out_pairs(
         f"{f'Set corpus.held_out={most} or lower, or give' if most else 'Give'} corpus.validation and corpus.test "
         "files."
     )
+
+
+def _where(config: CorpusConfig) -> str:
+    """The files of train, or the data set."""
+    if config.reads_text:
+        return " and ".join(map(str, text_files(config, "train")))
+    return config.data_files.get(config.train.split or "", config.dataset or config.name)
 
 
 def _smallest_hashes(

@@ -70,6 +70,20 @@ def refuse_binary(file: str | Path, head: bytes, is_compressed: bool = False) ->
     raise UserError(f"{file} is {kind}, not text in UTF-8. {remedy}.")
 
 
+def refuse_lone_returns(file: str | Path, head: bytes) -> None:
+    """
+    Args:
+        head: the first bytes of the text.
+    Raises:
+        UserError: most lines end in a carriage return without a line feed.
+    """
+    if head.count(b"\r") - head.count(b"\r\n") > head.count(b"\n"):
+        raise UserError(
+            f"{file}: its lines end in carriage returns alone, as of old on a Mac. Only a line feed ends a line: "
+            f"tr '\\r' '\\n' < {Path(file).name} > mended"
+        )
+
+
 def refuse_other_formats(source: Path, target: Path, is_same_language: bool = False) -> None:
     """Looks at the beginning of the two sides of a corpus.
 
@@ -100,11 +114,7 @@ def _lines(file: Path) -> list[bytes]:
     with open_text(file) as text:
         head = text.read(HEAD_BYTES)
     refuse_binary(file, head)
-    if head.count(b"\r") - head.count(b"\r\n") > head.count(b"\n"):
-        raise UserError(
-            f"{file}: its lines end in carriage returns alone, as of old on a Mac. Only a line feed ends a line: "
-            f"tr '\\r' '\\n' < {file.name} > mended"
-        )
+    refuse_lone_returns(file, head)
     lines, size = [], 0
     for line in islice(read_lines(file), LINES):
         lines.append(line.strip())
@@ -122,9 +132,10 @@ def _refuse_structure(file: Path, lines: list[bytes]) -> None:
     tags = sum(TAG.match(line) is not None for line in lines)
     elements = sum(TAG.match(line) is not None and line.endswith(b">") for line in lines)
     if (MARKUP.match(lines[0]) and tags > 0.2 * len(lines)) or elements > 0.8 * len(lines):
+        example = _shown(next(filter(TAG.match, lines)))
         raise UserError(
-            f"{file} is markup (XML, TMX, HTML or SGML): its first line is {_shown(lines[0])}. Take the sentences out "
-            "of it: two files of plain text, a sentence a line."
+            f"{file} is markup (XML, TMX, HTML or SGML), as in {example}. Take the sentences out of it: two files of "
+            "plain text, a sentence a line."
         )
     if _is_json(lines):
         raise UserError(

@@ -3,12 +3,17 @@
 import hashlib
 from collections.abc import Iterable
 
-from pipeline.data.pairs import SentencePair, collapse_whitespace
+from pipeline.data.pairs import SentencePair
+
+
+def spaces_alike(text: str) -> str:
+    """The text with one space for whatever is white space in Unicode, such as a no-break space: for comparing."""
+    return " ".join(text.split())
 
 
 def pair_hash(pair: SentencePair) -> int:
     """96 bits; equal for pairs that are equal but for whitespace."""
-    text = "\n".join(map(collapse_whitespace, pair))
+    text = "\n".join(map(spaces_alike, pair))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=12).digest())
 
 
@@ -23,14 +28,14 @@ class Sides:
     def add(self, pair: SentencePair) -> None:
         """Adds both sentences; an empty one is no sentence."""
         for hashes, text in zip(self._hashes, pair, strict=True):
-            if text := collapse_whitespace(text):
+            if text := spaces_alike(text):
                 hashes.add(_hash(text))
 
     def share(self, pair: SentencePair) -> bool:
         """Whether the pair's source is one of these sources, or its target one of these targets; whitespace aside."""
         if not any(self._hashes):
             return False
-        return any(_hash(collapse_whitespace(text)) in hashes for hashes, text in zip(self._hashes, pair, strict=True))
+        return any(_hash(spaces_alike(text)) in hashes for hashes, text in zip(self._hashes, pair, strict=True))
 
 
 def _hash(text: str) -> bytes:

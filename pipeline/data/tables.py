@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pipeline.data.formats import refuse_binary
+from pipeline.data.formats import refuse_binary, refuse_lone_returns
 from pipeline.data.lines import BOM, MAX_LINE_BYTES
 from pipeline.errors import UserError
 
@@ -78,7 +78,10 @@ def _open(file: str) -> Iterator[Iterator[str]]:
         raw: Any
         opened: Any
         with fsspec.open(file, "rb") as raw:
-            refuse_binary(file, raw.read(1 << 12), is_compressed=name.endswith(".gz"))
+            head = raw.read(1 << 12)
+        refuse_binary(file, head, is_compressed=name.endswith(".gz"))
+        if not name.endswith(".gz"):
+            refuse_lone_returns(file, head)
         with fsspec.open(file, "rb", compression="gzip" if name.endswith(".gz") else None) as opened:
             yield _decoded(opened)
     except FileNotFoundError:

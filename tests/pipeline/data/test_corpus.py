@@ -363,3 +363,12 @@ def test_the_phrasebook_gives_as_many_pairs_as_asked_for():
 def test_a_corpus_without_a_place_is_refused_by_name(settings, key):
     with pytest.raises(ValueError, match=f"^{key}: "):
         CorpusConfig(**settings)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", " \n"])
+def test_empty_files_are_told_by_name(tmp_path, text):
+    for side in ("en", "de"):
+        (tmp_path / f"a.{side}").write_text(text)
+    split = SplitConfig(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
+    with pytest.raises(UserError, match=r"no pair that is not empty.*a\.en and .*a\.de"):
+        held_out_pairs(CorpusConfig(kind=CorpusKind.text, train=split, held_out=2))

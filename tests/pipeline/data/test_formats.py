@@ -42,7 +42,7 @@ HTML = b"<!DOCTYPE html>\n<html>\n<body>\n" + b"<p>A line\nthat goes on</p>\n" *
 RECORDS = [{"en": f"line {i}", "de": f"Zeile {i}"} for i in range(20)]
 
 OTHERS = {
-    "gzip": (gzip.compress(ENGLISH), r"compressed by gzip.*Rename it to a\.en\.gz"),
+    "gzip": (gzip.compress(ENGLISH, mtime=0), r"compressed by gzip.*Rename it to a\.en\.gz"),
     "bzip2": (bz2.compress(ENGLISH), "bzip2"),
     "xz": (lzma.compress(ENGLISH), "xz"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(100)), "zstd"),

@@ -65,15 +65,15 @@ def test_quotation_marks_quote_in_csv_alone(tmp_path):
         ("a.csv", b"en,de\na,b\nc\n", r"a\.csv line 3: 1 fields"),
         ("a.csv", b'en,de\n"x\ny",b\n"c" d,e\n', r"a\.csv line 4: not a row of CSV"),
         ("a.csv", b'en,de\na,b\n"c,d\n' + b"e,f\n" * 20, r"a\.csv line 3: not a row of CSV"),
-        ("a.csv", b"en,de\ra,b\rc,d\r", r"a\.csv line 1: not a row of CSV"),
+        ("a.csv", b"en,de\ra,b\rc,d\r", r"a\.csv: .*carriage returns alone"),
         ("a.tsv", b"en\tde\na\tb\nc\td\te\n", r"a\.tsv line 3: 3 fields"),
         ("a.tsv", b"en\ten\na\tb\n", r"a\.tsv line 1: .*'en' twice"),
         ("a.csv", b"en,de\na,b\nc,d\xff\n", r"a\.csv line 3, de: byte 2 .*0xff.*UTF-8"),
         ("a.csv", b"en;de\na;b\n", r"corpus\.source_column: no column 'en'; the data set has en;de .*commas"),
         ("a.csv", b"A dog.,Ein Hund.\na,b\n", r"no column 'en'.*a\.csv line 2.*first line"),
-        ("a.csv", gzip.compress(b"en,de\na,b\n"), r"a\.csv is compressed by gzip"),
+        ("a.csv", gzip.compress(b"en,de\na,b\n", mtime=0), r"a\.csv is compressed by gzip"),
         ("a.csv", "en,de\na,b\n".encode("utf-16"), r"a\.csv is text in UTF-16"),
-        ("a.csv.gz", gzip.compress(b"en,de\n" * 999)[:-12], r"a\.csv\.gz: not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"en,de\n" * 999, mtime=0)[:-12], r"a\.csv\.gz: not a whole gzip file"),
     ],
 )
 def test_a_fault_is_told_with_file_and_line(tmp_path, name, text, message):
@@ -94,3 +94,10 @@ def test_a_split_without_a_file_is_told(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"en,de\na,b\n")
     with pytest.raises(UserError, match=r"^corpus\.data_files: has no 'all', only train"):
         list(read_pairs(table_corpus("csv", tmp_path / "a.csv", train=SplitConfig(split="all")), "train"))
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("csv", b","), ("tsv", b"\t")])
+def test_carriage_returns_alone_are_told_as_such(tmp_path, kind, mark):
+    text = b"\r".join(b"a" + mark + b"b" for _ in range(9))
+    with pytest.raises(UserError, match=rf"a\.{kind}: .*carriage returns alone.*tr '"):
+        read(kind, tmp_path / f"a.{kind}", text)
