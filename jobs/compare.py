@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if len(words) < 2:
         raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
     files = own.get("references"), own.get("source"), own.get("train")
-    gathered = gather(words, root, *files, own.get("target_language"), config.evaluate)
+    gathered = gather(words, root, *files, own.get("target_language"), config.evaluate.tokenize)
     if comet:
         refuse_without_sources(gathered)
     comparison, scores = _compared(gathered, reach)

@@ -18,7 +18,6 @@ from pipeline.data.lines import existing_file, read_lines
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import (
     DEFAULT,
-    EvaluateConfig,
     load_tokenizer,
     refuse_unspaced,
     tokenizer_for,
@@ -74,13 +73,14 @@ def gather(
     source: str | None,
     train: str | None,
     language: str | None = None,
-    evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008, it is frozen
+    tokenize: str | None = None,
 ) -> Gathered:
     """Finds what the words name: a run, by name or folder; an evaluation's folder; a file of translations.
 
     Args:
         references: with `source` and `train` files that the user names; None: those of the first run.
-        language: of the references, with `evaluate` for BLEU's tokenizer; None: that of the first run.
+        language: of the references, for BLEU's tokenizer; None: that of the first run.
+        tokenize: BLEU's tokenizer, whatever the language.
     Raises:
         UserError: something is missing, or they are not of one test set.
     """
@@ -95,7 +95,7 @@ def gather(
     else:
         raise UserError(f"references=<file>: name the references, for {words[0]} and the others are files, not runs")
     _refuse_other_signatures(list(evaluated.values()))
-    tokenize = _tokenizer(first, language, evaluate, meant, where)
+    tokenize = _tokenizer(first, language, tokenize, meant, where)
     systems = []
     for word, one in found.items():
         if isinstance(one, _Evaluated):
@@ -124,30 +124,29 @@ def gather(
 
 
 def _tokenizer(
-    first: _Evaluated | None, language: str | None, evaluate: EvaluateConfig, references: list[str], where: str
+    first: _Evaluated | None, language: str | None, tokenize: str | None, references: list[str], where: str
 ) -> str:
-    """BLEU's tokenizer: that of the runs' scores, else that of the language or of `evaluate`.
+    """BLEU's tokenizer: that of the runs' scores, else `tokenize` or that of the language.
 
     Raises:
         UserError: another one is asked for than the runs were scored with, a package is missing, or the references have
             no spaces and nothing says their language.
     """
-    asked = tokenizer_for(language or "", evaluate) if language or evaluate.tokenize else None
+    asked = tokenize or (tokenizer_for(language) if language else None)
     if first:
         own = tokenizer_of(first.result["test"]["bleu"]["signature"])
         if asked not in (None, own):
-            key = "evaluate.tokenize" if evaluate.tokenize else "target_language"
+            key = "evaluate.tokenize" if tokenize else "target_language"
             raise UserError(
                 f"{key}: stands for the tokenizer {asked}, and the run {first.run.name} was scored with {own}. Leave "
                 f"{key} out, or first: transloom evaluate resume={first.run.name} evaluate.tokenize={asked}"
             )
         asked = own
-    elif not evaluate.tokenize:
-        asked = asked or DEFAULT
+    asked = asked or DEFAULT
+    if not first and not tokenize:
         refuse_unspaced((line.encode() for line in references), asked, where, "for example target_language=zh")
-    tokenize = asked or DEFAULT
-    load_tokenizer(tokenize)
-    return tokenize
+    load_tokenizer(asked)
+    return asked
 
 
 def read_text(path: Path) -> list[str]:

@@ -67,7 +67,6 @@ def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
     made = {"scores": _scores(comparison), "sentences": _sentences(comparison)}
     if any(one["training"] for one in comparison["systems"].values()):
         made["translations"] = _translations(comparison)
-    if any(one["training"] for one in comparison["systems"].values()):
         made["runs"] = _runs(comparison)
     if comparison["reach"]:
         made["reach"] = _reach(comparison["reach"])

@@ -358,16 +358,18 @@ def _make_mergeable(node: DictConfig) -> None:
 def _keys() -> list[str]:
     """Every setting by its full name."""
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for name in node:
-            child = node._get_node(name)
-            if _is_section(child):
-                yield from walk(child, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
-
-    names = [name for architecture in ARCHITECTURES for name in walk(_schema(architecture), "")]
+    names = [name for architecture in ARCHITECTURES for name, _ in _leaves(_schema(architecture))]
     return list(dict.fromkeys([*names, "model.architecture"]))
+
+
+def _leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting in the schema by its full name, and its node."""
+    for name in section:
+        child = section._get_node(name)
+        if _is_section(child):
+            yield from _leaves(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
 
 
 def _names() -> list[str]:
@@ -386,15 +388,8 @@ def _dictionaries() -> list[str]:
 def _texts() -> list[str]:
     """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is."""
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for name in node:
-            child = node._get_node(name)
-            if _is_section(child):
-                yield from walk(child, f"{prefix}{name}.")
-            elif isinstance(child, StringNode):
-                yield f"{prefix}{name}"
-
-    return [*walk(_schema("transformer"), ""), "corpus.data_files."]
+    texts = [name for name, node in _leaves(_schema("transformer")) if isinstance(node, StringNode)]
+    return [*texts, "corpus.data_files."]
 
 
 def _is_text(key: str) -> bool:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jobs.config import Config, read_config, to_dict
 from jobs.console import clock, console
 from jobs.package import submission
 from jobs.run_model import in_words, training_of
-from jobs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_search, stage_folder
+from jobs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_config, stage_folder
 from model.build import architecture_of
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
@@ -42,7 +41,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     Args:
         keep_status: the block does not train, so a training that has not ended stays KILLED or FAILED.
     """
-    config = replace(run.config, decode=own_search(run))
+    config = own_config(run)
     root = run.folder.parent.parent
     is_to_train = run.training is None and not keep_status
     done = "FINISHED"

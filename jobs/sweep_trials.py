@@ -103,7 +103,7 @@ class Trials:
         between is done again."""
         run, tracker, stack = self._open.pop(number)
         record = self.study.records[number]
-        seconds = seconds_of(run)
+        seconds = logged_seconds(run.folder)
         if state is State.finished and run.training:
             report_training(run, tracker)
         if state is State.stopped:
@@ -143,8 +143,3 @@ class Trials:
 def _close(stack: ExitStack, error: BaseException | None) -> None:
     """Leaves the contexts of a trial, as they would be left where `error` came."""
     stack.__exit__(type(error) if error else None, error, None)
-
-
-def seconds_of(run: Run) -> float:
-    """Of training so far, over all attempts."""
-    return logged_seconds(run.folder)

@@ -188,27 +188,29 @@ def run_for(config: Config, prepared: Prepared) -> Run:
     return run
 
 
+def own_config(run: Run) -> Config:
+    """The run's settings with the search and BLEU's tokenizer that the run was begun with: its config.yaml and MLflow
+    keep them, whatever a later command searches and scores with."""
+    file = run.folder / CONFIG_FILE
+    if not file.exists():
+        return run.config
+    begun = read_config(file)
+    return replace(run.config, decode=begun.decode, evaluate=begun.evaluate)
+
+
 def own_search(run: Run) -> BeamConfig:
-    """The search that the run was begun with: its config.yaml keeps it, whatever a later command searches with."""
-    return _own_config(run).decode
+    return own_config(run).decode
 
 
 def own_tokenizer(run: Run) -> str:
-    """BLEU's tokenizer that the run was begun with, likewise."""
-    own = _own_config(run)
+    own = own_config(run)
     return tokenizer_for(own.corpus.target_language, own.evaluate)
 
 
-def _own_config(run: Run) -> Config:
-    file = run.folder / CONFIG_FILE
-    return read_config(file) if file.exists() else run.config
-
-
 def _write_config(run: Run) -> None:
-    own = _own_config(run)
-    run = replace(run, config=replace(run.config, decode=own.decode, evaluate=own.evaluate))
+    text = to_yaml(own_config(run))
     with atomic_write(run.folder / CONFIG_FILE) as file:
-        file.write(redact_uri(to_yaml(run.config)).encode())  # workers read it; none needs the server's password
+        file.write(redact_uri(text).encode())  # workers read it; none needs the server's password
 
 
 def stage_folder(run_folder: Path, stage: str) -> Path:

@@ -102,8 +102,8 @@ def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
 
 
 def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
-    from jobs.sweep_trials import seconds_of
     from jobs.sweep_tune import validation_curve
+    from jobs.worker import logged_seconds
     from pipeline.tracker import SpoolTracker
 
     tracker = SpoolTracker(tmp_path)
@@ -114,7 +114,7 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.log_metrics({"validation/bleu": 20.0}, 40)
     tracker.close()
     assert validation_curve(tmp_path) == [(30, 3000, 10.0), (40, 4000, 20.0)]
-    assert seconds_of(Run("a", tmp_path, load_config([]))) == 4.0
+    assert logged_seconds(tmp_path) == 4.0
 
 
 def test_a_lead_among_scores_that_are_too_low_is_none():

@@ -97,12 +97,13 @@ def start(
     config: TrainConfig,
     wrap: Callable[[Engine], Any] = lambda engine: engine,
     shape: ModelConfig = MODEL,
+    fresh: TrainState | None = None,
     **changes: Any,
 ) -> tuple[Told, TrainState, Engine, str]:
     """Trains as a worker does: from the newest checkpoint, if there is one."""
     torch.manual_seed(1)
     model = build_model(shape, VOCAB)
-    state, initial = TrainState(), None
+    state, initial = fresh or TrainState(), None
     if (newest := newest_checkpoint(folder / "checkpoints")) is not None:
         initial, saved = load_checkpoint(newest)
         state = TrainState(**saved)
@@ -235,31 +236,7 @@ def test_training_ends_at_the_report_after_its_time_is_up(tmp_path: Path, monkey
 def test_a_run_whose_time_is_up_when_it_is_resumed_ends_with_a_snapshot(tmp_path: Path) -> None:
     """A kill in the last validation: the seconds were logged, and the newest checkpoint is of before."""
     config = dataclasses.replace(SHORT, max_minutes=1 / 60, max_steps=100)
-    torch.manual_seed(1)
-    state = TrainState(seconds=5.0)
-    model = build_model(MODEL, VOCAB)
-    engine = make_engine(
-        TranslationObjective(model, config.label_smoothing).train(),
-        OptimizerConfig(),
-        PrecisionConfig(dtype=Precision.fp32),
-        EngineConfig(name=EngineName.torch),
-        torch.device("cpu"),
-        None,
-    )
-    reason = train(
-        config,
-        BATCH,
-        SCHEDULE,
-        model=model,
-        engine=engine,
-        pairs=CopyTask(2000, 0),
-        seed=3,
-        state=state,
-        folder=tmp_path,
-        about={},
-        reports=Told().reports(),
-        validate=lambda step, path: Found(1.0, float(step)),
-    )
+    _, state, _, reason = start(tmp_path, config, fresh=TrainState(seconds=5.0))
     assert reason == "max_minutes"
     assert [one["step"] for one in state.validations] == [state.step] == checkpoints(tmp_path)
     assert state.step == config.log_every
