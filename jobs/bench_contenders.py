@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.cluster import ALLOCATOR, many_processes_are_meant
+from jobs.cluster import ALLOCATOR, MANY_PROCESSES, without_messages
 from jobs.config import ClusterConfig, Config
-from jobs.train import make_trainer
+from jobs.trainer import make_trainer
 from model.config import Norm, Positions, TransformerConfig
 from pipeline.bench.config import WARM_UP_STEPS, BenchConfig
 from pipeline.bench.protocol import Contender, IsLost, Meeting, serve
@@ -112,7 +112,7 @@ def measure_training(
     tasks, notes = contenders_of(task)
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
-        stack.enter_context(many_processes_are_meant())
+        stack.enter_context(without_messages(MANY_PROCESSES))
         ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
         threads: list[threading.Thread] = []
         stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])

@@ -7,13 +7,14 @@ import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.clusters import keep_ray_token_private
 from jobs.console import console
 from jobs.local_node import NODE_ENVIRONMENT
+from jobs.ray_watch import answers, ended_by_loss
 from jobs.stopping import ended_by_sigterm
 from pipeline.errors import UserError
 
@@ -33,7 +34,10 @@ ALLOCATOR = {
 
 ANSWER_SECONDS = 10.0
 LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
-MANY_PROCESSES = "worker processes have been started"
+# Messages of Ray's.
+MANY_PROCESSES = "worker processes have been started"  # where several trainings are there at once on purpose
+WORKER_DIED = "A worker died or was killed while executing a task"
+NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
         meanwhile: imports what comes next, while Ray's processes start; not called where a cluster is joined.
     Raises:
         Terminated: SIGTERM ended the block.
-        UserError: there is no cluster at the address, or it can never place the workers.
+        UserError: there is no cluster at the address, it can never place the workers, or it was lost meanwhile.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -71,11 +75,36 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
             _start_ray(meanwhile)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
-            with ended_by_sigterm():  # again: ray.init installs a handler of its own, which ends without a word
+            with (
+                ended_by_sigterm(),  # again: ray.init installs a handler of its own, which ends without a word
+                _ended_by_loss(config),
+                without_messages(WORKER_DIED, *NODE_DIED),  # jobs/attempts.py says what came of it
+            ):
                 refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
                 yield
         finally:
             ray.shutdown()
+
+
+def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
+    """Ends the block where Ray's processes are gone: those of the command's own Ray, or else the cluster's head node or
+    this machine's node."""
+    import ray
+
+    from jobs.ray_patches import dead_processes
+
+    kept = "Finished stages and checkpoints are kept"
+    if not config.address:
+        return ended_by_loss(dead_processes, f"{kept}: the same command goes on from there")
+    context = ray.get_runtime_context()
+    addresses = {f"the cluster's head node ({context.gcs_address})": context.gcs_address}
+    here = [node for node in living_nodes() if node["NodeID"] == context.get_node_id()]
+    addresses |= {f"this machine's node of the cluster ({node_address(node)})": node_address(node) for node in here}
+
+    def silent() -> str | None:
+        return next((name for name, address in addresses.items() if not answers(address)), None)
+
+    return ended_by_loss(silent, f"{kept}: once the cluster is up again, the same command goes on from there")
 
 
 def _start_ray(meanwhile: Callable[[], object]) -> None:
@@ -173,19 +202,19 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
     """
     each = worker_resources(config)
     for kind, amount in each.items():
-        needed, have = amount * config.num_workers, sum(node.get(kind, 0) for node in nodes)
+        needed, have = amount * config.fewest_workers, sum(node.get(kind, 0) for node in nodes)
         if needed > have + 1e-6:
             raise UserError(
-                f"cluster.num_workers: {config.num_workers} workers of {amount:g} {kind} need {needed:g}, but the "
+                f"cluster.num_workers: {config.fewest_workers} workers of {amount:g} {kind} need {needed:g}, but the "
                 f"cluster has {have:g}; lower cluster.num_workers or cluster.{kind.lower()}s_per_worker"
             )
     room = room_for_workers(config, nodes)
-    if room < config.num_workers:
+    if room < config.fewest_workers:
         worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
         has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)
         raise UserError(
             f"cluster.num_workers: a worker of {worker} must fit on one node, and the cluster's nodes ({has}) have "
-            f"room for {room} of {config.num_workers}; lower cluster.num_workers or what a worker takes"
+            f"room for {room} of {config.fewest_workers}; lower cluster.num_workers or what a worker takes"
         )
 
 
@@ -263,14 +292,14 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
 
 
 @contextmanager
-def many_processes_are_meant() -> Iterator[None]:
-    """Ray prints a warning of many processes, where several trainings are there at the same time on purpose."""
+def without_messages(*texts: str) -> Iterator[None]:
+    """Keeps those of Ray's messages from the terminal in which one of the texts stands."""
     from ray._private import worker
 
     show = worker.print_to_stdstream
 
     def show_others(data: Any, *args: Any, **options: Any) -> None:
-        if not any(MANY_PROCESSES in line for line in data["lines"]):
+        if not any(text in line for line in data["lines"] for text in texts):
             show(data, *args, **options)
 
     worker.print_to_stdstream = show_others

@@ -50,24 +50,43 @@ else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by t
 OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
 MAX_SEED = 2**32 - 1  # NumPy's limit
 OWN_NAME = "file-of-your-own"  # what Hydra calls it
+NUM_WORKERS = re.compile(r"cluster\.num_workers=(?:(\d+)|\[\s*(\d+)\s*,\s*(\d+)\s*\])")  # a number, or a range
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     """Where the workers run: on a Ray of this machine alone, or on an existing cluster.
 
-    `address` is Ray's: `auto` for the cluster this machine belongs to, `host:port`, or none for a local Ray.
+    Attributes:
+        address: Ray's: `auto` for the cluster this machine belongs to, `host:port`, or none for a local Ray.
+        num_workers: how many train together, at most. On the command line [2,8] means 8, and min_workers=2.
+        min_workers: as nodes leave and come, a training goes on with as many workers as there is room for, at least
+            these. None: always num_workers.
+        max_failures: how often workers may die, hang or not start before the training gives up.
+        hang_minutes: after which a worker without a step, or ten times as long without a validation or a checkpoint,
+            is taken for hung; the workers are ended and started again. 0: never.
     """
 
     address: str | None = None
     num_workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     max_failures: int = 3
+    hang_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ValueError(f"num_workers: must be at least 1, not {self.num_workers}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers: must be from 1 to num_workers ({self.num_workers}), not {self.min_workers}")
+        if self.hang_minutes < 0:
+            raise ValueError(f"hang_minutes: must be at least 0, not {self.hang_minutes}")
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how many workers a training begins, where there is no room for more."""
+        return self.num_workers if self.min_workers is None else self.min_workers
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker: must be more than 0, not {self.cpus_per_worker}")
         # One process drives one device: half a GPU or two would break the engines' rank-to-device rule.
@@ -182,9 +201,19 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     return {group: choices[group] for group in groups() if choices.get(group)}
 
 
+def _without_range(word: str) -> list[str]:
+    """cluster.num_workers=[2,8] as num_workers=8 min_workers=2, of which OmegaConf can check the types. A number alone
+    means just so many."""
+    match = NUM_WORKERS.fullmatch(word)
+    if match is None:
+        return [word]
+    number, lowest, highest = match.groups()
+    return [f"cluster.num_workers={number or highest}", f"cluster.min_workers={lowest or 'null'}"]
+
+
 def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
-    words = [_quoted(word) for word in overrides if word not in own]
+    words = [_quoted(each) for word in overrides if word not in own for each in _without_range(word)]
     parsed = _parse(words, own_words)
     for override in parsed:
         _check_name(override, own_words)

@@ -122,13 +122,13 @@ def _wait_for_room(cluster: ClusterConfig) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
     bundle = worker_resources(cluster)
-    group = placement_group([bundle] * cluster.num_workers, strategy="PACK")
+    group = placement_group([bundle] * cluster.fewest_workers, strategy="PACK")
     try:
         if not group.wait(ROOM_SECONDS):
             free = ", ".join(f"{ray.available_resources().get(kind, 0):g} {kind}" for kind in bundle)
             each = ", ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
             raise UserError(
-                f"cluster.num_workers: there was no room for {cluster.num_workers} workers of {each} within "
+                f"cluster.num_workers: there was no room for {cluster.fewest_workers} workers of {each} within "
                 f"{ROOM_SECONDS:.0f} s: free are {free}, others hold the rest. Wait for them (transloom jobs lists "
                 "them), or lower cluster.num_workers"
             )

@@ -1,7 +1,8 @@
 """Where Ray (2.60) is made to do less than it does by itself, through names that it keeps private: each process that is
 not started is seconds less before the first step. `ray_session` and `make_trainer` use what stands here.
 
-Without any of this everything still works, only later: what a newer Ray calls otherwise can be left out here.
+Without any of this everything still works, only later: what a newer Ray calls otherwise can be left out here. Not so
+what jobs/attempts.py needs: where the workers are, which resources are free on each node, which nodes are going away.
 """
 
 import asyncio
@@ -14,12 +15,13 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray._private import services, utils
+from ray._private import services, state, utils, worker
 from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RpcError
 from ray.job_config import JobConfig
 
+from jobs.heartbeat import Worker
 from jobs.local_node import NODE_ENVIRONMENT
 from pipeline.search_path import ROOT
 
@@ -123,10 +125,13 @@ def trainer_class() -> type:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
+    from ray.train.v2._internal.execution.worker_group import state as group_state
     from ray.train.v2._internal.logging.logging import SessionFileHandler
 
     class Workers(WorkerGroup):
+        on_workers: Callable[[list[Worker]], None]
+
         def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
             # As Ray's, without the controller's actor: only checkpoints that are reported to Ray need it.
             ray.get(
@@ -143,10 +148,13 @@ def trainer_class() -> type:
                     for i, worker in enumerate(workers)
                 ]
             )
+            self.on_workers(
+                [
+                    Worker(worker.distributed_context.world_rank, worker.metadata.node_id, worker.metadata.pid)
+                    for worker in workers
+                ]
+            )
             self._decorate_worker_log_file_paths(workers)
-
-    class Controller(TrainController):
-        worker_group_cls = Workers
 
     class FixedNumber(FixedScalingPolicy):
         """Asks nobody for machines: there is no autoscaler."""
@@ -158,6 +166,7 @@ def trainer_class() -> type:
 
     class Trainer(TorchTrainer):
         is_alone = False  # whether Ray is this command's own
+        on_workers: Callable[[list[Worker]], None] = staticmethod(lambda workers: None)  # when their processes are up
 
         def _create_default_callbacks(self) -> Any:
             unused: list[type] = [DatasetsCallback]  # the manager of Ray's own datasets, a process
@@ -174,7 +183,8 @@ def trainer_class() -> type:
                 logger.propagate = False
             if self.is_alone:
                 arguments["scaling_policy"] = FixedNumber(self.scaling_config)
-            controller = Controller(**arguments)
+            group = type("Workers", (Workers,), {"on_workers": staticmethod(self.on_workers)})
+            controller = type("Controller", (TrainController,), {"worker_group_cls": group})(**arguments)
             # Not asyncio.run, which takes Ctrl-C for itself.
             loop = asyncio.new_event_loop()
             try:
@@ -185,7 +195,7 @@ def trainer_class() -> type:
 
     # The actor at which workers meet that report checkpoints to Ray; ours do not.
     worker_group.SynchronizationActor = _Nobody  # pyright: ignore
-    state._shutdown_sync_actor = lambda actor: None
+    group_state._shutdown_sync_actor = lambda actor: None
     return Trainer
 
 
@@ -199,3 +209,20 @@ class _Nobody:
     @classmethod
     def remote(cls, **_: Any) -> "_Nobody":
         return cls()
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What each living node has free, by the node's ID. Ray's public functions know it of the whole cluster alone."""
+    return state.available_resources_per_node()
+
+
+def draining_nodes() -> set[str]:
+    """The IDs of the nodes that Ray was told to empty, since their machines are going away."""
+    return set(state.state.get_draining_nodes())
+
+
+def dead_processes() -> str | None:
+    """Names a process of the Ray that this command has started which has ended; None: all live."""
+    node = worker._global_node
+    ended = node.dead_processes() if node else []
+    return f"Ray's process {ended[0][0]}" if ended else None

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
@@ -73,7 +73,10 @@ def on_sigterm(action: Callable[[], object], limit: float | None = None) -> Iter
 
 def watched(file: Path) -> Callable[[], bool]:
     """Whether somebody has written into `file`, which is there from the start: a machine that shares a folder over a
-    network may see a new file late, but what is in a file that it opens anew at once."""
+    network may see a new file late, but what is in a file that it opens anew at once.
+
+    The function raises FileNotFoundError where the file is gone: whoever asks belongs to an attempt that is over.
+    """
     looked_at = float("-inf")
 
     def is_written() -> bool:
@@ -81,8 +84,11 @@ def watched(file: Path) -> Callable[[], bool]:
         if time.monotonic() - looked_at < SECONDS_BETWEEN_LOOKS:
             return False
         looked_at = time.monotonic()
-        with suppress(OSError):  # a network's hiccup is no reason to end
+        try:
             return bool(file.read_bytes())
-        return False
+        except FileNotFoundError:
+            raise
+        except OSError:  # a network's hiccup is no reason to end
+            return False
 
     return is_written

@@ -194,6 +194,8 @@ def _search(
     begin_stage(title)
     nodes = [node["Resources"] for node in living_nodes()]
     clusters = [at_point(base, point).cluster for point in corner_points(study.parameters)]
+    if any(one.min_workers is not None for one in clusters):  # a trial would grow into the room of another
+        raise UserError("cluster.min_workers: a sweep's trials have a fixed number of workers; set cluster.num_workers")
     room = min(room_for_workers(one, nodes) // one.num_workers for one in clusters)
     if room < 1:
         largest = max(one.num_workers for one in clusters)

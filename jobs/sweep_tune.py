@@ -15,11 +15,12 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from jobs.cluster import many_processes_are_meant
+from jobs.attempts import train_in_attempts
+from jobs.cluster import MANY_PROCESSES, without_messages
 from jobs.config import read_config
 from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.sweep_trials import Trials
-from jobs.train import is_trained, launch_workers, refuse_too_long, refuse_unspaced_targets
+from jobs.train import is_trained, refuse_too_long, refuse_unspaced_targets
 from jobs.workspace import CONFIG_FILE, STOP_FILE, Run
 from pipeline.errors import UserError
 from pipeline.spool import read_points
@@ -74,7 +75,7 @@ class TrialActor(tune.Trainable):
             if not is_trained(self._run):
                 refuse_too_long(self._run)
                 refuse_unspaced_targets(self._run)
-                launch_workers(self._run, spare=0)  # what this trial leaves free is another's
+                train_in_attempts(self._run, with_spare=False)  # what this trial leaves free is another's
         except UserError as error:
             self._failure = str(error)
         except BaseException as error:
@@ -212,7 +213,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, sweep: Run) -> N
         trials.let_end()
         stop_file.write_bytes(b"SIGTERM\n")
 
-    with _closing(trials), many_processes_are_meant(), on_sigterm(stop):
+    with _closing(trials), without_messages(MANY_PROCESSES), on_sigterm(stop):
         tuner.fit()
         if searcher.error:
             raise searcher.error

@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import Config, read_config
+from jobs.heartbeat import Heartbeat
 from jobs.report import report_validation
 from jobs.stopping import watched
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run, stage_folder
+from jobs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    RESTART_FILE,
+    STOP_FILE,
+    TRAINING_FILE,
+    Run,
+    stage_folder,
+)
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
@@ -30,12 +40,13 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """One worker, from its start to the end of training. What is the user's to mend is returned, since Ray would
     retry on an exception."""
     try:
-        return _train(Path(settings["folder"]), settings["spare_cpus"])
+        attempt = Path(settings["attempt"])
+        return _train(Path(settings["folder"]), attempt, settings["spare_cpus"], settings["hang_seconds"])
     except UserError as error:
         return {"user_error": str(error)}
 
 
-def _train(folder: Path, spare: int) -> dict[str, Any]:
+def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
@@ -50,6 +61,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from pipeline.train.objective import TranslationObjective
     from pipeline.train.optimizer import Precision
 
+    heartbeat = Heartbeat(attempt, rank(), hang_seconds)
     config = read_config(folder / CONFIG_FILE)
     logging.basicConfig(level=logging.WARNING)
     device = get_device()
@@ -82,9 +94,9 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             "identity": read_json(folder / PREPARED_FILE)["identity"],
             "tokenizer": tokenizer.sha256,
         },
-        validate=_validation(config, folder, device, spare),
-        reports=_reports(config, folder, is_first=rank() == 0),
-        stop=watched(folder / STOP_FILE) if rank() == 0 else lambda: False,
+        validate=_validation(config, folder, device, spare, heartbeat),
+        reports=_reports(config, folder, heartbeat, is_first=rank() == 0),
+        stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
     )
     if rank() == 0 and reason != "stopped":
         write_json(
@@ -98,6 +110,17 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             },
         )
     return {"reason": reason}
+
+
+def _asked_to_stop(stop: Path, restart: Path, heartbeat: Heartbeat, is_first: bool) -> Callable[[], bool]:
+    """Asked after each step: whether the command is to end, or the workers are to make way for another attempt."""
+    looks = [watched(file) for file in (stop, restart)] if is_first else []
+
+    def is_asked() -> bool:
+        heartbeat.step()
+        return any([look() for look in looks])
+
+    return is_asked
 
 
 def logged_seconds(folder: Path) -> float:
@@ -116,7 +139,9 @@ def _products(folder: Path, model: "Model") -> list[bool]:
     return read_json(file)
 
 
-def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callable[[int, Path], Any]:
+def _validation(
+    config: Config, folder: Path, device: Any, spare: int, heartbeat: Heartbeat
+) -> Callable[[int, Path], Any]:
     """Validation in a Ray task where the workers leave a CPU free, else by the workers in turn with training."""
     from pipeline.ranks import on_rank_zero
 
@@ -129,7 +154,12 @@ def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callab
 
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:
         handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
-        return lambda: on_rank_zero(lambda: ray.get(handle[0]))
+
+        def wait() -> Any:
+            heartbeat.begin("waiting for a validation")
+            return on_rank_zero(lambda: ray.get(handle[0]))
+
+        return wait
 
     return begin
 
@@ -159,13 +189,17 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     return validate(model, tokenizer, pairs, references, config.batch, beam, tokenize)
 
 
-def _reports(config: Config, folder: Path, is_first: bool) -> Any:
+def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool) -> Any:
     """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
     from pipeline.tracker import SpoolTracker
     from pipeline.train.loop import Reports
 
+    def begin(fresh: Mapping[str, Any]) -> None:
+        if doing := fresh.get("doing"):
+            heartbeat.begin(doing)
+
     if not is_first:
-        return Reports(*[lambda *_: None] * 3)
+        return Reports(metrics=lambda *_: None, validated=lambda *_: None, progress=begin)
     tracker = SpoolTracker(folder)
     shown: dict[str, Any] = {"max_steps": config.train.max_steps, "max_minutes": config.train.max_minutes}
 
@@ -173,6 +207,7 @@ def _reports(config: Config, folder: Path, is_first: bool) -> Any:
         report_validation(tracker, Run(folder.name, folder, config), step, found)
 
     def progress(fresh: Mapping[str, Any]) -> None:
+        begin(fresh)
         shown["doing"] = None
         if "validation_bleu" in fresh:
             shown["validation_step"] = fresh["step"]

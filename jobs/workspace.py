@@ -23,6 +23,7 @@ from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch
 from pipeline.spool import redact_uri
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
+WORKERS_FOLDER, RESTART_FILE, STACKS_FOLDER = "workers", "restart", "stacks"  # of the attempt; of those that hung
 
 LOOK_SECONDS = 0.5
 IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format

@@ -29,7 +29,7 @@ STAGES = {"corpus": "corpora", "tokenizer": "tokenizers", "shards": "shards"}
 UNIT = re.compile(r"((checkpoints|weights)/step_\d+|(model)|(evaluation)/[\w.-]+)/.+")
 MARKERS = {"checkpoints": MANIFEST, "weights": MANIFEST, "model": "config.json", "evaluation": "result.json"}
 # Of this machine alone: locks, Ray's own files, how far the upload to MLflow has come; and what is still being written.
-NOT_STORED = re.compile(r"ray/.*|lock|stop|progress\.json|.*\.uploaded|.*\.tmp\b.*")
+NOT_STORED = re.compile(r"ray/.*|workers/.*|lock|stop|progress\.json|.*\.uploaded|.*\.tmp\b.*")
 POLL_SECONDS = 2.0
 SECONDS_BETWEEN_FILES = 60.0  # uploads of files that grow, such as the curves, where no checkpoint asks for them
 MAX_BACKOFF_SECONDS = 60.0

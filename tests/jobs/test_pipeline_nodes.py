@@ -17,7 +17,7 @@ from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.preflight import check_cluster, checked_session
 from jobs.prepare import prepare_stage
-from jobs.train import make_trainer
+from jobs.trainer import make_trainer
 from jobs.worker import train_worker
 from jobs.workspace import Run, run_for
 from pipeline.errors import UserError
@@ -163,7 +163,8 @@ def _words(kind: tuple[str, str, int]) -> tuple[str, ...]:
 
 def _train_all(runs: list[Run]) -> None:
     def train_in_turn(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [train_worker({"folder": folder, "spare_cpus": 0}) for folder in settings["folders"]]
+        alone = {"spare_cpus": 0, "hang_seconds": 0.0}
+        return [train_worker({"folder": folder, **alone}) for folder in settings["folders"]]
 
     cluster = dataclasses.replace(runs[0].config.cluster, max_failures=0)
     folders = [str(run.folder) for run in runs]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import train
+from jobs import attempts, train
 from jobs.config import Config
 from jobs.stopping import Terminated
 from jobs.workspace import STOP_FILE, Run
@@ -92,20 +92,16 @@ def test_a_sigterm_while_the_workers_start_is_not_lost(tmp_path, monkeypatch):
     """It comes between the handler's arming and the workers' start, where the file that tells them was emptied once."""
     for check in ("refuse_too_long", "refuse_unspaced_targets"):
         monkeypatch.setattr(train, check, lambda run: None)
-    monkeypatch.setattr(train, "spare_cpus", lambda cluster: 0)
-    launched = train.launch_workers
-
-    def launch(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
-        launched(*args)
 
     class Trainer:
         def fit(self):
+            os.kill(os.getpid(), signal.SIGTERM)
             assert (tmp_path / STOP_FILE).read_bytes() == b"SIGTERM\n"
             return SimpleNamespace(return_value={"reason": "stopped"})
 
-    monkeypatch.setattr(train, "launch_workers", launch)
-    monkeypatch.setattr(train, "make_trainer", lambda *_: Trainer())
+    monkeypatch.setattr(attempts, "spare_cpus", lambda cluster: 0)
+    monkeypatch.setattr(attempts, "_workers_for_now", lambda run, room_by: 1)
+    monkeypatch.setattr(attempts, "make_trainer", lambda *_: Trainer())
     (tmp_path / STOP_FILE).write_bytes(b"SIGTERM\n")  # of an attempt before, which does not count
     with pytest.raises(Terminated, match="before its first step"):
         train.train_stage(Run("mine", tmp_path, Config(precision=PrecisionConfig(Precision.fp32))))
