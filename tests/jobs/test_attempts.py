@@ -43,14 +43,8 @@ class Cluster:
             monkeypatch.setattr(attempts, name, 0.05)
         monkeypatch.setattr(attempts, "make_trainer", self._make_trainer)
         monkeypatch.setattr(attempts, "spare_cpus", lambda cluster: 0)
-        monkeypatch.setattr(
-            attempts,
-            "living_nodes",
-            lambda: [{"NodeID": name, "Resources": {"CPU": cpus}} for name, cpus in nodes.items()],
-        )
-        monkeypatch.setattr(
-            ray_patches, "free_resources", lambda: {name: {"CPU": cpus} for name, cpus in self.free.items()}
-        )
+        monkeypatch.setattr(attempts, "living_nodes", self._living_nodes)
+        monkeypatch.setattr(ray_patches, "free_resources", lambda: {name: {"CPU": nodes[name]} for name in nodes})
         monkeypatch.setattr(ray_patches, "draining_nodes", lambda: self.going)
 
     def _living_nodes(self) -> list[dict[str, Any]]:
