@@ -135,7 +135,8 @@ def measure_training(
         ready = {name: contender.receive() for name, contender in contenders.items()}
         rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)
         result = summarise_training(rounds, ready, task.model, task.vocab_size)
-        result |= {"ratios": [one.as_dict() for one in training_ratios(rounds)], "notes": notes}
+        ratios = training_ratios(rounds, is_fp32=task.precision.dtype is Precision.fp32)
+        result |= {"ratios": [one.as_dict() for one in ratios], "notes": notes}
         if weights:
             _train_on(contenders[BARE], bench, weights, progress)
     return result

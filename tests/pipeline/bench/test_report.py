@@ -63,6 +63,12 @@ def test_the_ratios_are_those_of_medians_with_the_spread_of_the_rounds() -> None
     assert json.loads(json.dumps(one.as_dict()))["is_met"] is False
 
 
+def test_fp32_has_targets_of_its_own() -> None:
+    found = training_ratios(rounds(), is_fp32=True)
+    assert ratio_of(found, "best of the others").goal == ratio_of(found, f"{BARE} / {CONTROL}", "tokens").goal == 1.25
+    assert ratio_of(found, f"{ZERO0} / {BARE}").goal == 0.97
+
+
 def test_who_is_not_there_is_in_no_ratio() -> None:
     full = rounds()
     turns = {name: full.turns[name] for name in (BARE, CONTROL)}
