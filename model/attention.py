@@ -108,11 +108,13 @@ class Grid:
 
     Attributes:
         dtype: of the scores.
+        rotation: (N, K) by what self-attention turns queries and keys; None: by nothing.
     """
 
     layout: Layout
     num_heads: int
     dtype: torch.dtype
+    rotation: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -125,9 +127,15 @@ class Grid:
         return self.layout.lengths.is_cuda and self.dtype in (torch.bfloat16, torch.float16)
 
     @cached_property
-    def rows(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """By number of projections, the gather of `Layout.head_rows`."""
-        return {projections: self.layout.head_rows(self.num_heads, projections) for projections in (1, 2, 3)}
+    def _rows(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        return {}
+
+    def rows(self, num_heads: int, projections: int) -> tuple[Tensor, Tensor]:
+        """The gather of `Layout.head_rows`."""
+        key = num_heads, projections
+        if key not in self._rows:
+            self._rows[key] = self.layout.head_rows(num_heads, projections)
+        return self._rows[key]
 
     @cached_property
     def padding_bias(self) -> Tensor | None:
@@ -140,24 +148,45 @@ class Grid:
         return causal_bias(self.shape[1], self.dtype, self.layout.lengths.device)
 
     @cached_property
+    def _causal_biases(self) -> dict[int, Tensor]:
+        return {1: self.causal_bias}
+
+    def causal_bias_of(self, queries: int) -> Tensor:
+        """For so many heads of queries that follow each other: (queries * L, L)"""
+        if queries not in self._causal_biases:
+            self._causal_biases[queries] = self.causal_bias.repeat(queries, 1)
+        return self._causal_biases[queries]
+
+    @cached_property
     def ends(self) -> Tensor:
         """(B + 1,) int32: 0, then the row behind each sentence."""
         return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
 
 
-def to_heads(projected: Tensor, grid: Grid, projections: int) -> Tensor:
+def to_heads(projected: Tensor, grid: Grid, projections: int, num_heads: int | None = None) -> Tensor:
     """Projections that lie side by side, (N, P * H * K), as heads in the grid: (P, B, H, L, K)."""
-    (sentences, length), heads = grid.shape, grid.num_heads
-    rows, places = grid.rows[projections]
+    (sentences, length), heads = grid.shape, num_heads or grid.num_heads
+    rows, places = grid.rows(heads, projections)
     width = projected.shape[1] // (projections * heads)
     return to_grid(projected.reshape(-1, width), rows, places).view(projections, sentences, heads, length, width)
 
 
 def from_heads(context: Tensor, grid: Grid) -> Tensor:
     """(B, H, L, K) -> (N, H * K)"""
-    rows, places = grid.rows[1]
+    rows, places = grid.rows(grid.num_heads, 1)
     width = context.shape[-1]
     return from_grid(context.reshape(-1, width), rows, places).view(-1, grid.num_heads * width)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns the pairs (i, i + K / 2) of every head by the angles of its token's position (RoPE, equation 34).
+
+    Args:
+        x: (N, H, K). rotation: (N or 1, K), K / 2 cosines and as many sines.
+    """
+    cos, sin = rotation.to(x.dtype)[:, None].chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class KeyValueCache:
@@ -187,90 +216,147 @@ class KeyValueCache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of packed sentences to themselves; heads are key_width (K) and value_width (V) wide."""
+    """Multi-head attention of packed sentences to themselves; heads are key_width (K) and value_width (V) wide.
 
-    def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
+    Keys and values may have fewer heads, G, each of which H / G heads of queries share. These are laid one behind the
+    other as if they were one head of H / G times as many queries.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        key_width: int,
+        value_width: int,
+        key_value_heads: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.has_one_width = key_width == value_width  # then one gather carries them all
-        self.widths = [num_heads * width for width in (key_width, key_width, value_width)]
-        self.query_key_value = Linear(d_model, sum(self.widths))
-        self.output = Linear(num_heads * value_width, d_model)
+        self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
+        self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for them all
+        self.key_width = key_width
+        self.widths = [num_heads * key_width, self.key_value_heads * key_width, self.key_value_heads * value_width]
+        self.query_key_value = Linear(d_model, sum(self.widths), bias)
+        self.output = Linear(num_heads * value_width, d_model, bias)
         for weight in self.query_key_value.weight.split(self.widths):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
-        nn.init.zeros_(self.query_key_value.bias)
+        if bias:
+            nn.init.zeros_(self.query_key_value.bias)
+
+    @property
+    def queries_per_key(self) -> int:
+        """H / G"""
+        return self.num_heads // self.key_value_heads
 
     def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
         if grid.has_packed_kernel and self.has_one_width:
-            query, key, value = self.query_key_value(x).view(len(x), 3, self.num_heads, -1).unbind(1)
+            projected = self._project(x, grid.rotation)
+            query, key, value = projected.view(len(x), 3, self.num_heads, -1).unbind(1)
             return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
         query, key, value = self._queries_keys_values(x, grid)
         # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
-        context = attend(query, key, value, grid.causal_bias if causal else grid.padding_bias)
-        return self.output(from_heads(context, grid))
+        context = attend(query, key, value, self._bias(grid, causal))
+        return self.output(from_heads(context.view(len(context), self.num_heads, -1, context.shape[-1]), grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """How much `forward` takes of each token, (B, H, L queries, L keys); rows of padding mean nothing."""
         query, key, _ = self._queries_keys_values(x, grid)
-        return attention_weights(query, key, grid.causal_bias if causal else grid.padding_bias)
+        weights = attention_weights(query, key, self._bias(grid, causal))
+        return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
+
+    def _bias(self, grid: Grid, causal: bool) -> Tensor | None:
+        return grid.causal_bias_of(self.queries_per_key) if causal else grid.padding_bias
+
+    def _project(self, x: Tensor, rotation: Tensor | None) -> Tensor:
+        """Queries, keys and values side by side, of which the first two are turned: (N, d_model) -> (N, widths)"""
+        projected = self.query_key_value(x)
+        if rotation is None:
+            return projected
+        turned = sum(self.widths[:2])
+        heads = projected[:, :turned].view(len(x), -1, self.key_width)
+        return torch.cat((rotate(heads, rotation).flatten(1), projected[:, turned:]), dim=1)
 
     def _queries_keys_values(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (N, d_model) -> (B, H, L, K) twice, (B, H, L, V)"""
-        projected = self.query_key_value(x)
+        """x: (N, d_model) -> (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
+        projected = self._project(x, grid.rotation)
         if self.has_one_width:
             query, key, value = to_heads(projected, grid, 3)
-        else:
+        elif self.key_value_heads == self.num_heads:
             queries_keys, values = projected.split([sum(self.widths[:2]), self.widths[2]], dim=1)
             (query, key), value = to_heads(queries_keys, grid, 2), to_heads(values, grid, 1)[0]
+        else:
+            parts = zip(projected.split(self.widths, dim=1), (self.num_heads, *[self.key_value_heads] * 2), strict=True)
+            query, key, value = (to_heads(part, grid, 1, heads)[0] for part, heads in parts)
+            query = query.view(len(key), self.key_value_heads, -1, self.key_width)
         return query, key, value
 
-    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """One more token of each hypothesis: x (R, d_model) -> (R, d_model)."""
-        parts = self.query_key_value(x).split(self.widths, dim=1)
-        query, key, value = (part.view(len(x), self.num_heads, -1) for part in parts)  # (R, H, K)
+    def step(self, x: Tensor, cache: KeyValueCache, rotation: Tensor | None = None) -> Tensor:
+        """One more token of each hypothesis, all at one position: x (R, d_model) -> (R, d_model).
+
+        Args:
+            rotation: (1, K) of the position.
+        """
+        query, key, value = self._project(x, rotation).split(self.widths, dim=1)
+        key, value = (part.view(len(x), self.key_value_heads, -1) for part in (key, value))  # (R, G, K)
         keys, values = cache.append(key, value)
-        return self.output(attend(query[:, :, None], keys, values, None).flatten(1))
+        query = query.view(len(x), self.key_value_heads, self.queries_per_key, self.key_width)
+        return self.output(attend(query, keys, values, None).flatten(1))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of the target's tokens to the encoder's output; widths as of SelfAttention."""
+    """Multi-head attention of the target's tokens to the encoder's output; heads and widths as of SelfAttention."""
 
-    def __init__(self, d_model: int, num_heads: int, key_width: int, value_width: int) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        key_width: int,
+        value_width: int,
+        key_value_heads: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
         self.has_one_width = key_width == value_width
-        self.widths = [num_heads * width for width in (key_width, value_width)]
-        self.query = Linear(d_model, num_heads * key_width)
-        self.key_value = Linear(d_model, sum(self.widths))
-        self.output = Linear(num_heads * value_width, d_model)
+        self.widths = [self.key_value_heads * width for width in (key_width, value_width)]
+        self.query = Linear(d_model, num_heads * key_width, bias)
+        self.key_value = Linear(d_model, sum(self.widths), bias)
+        self.output = Linear(num_heads * value_width, d_model, bias)
         for weight in (self.query.weight, *self.key_value.weight.split(self.widths)):
             nn.init.xavier_uniform_(weight, gain=1 / math.sqrt(2))
-        nn.init.zeros_(self.key_value.bias)
+        if bias:
+            nn.init.zeros_(self.key_value.bias)
 
     def forward(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """x: (N target tokens, d_model), memory: (N source tokens, d_model) -> like x."""
-        if target.has_packed_kernel and self.has_one_width:
+        if target.has_packed_kernel and self.has_one_width and self.key_value_heads == self.num_heads:
             key, value = self.key_value(memory).view(len(memory), 2, self.num_heads, -1).unbind(1)
             query = self.query(x).view(len(x), self.num_heads, -1)
             return self.output(attend_packed(query, key, value, target, source, causal=False).flatten(1))
         key, value = self.keys_and_values(memory, source)
-        context = attend(to_heads(self.query(x), target, 1)[0], key, value, source.padding_bias)
-        return self.output(from_heads(context, target))
+        context = attend(self._queries(x, target), key, value, source.padding_bias)
+        return self.output(from_heads(context.view(len(context), self.num_heads, -1, context.shape[-1]), target))
 
     def weights(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """How much `forward` takes of each source token, (B, H, L target, L source); rows of padding mean nothing."""
         key, _ = self.keys_and_values(memory, source)
-        return attention_weights(to_heads(self.query(x), target, 1)[0], key, source.padding_bias)
+        weights = attention_weights(self._queries(x, target), key, source.padding_bias)
+        return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
+
+    def _queries(self, x: Tensor, target: Grid) -> Tensor:
+        """x: (N target tokens, d_model) -> (B, G, H / G * L, K)"""
+        query = to_heads(self.query(x), target, 1)[0]
+        return query.view(len(query), self.key_value_heads, -1, query.shape[-1])
 
     def keys_and_values(self, memory: Tensor, source: Grid) -> tuple[Tensor, Tensor]:
-        """memory: (N source tokens, d_model) -> (B, H, L, K), (B, H, L, V), what `step` sees."""
-        projected = self.key_value(memory)
+        """memory: (N source tokens, d_model) -> (B, G, L, K), (B, G, L, V), what `step` sees."""
+        projected, heads = self.key_value(memory), self.key_value_heads
         if self.has_one_width:
-            key, value = to_heads(projected, source, 2)
+            key, value = to_heads(projected, source, 2, heads)
         else:
             keys, values = projected.split(self.widths, dim=1)
-            key, value = to_heads(keys, source, 1)[0], to_heads(values, source, 1)[0]
+            key, value = to_heads(keys, source, 1, heads)[0], to_heads(values, source, 1, heads)[0]
         return key, value
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -280,5 +366,7 @@ class CrossAttention(nn.Module):
             x: (R, d_model). keys, values: of `keys_and_values`. bias: (B, 1, 1, L) or None.
         """
         query = self.query(x).view(len(keys), -1, self.num_heads, keys.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
-        context = attend(query, keys, values, bias)
+        hypotheses = query.shape[2]
+        query = query.reshape(len(keys), self.key_value_heads, -1, keys.shape[-1])
+        context = attend(query, keys, values, bias).view(len(keys), self.num_heads, hypotheses, -1)
         return self.output(context.transpose(1, 2).reshape(len(x), -1))

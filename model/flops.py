@@ -3,7 +3,7 @@
 import torch
 
 from model.build import ModelConfig, build_model
-from model.config import RecurrentConfig, TransformerConfig
+from model.config import Activation, RecurrentConfig, TransformerConfig
 
 
 def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
@@ -23,11 +23,12 @@ def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
 def _transformer(config: TransformerConfig) -> tuple[int, int]:
     # Queries, keys, values and output: between the model's width and that of all heads together
-    key = config.d_model * config.num_heads * config.key_width
-    value = config.d_model * config.num_heads * config.value_width
-    attention, feed_forward = 2 * key + 2 * value, 2 * config.d_model * config.d_ff
+    query, key = (config.d_model * heads * config.key_width for heads in (config.num_heads, config.shared_heads))
+    value, output = (config.d_model * heads * config.value_width for heads in (config.shared_heads, config.num_heads))
+    products = 3 if config.activation is Activation.swiglu else 2
+    attention, feed_forward = query + key + value + output, products * config.d_model * config.d_ff
     source = config.encoder_layers * (attention + feed_forward) + config.decoder_layers * (key + value)
-    return source, config.decoder_layers * (attention + key + value + feed_forward)
+    return source, config.decoder_layers * (attention + query + output + feed_forward)
 
 
 def _recurrent(config: RecurrentConfig) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import CrossAttention, Grid, KeyValueCache, SelfAttention
-from model.config import Norm, TransformerConfig
+from model.config import Activation, Norm, Normalization, TransformerConfig
 from model.kernels.linear import Linear
 
 
@@ -58,18 +58,76 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
 
-class FeedForward(nn.Module):
-    """max(0, x W1 + b1) W2 + b2 (equation 2): (N, d_model) -> (N, d_model), d_ff wide inside."""
+def rotations(length: int, width: int) -> Tensor:
+    """The cosines, then the sines, of pos / 10000^(2i / width) (RoPE, section 3.2.2): (length, width)."""
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+
+class _RootMeanSquare(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight, which keeps x alone: torch's own, on a CPU, is a chain of operations, each of
+    which keeps its input, in fp32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        scale = torch.linalg.vecdot(x, x, dim=-1) if x.dtype is exact else x.to(exact).square().sum(-1)
+        scale = (scale / x.shape[-1] + eps).rsqrt_().to(x.dtype)[..., None]
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, weight, scale = ctx.saved_tensors
+        normalised = x * scale
+        to_normalised = grad * weight
+        share = (to_normalised * normalised).mean(-1, keepdim=True)
+        to_weight = (grad * normalised).sum(0)
+        return to_normalised.sub_(normalised.mul_(share)).mul_(scale), to_weight, None
+
+
+class RootMeanSquareNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, equation 4): (N, d_model) -> (N, d_model)."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.inner = Linear(d_model, d_ff)
-        self.outer = Linear(d_ff, d_model)
-        nn.init.xavier_uniform_(self.inner.weight)
-        nn.init.xavier_uniform_(self.outer.weight)
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(self.inner(x).relu_())  # in place: nothing else reads what `inner` returned
+        return _RootMeanSquare.apply(x, self.weight, self.eps)
+
+
+def make_normalization(config: TransformerConfig) -> nn.Module:
+    """(N, d_model) -> (N, d_model)"""
+    if config.normalization is Normalization.rms:
+        return RootMeanSquareNorm(config.d_model)
+    return nn.LayerNorm(config.d_model, bias=config.bias)
+
+
+class FeedForward(nn.Module):
+    """max(0, x W1 + b1) W2 + b2 (equation 2): (N, d_model) -> (N, d_model), d_ff wide inside; or with another
+    activation. SwiGLU: (silu(x W1) * (x W3)) W2, W1 and W3 side by side in `inner`."""
+
+    def __init__(self, d_model: int, d_ff: int, activation: Activation = Activation.relu, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = activation
+        self.inner = Linear(d_model, 2 * d_ff if activation is Activation.swiglu else d_ff, bias)
+        self.outer = Linear(d_ff, d_model, bias)
+        for weight in (*self.inner.weight.split(d_ff), self.outer.weight):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.inner(x)
+        match self.activation:
+            case Activation.relu:
+                return self.outer(inner.relu_())  # in place: nothing else reads what `inner` returned
+            case Activation.gelu:
+                return self.outer(nn.functional.gelu(inner))
+            case Activation.swiglu:
+                gate, up = inner.chunk(2, dim=1)
+                return self.outer(nn.functional.silu(gate) * up)
 
 
 class Residual(nn.Module):
@@ -78,7 +136,7 @@ class Residual(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = make_normalization(config)
         self.dropout = Dropout(config.dropout)
         self.is_pre = config.norm is Norm.pre
 
@@ -92,14 +150,19 @@ class Residual(nn.Module):
         return x if self.is_pre else self.norm(x)
 
 
+def heads_of(config: TransformerConfig) -> tuple[int, int, int, int, int, bool]:
+    """What an attention is made of."""
+    widths = config.key_width, config.value_width
+    return config.d_model, config.num_heads, *widths, config.shared_heads, config.bias
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward (figure 1, left)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        heads = (config.d_model, config.num_heads, config.key_width, config.value_width)
-        self.self_attention = SelfAttention(*heads)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff)
+        self.self_attention = SelfAttention(*heads_of(config))
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation, config.bias)
         self.around_attention = Residual(config)
         self.around_feed_forward = Residual(config)
 
@@ -116,10 +179,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        heads = (config.d_model, config.num_heads, config.key_width, config.value_width)
-        self.self_attention = SelfAttention(*heads)
-        self.cross_attention = CrossAttention(*heads)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff)
+        self.self_attention = SelfAttention(*heads_of(config))
+        self.cross_attention = CrossAttention(*heads_of(config))
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation, config.bias)
         self.around_self_attention = Residual(config)
         self.around_cross_attention = Residual(config)
         self.around_feed_forward = Residual(config)
@@ -133,10 +195,18 @@ class DecoderLayer(nn.Module):
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))
 
-    def step(self, x: Tensor, cache: KeyValueCache, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        cache: KeyValueCache,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        rotation: Tensor | None,
+    ) -> Tensor:
         """One more token of each hypothesis: x (R, d_model); the rest as in the attentions' own `step`."""
         frame = self.around_self_attention
-        x = frame.leave(x, self.self_attention.step(frame.enter(x), cache))
+        x = frame.leave(x, self.self_attention.step(frame.enter(x), cache, rotation))
         frame = self.around_cross_attention
         x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys, values, bias))
         frame = self.around_feed_forward

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.attention import Grid, KeyValueCache
 from model.config import Norm, Positions, TransformerConfig
-from model.layers import DecoderLayer, Dropout, EncoderLayer, sinusoids
+from model.layers import DecoderLayer, Dropout, EncoderLayer, make_normalization, rotations, sinusoids
 from model.packing import Layout
 
 
@@ -21,6 +21,7 @@ class Transformer(nn.Module):
     """Encoder and decoder over packed token ids below `vocab_size`; see `forward`."""
 
     sinusoids: Tensor
+    rotations: Tensor
     learned_positions: nn.Embedding
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
@@ -33,6 +34,8 @@ class Transformer(nn.Module):
         if config.positions is Positions.learned:
             self.learned_positions = nn.Embedding(config.max_positions, d_model)
             nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
+        elif config.positions is Positions.rotary:
+            self.register_buffer("rotations", rotations(config.max_positions, config.key_width), persistent=False)
         else:
             self.register_buffer("sinusoids", sinusoids(config.max_positions, d_model), persistent=False)
         self.dropout = Dropout(config.dropout)
@@ -40,8 +43,8 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         # Post-norm layers end in a normalisation of their own.
         is_pre = config.norm is Norm.pre
-        self.encoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(d_model) if is_pre else nn.Identity()
+        self.encoder_norm = make_normalization(config) if is_pre else nn.Identity()
+        self.decoder_norm = make_normalization(config) if is_pre else nn.Identity()
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
 
     def forward(self, source: Tensor, source_layout: Layout, target: Tensor, target_layout: Layout) -> Tensor:
@@ -69,11 +72,19 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions (below max_positions): (N,) -> (N, d_model)."""
-        if self.config.positions is Positions.learned:
-            place = self.learned_positions(positions)
-        else:
-            place = self.sinusoids.index_select(0, positions)
-        return self.dropout(self.embedding(tokens) * math.sqrt(self.config.d_model) + place)
+        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
+        match self.config.positions:
+            case Positions.learned:
+                x = x + self.learned_positions(positions)
+            case Positions.sinusoidal:
+                x = x + self.sinusoids.index_select(0, positions)
+        return self.dropout(x)
+
+    def rotation(self, positions: Tensor) -> Tensor | None:
+        """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
+        if self.config.positions is not Positions.rotary:
+            return None
+        return self.rotations.index_select(0, positions)
 
     def grid(self, layout: Layout) -> Grid:
         """What the layers need to know of one side.
@@ -86,7 +97,8 @@ class Transformer(nn.Module):
             longest = int(layout.lengths.max())
         if longest > self.config.max_positions:
             raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
-        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype)
+        rotation = self.rotation(layout.positions)
+        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype, rotation)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `forward` returned, (N, d_model), as logits (N, V)."""
@@ -116,8 +128,9 @@ class TransformerDecoding:
         """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
         positions = torch.full_like(tokens, self.position)
         x = self.model.embed(tokens, positions)
+        rotation = self.model.rotation(positions[:1])
         for layer, cache, memory in zip(self.layers, self.caches, self.memories, strict=True):
-            x = layer.step(x, cache, *memory, self.bias)
+            x = layer.step(x, cache, *memory, self.bias, rotation)
         self.position += 1
         return self.model.logits(self.model.decoder_norm(x))
 

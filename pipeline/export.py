@@ -51,6 +51,11 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
     transformer = translator.model
     if not isinstance(transformer, Transformer):
         raise UserError(f"{model}: only a Transformer can be exported; CTranslate2 and Marian have no recurrent models")
+    if not transformer.config.is_of_the_paper:
+        raise UserError(
+            f"{model}: only the paper's layers can be exported; Marian has neither RMS normalisation, SwiGLU or GELU, "
+            "rotary positions, shared heads of keys nor layers without biases"
+        )
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     with explain_full_disk(folder):
         try:

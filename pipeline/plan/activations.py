@@ -1,7 +1,7 @@
 """What the forward pass of a micro-batch keeps for the backward pass, counted from the code in `model/`.
 
-The attention grid, where there is one, has GRID cells for each packed token. Letters: d d_model, K and V the widths of
-all heads' keys and values together, H heads, L the longest sentence's tokens, c bytes of the compute type.
+The attention grid, where there is one, has GRID cells for each packed token. Letters: d d_model, H heads, L the longest
+sentence's tokens, c bytes of the compute type.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from model.build import ModelConfig
-from model.config import Norm, RecurrentConfig, TransformerConfig
+from model.config import Activation, Norm, RecurrentConfig, TransformerConfig
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8
+# Times d_ff: the activation's output, and what its own gradient needs beside it; SwiGLU's two inner products, the gate,
+# and what they come to.
+INNER = {Activation.relu: 1, Activation.gelu: 2, Activation.swiglu: 4}
 # Bytes that an LSTM's kernel keeps for each position beside its input and output, for each number of its output's and
 # of its input's width; by the bytes of a number. Measured
 LSTM_WORKSPACE = {4: (40.0, 24.0), 2: (24.2, 20.8)}
@@ -62,15 +65,16 @@ def activation_bytes(config: ModelConfig, batch: MicroBatch) -> float:
 
 def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     c, mask = batch.bytes_per_number, batch.bytes_per_mask if config.dropout else 0
-    d, keys, values = config.d_model, config.num_heads * config.key_width, config.num_heads * config.value_width
+    d, queries, context = config.d_model, config.num_heads * config.key_width, config.num_heads * config.value_width
+    keys, values = config.shared_heads * config.key_width, config.shared_heads * config.value_width
     grid = 1.0 if batch.is_packed else batch.grid
     # A frame keeps the sum and the normalised input of its sublayer, and dropout's mask
     frame = d * (2 * c + mask)
-    feed_forward = config.d_ff * c
+    feed_forward = config.d_ff * c * INNER[config.activation]
     scores = _scores(config, batch)
-    self_attention = (grid * (2 * keys + values) + values) * c + scores
+    self_attention = (grid * (queries + keys + values) + context) * c + scores
     # Queries are the target's, keys and values the source's
-    cross_target, cross_source = (grid * keys + values) * c + scores, grid * (keys + values) * c
+    cross_target, cross_source = (grid * queries + context) * c + scores, grid * (keys + values) * c
     embedding = d * (c + mask)
     closing = d * c if config.norm is Norm.pre else 0
     # Gathers between tokens and grid: of queries, keys and values, of what is read, and of the context, both ways

@@ -10,9 +10,10 @@ from typing import Any
 from model.build import architecture_of
 from model.flops import count_parameters, training_flops
 from pipeline.plan.hardware import Hardware
+from pipeline.plan.launches import launches
 from pipeline.plan.memory import GPU, Footing, Memory
 from pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
-from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, launches, step_time
+from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
 from pipeline.plan.training import Training, kernels_of, memory_of
 from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import Precision

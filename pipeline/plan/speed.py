@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from model.build import ModelConfig
-from model.config import RecurrentConfig, TransformerConfig
 from pipeline.plan.hardware import Hardware
 from pipeline.train.optimizer import Precision
 
@@ -43,16 +41,6 @@ class StepTime:
     @property
     def total(self) -> float:
         return self.computation + self.update + self.communication
-
-
-def launches(config: ModelConfig) -> int:
-    """Kernels that a micro-batch's forward and backward pass start, gradients' accumulation included: counted on a CPU
-    for one layer more or less."""
-    match config:
-        case TransformerConfig():
-            return 140 + 67 * config.encoder_layers + 118 * config.decoder_layers
-        case RecurrentConfig():
-            return 100 + 35 * config.encoder_layers + 20 * config.decoder_layers
 
 
 def accumulation(micro_batches: int, workers: int) -> int:

@@ -57,7 +57,7 @@ def memory_of(
     on_gpu = footing is GPU
     model, batch = training.model, training.batch
     is_fp32 = precision is Precision.fp32
-    has_one_width = isinstance(model, TransformerConfig) and model.key_width == model.value_width
+    has_one_width = isinstance(model, TransformerConfig) and model.has_one_width
     micro_batch = MicroBatch(
         source_tokens=batch.micro_tokens,
         target_tokens=batch.micro_tokens,

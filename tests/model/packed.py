@@ -1,5 +1,7 @@
 """What the tests of both models share: small ones in float64, and packed sentences."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,11 @@ VOCAB = 29
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 
 
-def make_transformer(norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal, **widths: int) -> Transformer:
+def make_transformer(
+    norm: Norm = Norm.post, positions: Positions = Positions.sinusoidal, **settings: Any
+) -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(**SIZES, **widths, norm=norm, positions=positions, max_positions=64)
+    config = TransformerConfig(**SIZES, **settings, norm=norm, positions=positions, max_positions=64)
     return Transformer(config, VOCAB).double().eval()
 
 

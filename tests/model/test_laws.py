@@ -2,16 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from packed import VOCAB, make_recurrent, make_transformer, pack, run, sentences
 
-from model.config import Norm, Positions
+from model.config import Activation, Norm, Normalization, Positions
 from model.recurrent import Recurrent
 from model.transformer import Transformer
 
 Model = Transformer | Recurrent
+MODERN: dict[str, Any] = {
+    "normalization": Normalization.rms,
+    "activation": Activation.swiglu,
+    "key_value_heads": 2,
+    "bias": False,
+}
 MODELS = {
     **{
         f"{norm.value}-norm, {positions.value}": partial(make_transformer, norm, positions)
@@ -19,6 +26,13 @@ MODELS = {
         for positions in Positions
     },
     "d_k, d_v": partial(make_transformer, d_k=3, d_v=5),
+    "d_k, d_v, rotary": partial(make_transformer, positions=Positions.rotary, d_k=6, d_v=5),
+    "swiglu": partial(make_transformer, activation=Activation.swiglu),
+    "gelu": partial(make_transformer, activation=Activation.gelu),
+    "rms": partial(make_transformer, normalization=Normalization.rms),
+    "grouped queries": partial(make_transformer, key_value_heads=2),
+    "one head of keys": partial(make_transformer, key_value_heads=1, d_k=3, d_v=5),
+    "modern": partial(make_transformer, Norm.pre, Positions.rotary, **MODERN),
     "lstm, 1 and 1 layers": partial(make_recurrent, 1, 1),
     "lstm, 2 and 3 layers": partial(make_recurrent, 2, 3),
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MarianMTModel
 
-from model.build import build_model
+from model.build import ModelConfig, build_model
 from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
 from model.transformer import Transformer
@@ -241,11 +241,22 @@ def test_a_refused_export_leaves_nothing(place: Path, tmp_path: Path, to: Format
 
 
 @pytest.mark.parametrize("to", Format)
-def test_a_recurrent_model_is_refused(place: Path, tmp_path: Path, to: Format) -> None:
-    config = RecurrentConfig(d_model=8)
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (RecurrentConfig(d_model=8), "a Transformer"),
+        (TransformerConfig(d_model=8, num_heads=2, positions=Positions.rotary), "the paper's layers"),
+        (TransformerConfig(d_model=8, num_heads=2, key_value_heads=1), "the paper's layers"),
+        (TransformerConfig(d_model=8, num_heads=2, bias=False), "the paper's layers"),
+    ],
+    ids=["recurrent", "rotary", "grouped", "no bias"],
+)
+def test_what_the_formats_do_not_have_is_refused(
+    place: Path, tmp_path: Path, to: Format, config: ModelConfig, what: str
+) -> None:
     weights = build_model(config, Tokenizer.load(place).vocab_size).state_dict()
     save_model(tmp_path / "model", config, weights, place, {})
-    with pytest.raises(UserError, match="only a Transformer can be exported"):
+    with pytest.raises(UserError, match=f"only {what} can be exported"):
         export(tmp_path / "model", tmp_path / "folder", to)
 
 

@@ -1,13 +1,14 @@
 """The formulas of what the forward pass keeps, against what torch is seen to keep."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from model.build import ModelConfig, build_model
-from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
+from model.config import Activation, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
 from pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
 
@@ -33,6 +34,14 @@ def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
     return sum(storages.values())
 
 
+MODERN: dict[str, Any] = {
+    "norm": Norm.pre,
+    "positions": Positions.rotary,
+    "normalization": Normalization.rms,
+    "activation": Activation.swiglu,
+    "key_value_heads": 2,
+    "bias": False,
+}
 CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "fp32": (SHAPE, torch.float32),
     "bf16": (SHAPE, torch.bfloat16),
@@ -40,6 +49,14 @@ CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "no dropout": (replace(SHAPE, dropout=0.0), torch.bfloat16),
     "heads of two widths": (replace(SHAPE, d_k=8, d_v=24), torch.float32),
     "wide feed-forward": (replace(SHAPE, d_ff=1024, positions=Positions.learned), torch.bfloat16),
+    "gelu": (replace(SHAPE, activation=Activation.gelu), torch.bfloat16),
+    "swiglu": (replace(SHAPE, activation=Activation.swiglu), torch.float32),
+    "rms": (replace(SHAPE, normalization=Normalization.rms), torch.bfloat16),
+    "rms in fp32": (replace(SHAPE, normalization=Normalization.rms, norm=Norm.pre), torch.float32),
+    "rotary": (replace(SHAPE, positions=Positions.rotary), torch.bfloat16),
+    "grouped queries": (replace(SHAPE, key_value_heads=2), torch.float32),
+    "modern": (replace(SHAPE, **MODERN), torch.bfloat16),
+    "modern in fp32": (replace(SHAPE, **MODERN), torch.float32),
     "lstm": (RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2), torch.float32),
     "lstm in bf16": (RecurrentConfig(d_model=128, encoder_layers=2, decoder_layers=2), torch.bfloat16),
     "deep lstm": (RecurrentConfig(d_model=64, encoder_layers=4, decoder_layers=3), torch.float32),

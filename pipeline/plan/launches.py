@@ -1,0 +1,84 @@
+"""How many kernels a micro-batch starts: counted, as torch dispatches them for a small model of the same layers."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.build import ModelConfig, build_model
+from model.config import RecurrentConfig, TransformerConfig
+from model.packing import Layout
+from pipeline.data.batches import Batch
+from pipeline.train.objective import TranslationObjective
+
+VOCAB = 16
+# Operations that only look at what is there in another way.
+NO_WORK = frozenset(
+    [
+        "view",
+        "transpose",
+        "t",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "detach",
+        "alias",
+        "unbind",
+        "as_strided",
+        "_unsafe_view",
+        "split_with_sizes",
+        "chunk",
+        "_local_scalar_dense",
+    ]
+)
+
+
+@cache
+def launches(config: ModelConfig) -> int:
+    """Kernels of a micro-batch's forward and backward pass, gradients' accumulation included. Each layer has as many as
+    the one before it, on either side."""
+    base = _dispatched(config, 1, 1)
+    encoder, decoder = _dispatched(config, 2, 1) - base, _dispatched(config, 1, 2) - base
+    return base + (config.encoder_layers - 1) * encoder + (config.decoder_layers - 1) * decoder
+
+
+def _dispatched(config: ModelConfig, encoder_layers: int, decoder_layers: int) -> int:
+    small = replace(_narrow(config), encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+    state = torch.get_rng_state()
+    try:
+        objective = TranslationObjective(build_model(small, VOCAB), 0.1).train()
+        row = torch.arange(18) % (VOCAB - 4) + 4
+        layout = Layout.of(torch.tensor([4, 5, 6, 3]))  # of unlike lengths, so that there is padding
+        with torch.enable_grad(), _Counting() as counting:
+            objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
+    finally:
+        torch.set_rng_state(state)
+    return counting.operations + len(list(objective.parameters()))  # each gradient is added up
+
+
+def _narrow(config: ModelConfig) -> ModelConfig:
+    match config:
+        case TransformerConfig():
+            value_width = 2 if config.key_width == config.value_width else 4
+            return replace(config, d_model=2 * config.num_heads, d_ff=4, d_k=2, d_v=value_width, max_positions=8)
+        case RecurrentConfig():
+            return replace(config, d_model=4)
+
+
+class _Counting(TorchDispatchMode):
+    """Counts operations that do work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.operations += name not in NO_WORK and "empty" not in name
+        return func(*args, **(kwargs or {}))
