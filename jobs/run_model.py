@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import read_config
+from jobs.terminal import printable
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run, locked, stage_folder, this_process, user_of
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
@@ -189,7 +190,8 @@ def find_model(name_or_path: str, root: Path) -> Path:
         note = ""
     if steps := _steps_of(model):
         of = f"of the run {run.name}" if run else str(model)
-        print(f"transloom: the model {of} is the average of steps {in_words(steps)}{note}", file=sys.stderr)
+        told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"
+        print(printable(told), file=sys.stderr)
     return model
 
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
+from pipeline.secrets import redacted
 
 MANIFEST = "manifest.json"
 
@@ -170,7 +171,7 @@ def stage(
                 "files": {path.relative_to(temporary).as_posix(): _sealed(path) for path in _files_below(temporary)},
                 "elapsed_seconds": round(time.monotonic() - started_at, 3),
             }
-            write_json(temporary / MANIFEST, manifest)
+            write_json(temporary / MANIFEST, redacted(manifest))
             _install(temporary, folder, key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

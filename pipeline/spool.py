@@ -11,40 +11,19 @@ or something else to be done, named by its "do": params, tags, text, artifact, t
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.files import read_json, write_json
+from pipeline.secrets import redacted
 
 TRAINING_SPOOL = "metrics.jsonl"
 DRIVER_SPOOL = "driver.jsonl"
 SPOOLS = (TRAINING_SPOOL, DRIVER_SPOOL)
 
 log = logging.getLogger(__name__)
-
-_USER_INFO = re.compile(r"://[^\s@/]*(?::\S*)?@")
-_SECRET_QUERY = re.compile(r"(?i)([?&][\w-]*(?:token|password|passwd|pwd|secret|key|signature|sig)=)[^&\s#]+")
-
-
-def redact_uri(text: str) -> str:
-    """The text with the secrets of every URI in it (user:password@, ?token=…) replaced by ***."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("://***@", text))
-
-
-def redact(value: Any) -> Any:
-    """`redact_uri` on every string in nested dicts and lists."""
-    match value:
-        case str():
-            return redact_uri(value)
-        case Mapping():
-            return {key: redact(item) for key, item in value.items()}
-        case list() | tuple():
-            return [redact(item) for item in value]
-        case _:
-            return value
 
 
 class Point(NamedTuple):
@@ -135,8 +114,8 @@ class MetricLog:
         return bool(fresh)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record as it is, without the secrets of any URI in it."""
-        line = json.dumps(redact(record), ensure_ascii=False).encode() + b"\n"
+        """Appends one record as it is, without the secrets in it."""
+        line = json.dumps(redacted(record), ensure_ascii=False).encode() + b"\n"
         try:
             # A newline first closes a torn line, so that it can't spoil this one.
             line = b"\n" + line if self._torn else line
