@@ -38,11 +38,12 @@ def open_plain(file: Path) -> Iterator[BinaryIO]:
         raise
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror}. Look at its permissions, or copy it anew") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
+        raise UserError(f"{file} is a {kind}, and must be a plain file. Put a copy of the right file there")
     with open(descriptor, "rb") as opened:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
-            raise UserError(f"{file} is a {kind}, and must be a plain file. Put a copy of the right file there")
         yield opened
 
 
