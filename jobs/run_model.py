@@ -173,6 +173,20 @@ def run_of(model: Path) -> Run | None:
 
 
 def find_model(name_or_path: str, root: Path) -> Path:
+    """As `_find_model`; what a run's files should have and do not is a UserError, too."""
+    try:
+        return _find_model(name_or_path, root)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, FileNotFoundError) as error:
+        if isinstance(error, UserError):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{name_or_path}: the run's own files are damaged ({what}). Restore {PREPARED_FILE}, training.json and "
+            f"model/{MODEL_FILE} from a copy, or give a folder model/ itself"
+        ) from error
+
+
+def _find_model(name_or_path: str, root: Path) -> Path:
     """A model folder, named itself or by its run. That of a run is made anew where its training has gone on since. Says
     on standard error which steps it is the average of.
 
@@ -198,7 +212,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
 def _steps_of(model: Path) -> list[int]:
     """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
     try:
-        return list(read_json(model / MODEL_FILE)["steps"])
+        return [step for step in read_json(model / MODEL_FILE)["steps"] if isinstance(step, int)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from pipeline.errors import UserError
 from pipeline.secrets import redacted
+from pipeline.untrusted import NotWellFormed, open_plain
 
 MANIFEST = "manifest.json"
 
@@ -56,7 +57,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no plain file (then an OSError, too), or holds no JSON (then a ValueError, too).
+    """
+    with open_plain(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise NotWellFormed(f"{path} is damaged, it is no JSON: {error}. Restore it from a copy") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline.files import read_json, write_json
 from pipeline.secrets import redacted
+from pipeline.untrusted import open_plain
 
 TRAINING_SPOOL = "metrics.jsonl"
 DRIVER_SPOOL = "driver.jsonl"
@@ -42,7 +43,7 @@ def _complete_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
     """
     if not path.exists():
         return
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -50,7 +51,7 @@ def _complete_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
             offset += len(line)
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = {}
             yield record if isinstance(record, dict) else {}, offset
 

@@ -32,7 +32,7 @@ from pipeline.data.tokenizer import BOS_ID, EOS_ID, MAX_MODEL_BYTES, MODEL_FILE,
 from pipeline.decode import BeamConfig, Hypothesis, beam_search
 from pipeline.errors import UserError
 from pipeline.files import sha256_file, write_json
-from pipeline.untrusted import open_plain, read_foreign_json
+from pipeline.untrusted import inside, open_plain, read_foreign_json
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     try:
-        about = read_foreign_json(_inside(folder, CONFIG))
+        about = read_foreign_json(inside(folder, CONFIG))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder: it has no {CONFIG}. Give the folder model/ of a finished run"
@@ -154,18 +154,6 @@ def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:
     return ARCHITECTURES[architecture](**{name: enums.get(name, lambda x: x)(value) for name, value in shape.items()})
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The file of that name.
-
-    Raises:
-        UserError: it is a link to a file that is not in the folder.
-    """
-    file = folder / name
-    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise UserError(f"{file} is a link that leads out of the folder: put a copy of the file in its place")
-    return file
-
-
 def _refuse_damaged(folder: Path, name: str, expected: Mapping[str, str], limit: int | None = None) -> None:
     """
     Args:
@@ -174,7 +162,7 @@ def _refuse_damaged(folder: Path, name: str, expected: Mapping[str, str], limit:
     Raises:
         UserError: the file is missing, larger, or not the one that was written.
     """
-    file = _inside(folder, name)
+    file = inside(folder, name)
     found = None
     with suppress(FileNotFoundError), open_plain(file) as opened:
         if limit is None or os.fstat(opened.fileno()).st_size <= limit:
@@ -203,7 +191,7 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(
             f"{file} is missing. Restore it from a copy, or remove the folder and evaluate the run again"
         ) from None
-    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError, MemoryError) as error:
         raise UserError(
             f"{file} is damaged, or no safetensors file: {error}. Restore it from a copy, or remove the folder and "
             "evaluate the run again"
@@ -233,7 +221,7 @@ def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int) -> Model:
         UserError: the weights are another model's, or more than this machine's memory.
     """
     file = folder / WEIGHTS
-    found = _read_shapes(_inside(folder, WEIGHTS))
+    found = _read_shapes(inside(folder, WEIGHTS))
     layers = config.encoder_layers + config.decoder_layers
     if layers > len(found):
         raise UserError(f"{file} does not fit {CONFIG}: {layers:,} layers, and only {len(found):,} tensors")
@@ -248,8 +236,8 @@ def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int) -> Model:
     advice = "Take all files of the folder from one copy"
     if numbers < (wanted := _least_numbers(config, vocab_size)):
         raise UserError(
-            f"{file} does not fit {CONFIG} and {MODEL_FILE}: it has {numbers:,} numbers, and the matrices of that model "
-            f"alone {wanted:,}. {advice}"
+            f"{file} does not fit {CONFIG} and {MODEL_FILE}: it has {numbers:,} numbers, and the matrices of that "
+            f"model alone {wanted:,}. {advice}"
         )
     model = build_model(config, vocab_size)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

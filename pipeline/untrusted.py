@@ -24,6 +24,24 @@ class NotWellFormed(UserError, ValueError):
     """A file holds something else than its kind of file should."""
 
 
+class NotReadable(UserError, OSError):
+    """A file can't be read, or is none."""
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in the folder, there or not.
+
+    Raises:
+        UserError: the name leads elsewhere, or is that of a link to a file elsewhere.
+    """
+    file = folder / name
+    if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
+        raise NotReadable(f"{folder}: a file named {name!r} would lie elsewhere. Take the folder from another copy")
+    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+        raise NotReadable(f"{file} is a link that leads out of its folder. Put a copy of the file in its place")
+    return file
+
+
 @contextmanager
 def open_plain(file: Path) -> Iterator[BinaryIO]:
     """Opens a plain file for reading.
@@ -37,12 +55,14 @@ def open_plain(file: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror}. Look at its permissions, or copy it anew") from error
+        raise NotReadable(
+            f"{file} can't be read: {error.strerror}. Look at its permissions, or copy it anew"
+        ) from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
-        raise UserError(f"{file} is a {kind}, and must be a plain file. Put a copy of the right file there")
+        raise NotReadable(f"{file} is a {kind}, and must be a plain file. Put a copy of the right file there")
     with open(descriptor, "rb") as opened:
         yield opened
 

@@ -138,7 +138,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "negative offsets": (W, headed({"a": {**ONE, "data_offsets": [-16, 0]}})),
     "a shape that overflows": (W, headed({"a": {**ONE, "shape": [2**40, 2**40]}})),
     "a dtype that there is not": (W, headed({"a": {**ONE, "dtype": "pickle"}})),
-    "4 TiB": (C, gigantic),
+    "4 TiB": (W, gigantic),
     "whole numbers": (W, weights(lambda all: all.update({"embedding.weight": all["embedding.weight"].long()}))),
     "a shape that is turned": (
         W,
