@@ -65,10 +65,10 @@ def test_a_few_aliases_are_as_good_as_what_they_name(tmp_path: Path) -> None:
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     "word",
-    [f"corpus.data_files={'{a: ' * 3000}", f"sweep.warm_start={'[' * 3000}{']' * 3000}", "name=" + "${name}" * 30],
+    [f"sweep.space={'{a: ' * 3000}", f"sweep.warm_start={'[' * 3000}{']' * 3000}", "name=" + "${name}" * 30],
 )
 def test_a_word_that_nests_or_grows_is_refused(word: str) -> None:
-    with pytest.raises(UserError, match="deep|interpolations"):
+    with pytest.raises(UserError, match=r"deep|interpolations"):
         load_config([word])
     refuse_deep_words(["race.contenders={a: [model=tiny]}"])
 
