@@ -150,7 +150,9 @@ def _config(architecture: str, shape: Mapping[str, Any]) -> ModelConfig:
             raise ValueError(f"model.{name}: there is no such setting")
         if not _has_kind(value, kinds[name]) or (isinstance(value, int | float) and abs(value) > MAX_SIZE):
             raise ValueError(f"model.{name}: can't be {_short(value)}")
-    enums = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Enum)}
+    enums: dict[str, Any] = {
+        name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Enum)
+    }
     return ARCHITECTURES[architecture](**{name: enums.get(name, lambda x: x)(value) for name, value in shape.items()})
 
 

@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -43,7 +44,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def open_plain(file: Path) -> Iterator[BinaryIO]:
+def open_plain(file: Path) -> Iterator[BufferedReader]:
     """Opens a plain file for reading.
 
     Raises:
