@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import Config, read_config
+from jobs.environment import log_safely
 from jobs.report import report_validation
 from jobs.stopping import watched
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run, stage_folder
@@ -51,6 +52,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     from pipeline.train.optimizer import Precision
 
     config = read_config(folder / CONFIG_FILE)
+    log_safely()
     logging.basicConfig(level=logging.WARNING)
     device = get_device()
     tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private import utils
 
 from jobs.cli import configuration
+from jobs.cluster import _init_ray
 from jobs.clusters import Cluster
 from jobs.config import load_config
 from jobs.kubernetes import _config_there
@@ -57,3 +60,13 @@ def test_a_manifest_of_a_stage_does_not_have_it(tmp_path: Path) -> None:
     assert built.manifest["counts"] == {"example": "https://host/x?sig=*** row 7"}
     assert b"canary" not in (built.folder / "manifest.json").read_bytes()
     assert stage(tmp_path, "a-", {}, {"https://me:canary@host/x": "0"}, build).skipped
+
+
+def test_ray_is_not_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, str] = {}
+    line = "python -m jobs run corpus.data_files.train=https://host/x?sig=canary"
+    monkeypatch.setattr(utils, "get_entrypoint_name", lambda: line)
+    monkeypatch.setattr(ray, "init", lambda **_: told.update(command=utils.get_entrypoint_name()))
+    _init_ray("local")
+    assert told["command"] == line.replace("canary", "***")
+    assert utils.get_entrypoint_name() == line
