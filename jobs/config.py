@@ -260,9 +260,11 @@ def read_config(path: Path) -> Config:
         UserError: if the file is missing, or no longer fits the schema.
     """
     try:
-        return from_dict(_read(path))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
+        stored = _read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        return from_dict(stored)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -1,13 +1,24 @@
 """The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs.config import read_config
 from jobs.terminal import printable
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run, locked, stage_folder, this_process, user_of
+from jobs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    TRAINING_FILE,
+    Run,
+    find_run,
+    locked,
+    stage_folder,
+    this_process,
+    user_of,
+)
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -172,21 +183,25 @@ def run_of(model: Path) -> Run | None:
     return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
-def find_model(name_or_path: str, root: Path) -> Path:
-    """As `_find_model`; what a run's files should have and do not is a UserError, too."""
+@contextmanager
+def whole_records(name: str) -> Iterator[None]:
+    """For reading what a run's folder says of itself.
+
+    Raises:
+        UserError: a file in it lacks what a run writes there, or can't be read.
+    """
     try:
-        return _find_model(name_or_path, root)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, FileNotFoundError) as error:
-        if isinstance(error, UserError):
-            raise
-        what = f"{type(error).__name__}: {error}"
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
         raise UserError(
-            f"{name_or_path}: the run's own files are damaged ({what}). Restore {PREPARED_FILE}, training.json and "
-            f"model/{MODEL_FILE} from a copy, or give a folder model/ itself"
+            f"{name}: what the folder says of itself is damaged ({type(error).__name__}: {error}). Restore "
+            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and model/{MODEL_FILE} from a copy, or give a folder model/"
         ) from error
 
 
-def _find_model(name_or_path: str, root: Path) -> Path:
+def find_model(name_or_path: str, root: Path) -> Path:
     """A model folder, named itself or by its run. That of a run is made anew where its training has gone on since. Says
     on standard error which steps it is the average of.
 
@@ -194,14 +209,14 @@ def _find_model(name_or_path: str, root: Path) -> Path:
         UserError: there is no such run, no model and no snapshot to make one of, or it can't be made anew.
     """
     model = Path(name_or_path)
-    run = run_of(model)
-    if not (model / MODEL_FILE).exists() or run:
-        folder = run.folder if run else find_run(name_or_path, root)
-        run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-        model = folder / "model"
-        note = _bring_up_to_date(run)
-    else:
-        note = ""
+    note = ""
+    with whole_records(name_or_path):
+        run = run_of(model)
+        if not (model / MODEL_FILE).exists() or run:
+            folder = run.folder if run else find_run(name_or_path, root)
+            run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+            model = folder / "model"
+            note = _bring_up_to_date(run)
     if steps := _steps_of(model):
         of = f"of the run {run.name}" if run else str(model)
         told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"

@@ -62,14 +62,22 @@ def read_points(run_folder: Path) -> list[Point]:
         Point(key, record["step"], value, record["time_ms"])
         for name in SPOOLS
         for record, _ in _complete_lines(run_folder / name)
-        for key, value in record.get("metrics", {}).items()
+        if _is_whole(record)
+        for key, value in record["metrics"].items()
+        if isinstance(value, int | float)
     ]
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record has points of a step at a time."""
+    numbers = [record.get("step"), record.get("time_ms")]
+    return isinstance(record.get("metrics"), dict) and all(isinstance(one, int) for one in numbers)
 
 
 def last_status(run_folder: Path) -> str | None:
     """What the driver's tracker recorded last: RUNNING, FINISHED, FAILED or KILLED."""
     records = (record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL))
-    return next(iter([one["status"] for one in records if one.get("do") == "status"][-1:]), None)
+    return next(iter([one.get("status") for one in records if one.get("do") == "status"][-1:]), None)
 
 
 def last_end(run_folder: Path) -> int | None:
