@@ -48,8 +48,8 @@ def redacted(value: Any) -> Any:
     """The value with *** in place of every password, token, key and signature in it.
 
     Texts are searched for addresses (user:password@, ?sig=…), connection strings (PWD=…) and words (password=…); of
-    nested dicts and lists every text is, and of a dict each value whose key is that of a secret. Everything else stays
-    as it is. What is redacted already stays so.
+    nested dicts and lists every text and key is, and of a dict each value whose key names a secret. Everything else
+    stays as it is. What is redacted already stays so.
     """
     match value:
         case str():
@@ -58,7 +58,7 @@ def redacted(value: Any) -> Any:
             return value
         case Mapping():
             return {
-                key: HIDDEN if isinstance(item, str) and item and _is_secret(key) else redacted(item)
+                redacted(key): HIDDEN if isinstance(item, str) and item and _is_secret(key) else redacted(item)
                 for key, item in value.items()
             }
         case list() | tuple() | set() | frozenset():
@@ -73,11 +73,11 @@ def _is_secret(key: Any) -> bool:
 
 def secrets_in(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings that hold a secret, by their full names, each as it may be shown."""
-    shown = redacted(settings)
     held: dict[str, str] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and shown[key] != HIDDEN:
-            held |= secrets_in(value, f"{prefix}{key}.")
-        elif shown[key] != (list(value) if isinstance(value, tuple) else value):
-            held[f"{prefix}{key}"] = str(shown[key])
+        (name, shown), *_ = redacted({key: value}).items()
+        if isinstance(value, Mapping):
+            held |= secrets_in(value, f"{prefix}{name}.")
+        elif name != key or shown != (list(value) if isinstance(value, tuple) else value):
+            held[f"{prefix}{name}"] = str(shown)
     return held
