@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jobs.cli import JOBS, print_help, print_jobs
 from jobs.environment import prepare_process
 from jobs.stopping import EXIT_CODE, Terminated
+from jobs.terminal import printable
 from pipeline.errors import UserError
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it
         return code
     except UserError as error:
-        print(f"transloom: {error}", file=sys.stderr)
+        print(f"transloom: {printable(str(error))}", file=sys.stderr)
         return 2
     except Terminated as end:
         print(f"transloom: {end}.", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.bench_summary import machine, print_bench, report_bench
 from jobs.cli import ARGUMENTS, configuration, sort_words
-from jobs.config import Config, to_dict
+from jobs.config import Config, recorded
 from jobs.console import StatusLine, clock
 from jobs.precision import warn_of_slow_precision, with_precision
 from jobs.run_model import find_model
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     result: dict[str, Any] = {
         "machine": machine(config.cluster.gpus_per_worker > 0),
         "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
-        "settings": to_dict(config),
+        "settings": recorded(config),
     }
     _measure(config, bench, given, folder, result)
     result["seconds"] = time.time() - started_at

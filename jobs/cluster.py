@@ -153,9 +153,9 @@ def private_temp_folder() -> str | None:
 def _init_ray(address: str) -> None:
     import ray
 
-    from jobs.ray_patches import in_a_group_of_their_own, job_config
+    from jobs.ray_patches import in_a_group_of_their_own, job_config, redacted_command
 
-    with in_a_group_of_their_own():
+    with in_a_group_of_their_own(), redacted_command():
         ray.init(
             address=address,
             _temp_dir=private_temp_folder() if address == "local" else None,

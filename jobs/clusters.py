@@ -22,7 +22,8 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.files import atomic_write
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
+from pipeline.untrusted import read_yaml
 
 LOCAL = "local"  # the entry of the cluster that `transloom cluster up` starts
 
@@ -49,9 +50,9 @@ class Cluster:
             raise ValueError(f"address: must be http(s)://host:port, that of Ray's dashboard, not {self.address!r}")
         for key in ("address", "tracking_uri"):
             value = getattr(self, key)
-            if value and redact_uri(value) != value:
+            if value and redacted(value) != value:
                 raise ValueError(
-                    f"{key}: {redact_uri(value)} has a password in it, which is not to lie in this file; see "
+                    f"{key}: {redacted(value)} has a password in it, which is not to lie in this file; see "
                     "docs/clusters.md for where it belongs"
                 )
         if self.output_dir is not None and not Path(self.output_dir).is_absolute():
@@ -111,11 +112,9 @@ def load_clusters() -> dict[str, Cluster]:
     """
     file = clusters_file()
     try:
-        entries = yaml.safe_load(file.read_bytes())
+        entries = read_yaml(file)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: {error}") from error
     if entries is None:
         return {}
     if not isinstance(entries, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import read_config, to_dict
 from jobs.evaluate import RESULT_FILE, evaluation_folder
-from jobs.run_model import model_is_current, steps_of_model, training_of
+from jobs.run_model import model_is_current, steps_of_model, training_of, whole_records
 from jobs.workspace import CONFIG_FILE, Run, find_run, stage_folder
 from model.flops import count_parameters, training_flops
 from pipeline.compare.comparison import RunFacts, System
@@ -167,6 +167,11 @@ def read_text(path: Path) -> list[str]:
 
 
 def _find(word: str, root: Path) -> "_Evaluated | Path":
+    with whole_records(word):
+        return _find_whole(word, root)
+
+
+def _find_whole(word: str, root: Path) -> "_Evaluated | Path":
     path = Path(word)
     if (path / RESULT_FILE).exists() and (path.absolute().parents[1] / CONFIG_FILE).exists():
         return _evaluated(path.absolute().parents[1], path.absolute(), root)

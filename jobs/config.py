@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
+from omegaconf._utils import get_yaml_loader  # what OmegaConf.load reads with
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -35,12 +36,13 @@ from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import EvaluateConfig
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 from pipeline.sweep.config import SweepConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
 from pipeline.train.schedule import ScheduleConfig
+from pipeline.untrusted import read_yaml, refuse_deep_words
 
 if TYPE_CHECKING:
     from model.build import ModelConfig
@@ -153,8 +155,8 @@ class Config:
             raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: must be from 0 to {MAX_SEED}, not {self.seed}")
-        if self.storage is not None and (redacted := redact_uri(self.storage)) != self.storage:
-            raise ValueError(f"storage: {redacted} has a password or token in it; set it in the environment instead")
+        if self.storage is not None and (shown := redacted(self.storage)) != self.storage:
+            raise ValueError(f"storage: {shown} has a password or token in it; set it in the environment instead")
         if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
             raise ValueError(f"storage: {self.storage!r} is no address; give s3://bucket/folder or another fsspec URL")
         if self.resume is not None and not self.resume.strip():
@@ -212,6 +214,7 @@ def _without_range(word: str) -> list[str]:
 
 
 def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
+    refuse_deep_words(list(overrides))
     own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
     words = [_quoted(each) for word in overrides if word not in own for each in _without_range(word)]
     parsed = _parse(words, own_words)
@@ -221,7 +224,7 @@ def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hyd
     store.store(name="schema", node=_schema(None))
     try:
         if own:
-            node = OmegaConf.load(Path(own[-1].partition("=")[2]).expanduser())
+            node = _read(Path(own[-1].partition("=")[2]).expanduser())
             store.store(group="experiment", name=OWN_NAME, node=node, package="_global_")
             words.append(f"experiment={OWN_NAME}")
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -230,6 +233,8 @@ def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hyd
         raise UserError(f"{own[-1]}: {error.strerror or error}") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(explain(error, _names())) from error
+    except RecursionError as error:  # ${a} within a within ${a}
+        raise UserError(f"{' '.join(own) or 'the settings'}: interpolations ${{…}} that name each other") from error
 
 
 def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConfig:
@@ -284,15 +289,29 @@ def read_config(path: Path) -> Config:
         UserError: if the file is missing, or no longer fits the schema.
     """
     try:
-        stored = OmegaConf.load(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except YAMLError as error:
-        raise UserError(f"{path}: {error}") from error
+        stored = _read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     try:
         return from_dict(stored)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _read(file: Path) -> DictConfig:
+    """A YAML file of settings, by OmegaConf's rules: no key twice, 1e-3 is a number.
+
+    Raises:
+        OSError: there is no such file.
+        UserError: see `read_yaml`; or what is in it is not a mapping.
+    """
+    settings = read_yaml(file, get_yaml_loader())
+    if not isinstance(settings, dict | None):
+        raise UserError(f"{file}: must have settings, key: value, line by line")
+    try:
+        return cast(DictConfig, OmegaConf.create(settings or {}))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {explain(error, _names())}") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -332,8 +351,14 @@ def _refuse_infinite(value: Any, key: str) -> None:
         raise UserError(f"{key}: must be a finite number, not {value}")
 
 
+def recorded(config: Config) -> dict[str, Any]:
+    """`to_dict` as it may be stored and shown: *** in place of every password, token and signature."""
+    return redacted(to_dict(config))
+
+
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    """The YAML of `recorded`; `read_config` reads it."""
+    return OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
 
 
 def _schema(architecture: str | None) -> DictConfig:

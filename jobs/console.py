@@ -9,24 +9,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
+from jobs.terminal import printable, printable_word
 from pipeline.files import read_json
+from pipeline.secrets import redacted
 
 
-class _Console(Console):
-    """Leaves it to the command what to do when nobody reads its output; rich would end it as if it had failed."""
+class SafeConsole(Console):
+    """Shows no secret, and no character of a text that would steer the terminal. Leaves it to the command what to do
+    when nobody reads its output; rich would end it as if it had failed."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(shown(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
-console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 # What `counter`, `training_line` and `following` show.
 PROGRESS = re.compile(r"  (step [\d,]+/[\d,]+|.+: [\d,]+( of [\d,]+)?(   [\d,]+/s|$)|.+ …$)")
 SECONDS_BETWEEN_LINES = 10.0  # where the output is no terminal, and a line can't be written over
+
+
+def shown(text: str) -> str:
+    """The text as people are to see it: `printable`, without its secrets."""
+    return printable(redacted(text))
 
 
 class StatusLine:
@@ -38,6 +54,7 @@ class StatusLine:
         self._shown = ""
 
     def show(self, text: str, now: bool = False) -> None:
+        text = shown(text).replace("\n", " ")
         if self._is_terminal:
             sys.stdout.write(f"\r\x1b[2K{text[: console.width - 1]}")
             sys.stdout.flush()
@@ -152,6 +169,8 @@ def training_line(progress: Mapping[str, Any]) -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Text:
     """Never folded, however narrow the terminal: a folder or a signature can be copied in one piece."""
+    title = shown(title)
+    columns, *rows = [[printable_word(redacted(cell)) for cell in cells] for cells in (columns, *rows)]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
 
     def line(cells: list[str]) -> str:

@@ -99,12 +99,12 @@ def _network(nodes: Sequence[dict[str, Any]]) -> list[Finding]:
 
 
 def _tracking(config: "Config") -> list[Finding]:
-    from pipeline.spool import redact_uri
+    from pipeline.secrets import redacted
     from pipeline.tracking import refuse_unreachable, tracking_uri
 
     if not config.tracking.enabled:
         return [Finding("MLflow", "off")]
-    uri = redact_uri(tracking_uri(config.tracking, Path(config.output_dir)))
+    uri = redacted(tracking_uri(config.tracking, Path(config.output_dir)))
     try:
         refuse_unreachable(config.tracking, Path(config.output_dir))
     except UserError as error:

@@ -1,7 +1,15 @@
 """What a command's process needs first: streams that take any character, and loopback without the proxy."""
 
+import logging
 import os
 import sys
+import traceback
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from jobs.terminal import printable
+from pipeline.secrets import redacted
 
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -10,6 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 def prepare_process() -> None:
     """For this process and those that it starts."""
     take_any_character()
+    log_safely()
     reach_loopback_directly()
 
 
@@ -19,6 +28,28 @@ def take_any_character() -> None:
         reconfigure = getattr(stream, "reconfigure", None)  # a stream that stands in for them may have none
         if reconfigure:
             reconfigure(errors="backslashreplace")
+
+
+def log_safely() -> None:
+    """Messages of logs, and tracebacks of bugs, hold no secret and no character that steers a terminal."""
+    factory = logging.getLogRecordFactory()
+    if getattr(factory, "is_safe", False):
+        return
+
+    def safe(*args: Any, **options: Any) -> logging.LogRecord:
+        record = factory(*args, **options)
+        with suppress(Exception):  # a wrong format, which logging reports itself
+            record.msg, record.args = printable(redacted(record.getMessage())), ()
+        return record
+
+    safe.is_safe = True  # pyright: ignore[reportFunctionMemberAccess]
+    logging.setLogRecordFactory(safe)
+    sys.excepthook = _print_traceback
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable(redacted(text)))
 
 
 def reach_loopback_directly() -> None:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from jobs.cli import configuration, sort_words
 from jobs.run_model import find_model
+from jobs.terminal import printable
 from jobs.workspace import output_dir
 from pipeline.errors import UserError
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     to = _choice("format", own["format"], Format)
     quantization = _choice("quantization", own.get("quantization", "float32"), Quantization)
     export(find_model(words[0], output_dir(config)), folder, to, quantization)
-    print(f"Exported to {folder.absolute()}")
+    print(printable(f"Exported to {folder.absolute()}"))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jobs.console import StatusLine, console, is_progress
 from jobs.stopping import EXIT_CODE
 from jobs.summary import print_next
+from jobs.terminal import print_line
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def follow(client: "Client", job_id: str, is_new: bool = False) -> int:
         return 130
     status.clear()
     if rest:
-        print(rest, flush=True)
+        print_line(rest)
     match job.status.value:
         case "SUCCEEDED":
             console.print(f"\nThe job {job_id} is done.")
@@ -66,7 +67,7 @@ def show_line(line: str, status: StatusLine) -> None:
         status.show(line, now=True)
     else:
         status.clear()
-        print(line, flush=True)
+        print_line(line)
 
 
 def _wait_for_start(client: "Client", job_id: str) -> None:

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from jobs.console import SafeConsole
+from jobs.terminal import printable
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.gpu_check.outcome import Outcome, Skipped
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 def check(device: str, folder: Path) -> int:
     """Runs all parts, and writes the report and the table into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
+    console = SafeConsole(width=WIDTH, markup=False, highlight=False, emoji=False)
     context: dict[str, Any] = {"device": device, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": {}}
 
     def tell(records: list[Record], newest: Record) -> None:
@@ -94,7 +94,7 @@ def check(device: str, folder: Path) -> int:
         records = run_parts(PARTS, command, folder, tell)
     write_table(console, records, _ratios(records))
     with open(folder / TABLE, "w", encoding="utf-8") as file:
-        write_table(Console(width=WIDTH, file=file), records, _ratios(records))
+        write_table(SafeConsole(width=WIDTH, file=file, markup=False), records, _ratios(records))
     num_failed = sum(record.status == FAILED for record in records)
     console.print(f"\n{f'{num_failed} failed' if num_failed else 'Nothing failed'}. {folder / REPORT}", soft_wrap=True)
     return 1 if num_failed else 0
@@ -191,5 +191,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
-        print(f"gpu-check: {error}", file=sys.stderr)
+        print(f"gpu-check: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -16,12 +16,12 @@ from typing import Any, TextIO
 import yaml
 
 from jobs import kubernetes_services as services
-from jobs.config import Config, to_yaml
+from jobs.config import Config, to_dict, to_yaml
 from jobs.kubernetes_services import DATA, LABELS, POSTGRESQL, RAY_SECRET, container_security, pod_security
 from pipeline.data.corpus import SPLITS, CorpusKind
 from pipeline.errors import UserError
 from pipeline.files import hash_of
-from pipeline.spool import redact_uri
+from pipeline.secrets import secrets_in
 from pipeline.storage import is_url
 
 CONFIG_FOLDER, CONFIG_FILE = "/etc/transloom", "config.yaml"
@@ -273,10 +273,11 @@ def _config_there(config: Config, own_mlflow: bool) -> Config:
                 f"and give {key}={DATA}/…"
             )
     uri = config.tracking.uri
-    if uri is not None and redact_uri(uri) != uri:
+    for key, shown in secrets_in(to_dict(config)).items():
         raise UserError(
-            f"tracking.uri: the manifests would hold the password of {redact_uri(uri)}. Leave it out of the address, "
-            f"and put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into the Secret {ENVIRONMENT_SECRET}"
+            f"{key}: the manifests would hold the password or token of {shown}. Leave it out of the address, and put "
+            "the variables that log in (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow) into the "
+            f"Secret {ENVIRONMENT_SECRET}"
         )
     if uri is not None and not uri.startswith("http"):
         raise UserError(

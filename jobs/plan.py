@@ -11,7 +11,7 @@ import psutil
 
 from jobs.cli import configuration, sort_words
 from jobs.cluster import ALLOCATOR
-from jobs.config import Config, to_dict
+from jobs.config import Config, recorded
 from jobs.console import StatusLine, console
 from jobs.plan_summary import plan_precision, print_plan
 from jobs.precision import warn_of_slow_precision
@@ -73,7 +73,7 @@ def plan_of(
 
 def _settings(config: Config) -> dict[str, Any]:
     """What the plan depends on; no address of a tracker, which may have a password in it."""
-    return {key: value for key, value in to_dict(config).items() if key not in ("name", "output_dir", "tracking")}
+    return {key: value for key, value in recorded(config).items() if key not in ("name", "output_dir", "tracking")}
 
 
 def _folder(config: Config) -> Path:

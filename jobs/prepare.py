@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.cli import configuration
 from jobs.cluster import map_over_cluster
-from jobs.config import Config
+from jobs.config import Config, to_dict
 from jobs.console import StatusLine, begin_stage, counter
 from jobs.preflight import checked_session
 from jobs.stored import store_prepared
@@ -15,7 +15,10 @@ from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs, refuse_wrong
 from pipeline.data.longest import refuse_longer
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.remote import with_local_files
+from pipeline.errors import UserError
 from pipeline.files import NotBuilt
+from pipeline.secrets import HIDDEN
+from pipeline.tracker import flatten
 
 
 def main(argv: list[str]) -> int:
@@ -57,8 +60,14 @@ def local_corpus(config: Config) -> CorpusConfig:
     """The corpus as files of this machine; what lies behind URLs is fetched into the output folder.
 
     Raises:
-        UserError: see `with_local_files`.
+        UserError: see `with_local_files`; or an address came from a run's config.yaml, which keeps no secrets.
     """
+    for key, value in flatten({"corpus": to_dict(config)["corpus"]}).items():
+        if HIDDEN in value:
+            raise UserError(
+                f"{key}: the password or token in {value} is not kept with the run, and the data prepared with it are "
+                "gone. Prepare them again first (transloom prepare, with the whole address), or start a new run"
+            )
     status = StatusLine()
     try:
         return with_local_files(config.corpus, output_dir(config) / "downloads", counter(status))

@@ -24,6 +24,7 @@ from ray.job_config import JobConfig
 from jobs.heartbeat import Worker
 from jobs.local_node import NODE_ENVIRONMENT
 from pipeline.search_path import ROOT
+from pipeline.secrets import redacted
 
 ANSWER_SECONDS = 10.0
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -96,6 +97,17 @@ def in_a_group_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = usual
+
+
+@contextmanager
+def redacted_command() -> Iterator[None]:
+    """For the connection to a Ray, which records the command's line: its dashboard and its API show that to all."""
+    usual = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: redacted(usual())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = usual
 
 
 class _OwnFolder(list[str]):

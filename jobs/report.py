@@ -24,7 +24,8 @@ from pipeline.errors import UserError
 from pipeline.figures import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
-from pipeline.spool import last_status, read_points, redact_uri
+from pipeline.secrets import redacted
+from pipeline.spool import last_status, read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
 from pipeline.translate import count_saved
@@ -129,7 +130,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         "mlflow.source.git.commit": code_revision(),
         "environment.python": platform.python_version(),
         "environment.machine": f"{platform.machine()}, {processor_name()}",
-        "environment.command": redact_uri(submission().get("command") or " ".join(["transloom", *sys.argv[1:]])),
+        "environment.command": redacted(submission().get("command") or " ".join(["transloom", *sys.argv[1:]])),
         **{f"environment.{name}": version for name, version in versions.items()},
     }
 

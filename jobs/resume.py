@@ -3,11 +3,10 @@
 import json
 from dataclasses import replace
 
-import yaml
-
 from jobs.cli import sort_words
 from jobs.clusters import choose_cluster
 from pipeline.errors import UserError
+from pipeline.untrusted import parse_yaml
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
             f"{job_id}: was not submitted by `transloom submit`, so its settings are not known here. On a machine that "
             f"sees the runs' folder: transloom submit run resume=<run> to={cluster.name}"
         )
-    before = from_dict(yaml.safe_load(about["transloom_config"]))
+    before = from_dict(parse_yaml(about["transloom_config"], f"the settings of {job_id}"))
     kind = about["transloom_job"]
     if kind == "sweep":
         from jobs.sweep_settings import Origin, changed_sweep

@@ -1,12 +1,24 @@
 """The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs.config import read_config
-from jobs.workspace import CONFIG_FILE, PREPARED_FILE, Run, find_run, locked, stage_folder, this_process, user_of
+from jobs.terminal import printable
+from jobs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    TRAINING_FILE,
+    Run,
+    find_run,
+    locked,
+    stage_folder,
+    this_process,
+    user_of,
+)
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -171,6 +183,24 @@ def run_of(model: Path) -> Run | None:
     return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
+@contextmanager
+def whole_records(name: str) -> Iterator[None]:
+    """For reading what a run's folder says of itself.
+
+    Raises:
+        UserError: a file in it lacks what a run writes there, or can't be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise UserError(
+            f"{name}: what the folder says of itself is damaged ({type(error).__name__}: {error}). Restore "
+            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and model/{MODEL_FILE} from a copy, or give a folder model/"
+        ) from error
+
+
 def find_model(name_or_path: str, root: Path) -> Path:
     """A model folder, named itself or by its run. That of a run is made anew where its training has gone on since. Says
     on standard error which steps it is the average of.
@@ -179,24 +209,25 @@ def find_model(name_or_path: str, root: Path) -> Path:
         UserError: there is no such run, no model and no snapshot to make one of, or it can't be made anew.
     """
     model = Path(name_or_path)
-    run = run_of(model)
-    if not (model / MODEL_FILE).exists() or run:
-        folder = run.folder if run else find_run(name_or_path, root)
-        run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-        model = folder / "model"
-        note = _bring_up_to_date(run)
-    else:
-        note = ""
+    note = ""
+    with whole_records(name_or_path):
+        run = run_of(model)
+        if not (model / MODEL_FILE).exists() or run:
+            folder = run.folder if run else find_run(name_or_path, root)
+            run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+            model = folder / "model"
+            note = _bring_up_to_date(run)
     if steps := _steps_of(model):
         of = f"of the run {run.name}" if run else str(model)
-        print(f"transloom: the model {of} is the average of steps {in_words(steps)}{note}", file=sys.stderr)
+        told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"
+        print(printable(told), file=sys.stderr)
     return model
 
 
 def _steps_of(model: Path) -> list[int]:
     """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
     try:
-        return list(read_json(model / MODEL_FILE)["steps"])
+        return [step for step in read_json(model / MODEL_FILE)["steps"] if isinstance(step, int)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -7,7 +7,7 @@ from jobs.console import StatusLine, console, counter
 from jobs.workspace import Run, bring_from, stage_folder
 from pipeline.data.prepare import Prepared
 from pipeline.mirror import STAGES, Mirror, push_stages
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def stored(run: Run) -> Iterator[None]:
                 style="bold",
             )
         elif mirror.copied:
-            console.print(f"Stored      {redact_uri(url)}/runs/{run.name}")
+            console.print(f"Stored      {redacted(url)}/runs/{run.name}")
 
 
 def store_prepared(url: str | None, prepared: Prepared) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import yaml
-
 from jobs.cli import JOBS, configuration, sort_words
 from jobs.clusters import Cluster, choose_cluster
 from pipeline.errors import UserError
+from pipeline.untrusted import parse_yaml
 
 if TYPE_CHECKING:
     from jobs.client import Client
@@ -89,20 +88,16 @@ def for_cluster(config: "Config", cluster: Cluster) -> "Config":
         UserError: it names another cluster, or has a password or token in it.
     """
     from jobs.config import to_dict
-    from pipeline.spool import redact
-    from pipeline.tracker import flatten
+    from pipeline.secrets import secrets_in
 
     if config.cluster.address not in (None, "auto"):
         raise UserError(f"cluster.address: to=<name> says which cluster; here it is {cluster.name}")
-    settings = to_dict(config)
-    plain, redacted = flatten(settings), flatten(redact(settings))
-    for key in plain:
-        if plain[key] != redacted[key]:
-            raise UserError(
-                f"{key}: {redacted[key]} has a password or token in it, and what is submitted can be read by all who "
-                "reach the cluster. Leave it out, and set it in the environment that the cluster's Ray is started in: "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow"
-            )
+    for key, shown in secrets_in(to_dict(config)).items():
+        raise UserError(
+            f"{key}: {shown} has a password or token in it, and what is submitted can be read by all who "
+            "reach the cluster. Leave it out, and set it in the environment that the cluster's Ray is started in: "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow"
+        )
     return replace(config, cluster=replace(config.cluster, address="auto"))
 
 
@@ -116,7 +111,8 @@ def _refuse_in_use(config: "Config", client: "Client") -> None:
         about = job.metadata or {}
         if job.status.is_terminal() or about.get("transloom_run") != config.name:
             continue
-        if yaml.safe_load(about["transloom_config"])["output_dir"] == config.output_dir:
+        settings = parse_yaml(about["transloom_config"], f"the settings of {job.submission_id}")
+        if settings["output_dir"] == config.output_dir:
             raise UserError(
                 f"name: the job {job.submission_id} is at {config.name} now; follow it (transloom logs "
                 f"{job.submission_id} -f to={client.cluster.name}), stop it, or choose another name="
@@ -140,7 +136,7 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
     from jobs.package import packed
     from jobs.report import code_revision
     from jobs.workspace import CONFIG_FILE
-    from pipeline.spool import redact_uri
+    from pipeline.secrets import redacted
 
     client = Client(cluster)
     refuse_unplaceable(config.cluster, client.nodes())
@@ -154,7 +150,7 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
     if config.cluster.gpus_per_worker:
         workers += f", {config.cluster.gpus_per_worker:g} GPU"
     about = {
-        "command": redact_uri(" ".join(["transloom", *sys.argv[1:]])),
+        "command": redacted(" ".join(["transloom", *sys.argv[1:]])),
         "revision": code_revision(),
         "versions": versions(),
         **({"sweep": asdict(origin)} if origin else {}),

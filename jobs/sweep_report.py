@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from jobs.config import Config, read_config, to_dict
+from jobs.config import Config, read_config, recorded
 from jobs.console import clock, console, table
 from jobs.evaluate import evaluate_stage
 from jobs.report import open_tracker, report_evaluation
@@ -40,7 +40,7 @@ CHANGED = (
 
 def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: str, best: Record) -> None:
     """An experiment's file: the groups' options that the sweep had, and every setting of its best trial."""
-    settings = to_dict(config)
+    settings = recorded(config)
     groups = [{f"override /{group}": one} for group, one in choices.items() if group not in NOT_OF_AN_EXPERIMENT]
     content = {"defaults": [*groups, "_self_"], **{name: settings[name] for name in SECTIONS}}
     del content["cluster"]["address"]  # where it runs next is for whoever runs it to say

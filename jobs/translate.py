@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from jobs.cli import configuration, sort_words
 from jobs.run_model import find_model
+from jobs.terminal import printable_word
 from jobs.workspace import output_dir
 from pipeline.data.lines import BOM, existing_file, read_lines
 from pipeline.errors import UserError
@@ -32,13 +33,14 @@ def main(argv: list[str]) -> int:
     if is_slow and translator.about.get("precision") == "bf16":
         told = "computes in fp32: the model was trained in bf16, for which this processor has no instructions"
         print(f"transloom: {told}", file=sys.stderr)
+    to_terminal = sys.stdout.isatty()  # a file or a pipe gets the text as it is
     batch: list[str] = []
     translated = 0
 
     def flush() -> None:
         nonlocal translated
         for text in translator.translate(batch, config.decode, first_line=translated + 1):
-            sys.stdout.buffer.write(text.encode() + b"\n")
+            sys.stdout.buffer.write((printable_word(text) if to_terminal else text).encode() + b"\n")
         sys.stdout.buffer.flush()
         translated += len(batch)
         batch.clear()

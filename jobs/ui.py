@@ -7,11 +7,12 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.report import end_dead_runs
+from jobs.terminal import printable
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.moved_store import ARTIFACTS, settle_store
 from pipeline.runs_view import runs_url
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 from pipeline.tracking import RUN_RECORD, local_store, recorded_uri, run_url, tracking_uri, ui_command
 
 HOST = "127.0.0.1"
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
         experiment_id = newest["experiment_id"]
         runs = runs_url(server, experiment_id, is_arranged=newest.get("is_arranged", False))
         print(f"The runs, best first: {runs}", flush=True)
-        print(f"The newest run, {newest['run_name']}: {run_url(server, experiment_id, newest['run_id'])}", flush=True)
+        told = f"The newest run, {newest['run_name']}: {run_url(server, experiment_id, newest['run_id'])}"
+        print(printable(told), flush=True)
     os.execvpe(command[0], command, os.environ | environment)
 
 
@@ -46,7 +48,7 @@ def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:
     records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in records:
         record = read_json(path)
-        if record.get("run_id") and recorded_uri(path.parent, record) == redact_uri(uri):
+        if record.get("run_id") and recorded_uri(path.parent, record) == redacted(uri):
             return record
     return None
 

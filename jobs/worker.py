@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import Config, read_config
+from jobs.environment import log_safely
 from jobs.heartbeat import Heartbeat
 from jobs.report import report_validation
 from jobs.stopping import watched
@@ -63,6 +64,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
 
     heartbeat = Heartbeat(attempt, rank(), hang_seconds)
     config = read_config(folder / CONFIG_FILE)
+    log_safely()
     logging.basicConfig(level=logging.WARNING)
     device = get_device()
     tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
 WORKERS_FOLDER, RESTART_FILE, STACKS_FOLDER = "workers", "restart", "stacks"  # of the attempt; of those that hung
@@ -127,7 +127,7 @@ def bring_from(url: str, folder: Path, key: str | None = None) -> list[str]:
         checkpoint = f"checkpoint step_{came.step:08d}" if came.step >= 0 else "no new checkpoint"
         size = f"{came.size_bytes / 1e6:,.1f} MB"
         console.print(
-            f"Fetched     the run {folder.name} from {redact_uri(url)}: {checkpoint}, {came.files} files, {size}"
+            f"Fetched     the run {folder.name} from {redacted(url)}: {checkpoint}, {came.files} files, {size}"
         )
     return came.damaged
 
@@ -209,9 +209,9 @@ def own_tokenizer(run: Run) -> str:
 
 
 def _write_config(run: Run) -> None:
-    text = to_yaml(own_config(run))
+    text = to_yaml(own_config(run))  # workers read it; none needs a password: the data are prepared by then
     with atomic_write(run.folder / CONFIG_FILE) as file:
-        file.write(redact_uri(text).encode())  # workers read it; none needs the server's password
+        file.write(text.encode())
 
 
 def stage_folder(run_folder: Path, stage: str) -> Path:

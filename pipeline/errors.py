@@ -1,5 +1,11 @@
 """The one exception that is the user's to mend: the command prints it without a traceback, exit code 2."""
 
+from pipeline.secrets import redacted
+
 
 class UserError(Exception):
-    """What is wrong, where (file and line, or the configuration key), and what to do about it."""
+    """What is wrong, where (file and line, or the configuration key), and what to do about it. The message never holds
+    a password or token: `redacted` takes them out."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
+from pipeline.secrets import redacted
+from pipeline.untrusted import NotWellFormed, open_plain
 
 MANIFEST = "manifest.json"
 
@@ -55,7 +57,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no plain file (then an OSError, too), or holds no JSON (then a ValueError, too).
+    """
+    with open_plain(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise NotWellFormed(f"{path} is damaged, it is no JSON: {error}. Restore it from a copy") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -170,7 +182,7 @@ def stage(
                 "files": {path.relative_to(temporary).as_posix(): _sealed(path) for path in _files_below(temporary)},
                 "elapsed_seconds": round(time.monotonic() - started_at, 3),
             }
-            write_json(temporary / MANIFEST, manifest)
+            write_json(temporary / MANIFEST, redacted(manifest))
             _install(temporary, folder, key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, explain_full_disk, read_json, write_json
-from pipeline.spool import SPOOLS, redact_uri
+from pipeline.secrets import redacted
+from pipeline.spool import SPOOLS
 from pipeline.storage import Damaged, Progress, no_progress
 
 PREPARED_FILE, CONFIG_FILE = "prepared.json", "config.yaml"
@@ -121,7 +122,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
         expected = read_json(record)["identity"] if is_here else identity
         if expected not in (None, there["identity"]):
             raise UserError(
-                f"name: {redact_uri(place)} is a run of this name that was made with other settings or data; choose "
+                f"name: {redacted(place)} is a run of this name that was made with other settings or data; choose "
                 "another name, or another storage"
             )
         units = _units(folder, names)
@@ -142,7 +143,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
                     damaged.append(unit.name)
         if _newest(units) >= 0 and _newest(_units(folder, _files(folder))) < 0:
             raise UserError(
-                f"storage: no checkpoint in {redact_uri(place)} can be used; damaged: {', '.join(damaged)}. Restore "
+                f"storage: no checkpoint in {redacted(place)} can be used; damaged: {', '.join(damaged)}. Restore "
                 "one from a copy, or remove the run there to start again from step 0"
             )
         if not is_here:  # last, for with it the run is here

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline import runs_view
 from pipeline.errors import UserError
 from pipeline.files import database_file
-from pipeline.spool import redact, redact_uri
+from pipeline.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +82,7 @@ class MlflowStore:
         if found:
             run = found[0]
         else:
-            tags = redact(self._record["tags"]) | {KEY_TAG: key}
+            tags = redacted(self._record["tags"]) | {KEY_TAG: key}
             started, name = self._record["started_ms"], self._record["run_name"]
             run = self._client.create_run(self.experiment_id, started, tags, name)
         self.run_id = run.info.run_id
@@ -282,10 +282,10 @@ def find_runs(uri: str, experiment: str, criteria: str) -> list[tuple[str, str]]
     try:
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            raise UserError(f"tracking.experiment: there is no experiment {experiment!r} in {redact_uri(uri)}")
+            raise UserError(f"tracking.experiment: there is no experiment {experiment!r} in {redacted(uri)}")
         runs = client.search_runs([found.experiment_id], criteria, order_by=["attributes.start_time ASC"])
     except MlflowException as error:
-        raise UserError(f"MLflow at {redact_uri(uri)}: {redact_uri(str(error))}") from None
+        raise UserError(f"MLflow at {redacted(uri)}: {redacted(str(error))}") from None
     return [(run.info.run_id, run.info.run_name or "") for run in runs]
 
 

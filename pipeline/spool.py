@@ -11,40 +11,20 @@ or something else to be done, named by its "do": params, tags, text, artifact, t
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.files import read_json, write_json
+from pipeline.secrets import redacted
+from pipeline.untrusted import open_plain
 
 TRAINING_SPOOL = "metrics.jsonl"
 DRIVER_SPOOL = "driver.jsonl"
 SPOOLS = (TRAINING_SPOOL, DRIVER_SPOOL)
 
 log = logging.getLogger(__name__)
-
-_USER_INFO = re.compile(r"://[^\s@/]*(?::\S*)?@")
-_SECRET_QUERY = re.compile(r"(?i)([?&][\w-]*(?:token|password|passwd|pwd|secret|key|signature|sig)=)[^&\s#]+")
-
-
-def redact_uri(text: str) -> str:
-    """The text with the secrets of every URI in it (user:password@, ?token=…) replaced by ***."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("://***@", text))
-
-
-def redact(value: Any) -> Any:
-    """`redact_uri` on every string in nested dicts and lists."""
-    match value:
-        case str():
-            return redact_uri(value)
-        case Mapping():
-            return {key: redact(item) for key, item in value.items()}
-        case list() | tuple():
-            return [redact(item) for item in value]
-        case _:
-            return value
 
 
 class Point(NamedTuple):
@@ -63,7 +43,7 @@ def _complete_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
     """
     if not path.exists():
         return
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -71,7 +51,7 @@ def _complete_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
             offset += len(line)
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = {}
             yield record if isinstance(record, dict) else {}, offset
 
@@ -82,14 +62,22 @@ def read_points(run_folder: Path) -> list[Point]:
         Point(key, record["step"], value, record["time_ms"])
         for name in SPOOLS
         for record, _ in _complete_lines(run_folder / name)
-        for key, value in record.get("metrics", {}).items()
+        if _is_whole(record)
+        for key, value in record["metrics"].items()
+        if isinstance(value, int | float)
     ]
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record has points of a step at a time."""
+    numbers = [record.get("step"), record.get("time_ms")]
+    return isinstance(record.get("metrics"), dict) and all(isinstance(one, int) for one in numbers)
 
 
 def last_status(run_folder: Path) -> str | None:
     """What the driver's tracker recorded last: RUNNING, FINISHED, FAILED or KILLED."""
     records = (record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL))
-    return next(iter([one["status"] for one in records if one.get("do") == "status"][-1:]), None)
+    return next(iter([one.get("status") for one in records if one.get("do") == "status"][-1:]), None)
 
 
 def last_end(run_folder: Path) -> int | None:
@@ -135,8 +123,8 @@ class MetricLog:
         return bool(fresh)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record as it is, without the secrets of any URI in it."""
-        line = json.dumps(redact(record), ensure_ascii=False).encode() + b"\n"
+        """Appends one record as it is, without the secrets in it."""
+        line = json.dumps(redacted(record), ensure_ascii=False).encode() + b"\n"
         try:
             # A newline first closes a torn line, so that it can't spoil this one.
             line = b"\n" + line if self._torn else line

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, explain_full_disk, hash_of, read_json, sha256_file, write_json
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -50,7 +50,7 @@ def is_url(path: str | None) -> bool:
 def explained(key: str, url: str) -> Iterator[None]:
     """Turns what goes wrong with a URL into a UserError that begins with the setting's name; a full disk here and
     whatever a person was told already pass through."""
-    place = f"{key}: {redact_uri(url)}"
+    place = f"{key}: {redacted(url)}"
     try:
         yield
     except UserError:
@@ -79,7 +79,7 @@ def explained(key: str, url: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    text = " ".join(redact_uri(str(error)).split())[:200]
+    text = " ".join(redacted(str(error)).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -96,7 +96,7 @@ def check(url: str, key: str = "storage") -> None:
         found = fs.cat_file(path)
         fs.rm_file(path)
         if found != content:
-            raise UserError(f"{key}: {redact_uri(url)}: gives back something else than what was written")
+            raise UserError(f"{key}: {redacted(url)}: gives back something else than what was written")
 
 
 def fetch_file(url: str, folder: Path, key: str, progress: Progress = no_progress) -> Path:
@@ -121,9 +121,9 @@ def fetch_file(url: str, folder: Path, key: str, progress: Progress = no_progres
             try:
                 info = fs.info(f"{path}.gz")
             except FileNotFoundError as error:
-                raise UserError(f"{key}: no such file: {redact_uri(url)} (nor {redact_uri(url)}.gz)") from error
+                raise UserError(f"{key}: no such file: {redacted(url)} (nor {redacted(url)}.gz)") from error
         if info.get("type") == "directory":
-            raise UserError(f"{key}: {redact_uri(url)} is a folder: name a file in it")
+            raise UserError(f"{key}: {redacted(url)} is a folder: name a file in it")
         name = f"{PurePosixPath(urlsplit(url).path).name or 'file'}{suffix}"
         copy = folder / hash_of(url)[:12] / name
         record = copy.with_name("source.json")
@@ -135,11 +135,11 @@ def fetch_file(url: str, folder: Path, key: str, progress: Progress = no_progres
         try:
             fs.get_file(f"{path}{suffix}", str(temporary), callback=_callback(f"fetching {name} (MB)", progress))
             if info.get("size") not in (None, temporary.stat().st_size):
-                raise UserError(f"{key}: {redact_uri(url)} came incomplete; give the command again")
+                raise UserError(f"{key}: {redacted(url)} came incomplete; give the command again")
             os.replace(temporary, copy)
         finally:
             temporary.unlink(missing_ok=True)
-        write_json(record, {"url": redact_uri(url), "version": version})
+        write_json(record, {"url": redacted(url), "version": version})
         return copy
 
 
@@ -178,7 +178,7 @@ def listing(url: str) -> dict[str, int]:
             inside(Path("anywhere"), name)
             harmless[name] = size
         except Damaged:
-            log.warning("%s: the file named %r leads out of its folder and is left there", redact_uri(url), name)
+            log.warning("%s: the file named %r leads out of its folder and is left there", redacted(url), name)
     return harmless
 
 
@@ -249,7 +249,7 @@ def pull(url: str, folder: Path, marker: str = MANIFEST, progress: Progress = no
                 with suppress(FileNotFoundError):
                     pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} again (MB)", progress)
             if wrong := trouble(temporary, marker):
-                raise Damaged(f"{redact_uri(url)} is damaged: {', '.join(wrong)} not as written")
+                raise Damaged(f"{redacted(url)} is damaged: {', '.join(wrong)} not as written")
             if not folder.exists():
                 os.rename(temporary, folder)
         finally:

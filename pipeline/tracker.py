@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.files import read_json, write_json
-from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point, redact
+from pipeline.secrets import redacted
+from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point
 
 MAX_PARAM_CHARS = 500
 DIGEST_CHARS = 12
@@ -98,7 +99,7 @@ class SpoolTracker:
         table = read_json(path) if path.exists() else {"columns": list(columns), "data": []}
         if table["columns"] != list(columns):
             raise ValueError(f"table {name}: columns {list(columns)} added to a table of {table['columns']}")
-        for row in redact([list(row) for row in zip(*columns.values(), strict=True)]):
+        for row in redacted([list(row) for row in zip(*columns.values(), strict=True)]):
             if row not in table["data"]:
                 table["data"].append(row)
         try:

@@ -19,6 +19,7 @@ from pipeline.files import database_file, database_uri, read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.moved_store import ARTIFACTS, path_of, settle_store
 from pipeline.search_path import ROOT, search_environment
+from pipeline.secrets import redacted
 from pipeline.spool import (
     DRIVER_SPOOL,
     SPOOLS,
@@ -28,7 +29,6 @@ from pipeline.spool import (
     last_end,
     last_status,
     last_written,
-    redact_uri,
 )
 from pipeline.tracker import SpoolTracker
 
@@ -64,13 +64,13 @@ class TrackingConfig:
             raise ValueError("experiment: must not be empty")
         if self.uri is not None and not re.match(STORES, self.uri):
             raise ValueError(
-                f"uri: {redact_uri(self.uri)!r} is no address; give http(s)://host:port, sqlite:////folder/mlflow.db "
+                f"uri: {redacted(self.uri)!r} is no address; give http(s)://host:port, sqlite:////folder/mlflow.db "
                 "or another database, or null for a store in output_dir"
             )
 
 
 def tracking_uri(config: TrackingConfig, output_dir: Path) -> str:
-    """The absolute URI of the store. It may hold a password: print it through `redact_uri` only."""
+    """The absolute URI of the store. It may hold a password: print it through `redacted` only."""
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(output_dir)
 
 
@@ -88,7 +88,7 @@ def refuse_unreachable(config: TrackingConfig, output_dir: Path) -> None:
     uri = tracking_uri(config, output_dir)
     if not uri.startswith("http"):
         return
-    server = redact_uri(uri)
+    server = redacted(uri)
     try:
         code, text = ask_server(uri, ANSWER_SECONDS)
     except Exception:  # MLflow's own; its text may hold the password
@@ -103,9 +103,7 @@ def refuse_unreachable(config: TrackingConfig, output_dir: Path) -> None:
         )
     if code != 200:
         hint = "; MLFLOW_SERVER_ALLOWED_HOSTS there must name this address" if code == 403 else ""
-        raise UserError(
-            f"tracking.uri: {server} answers {code} ({redact_uri(text.strip()[:200])}): is it MLflow?{hint}"
-        )
+        raise UserError(f"tracking.uri: {server} answers {code} ({redacted(text.strip()[:200])}): is it MLflow?{hint}")
 
 
 def artifact_location(uri: str, output_dir: Path) -> str | None:
@@ -163,7 +161,7 @@ class MlflowTracker(SpoolTracker):
                 "experiment": config.experiment,
                 "tags": {"mlflow.user": _user(), "mlflow.source.name": "transloom"} | dict(tags),
                 "started_ms": time.time_ns() // 1_000_000,
-                "tracking_uri": redact_uri(uri),
+                "tracking_uri": redacted(uri),
                 "artifact_location": artifact_location(uri, output_dir),
             }
             write_json(record_file, record)
@@ -213,7 +211,7 @@ class MlflowTracker(SpoolTracker):
                     monitor.clear_metrics()
                 self._spool.append(metrics, step=max(0, round(time.time() - self._started_ms / 1000)))
         except Exception as error:
-            log.warning("system metrics stopped: %s", redact_uri(str(error)))
+            log.warning("system metrics stopped: %s", redacted(str(error)))
 
 
 class Uploader:
@@ -285,7 +283,7 @@ class Uploader:
             except Exception as error:
                 self._run_found.clear()  # looked for again, for the store may have been replaced meanwhile
                 if failures == 0:
-                    what, where = redact_uri(str(error)), redact_uri(self._uri)
+                    what, where = redacted(str(error)), redacted(self._uri)
                     log.warning("MLflow at %s: %s. It is tried again until it works; nothing is lost", where, what)
                 failures += 1
                 if closing:
@@ -334,7 +332,7 @@ class Uploader:
         except Exception as error:
             if not self._store.refuses(error):
                 raise
-            log.warning("MLflow refuses a record of %s: %s", self._folder.name, redact_uri(str(error)))
+            log.warning("MLflow refuses a record of %s: %s", self._folder.name, redacted(str(error)))
             return False
         return True
 
@@ -352,7 +350,7 @@ def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> b
     if not record_file.exists() or last_status(run_folder) != "FINISHED":
         return False
     record = read_json(record_file)
-    if record["run_id"] is None or recorded_uri(run_folder, record) != redact_uri(uri):
+    if record["run_id"] is None or recorded_uri(run_folder, record) != redacted(uri):
         return False
     if (database := database_file(uri)) and not database.exists():
         return False
@@ -378,7 +376,7 @@ def end_dead_run(run_folder: Path, uri: str | None = None) -> bool:
         return False
     stored = recorded_uri(run_folder, record)
     try:
-        sync_run(run_folder, uri if uri and redact_uri(uri) == stored else None)
+        sync_run(run_folder, uri if uri and redacted(uri) == stored else None)
     except UserError as error:
         log.warning("%s", error)
     return True
@@ -401,7 +399,7 @@ def sync_run(run_folder: Path, uri: str | None = None) -> str:
         uploader.upload()
     except Exception as error:
         raise UserError(
-            f"uploading {run_folder} to {redact_uri(uri or stored)} failed: {redact_uri(str(error))}. "
+            f"uploading {run_folder} to {redacted(uri or stored)} failed: {redacted(str(error))}. "
             "Nothing is lost: check that the server is up, and try again"
         ) from None
     return read_json(record_file)["run_id"]
@@ -423,7 +421,7 @@ def ui_command(
         UserError: if the store is a server, which has its own UI.
     """
     if uri.startswith("http"):
-        raise UserError(f"tracking.uri is a server with a UI of its own: open {redact_uri(uri)} in a browser")
+        raise UserError(f"tracking.uri is a server with a UI of its own: open {redacted(uri)} in a browser")
     options = ["--artifacts-destination", artifacts.absolute().as_uri(), "--host", host, "--port", str(port)]
     # No background jobs: they are for language model applications, and cost processes and seconds.
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -13,9 +13,11 @@ from pipeline.data.lines import count_lines, read_lines
 from pipeline.data.pairs import collapse_whitespace
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file
+from pipeline.untrusted import read_small
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 MODEL_FILE = "tokenizer.model"
+MAX_MODEL_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Tokenizer:
         """
         file = path / MODEL_FILE if path.is_dir() else path
         try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+            processor = sentencepiece.SentencePieceProcessor(model_proto=read_small(file, MAX_MODEL_BYTES))
         except FileNotFoundError:
             raise UserError(f"no tokenizer at {file}: run the prepare job first") from None
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file
-from pipeline.spool import redact_uri
+from pipeline.secrets import redacted
 
 COMMAND = "comet-score"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -108,7 +108,7 @@ def score_sentences(
         words = [str(comet.command), "-s", "source", "-r", "reference", "-t", *files.values()]
         words += ["--model", str(comet.checkpoint), "--only_system", "--to_json", "scores.json"]
         code = _run(words, folder, len(systems), lambda share: progress(round(share * total), total))
-        said = redact_uri((folder / "output").read_bytes().decode(errors="replace"))
+        said = redacted((folder / "output").read_bytes().decode(errors="replace"))
         log.write_text(said, encoding="utf-8")
         if code != 0:
             last = "\n".join([line for line in re.split(r"[\r\n]+", said) if line.strip()][-SHOWN_OF_OUTPUT:])

@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, atomic_write, fsync_folder, sha256_file
+from pipeline.files import MANIFEST, atomic_write, fsync_folder, read_json, sha256_file
 from pipeline.ranks import on_rank_zero
 from pipeline.train.optimizer import EngineState
+from pipeline.untrusted import inside, open_plain, read_small
 
 STATE = "state.safetensors"
 TRAINER = "trainer.json"
@@ -99,9 +100,9 @@ def resume(folder: Path) -> tuple[EngineState | None, dict[str, Any] | None]:
 
 def _load_verified(path: Path) -> tuple[EngineState, dict[str, Any]]:
     try:
-        trainer = json.loads((path / TRAINER).read_bytes())
+        trainer = read_json(path / TRAINER)
         return EngineState(load_file(path / STATE), trainer["engine"]), trainer["trainer"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not hold a checkpoint: {error}") from error
 
 
@@ -137,10 +138,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        data = file.read_bytes()
+        data = read_small(inside(path, MANIFEST))
         manifest = json.loads(data)
         intact = data == _sealed_manifest({key: value for key, value in manifest.items() if key != "sha256"})
-    except (OSError, ValueError, AttributeError):
+        intact = intact and all({"bytes", "sha256"} <= one.keys() for one in manifest["files"].values())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         intact = False
         manifest = {}
     if not intact:
@@ -156,14 +158,16 @@ def verify(path: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(path)
     for name, written in manifest["files"].items():
-        file = path / name
+        file = inside(path, name)
         try:
-            found = _measure(file)
-        except OSError as error:
+            with open_plain(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                if size != written["bytes"]:
+                    raise UserError(f"{file} is damaged: {size} bytes instead of {written['bytes']}")
+                sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        except FileNotFoundError as error:
             raise UserError(f"{file} can't be read: {error.strerror}") from error
-        if found["bytes"] != written["bytes"]:
-            raise UserError(f"{file} is damaged: {found['bytes']} bytes instead of {written['bytes']}")
-        if found["sha256"] != written["sha256"]:
+        if sha256 != written["sha256"]:
             raise UserError(f"{file} is damaged: its SHA-256 is not what was written")
     return manifest
 
@@ -215,7 +219,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     verify(path)
     try:
         return load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not hold weights: {error}") from error
 
 

@@ -63,7 +63,7 @@ def test_a_stored_configuration_that_no_longer_fits_is_refused_by_name(tmp_path)
     with pytest.raises(UserError, match=r"config.yaml: model.d_modle: .* Did you mean model.d_model\?"):
         read_config(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("- a list\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"config.yaml: Cannot merge"):
+    with pytest.raises(UserError, match=r"config.yaml: must have settings"):
         read_config(tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
         read_config(tmp_path / "nowhere.yaml")

@@ -185,7 +185,8 @@ def test_when_a_training_has_ended(root: Path, prepared: Prepared) -> None:
 
 def test_a_password_in_the_tracking_address_is_not_kept(root: Path, prepared: Prepared) -> None:
     address = "tracking.uri=http://me:canary-7731@host:5000"
-    run = run_for(configured(root, "name=secret", address), prepared)
+    files = "corpus.data_files.train=https://host/x?sig=canary-7731"
+    run = run_for(configured(root, "name=secret", address, files), prepared)
     for file in run.folder.iterdir():
         assert b"canary-7731" not in file.read_bytes()
     words = ["resume=secret", f"output_dir={root}"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spool import MetricLog, SpoolReader, read_points, redact, redact_uri
+from pipeline.secrets import redacted
+from pipeline.spool import MetricLog, SpoolReader, read_points
 from pipeline.tracker import MAX_PARAM_CHARS, MemoryTracker, SpoolTracker, flatten
 
 
@@ -140,7 +141,7 @@ def test_a_reader_waits_for_the_end_of_a_line(tmp_path: Path):
     ],
 )
 def test_secrets_are_taken_out_of_addresses(text: str, expected: str):
-    assert redact_uri(text) == expected
+    assert redacted(text) == expected
 
 
 def test_what_is_written_to_the_spool_holds_no_secret(tmp_path: Path):
@@ -153,7 +154,7 @@ def test_what_is_written_to_the_spool_holds_no_secret(tmp_path: Path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2
     assert not [path for path in files if b"canary" in path.read_bytes()]
-    assert redact({"a": [1, None, secret]}) == {"a": [1, None, "http://***@host"]}
+    assert redacted({"a": [1, None, secret]}) == {"a": [1, None, "http://***@host"]}
 
 
 def test_params_are_flattened_and_long_ones_cut_with_a_note():
