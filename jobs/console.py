@@ -1,5 +1,6 @@
 """What a person sees while a job runs: stages with their times, a line of progress, tables at the end."""
 
+import errno
 import re
 import sys
 import threading
@@ -38,6 +39,10 @@ class StatusLine:
         self._shown = ""
 
     def show(self, text: str, now: bool = False) -> None:
+        with _no_full_disk():
+            self._show(text, now)
+
+    def _show(self, text: str, now: bool) -> None:
         if self._is_terminal:
             sys.stdout.write(f"\r\x1b[2K{text[: console.width - 1]}")
             sys.stdout.flush()
@@ -50,6 +55,16 @@ class StatusLine:
         if self._is_terminal:
             sys.stdout.write("\r\x1b[2K")
             sys.stdout.flush()
+
+
+@contextmanager
+def _no_full_disk() -> Iterator[None]:
+    """A line of progress that a full disk does not take, where the output is a file, is not shown."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def is_progress(line: str) -> bool:

@@ -32,6 +32,7 @@ from jobs.workspace import (
 )
 from pipeline.data.lines import read_lines
 from pipeline.data.tokenizer import MODEL_FILE
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
 from pipeline.files import sha256_file
@@ -222,6 +223,8 @@ def launch_workers(run: Run, spare: int) -> None:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
+        if message := disk_trouble(error, run.folder):
+            raise UserError(message) from error
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             raise UserError(
                 f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for "

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from jobs.config import Config, read_config
 from jobs.report import report_validation
 from jobs.stopping import watched
 from jobs.workspace import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, STOP_FILE, TRAINING_FILE, Run, stage_folder
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
@@ -27,12 +29,16 @@ PRODUCTS_FILE = "products.json"
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One worker, from its start to the end of training. What is the user's to mend is returned, since Ray would
-    retry on an exception."""
+    """One worker, from its start to the end of training. What is the user's to mend, such as a full disk, is returned,
+    since Ray would retry on an exception."""
     try:
         return _train(Path(settings["folder"]), settings["spare_cpus"])
     except UserError as error:
         return {"user_error": str(error)}
+    except Exception as error:
+        if message := disk_trouble(error, Path(settings["folder"])):
+            return {"user_error": message}
+        raise
 
 
 def _train(folder: Path, spare: int) -> dict[str, Any]:
@@ -66,6 +72,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
     use_products(Products(*state.products))
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
+    reports = _reports(config, folder, is_first=rank() == 0)
     started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
     reason = train(
         config.train,
@@ -83,9 +90,10 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
             "tokenizer": tokenizer.sha256,
         },
         validate=_validation(config, folder, device, spare),
-        reports=_reports(config, folder, is_first=rank() == 0),
+        reports=reports,
         stop=watched(folder / STOP_FILE) if rank() == 0 else lambda: False,
     )
+    reports.flush()
     if rank() == 0 and reason != "stopped":
         write_json(
             folder / TRAINING_FILE,
@@ -127,9 +135,15 @@ def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callab
 
     task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
 
+    def result(handle: Any) -> Any:
+        try:
+            return ray.get(handle)
+        except ray.exceptions.RayTaskError as error:  # its text is the task's whole traceback
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:
         handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
-        return lambda: on_rank_zero(lambda: ray.get(handle[0]))
+        return lambda: on_rank_zero(lambda: result(handle[0]))
 
     return begin
 
@@ -180,6 +194,7 @@ def _reports(config: Config, folder: Path, is_first: bool) -> Any:
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )
         shown["time"] = time.time()
-        write_json(folder / PROGRESS_FILE, shown)
+        with suppress(OSError):  # a line to look at is no reason to end
+            write_json(folder / PROGRESS_FILE, shown)
 
-    return Reports(metrics=tracker.log_metrics, validated=validated, progress=progress)
+    return Reports(tracker.log_metrics, validated, progress, tracker.flush)
