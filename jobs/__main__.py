@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C. 141: nobody reads its output. 143: ended by SIGTERM."""
     prepare_process()
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print_jobs()
-        return 0
-    job, rest = words[0], words[1:]
+    job, rest = words[0] if words else "help", words[1:]
     try:
+        if job in ("-h", "--help", "help"):
+            print_jobs()
+            return 0
         if job not in JOBS:
             raise UserError(_unknown(job))
         if "-h" in rest or "--help" in rest:
@@ -68,6 +68,7 @@ def _full_output(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.filename is not None:
         return None
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError as refusal:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails, too

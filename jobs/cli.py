@@ -90,7 +90,7 @@ READS = {
     ),
     "attend": ("decode", "tracking", "tracking.uri", "output_dir"),
     "compare": ("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
-    "sync": ("tracking", "tracking.uri", "output_dir", "storage"),
+    "sync": ("tracking", "tracking.uri", "output_dir"),
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 

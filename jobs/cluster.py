@@ -16,7 +16,7 @@ from jobs.clusters import keep_ray_token_private
 from jobs.console import console
 from jobs.local_node import NODE_ENVIRONMENT
 from jobs.stopping import ended_by_sigterm
-from pipeline.disk import FULL_BELOW, disk_trouble, free_bytes
+from pipeline.disk import disk_trouble, free_bytes
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ ALLOCATOR = {
 }
 
 ANSWER_SECONDS = 10.0
+RAY_BYTES = 1 << 20  # without so much room Ray's own files end its start
 LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
 MANY_PROCESSES = "worker processes have been started"
 
@@ -107,7 +108,7 @@ def _full_temp_folder() -> str | None:
     """What is wrong where Ray's own files, or its shared memory, have no room: Ray tells nothing of it."""
     for place in (os.environ.get("RAY_TMPDIR") or private_temp_folder() or tempfile.gettempdir(), "/dev/shm"):
         free = free_bytes(Path(place))
-        if free is not None and free < FULL_BELOW:
+        if free is not None and free < RAY_BYTES:
             return disk_trouble(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place))
     return None
 

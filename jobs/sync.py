@@ -9,7 +9,7 @@ from jobs.cli import configuration, sort_words
 from jobs.config import Config, read_config
 from jobs.console import console
 from jobs.report import was_used_here
-from jobs.workspace import CONFIG_FILE, bring_from, bring_run, locked, output_dir, user_of
+from jobs.workspace import CONFIG_FILE, bring_from, locked, output_dir, user_of
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.spool import driver_records, last_status, redact_uri
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if not config.tracking.enabled:
         raise UserError("sync: there is no MLflow to upload to with tracking=off; leave that out")
     root = output_dir(config)
-    folders = [folder for word in words for folder in _named(word, config)] if words else _all(root)
+    folders = [folder for word in words for folder in _named(word, root)] if words else _all(root)
     if not folders:
         console.print(f"There are no runs in {root}.")
     width = max((len(folder.name) for folder in folders), default=0)
@@ -118,18 +118,15 @@ def _all(root: Path) -> list[Path]:
     return [record.parent for kind in ("sweeps", "runs") for record in sorted(root.glob(f"{kind}/*/{RUN_RECORD}"))]
 
 
-def _named(name: str, config: Config) -> Sequence[Path]:
+def _named(name: str, root: Path) -> Sequence[Path]:
     """The folders of a run, or of a sweep and its trials, by its name or its path.
 
     Raises:
-        UserError: there is no such run, here or in the storage.
+        UserError: there is no such run.
     """
-    root = output_dir(config)
     if (root / "sweeps" / name / RUN_RECORD).exists():
         trials = [one for one in _all(root) if one.parent.name == "runs" and _sweep_of(one) == name]
         return [root / "sweeps" / name, *trials]
-    if config.storage and "/" not in name:
-        bring_run(config, root / "runs" / name)
     for folder in (root / "runs" / name, Path(name).absolute()):
         if (folder / RUN_RECORD).exists():
             return [folder]

@@ -132,13 +132,14 @@ def _validation(config: Config, folder: Path, device: Any, spare: int) -> Callab
         return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
 
     import ray
+    from ray.exceptions import RayTaskError
 
     task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
 
     def result(handle: Any) -> Any:
         try:
             return ray.get(handle)
-        except ray.exceptions.RayTaskError as error:  # its text is the task's whole traceback
+        except RayTaskError as error:  # its text is the task's whole traceback
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:

@@ -23,7 +23,7 @@ TEXTS = {
     QUOTA: re.compile(r"[Dd]isk quota"),
     READ_ONLY: re.compile(r"[Rr]ead-only file system|readonly database"),
 }
-FULL_BELOW = 1 << 20  # bytes
+FULL_BELOW = 1 << 30  # bytes: what a library could not write may be large, and is gone again
 
 
 def disk_trouble(error: BaseException, where: Path | None = None, is_sure: bool = False) -> str | None:
@@ -47,7 +47,7 @@ def disk_trouble(error: BaseException, where: Path | None = None, is_sure: bool 
             )
         place = where if is_sure else file
         if place is None:
-            place = _fullest(where) if number == FULL else where or "a file"
+            place = _fullest(where) if number == FULL else where or "a file of this command"
         return f"{_what(number, place)}. What is finished is kept: the same command goes on from there"
     return None
 
@@ -81,6 +81,8 @@ def free_bytes(place: Path) -> int | None:
 
 def free_space(place: Path | str) -> str:
     """How much is free on the disk of a file or folder, there or not, for a person; empty where that can't be told."""
+    if isinstance(place, str) and not place.startswith("/"):
+        return ""
     try:
         folder = _existing(Path(place))
         state = os.statvfs(folder)
@@ -143,10 +145,13 @@ def _file(error: BaseException) -> str | None:
 
 
 def _fullest(where: Path | None) -> Path | str:
-    """`where`, if its disk is full; else whichever place of temporary files has a full one."""
+    """The place with the least room of those that a command writes to; `where` of two with the same."""
     places = [*([where] if where else []), Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm"), Path.cwd()]
-    free = {place: free_bytes(place) for place in places}
-    return next((place for place, left in free.items() if left is not None and left < FULL_BELOW), where or "a file")
+    free = {place: left for place in places if (left := free_bytes(place)) is not None}
+    place = min(free, key=free.__getitem__, default=None)
+    if place is None or free[place] > FULL_BELOW:  # there is room again
+        return "a file of this command"
+    return place
 
 
 def _existing(path: Path) -> Path:

@@ -24,6 +24,7 @@ from stores import (
     store_of,
 )
 
+from jobs.sync import main as sync
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.spool import read_points
@@ -150,6 +151,48 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
     server.kill()
+
+
+@pytest.mark.slow
+def test_sync_brings_runs_that_ended_while_the_server_was_down(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+):
+    """Whatever ended them: their end, SIGTERM, an error, SIGKILL."""
+    from mlflow import MlflowClient
+
+    states = {"ended": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "killed": None}
+    uri = f"http://127.0.0.1:{server.port}"
+    for name, status in states.items():
+        program = (
+            "import os; from pathlib import Path; from jobs.workspace import locked\n"
+            "from jobs.config import Config, to_yaml\n"
+            "from pipeline.tracker import SpoolTracker; from pipeline.tracking import MlflowTracker, TrackingConfig\n"
+            f"root = Path({str(tmp_path)!r}); folder = root / 'runs' / {name!r}; folder.mkdir(parents=True)\n"
+            "(folder / 'config.yaml').write_text(to_yaml(Config()))\n"
+            f"config = TrackingConfig(uri={uri!r}, system_metrics=False)\n"
+            "with locked(folder):\n"
+            f"    tracker = MlflowTracker(config, root, folder, {name!r}, {{}})\n"
+            "    worker = SpoolTracker(folder)\n"
+            "    for step in range(1, 101): worker.log_metrics({'train/loss': 1 / step}, step)\n"
+            "    tracker.log_text('a: 1', 'config.yaml')\n"
+            f"    assert {status!r} is None or not tracker.close({status!r}, timeout=1)\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    with pytest.raises(UserError, match="4 of 4 runs are not uploaded"):
+        sync([f"output_dir={tmp_path}"])
+    server.start()
+    capsys.readouterr()
+    assert sync([f"output_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("100 points and 1 files uploaded") == 4
+    assert sync([f"output_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 4
+    client = MlflowClient(f"sqlite:///{tmp_path}/server.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "transloom"]
+    runs = {run.info.run_name: run.info for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.status for name, run in runs.items()} == {name: one or "KILLED" for name, one in states.items()}
+    for run in runs.values():
+        assert points(client, run.run_id, "train/loss") == [(step, 1 / step) for step in range(1, 101)]
 
 
 @pytest.mark.slow
