@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from stores import (
 from jobs.sync import main as sync
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.mlflow_store import MlflowStore
 from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import sync_run, ui_command
@@ -279,3 +281,19 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     assert tracker.run_id() == before
     written = len(read_points(folder))
     assert [step for step, _ in points(store_of(output_dir), before, "train/loss")] == list(range(written))
+
+
+def test_a_database_whose_making_was_ended_is_made_anew(tmp_path: Path):
+    """By a full disk. MLflow would not go on with a database that has some of its tables."""
+    record = {"key": "k", "run_name": "r", "experiment": "transloom", "tags": {}, "started_ms": 1, "run_id": None}
+    store = MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", record | {"artifact_location": None})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(Exception, match="disk"):
+            store.find_run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert store.find_run()
+    assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
