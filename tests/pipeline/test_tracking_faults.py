@@ -155,6 +155,23 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
+def test_a_store_that_fails_is_not_waited_for_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A sweep closes a run after each trial, in the loop that hears of the others' validations."""
+
+    def fail(store: MlflowStore) -> bool:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(MlflowStore, "find_run", fail)
+    tracker = start(tmp_path, "away", "http://127.0.0.1:9")
+    deadline = time.monotonic() + 60
+    while not tracker._uploader._is_failing:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started_at = time.monotonic()
+    assert not tracker.close(timeout=30)
+    assert time.monotonic() - started_at < 10
+
+
 @pytest.mark.slow
 def test_sync_brings_runs_that_ended_while_the_server_was_down(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
