@@ -40,7 +40,7 @@ START_SECONDS = 30.0  # for the workers of a training to come up
 MAX_BACKOFF_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
-FAILING_SECONDS = 1.0  # that a command waits at its end for a store which failed last
+FAILING_SECONDS = 1.0  # that a command waits at its end for a store which fails
 
 log = logging.getLogger(__name__)
 
@@ -264,10 +264,14 @@ class Uploader:
         return self._store.run_id or None
 
     def close(self, timeout: float) -> bool:
-        """Asks the thread to upload what is left and to end; False if it has not by then. A store that failed last is
+        """Asks the thread to upload what is left and to end; False if it has not by then. A store that fails is
         not waited for."""
         self._closing.set()
-        self._thread.join(min(timeout, FAILING_SECONDS) if self._is_failing else timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if self._is_failing:
+                deadline = min(deadline, time.monotonic() + FAILING_SECONDS)
+            self._thread.join(0.05)
         return not self._thread.is_alive()
 
     def upload(self) -> None:
