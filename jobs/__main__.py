@@ -6,24 +6,26 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.cli import JOBS, print_help, print_jobs
 from jobs.environment import prepare_process
 from jobs.stopping import EXIT_CODE, Terminated
 from jobs.terminal import printable
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done. 1: a bug, with its traceback. 2: the user's to mend, in one message. 130: stopped by Ctrl-C.
-    141: nobody reads its output. 143: ended by SIGTERM."""
+    """0: done. 1: a bug, with its traceback. 2: the user's to mend, a full disk too, in one message. 130: stopped by
+    Ctrl-C. 141: nobody reads its output. 143: ended by SIGTERM."""
     prepare_process()
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print_jobs()
-        return 0
-    job, rest = words[0], words[1:]
+    job, rest = words[0] if words else "help", words[1:]
     try:
+        if job in ("-h", "--help", "help"):
+            print_jobs()
+            return 0
         if job not in JOBS:
             raise UserError(_unknown(job))
         if "-h" in rest or "--help" in rest:
@@ -47,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        message = _full_output(error) or disk_trouble(error, _output_dir(rest))
+        if message is None:
+            raise
+        print(f"transloom: {message}", file=sys.stderr)
+        return 2
 
 
 def _unknown(job: str) -> str:
@@ -54,6 +62,24 @@ def _unknown(job: str) -> str:
         return f"{job}: settings come after the job, for example: transloom run {job}"
     nearest = difflib.get_close_matches(job, JOBS, n=1)
     return f"{job}: no such job.{f' Did you mean {nearest[0]}?' if nearest else ''} The jobs are: {', '.join(JOBS)}."
+
+
+def _full_output(error: BaseException) -> str | None:
+    """A message where what can't be written is this command's output, as in `transloom run > log` on a full disk."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError as refusal:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush fails, too
+        return f"this command's output can't be written: {refusal.strerror}. Send it elsewhere; what is done is kept"
+    return None
+
+
+def _output_dir(words: Sequence[str]) -> Path:
+    given = [word.partition("=")[2] for word in words if word.startswith("output_dir=")]
+    return Path(given[-1] if given else "outputs")
 
 
 if __name__ == "__main__":

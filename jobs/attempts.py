@@ -21,6 +21,7 @@ from jobs.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
 from jobs.trainer import cause_of, is_startup_timeout, make_trainer
 from jobs.worker import train_worker
 from jobs.workspace import RESTART_FILE, STACKS_FOLDER, STOP_FILE, TRAINING_FILE, WORKERS_FOLDER, Run
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.train.checkpoint import newest_checkpoint
 
@@ -61,6 +62,8 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
                     return
                 reason, is_failure = watch.makes_way_for, False
             except TrainingFailedError as error:
+                if message := disk_trouble(error, run.folder):
+                    raise UserError(message) from error
                 if is_startup_timeout(error):  # somebody else was quicker
                     if time.monotonic() > room_by:
                         raise _no_room(run) from error

@@ -31,6 +31,7 @@ JOBS = {
     "race": "train several models on one corpus for equal time, and compare them",
     "compare": "say which of several runs or translations is better, whether by chance, and what differs",
     "sweep": "train many times with other settings, to find the best; resume=<sweep> goes on with one",
+    "sync": "upload to MLflow what is left of runs that ended while it was away",
     "ui": "serve MLflow's pages on the runs, on this machine only",
     "cluster": "start a Ray cluster on this machine, end it, or say how it is",
     "submit": "hand a job to a Ray cluster, and follow its log",
@@ -89,11 +90,12 @@ READS = {
     ),
     "attend": ("decode", "tracking", "tracking.uri", "output_dir"),
     "compare": ("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
+    "sync": ("tracking", "tracking.uri", "output_dir"),
     "ui": ("tracking", "tracking.uri", "output_dir"),
 }
 
 # Of these, those that look at nothing else, so that any other setting is a mistake.
-NOTHING_ELSE = ("translate", "export", "attend", "compare", "ui")
+NOTHING_ELSE = ("translate", "export", "attend", "compare", "sync", "ui")
 
 EXAMPLES = [  # of the jobs that have none of their own
     "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
@@ -112,6 +114,7 @@ ARGUMENTS = {
     "[target_language=<code>] [reach=<BLEU>] "
     "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>] ",
     "cluster": "up [nodes=1] [cpus=<of a node>] | down | status",
+    "sync": "[<run or sweep> …] ",
     "submit": "run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>] ",
     "jobs": "[to=<cluster>]",
     "logs": "<job> [-f] [to=<cluster>]",
@@ -152,6 +155,7 @@ OWN_EXAMPLES = {
         "sweep.sampler=random 'sweep.space={model.dropout: {low: 0.0, high: 0.4}}'",
         "resume=my-sweep sweep.trials=50",
     ],
+    "sync": ["", "my-run", "my-run my-sweep tracking.uri=http://mlflow:5000"],
     "ui": ["", "output_dir=/data/outputs"],
     "cluster": ["up", "up nodes=2 cpus=1", "status", "down"],
     "submit": [

@@ -1,5 +1,6 @@
 """Ray: starting or joining a cluster, spreading tasks over it, and what its workers need in their environment."""
 
+import errno
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ from jobs.console import console
 from jobs.local_node import NODE_ENVIRONMENT
 from jobs.ray_watch import answers, ended_by_loss
 from jobs.stopping import ended_by_sigterm
+from pipeline.disk import disk_trouble, free_bytes
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ ALLOCATOR = {
 }
 
 ANSWER_SECONDS = 10.0
+RAY_BYTES = 1 << 20  # without so much room Ray's own files end its start
 LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
 # Messages of Ray's.
 MANY_PROCESSES = "worker processes have been started"  # where several trainings are there at once on purpose
@@ -121,11 +124,22 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
                 _init_ray("local")
             return
         except Exception as error:  # Ray raises a bare one where a process of its own does not come up in time
+            if is_last and (message := disk_trouble(error) or _full_temp_folder()):
+                raise UserError(message) from error
             if is_last:
                 raise UserError(
                     f"Ray did not start on this machine (is it very busy, or out of memory?): {error} Try again"
                 ) from error
             console.print(f"Ray did not start on this machine ({error}); it is started once more")
+
+
+def _full_temp_folder() -> str | None:
+    """What is wrong where Ray's own files, or its shared memory, have no room: Ray tells nothing of it."""
+    for place in (os.environ.get("RAY_TMPDIR") or private_temp_folder() or tempfile.gettempdir(), "/dev/shm"):
+        free = free_bytes(Path(place))
+        if free is not None and free < RAY_BYTES:
+            return disk_trouble(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place))
+    return None
 
 
 def private_temp_folder() -> str | None:

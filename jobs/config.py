@@ -84,11 +84,6 @@ class ClusterConfig:
             raise ValueError(f"min_workers: must be from 1 to num_workers ({self.num_workers}), not {self.min_workers}")
         if self.hang_minutes < 0:
             raise ValueError(f"hang_minutes: must be at least 0, not {self.hang_minutes}")
-
-    @property
-    def fewest_workers(self) -> int:
-        """With how many workers a training begins, where there is no room for more."""
-        return self.num_workers if self.min_workers is None else self.min_workers
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker: must be more than 0, not {self.cpus_per_worker}")
         # One process drives one device: half a GPU or two would break the engines' rank-to-device rule.
@@ -96,6 +91,11 @@ class ClusterConfig:
             raise ValueError(f"gpus_per_worker: must be 0 or 1, not {self.gpus_per_worker}; add workers for more GPUs")
         if self.max_failures < 0:
             raise ValueError(f"max_failures: must be at least 0, not {self.max_failures}")
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how many workers a training begins, where there is no room for more."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True)

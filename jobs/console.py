@@ -1,5 +1,6 @@
 """What a person sees while a job runs: stages with their times, a line of progress, tables at the end."""
 
+import errno
 import re
 import sys
 import threading
@@ -54,7 +55,10 @@ class StatusLine:
         self._shown = ""
 
     def show(self, text: str, now: bool = False) -> None:
-        text = shown(text).replace("\n", " ")
+        with _no_full_disk():
+            self._show(shown(text).replace("\n", " "), now)
+
+    def _show(self, text: str, now: bool) -> None:
         if self._is_terminal:
             sys.stdout.write(f"\r\x1b[2K{text[: console.width - 1]}")
             sys.stdout.flush()
@@ -67,6 +71,16 @@ class StatusLine:
         if self._is_terminal:
             sys.stdout.write("\r\x1b[2K")
             sys.stdout.flush()
+
+
+@contextmanager
+def _no_full_disk() -> Iterator[None]:
+    """A line of progress that a full disk does not take, where the output is a file, is not shown."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def is_progress(line: str) -> bool:

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pipeline.tracking import refuse_unreachable, tracking_uri
 
 ROOM_SECONDS = 40.0
 NODE_SECONDS = 50.0
+DEAD_RUNS_SECONDS = 10.0
 
 
 @contextmanager
@@ -39,7 +41,11 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
     if config.tracking.enabled:
         from jobs.report import end_dead_runs  # with matplotlib, which takes a second
 
-        end_dead_runs(output_dir(config), tracking_uri(config.tracking, output_dir(config)))
+        # In a thread: a store that does not answer is not waited for. What is left then is the next command's.
+        root = output_dir(config)
+        dead = threading.Thread(target=end_dead_runs, args=(root, tracking_uri(config.tracking, root)), daemon=True)
+        dead.start()
+        dead.join(DEAD_RUNS_SECONDS)
 
 
 def refuse_missing_tokenizer(config: Config) -> None:

@@ -44,7 +44,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     """
     config = own_config(run)
     root = run.folder.parent.parent
-    is_to_train = run.training is None and not keep_status
+    is_to_train = run.training is None and not keep_status and run.folder.parent.name == "runs"  # no sweep does
     done = "FINISHED"
     if keep_status and run.training is None:
         before = last_status(run.folder)
@@ -76,7 +76,7 @@ def end_dead_runs(root: Path, uri: str) -> None:
     with them here."""
     for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
         folder = record.parent
-        if last_status(folder) not in (None, "RUNNING") or not _was_used_here(folder):
+        if last_status(folder) not in (None, "RUNNING") or not was_used_here(folder):
             continue
         with suppress(UserError, OSError, ValueError, KeyError), locked(folder):
             config = read_config(folder / CONFIG_FILE)
@@ -84,7 +84,7 @@ def end_dead_runs(root: Path, uri: str) -> None:
                 console.print(f"MLflow      the run {folder.name} is KILLED: the command that ran it is gone")
 
 
-def _was_used_here(folder: Path) -> bool:
+def was_used_here(folder: Path) -> bool:
     """Whether the process that held a run's lock last was one of this machine."""
     lock = folder / LOCK_FILE
     return lock.exists() and lock.read_bytes().decode(errors="replace").endswith(f" on {socket.gethostname()}")

@@ -31,6 +31,7 @@ from pipeline.sweep.space import corner_points, parse_space
 from pipeline.sweep.study import Record, State, Study, earlier_trials
 
 STUDY_FILE, RESULT_FILE, BEST_FILE = "study.db", "result.json", "best.yaml"
+SECONDS_FOR_ID = 10.0  # that the first trials wait for the id of the sweep's run in MLflow
 STUDY_NAME = "sweep"
 
 
@@ -119,7 +120,7 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
     config = sweep.config
     with open_tracker(sweep, prepared) as tracker:
         tracker.set_tags({"sweep": sweep.name, "sweep.sampler": config.sweep.sampler.value})
-        parent = tracker.run_id(timeout=30.0)  # else the trials get it when they end
+        parent = tracker.run_id(timeout=SECONDS_FOR_ID)  # else the trials get it when they end, or by transloom sync
 
         def search(study: Study, settings: SweepConfig, base: Config, title: str) -> None:
             _search(study, settings, base, prepared, sweep, lambda: parent or tracker.run_id(), title)

@@ -22,6 +22,7 @@ from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.sweep_trials import Trials
 from jobs.train import is_trained, refuse_too_long, refuse_unspaced_targets
 from jobs.workspace import CONFIG_FILE, STOP_FILE, Run
+from pipeline.disk import disk_trouble, is_disk_message
 from pipeline.errors import UserError
 from pipeline.spool import read_points
 from pipeline.sweep.study import State
@@ -79,7 +80,8 @@ class TrialActor(tune.Trainable):
         except UserError as error:
             self._failure = str(error)
         except BaseException as error:
-            self._error = error
+            self._failure = disk_trouble(error, self._run.folder)
+            self._error = None if self._failure else error
 
     def step(self) -> dict[str, Any]:
         """The next validation. The last one comes when the training has ended: there is nothing left to stop."""
@@ -140,6 +142,9 @@ class StudySearcher(Searcher):
     def _end(self, number: int, result: dict[str, Any] | None, error: bool) -> None:
         if error or result is None:
             self._of_study.end(number, State.failed, "its process died, more often than cluster.max_failures")
+        elif result["failure"] and is_disk_message(result["failure"]):  # the trial goes on when the sweep does
+            self.error = UserError(result["failure"])
+            self._of_study.let_end()
         elif result["failure"]:
             self._of_study.end(number, State.failed, result["failure"])
         elif number in self._of_study.stopped:

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from jobs.workspace import (
     Run,
     stage_folder,
 )
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
@@ -38,13 +40,17 @@ PRODUCTS_FILE = "products.json"
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One worker, from its start to the end of training. What is the user's to mend is returned, since Ray would
-    retry on an exception."""
+    """One worker, from its start to the end of training. What is the user's to mend, such as a full disk, is returned,
+    since Ray would retry on an exception."""
     try:
         attempt = Path(settings["attempt"])
         return _train(Path(settings["folder"]), attempt, settings["spare_cpus"], settings["hang_seconds"])
     except UserError as error:
         return {"user_error": str(error)}
+    except Exception as error:
+        if message := disk_trouble(error, Path(settings["folder"])):
+            return {"user_error": message}
+        raise
 
 
 def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict[str, Any]:
@@ -80,6 +86,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     use_products(Products(*state.products))
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
+    reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
     started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
     reason = train(
         config.train,
@@ -97,9 +104,10 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
             "tokenizer": tokenizer.sha256,
         },
         validate=_validation(config, folder, device, spare, heartbeat),
-        reports=_reports(config, folder, heartbeat, is_first=rank() == 0),
+        reports=reports,
         stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
     )
+    reports.flush()
     if rank() == 0 and reason != "stopped":
         write_json(
             folder / TRAINING_FILE,
@@ -151,15 +159,22 @@ def _validation(
         return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
 
     import ray
+    from ray.exceptions import RayTaskError
 
     task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
+
+    def result(handle: Any) -> Any:
+        try:
+            return ray.get(handle)
+        except RayTaskError as error:  # its text is the task's whole traceback
+            raise error.cause if isinstance(error.cause, Exception) else error from None
 
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:
         handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
 
         def wait() -> Any:
             heartbeat.begin("waiting for a validation")
-            return on_rank_zero(lambda: ray.get(handle[0]))
+            return on_rank_zero(lambda: result(handle[0]))
 
         return wait
 
@@ -217,6 +232,7 @@ def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool)
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )
         shown["time"] = time.time()
-        write_json(folder / PROGRESS_FILE, shown)
+        with suppress(OSError):  # a line to look at is no reason to end
+            write_json(folder / PROGRESS_FILE, shown)
 
-    return Reports(metrics=tracker.log_metrics, validated=validated, progress=progress)
+    return Reports(tracker.log_metrics, validated, progress, tracker.flush)

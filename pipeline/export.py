@@ -18,8 +18,9 @@ from model.layers import sinusoids
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
 from pipeline.decode import BeamConfig
+from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
-from pipeline.files import explain_full_disk, write_json
+from pipeline.files import write_json
 from pipeline.translate import Translator
 
 

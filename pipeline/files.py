@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
+from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.secrets import redacted
 from pipeline.untrusted import NotWellFormed, open_plain
@@ -35,8 +36,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a write that fails does not name its file
         raise
     fsync_folder(path.parent)
 
@@ -107,20 +111,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
-
-
-@contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turns "no space left" into a UserError that names the folder; everything else passes through."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk is full: no space left for {folder}. "
-            f"Free some space there, or set output_dir to a folder on a larger disk; finished stages are kept."
-        ) from error
 
 
 @dataclass(frozen=True)

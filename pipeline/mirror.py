@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import storage
+from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, explain_full_disk, read_json, write_json
+from pipeline.files import MANIFEST, read_json, write_json
 from pipeline.secrets import redacted
 from pipeline.spool import SPOOLS
 from pipeline.storage import Damaged, Progress, no_progress

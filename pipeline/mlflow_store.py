@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline import runs_view
 from pipeline.errors import UserError
-from pipeline.files import database_file
+from pipeline.files import database_file, database_uri
 from pipeline.secrets import redacted
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class MlflowStore:
         if found:
             run = found[0]
         else:
-            tags = redacted(self._record["tags"]) | {KEY_TAG: key}
+            tags = {name: redacted(text) for name, text in self._record["tags"].items()} | {KEY_TAG: key}
             started, name = self._record["started_ms"], self._record["run_name"]
             run = self._client.create_run(self.experiment_id, started, tags, name)
         self.run_id = run.info.run_id
@@ -143,7 +143,7 @@ class MlflowStore:
             from mlflow import MlflowClient
 
             if database := database_file(self._uri):
-                database.parent.mkdir(parents=True, exist_ok=True)
+                _make_database(database)
             self._lazy_client = MlflowClient(tracking_uri=self._uri)
         return self._lazy_client
 
@@ -243,6 +243,28 @@ class MlflowStore:
         if folder is not None:
             self._client.log_model_artifacts(model_id, str(folder))
         self._client.finalize_logged_model(model_id, "READY")
+
+
+def _make_database(file: Path) -> None:
+    """Makes MLflow's tables in a new database, which is whole or absent: MLflow can't go on with one whose making was
+    ended by a kill or a full disk. Of two processes that make one, the first wins."""
+    if file.exists():
+        return
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{file.name}.tmp-", dir=file.parent, ignore_cleanup_errors=True
+    ) as folder:
+        made = Path(folder, file.name)
+        store: Any = MlflowClient(tracking_uri=database_uri(made))._tracking_client.store
+        store.engine.dispose()
+        try:
+            os.link(made, file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(made, file)
 
 
 def ask_server(uri: str, seconds: float) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 
+from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     """Rank 0 works, all ranks get what it returns; what is the user's to mend is raised on every rank.
 
     Raises:
-        UserError: work raised one, or an OSError.
+        UserError: work raised one, or an OSError, or met a full disk.
     """
     message: list[Any] = [None, None]
     if rank() == 0:
@@ -51,8 +52,12 @@ def on_rank_zero(work: Callable[[], T]) -> T:
             message[0] = work()
         except UserError as error:
             message[1] = str(error)
-        except OSError as error:  # a full or vanished disk must not leave the other ranks waiting
-            message[1] = f"{error.strerror or error}: {error.filename or 'the output folder'}"
+        except Exception as error:  # a full or vanished disk must not leave the other ranks waiting
+            message[1] = disk_trouble(error)
+            if message[1] is None and isinstance(error, OSError):
+                message[1] = f"{error.strerror or error}: {error.filename or 'the output folder'}"
+            if message[1] is None:
+                raise
     if world_size() > 1:
         dist.broadcast_object_list(message, src=0)
     if message[1] is not None:

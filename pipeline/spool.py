@@ -11,11 +11,14 @@ or something else to be done, named by its "do": params, tags, text, artifact, t
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.disk import disk_trouble
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.secrets import redacted
 from pipeline.untrusted import open_plain
@@ -74,6 +77,11 @@ def _is_whole(record: dict[str, Any]) -> bool:
     return isinstance(record.get("metrics"), dict) and all(isinstance(one, int) for one in numbers)
 
 
+def driver_records(run_folder: Path) -> list[dict[str, Any]]:
+    """What the driver's tracker recorded, in its order; see the module for what a record is."""
+    return [record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL)]
+
+
 def last_status(run_folder: Path) -> str | None:
     """What the driver's tracker recorded last: RUNNING, FINISHED, FAILED or KILLED."""
     records = (record for record, _ in _complete_lines(run_folder / DRIVER_SPOOL))
@@ -98,6 +106,9 @@ class MetricLog:
 
     A run that resumes repeats steps it has logged before: a metric whose step is already there is not written again.
     With `keep_changes` it is, where the value differs (a score measured anew with other settings).
+
+    Lines that a full disk does not take are kept in memory, in their order, and written with the next one that it
+    takes: nothing here raises because of the disk but `flush`.
     """
 
     def __init__(self, path: Path, keep_changes: bool = False) -> None:
@@ -111,11 +122,10 @@ class MetricLog:
             self._logged |= {(key, record["step"]): value for key, value in record.get("metrics", {}).items()}
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         self._torn = path.stat().st_size > end
-        self._failed = False
+        self._unwritten: list[bytes] = []
 
     def append(self, metrics: Mapping[str, float], step: int, **extra: Any) -> bool:
-        """Logs the metrics of a step that are not there yet; whether there were any. Never raises on a full disk: it
-        warns, once."""
+        """Logs the metrics of a step that are not there yet; whether there were any."""
         fresh = {key: float(value) for key, value in metrics.items() if not self._known(key, step, float(value))}
         if fresh:
             self.write({"step": step, "time_ms": time.time_ns() // 1_000_000, "metrics": fresh, **extra})
@@ -124,21 +134,53 @@ class MetricLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record as it is, without the secrets in it."""
-        line = json.dumps(redacted(record), ensure_ascii=False).encode() + b"\n"
+        had_trouble = bool(self._unwritten)
+        self._unwritten.append(json.dumps(redacted(record), ensure_ascii=False).encode() + b"\n")
         try:
-            # A newline first closes a torn line, so that it can't spoil this one.
-            line = b"\n" + line if self._torn else line
-            self._torn = self._file.write(line) != len(line)
+            self._write_all()
         except OSError as error:
-            self._torn = True
-            if not self._failed:
-                log.warning(
-                    "%s can't be written: %s. Until it can, metrics are lost; training goes on", self.path, error
-                )
-            self._failed = True
+            if not had_trouble:
+                log.warning("%s can't be written: %s. Metrics are kept in memory; training goes on", self.path, error)
+        else:
+            if had_trouble:
+                log.warning("%s can be written again; what had been kept in memory is there now", self.path)
+
+    def flush(self) -> None:
+        """Writes what a full disk did not take so far.
+
+        Raises:
+            UserError: it still does not.
+        """
+        try:
+            self._write_all()
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise UserError(disk_trouble(error) or f"{self.path} can't be written: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        """
+        Raises:
+            UserError: as `flush`; the file is closed all the same.
+        """
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _write_all(self) -> None:
+        while self._unwritten:
+            line = self._unwritten[0]
+            # A newline first closes a line that a kill has torn, so that it can't spoil this one.
+            line = b"\n" + line if self._torn else line
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:  # a disk that becomes full in a line's midst takes a part of it, and raises at the next
+                    line = line[self._file.write(line) :]
+            except OSError:
+                os.ftruncate(self._file.fileno(), end)
+                raise
+            self._torn = False
+            del self._unwritten[0]
 
     def _known(self, key: str, step: int, value: float) -> bool:
         logged = self._logged.get((key, step))

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, explain_full_disk, hash_of, read_json, sha256_file, write_json
+from pipeline.files import MANIFEST, hash_of, read_json, sha256_file, write_json
 from pipeline.secrets import redacted
 
 if TYPE_CHECKING:

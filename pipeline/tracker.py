@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.disk import explain_full_disk
 from pipeline.files import read_json, write_json
 from pipeline.secrets import redacted
 from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point
@@ -63,6 +64,7 @@ class SpoolTracker:
     def __init__(self, run_folder: Path, spool: str = TRAINING_SPOOL) -> None:
         self.run_folder = run_folder.absolute()
         self._spool = MetricLog(self.run_folder / spool, keep_changes=spool == DRIVER_SPOOL)
+        self._tables: dict[str, dict[str, Any]] = {}  # those that a full disk did not take
         self.has_added = False  # metrics that were not there
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -96,19 +98,35 @@ class SpoolTracker:
             ValueError: if the columns are not of one length, or not those of the rows before.
         """
         path = self.run_folder / "tables" / f"{name}.json"
-        table = read_json(path) if path.exists() else {"columns": list(columns), "data": []}
+        table = self._tables.get(name) or (read_json(path) if path.exists() else {"columns": list(columns), "data": []})
         if table["columns"] != list(columns):
             raise ValueError(f"table {name}: columns {list(columns)} added to a table of {table['columns']}")
         for row in redacted([list(row) for row in zip(*columns.values(), strict=True)]):
             if row not in table["data"]:
                 table["data"].append(row)
+        self._tables[name] = table
         try:
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, table)
+            self._write_tables()
         except OSError as error:
-            log.warning("%s can't be written: %s. The table lacks these rows; the run goes on", path, error)
-            return
-        self._spool.write({"do": "table", "path": self._portable(path), "name": f"{name}.json"})
+            log.warning("%s can't be written: %s. Its rows are kept in memory; the run goes on", path, error)
+
+    def _write_tables(self) -> None:
+        for name in list(self._tables):
+            path = self.run_folder / "tables" / f"{name}.json"
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, self._tables[name])
+            del self._tables[name]
+            self._spool.write({"do": "table", "path": self._portable(path), "name": f"{name}.json"})
+
+    def flush(self) -> None:
+        """Writes what a full disk did not take so far.
+
+        Raises:
+            UserError: it still does not.
+        """
+        with explain_full_disk(self.run_folder):
+            self._write_tables()
+        self._spool.flush()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, as it is when the upload gets to it."""
@@ -137,8 +155,15 @@ class SpoolTracker:
         )
 
     def close(self, status: str = "FINISHED") -> None:
-        """`status` is the driver's to tell (`MlflowTracker.close`); this only closes the file."""
-        self._spool.close()
+        """`status` is the driver's to tell (`MlflowTracker.close`); this only closes the file.
+
+        Raises:
+            UserError: as `flush`.
+        """
+        try:
+            self.flush()
+        finally:
+            self._spool.close()
 
     def _portable(self, path: Path) -> str:
         """Relative to the run's folder where it lies in it, so that the folder can be moved before it is uploaded."""

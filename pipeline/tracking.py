@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import database_file, database_uri, read_json, write_json
@@ -26,6 +26,7 @@ from pipeline.spool import (
     TRAINING_SPOOL,
     MetricLog,
     SpoolReader,
+    driver_records,
     last_end,
     last_status,
     last_written,
@@ -39,6 +40,7 @@ START_SECONDS = 30.0  # for the workers of a training to come up
 MAX_BACKOFF_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
+FAILING_SECONDS = 1.0  # that a command waits at its end for a store which fails
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +185,9 @@ class MlflowTracker(SpoolTracker):
         metric was added to ended when it did before, so that its duration stays.
 
         Returns whether everything is uploaded. If not, it is kept, and `sync_run` does the rest later.
+
+        Raises:
+            UserError: the run FINISHED, and the disk does not take what it reported last.
         """
         self._closing.set()
         if self._monitor.is_alive():
@@ -190,8 +195,17 @@ class MlflowTracker(SpoolTracker):
         has_grown = self.has_added or _size(self.run_folder / TRAINING_SPOOL) > self._size_before
         ended_ms = time.time_ns() // 1_000_000 if has_grown or self._end_before is None else self._end_before
         self._spool.write({"do": "status", "status": status, "time_ms": ended_ms})
-        super().close(status)
-        if self._uploader is None or self._uploader.close(timeout):
+        trouble = None
+        try:
+            super().close(status)
+        except UserError as error:
+            trouble = error
+            if status != "FINISHED":  # what ended the run is told, not this
+                log.warning("%s", error)
+        is_uploaded = self._uploader is None or self._uploader.close(timeout)
+        if trouble and status == "FINISHED":
+            raise trouble
+        if is_uploaded:
             return True
         log.warning("not everything is uploaded to MLflow yet; what is missing is kept in %s", self.run_folder)
         return False
@@ -231,6 +245,8 @@ class Uploader:
         self._store = MlflowStore(uri, self._record | {"artifact_location": artifact_location(uri, self._output_dir)})
         self._readers = [SpoolReader(run_folder / name) for name in SPOOLS]
         self._after: tuple[Path, int] | None = None
+        self._is_failing = False
+        self.points = self.files = 0  # that have been uploaded
         self.begun = threading.Event()  # once the thread has nothing to wait for any more
         self._run_found = threading.Event()
         self._closing = threading.Event()
@@ -246,9 +262,14 @@ class Uploader:
         return self._store.run_id or None
 
     def close(self, timeout: float) -> bool:
-        """Asks the thread to upload what is left and to end; False if it has not by then."""
+        """Asks the thread to upload what is left and to end; False if it has not by then. A store that fails is
+        not waited for."""
         self._closing.set()
-        self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if self._is_failing:
+                deadline = min(deadline, time.monotonic() + FAILING_SECONDS)
+            self._thread.join(0.05)
         return not self._thread.is_alive()
 
     def upload(self) -> None:
@@ -281,6 +302,7 @@ class Uploader:
             try:
                 self.upload()
             except Exception as error:
+                self._is_failing = True
                 self._run_found.clear()  # looked for again, for the store may have been replaced meanwhile
                 if failures == 0:
                     what, where = redacted(str(error)), redacted(self._uri)
@@ -293,7 +315,7 @@ class Uploader:
                 continue
             if failures:
                 log.warning("MLflow works again; what had been kept is uploaded")
-            failures = 0
+            failures, self._is_failing = 0, False
             if closing:
                 return
             self._closing.wait(POLL_SECONDS)
@@ -313,7 +335,8 @@ class Uploader:
                 points.append(record)
                 size += len(metrics)
             elif record:
-                self._send(lambda record=record: self._store.do(record, self._folder))
+                is_done = self._send(lambda record=record: self._store.do(record, self._folder))
+                self.files += is_done and record.get("do") in ("text", "artifact", "table", "model")
                 reader.acknowledge(offset)
             end = offset
         if end != reader.offset:
@@ -321,9 +344,12 @@ class Uploader:
             reader.acknowledge(end)
 
     def _send_points(self, records: list[dict[str, Any]]) -> None:
-        if records and not self._send(lambda: self._store.log_points(records)) and len(records) > 1:
+        if records and self._send(lambda: self._store.log_points(records)):
+            self.points += sum(len(record["metrics"]) for record in records)
+        elif len(records) > 1:
             for record in records:  # one of them is refused: the others are not to suffer for it
-                self._send(lambda record=record: self._store.log_points([record]))
+                if self._send(lambda record=record: self._store.log_points([record])):
+                    self.points += len(record["metrics"])
 
     def _send(self, action: Callable[[], None]) -> bool:
         """False, with a warning, where the store refuses the record for good; other failures are raised."""
@@ -346,10 +372,15 @@ def _size(file: Path) -> int:
 
 def is_reported(config: TrackingConfig, output_dir: Path, run_folder: Path) -> bool:
     """Whether a run was reported to its end and all of it is uploaded, as far as can be told without the store."""
-    record_file, uri = run_folder / RUN_RECORD, tracking_uri(config, output_dir)
+    record_file = run_folder / RUN_RECORD
     if not record_file.exists() or last_status(run_folder) != "FINISHED":
         return False
-    record = read_json(record_file)
+    return is_uploaded(run_folder, tracking_uri(config, output_dir))
+
+
+def is_uploaded(run_folder: Path, uri: str) -> bool:
+    """Whether all that a run has reported so far is in the store at `uri`, as far as can be told without the store."""
+    record = read_json(run_folder / RUN_RECORD)
     if record["run_id"] is None or recorded_uri(run_folder, record) != redacted(uri):
         return False
     if (database := database_file(uri)) and not database.exists():
@@ -364,14 +395,9 @@ def end_dead_run(run_folder: Path, uri: str | None = None) -> bool:
     Args:
         uri: of the store that this command reports to; with the same store's password, where it has one.
     """
-    record_file = run_folder / RUN_RECORD
-    if not record_file.exists() or last_status(run_folder) not in (None, "RUNNING"):
+    if not (run_folder / RUN_RECORD).exists() or not record_death(run_folder):
         return False
-    record = read_json(record_file)
-    spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
-    ended_ms = last_written(run_folder) or record["started_ms"]
-    spool.write({"do": "status", "status": "KILLED", "time_ms": ended_ms})
-    spool.close()
+    record = read_json(run_folder / RUN_RECORD)
     if record["run_id"] is None:
         return False
     stored = recorded_uri(run_folder, record)
@@ -382,27 +408,74 @@ def end_dead_run(run_folder: Path, uri: str | None = None) -> bool:
     return True
 
 
-def sync_run(run_folder: Path, uri: str | None = None) -> str:
-    """Uploads what is left of a run and returns its MLflow id. `uri` is needed where the run's held a password.
+def record_death(run_folder: Path) -> bool:
+    """Records that a run whose process is gone was KILLED, at the time of its last metric; False where it was closed.
+    For whoever holds the run's lock."""
+    if last_status(run_folder) not in (None, "RUNNING"):
+        return False
+    spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
+    ended_ms = last_written(run_folder) or read_json(run_folder / RUN_RECORD)["started_ms"]
+    spool.write({"do": "status", "status": "KILLED", "time_ms": ended_ms})
+    spool.close()
+    return True
+
+
+def store_of(run_folder: Path, uri: str | None = None) -> str:
+    """The URI of the store that a run reports to: `uri`, else the run's own, with the password that it has in
+    MLFLOW_TRACKING_URI. It may hold a password.
 
     Raises:
-        UserError: if the folder is no run's, the URI is missing, or the store can't be reached.
+        UserError: the folder is no run's, or the password is not known.
     """
     record_file = run_folder / RUN_RECORD
     if not record_file.exists():
         raise UserError(f"{run_folder} holds no {RUN_RECORD}: give the folder of a run, such as outputs/runs/<name>")
-    stored = recorded_uri(run_folder, read_json(record_file))
+    stored, known = recorded_uri(run_folder, read_json(record_file)), os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None and "***" in stored and known and redacted(known) == stored:
+        return known
     if uri is None and "***" in stored:
         raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri again")
-    uploader = Uploader(run_folder.absolute(), uri or stored)
+    return uri or stored
+
+
+class Uploaded(NamedTuple):
+    """What an upload brought: the MLflow run's id; points of metrics; texts, files, tables and models."""
+
+    run_id: str
+    points: int
+    files: int
+
+
+def upload_run(run_folder: Path, uri: str | None = None) -> Uploaded:
+    """Uploads what is left of a run. `uri` is needed where the run's held a password.
+
+    Raises:
+        UserError: if the folder is no run's, the URI is missing, or the store can't be reached.
+    """
+    uri = store_of(run_folder, uri)
+    uploader = Uploader(run_folder.absolute(), uri)
     try:
         uploader.upload()
     except Exception as error:
         raise UserError(
-            f"uploading {run_folder} to {redacted(uri or stored)} failed: {redacted(str(error))}. "
+            f"uploading {run_folder} to {redacted(uri)} failed: {redacted(str(error))}. "
             "Nothing is lost: check that the server is up, and try again"
         ) from None
-    return read_json(record_file)["run_id"]
+    return Uploaded(read_json(run_folder / RUN_RECORD)["run_id"], uploader.points, uploader.files)
+
+
+def sync_run(run_folder: Path, uri: str | None = None) -> str:
+    """Uploads what is left of a run and returns its MLflow id; see `upload_run`."""
+    return upload_run(run_folder, uri).run_id
+
+
+def add_parent(run_folder: Path, parent_id: str) -> None:
+    """Ties a trial to its sweep's run in MLflow, where that was not known while the trial ran. For whoever holds the
+    run's lock."""
+    if not any("mlflow.parentRunId" in record.get("tags", {}) for record in driver_records(run_folder)):
+        spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
+        spool.write({"do": "tags", "tags": {"mlflow.parentRunId": parent_id}})
+        spool.close()
 
 
 def run_url(server: str, experiment_id: str, run_id: str) -> str:

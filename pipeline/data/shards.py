@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, atomic_write, explain_full_disk, read_json
+from pipeline.files import MANIFEST, atomic_write, read_json
 
 SIDES = ("source", "target")
 

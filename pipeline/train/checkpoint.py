@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.disk import free_space
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, atomic_write, fsync_folder, read_json, sha256_file
 from pipeline.ranks import on_rank_zero
@@ -274,7 +275,8 @@ def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapp
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final} could not be written: {error}. What was written before it is kept. Free some space on that "
-            "disk, or set output_dir to a folder on a larger one, then give the same command again to go on"
+            f"disk ({free_space(folder)}), or set output_dir to a folder on a larger one, then give the same command "
+            "again to go on"
         ) from error
     return final
 

@@ -138,11 +138,14 @@ class Reports:
         metrics: metrics of a step, for the tracker.
         validated: a step's validation; its snapshot lies in the weights folder.
         progress: what the progress line shows, every `log_every` steps and around validations.
+        flush: has the metrics so far reach the disk, before each checkpoint; a UserError where that is full. Metrics
+            that are in memory alone are then logged again by the run that goes on from the checkpoint before.
     """
 
     metrics: Callable[[Mapping[str, float], int], None]
     validated: Callable[[int, Any], None]
     progress: Callable[[Mapping[str, Any]], None]
+    flush: Callable[[], None] = lambda: None
 
 
 def train(
@@ -244,6 +247,7 @@ def save(
     keep = config.keep_checkpoints if state.skipped_in_a_row == 0 else KEEP_ALL
 
     def write() -> None:
+        reports.flush()
         refuse_no_numbers(engine_state.tensors, state.step)
         save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
 

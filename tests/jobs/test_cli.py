@@ -76,6 +76,30 @@ def test_the_exit_code_is_the_jobs(job):
     assert main(["run", "a", "b", "c"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/disk/config.yaml"), "no space left for /disk/config.yaml"),
+        (OSError(30, "Read-only file system", "/disk/lock"), "/disk/lock can't be written"),
+        (PermissionError(13, "Permission denied", "/disk/runs"), "no permission for /disk/runs"),
+        (RuntimeError("database or disk is full"), "the disk is full: no space left for "),
+    ],
+)
+def test_a_disk_that_can_not_be_written_is_one_message_and_exit_code_2(job, capsys, error, said):
+    job(lambda argv: _raise(error))
+    assert main(["run"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("transloom: ") and said in told and told.count("\n") == 1
+
+
+def test_an_output_on_a_full_disk_is_one_message_and_exit_code_2():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "jobs", "--help"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "output can't be written" in done.stderr
+
+
 def test_a_users_error_is_one_message_and_exit_code_2(job, capsys):
     job(lambda argv: _raise(UserError("corpus.path: no such folder")))
     assert main(["run"]) == 2

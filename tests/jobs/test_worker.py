@@ -1,8 +1,16 @@
 """What a training worker knows when it goes on."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
+from jobs import worker
+from jobs.config import Config
+from jobs.console import StatusLine
 from jobs.worker import logged_seconds
+from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
 
 
@@ -13,3 +21,36 @@ def test_the_time_trained_so_far_survives_a_kill(tmp_path: Path) -> None:
         tracker.log_metrics({"train/seconds": step / 4, "train/loss": 99.0}, step)
     tracker.close()
     assert logged_seconds(tmp_path) == 15.0
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/disk/x"), RuntimeError("disk quota exceeded")]
+)
+def test_a_disk_that_can_not_be_written_is_returned_and_not_retried(tmp_path: Path, monkeypatch, error) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_train", fail)
+    outcome = worker.train_worker({"folder": str(tmp_path), "spare_cpus": 0})
+    assert str(getattr(error, "filename", None) or tmp_path) in outcome["user_error"]
+    error = ValueError("a bug")
+    with pytest.raises(ValueError):
+        worker.train_worker({"folder": str(tmp_path), "spare_cpus": 0})
+
+
+def test_a_progress_file_that_can_not_be_written_does_not_end_the_training(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").mkdir()  # nothing can be renamed over a folder
+    reports = worker._reports(Config(), tmp_path, is_first=True)
+    reports.progress({"step": 1})
+    reports.metrics({"train/loss": 1.0}, 1)
+    reports.flush()
+    assert [point.step for point in read_points(tmp_path)] == [1]
+
+
+def test_a_line_of_progress_that_a_full_disk_does_not_take_is_left_out(monkeypatch) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115 (closing it fails)
+    monkeypatch.setattr(sys, "stdout", full)
+    StatusLine().show("  step 1/2", now=True)
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.secrets import redacted
 from pipeline.spool import MetricLog, SpoolReader, read_points
 from pipeline.tracker import MAX_PARAM_CHARS, MemoryTracker, SpoolTracker, flatten
@@ -87,21 +91,54 @@ def test_sigkill_loses_no_line_that_was_written(tmp_path: Path):
     assert acknowledged in (len(steps) - 1, len(steps) - 2)
 
 
-def test_a_file_that_can_not_grow_warns_once_and_does_not_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_does_not_take_is_kept_and_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     log = MetricLog(tmp_path / "metrics.jsonl")
     log.append({"train/loss": 1.0}, 1)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full = (tmp_path / "metrics.jsonl").stat().st_size + 20
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (full, unlimited[1]))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with limited(len(before) + 20):  # in a line's midst
         for step in (2, 3, 4):
             log.append({"train/loss": 1.0}, step)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        with pytest.raises(UserError, match=r"metrics\.jsonl can't be written"):
+            log.flush()
     assert len(caplog.records) == 1
     assert "metrics.jsonl" in caplog.text
     log.append({"train/loss": 1.0}, 5)
-    assert keys_and_steps(tmp_path) == [("train/loss", 1), ("train/loss", 5)]
+    assert keys_and_steps(tmp_path) == [("train/loss", step) for step in (1, 2, 3, 4, 5)]
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_line_that_lacks_nothing_but_its_end_is_not_written_twice(tmp_path: Path):
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    log.append({"train/loss": 1.0}, 1)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with limited(2 * size - 1):
+        log.append({"train/loss": 1.0}, 2)
+    log.close()
+    assert keys_and_steps(tmp_path) == [("train/loss", 1), ("train/loss", 2)]
+
+
+def test_closing_on_a_full_disk_says_so(tmp_path: Path):
+    tracker = SpoolTracker(tmp_path)
+    with limited(20):
+        tracker.log_metrics({"train/loss": 1.0}, 1)
+        tracker.log_table({"step": [1]}, "samples")
+        with pytest.raises(UserError, match="can't be written"):
+            tracker.flush()
+    tracker.close()
+    assert keys_and_steps(tmp_path) == [("train/loss", 1)]
+    assert read_json(tmp_path / "tables" / "samples.json")["data"] == [[1]]
 
 
 def test_a_reader_goes_on_where_it_acknowledged(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from stores import (
     store_of,
 )
 
+from jobs.sync import main as sync
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.mlflow_store import MlflowStore
 from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import sync_run, ui_command
@@ -40,7 +43,7 @@ def test_a_server_that_is_down_at_start_and_end_is_given_the_run_later(
     tracker = start(output_dir, "down", f"http://127.0.0.1:{free_port()}")
     report_everything(output_dir, tracker, tracker.run_folder)
     assert time.monotonic() - started_at < 60, "MLflow's client alone would try for minutes"
-    assert not tracker.close(timeout=3)
+    assert not tracker.close(timeout=60)
     assert tracker.run_id() is None
     assert "nothing is lost" in caplog.text
     with pytest.raises(UserError, match="Nothing is lost"):
@@ -152,6 +155,65 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
+def test_a_store_that_fails_is_not_waited_for_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A sweep closes a run after each trial, in the loop that hears of the others' validations."""
+
+    def fail(store: MlflowStore) -> bool:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(MlflowStore, "find_run", fail)
+    tracker = start(tmp_path, "away", "http://127.0.0.1:9")
+    deadline = time.monotonic() + 60
+    while not tracker._uploader._is_failing:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started_at = time.monotonic()
+    assert not tracker.close(timeout=30)
+    assert time.monotonic() - started_at < 10
+
+
+@pytest.mark.slow
+def test_sync_brings_runs_that_ended_while_the_server_was_down(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+):
+    """Whatever ended them: their end, SIGTERM, an error, SIGKILL."""
+    from mlflow import MlflowClient
+
+    states = {"ended": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "killed": None}
+    uri = f"http://127.0.0.1:{server.port}"
+    for name, status in states.items():
+        program = (
+            "import os; from pathlib import Path; from jobs.workspace import locked\n"
+            "from jobs.config import Config, to_yaml\n"
+            "from pipeline.tracker import SpoolTracker; from pipeline.tracking import MlflowTracker, TrackingConfig\n"
+            f"root = Path({str(tmp_path)!r}); folder = root / 'runs' / {name!r}; folder.mkdir(parents=True)\n"
+            "(folder / 'config.yaml').write_text(to_yaml(Config()))\n"
+            f"config = TrackingConfig(uri={uri!r}, system_metrics=False)\n"
+            "with locked(folder):\n"
+            f"    tracker = MlflowTracker(config, root, folder, {name!r}, {{}})\n"
+            "    worker = SpoolTracker(folder)\n"
+            "    for step in range(1, 101): worker.log_metrics({'train/loss': 1 / step}, step)\n"
+            "    tracker.log_text('a: 1', 'config.yaml')\n"
+            f"    assert {status!r} is None or not tracker.close({status!r}, timeout=1)\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    with pytest.raises(UserError, match="4 of 4 runs are not uploaded"):
+        sync([f"output_dir={tmp_path}"])
+    server.start()
+    capsys.readouterr()
+    assert sync([f"output_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("100 points and 1 files uploaded") == 4
+    assert sync([f"output_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 4
+    client = MlflowClient(f"sqlite:///{tmp_path}/server.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "transloom"]
+    runs = {run.info.run_name: run.info for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.status for name, run in runs.items()} == {name: one or "KILLED" for name, one in states.items()}
+    for run in runs.values():
+        assert points(client, run.run_id, "train/loss") == [(step, 1 / step) for step in range(1, 101)]
+
+
 @pytest.mark.slow
 def test_a_server_killed_half_way_gets_every_point_once(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
@@ -236,3 +298,19 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     assert tracker.run_id() == before
     written = len(read_points(folder))
     assert [step for step, _ in points(store_of(output_dir), before, "train/loss")] == list(range(written))
+
+
+def test_a_database_whose_making_was_ended_is_made_anew(tmp_path: Path):
+    """By a full disk. MLflow would not go on with a database that has some of its tables."""
+    record = {"key": "k", "run_name": "r", "experiment": "transloom", "tags": {}, "started_ms": 1, "run_id": None}
+    store = MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", record | {"artifact_location": None})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(Exception, match="disk"):
+            store.find_run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert store.find_run()
+    assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]

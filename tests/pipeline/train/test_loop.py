@@ -136,6 +136,27 @@ def start(
 SHORT = TrainConfig(max_steps=12, log_every=3, validate_every=5, checkpoint_every=4, average=2)
 
 
+def test_no_checkpoint_is_ahead_of_the_metrics_that_are_on_the_disk(tmp_path: Path, monkeypatch) -> None:
+    """Else a run that goes on from it would never log again what a full disk did not take."""
+    saved_at = []
+
+    def flush() -> None:
+        saved_at.append(newest_checkpoint(tmp_path / "checkpoints"))
+        if len(saved_at) == 2:
+            raise UserError("the disk is full")
+
+    usual = Told.reports
+    monkeypatch.setattr(Told, "reports", lambda told: dataclasses.replace(usual(told), flush=flush))
+    with pytest.raises(UserError, match="the disk is full"):
+        start(tmp_path, SHORT)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000004"]
+    assert len(saved_at) == 2 and saved_at[0] is None
+
+    monkeypatch.undo()
+    told, state, _, _ = start(tmp_path, SHORT)
+    assert sorted(told.losses()) == [6, 9, 12] and state.step == 12
+
+
 @pytest.mark.parametrize("shape", [MODEL, LSTM], ids=["transformer", "lstm"])
 def test_the_copy_task_reaches_bleu_95(tmp_path: Path, shape: ModelConfig) -> None:
     config = TrainConfig(max_steps=700, log_every=50, validate_every=50, checkpoint_every=700, average=3)
