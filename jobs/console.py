@@ -94,10 +94,11 @@ def quantity(value: float) -> str:
 
 @contextmanager
 def following(progress_file: Path) -> Iterator[None]:
-    """Shows what rank 0 writes into `progress_file` until the block ends."""
+    """Shows what rank 0 writes into `progress_file` until the block ends. What an earlier attempt wrote is removed, for
+    the clocks of two machines can't tell which is older."""
     stop = threading.Event()
     status = StatusLine()
-    started_at = time.time()
+    progress_file.unlink(missing_ok=True)
     seen: dict[str, Any] = {}
 
     def look(is_last: bool = False) -> None:
@@ -105,7 +106,7 @@ def following(progress_file: Path) -> Iterator[None]:
             fresh = read_json(progress_file)
         except (OSError, ValueError):
             fresh = {}
-        if fresh.get("time", 0) >= started_at:
+        if fresh:
             is_validation = fresh.get("validation_step") != seen.get("validation_step")
             seen.clear()
             seen.update(fresh)

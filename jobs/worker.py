@@ -6,7 +6,6 @@ It is told nothing but that folder: config.yaml in it is the resolved configurat
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +178,6 @@ def _reports(config: Config, folder: Path, is_first: bool) -> Any:
         shown.update(
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )
-        shown["time"] = time.time()
         write_json(folder / PROGRESS_FILE, shown)
 
     return Reports(metrics=tracker.log_metrics, validated=validated, progress=progress)

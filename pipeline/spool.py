@@ -134,6 +134,10 @@ class MetricLog:
             self._logged |= {(key, step): value for key, value in fresh.items()}
         return bool(fresh)
 
+    def last_step(self, prefix: str) -> int:
+        """The highest step of the metrics whose names begin with `prefix`; -1 where there are none."""
+        return max((step for key, step in self._logged if key.startswith(prefix)), default=-1)
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record as it is, without the secrets of any URI in it."""
         line = json.dumps(redact(record), ensure_ascii=False).encode() + b"\n"

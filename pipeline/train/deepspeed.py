@@ -192,16 +192,11 @@ class ZeroEngine:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: self._get("weights", parameter).cpu() for name, parameter in self._named.items()}
+        return self._gathered("weights")
 
     def state(self) -> EngineState:
         steps = int(self._adam.state[self._flats[0]]["step"].item())
-        tensors: dict[str, Tensor] = {}
-        for kind in KINDS:
-            for name, parameter in self._named.items():
-                value = self._get(kind, parameter)
-                if rank() == 0:
-                    tensors[f"{kind}/{name}"] = value.cpu()
+        tensors = {f"{kind}/{name}": value for kind in KINDS for name, value in self._gathered(kind).items()}
         return EngineState(tensors, {"adam_step": steps, **self._loss_scale.state()})
 
     def load_state(self, state: EngineState | None) -> None:
@@ -216,6 +211,16 @@ class ZeroEngine:
             self._adam.state[flat]["step"].fill_(scalars["adam_step"])
         self._loss_scale.load_state(scalars)
         self._apply_loss_scale()
+
+    def _gathered(self, kind: str) -> dict[str, Tensor]:
+        """All parameters' values of one of KINDS, on the CPU of rank 0. The other ranks hold one at a time."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._named.items():
+            value = self._get(kind, parameter)
+            if rank() == 0:
+                tensors[name] = value.cpu()
+            del value  # before the next one is gathered
+        return tensors
 
     def _get(self, kind: str, parameter: nn.Parameter) -> Tensor:
         if kind == "weights":

@@ -62,7 +62,8 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 master weights, on the CPU, on every rank; names as in the module's state_dict, tied ones once."""
+        """The fp32 master weights on the CPU of rank 0, which alone writes them; names as in the module's state_dict,
+        tied ones once. The other ranks get an empty dict and keep no copy."""
         ...
 
     def state(self) -> EngineState: ...

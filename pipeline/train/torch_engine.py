@@ -47,7 +47,7 @@ class TorchEngine:
         return self._optimizer.result
 
     def weights(self) -> dict[str, Tensor]:
-        return self._optimizer.named("weights")
+        return self._optimizer.named("weights") if rank() == 0 else {}
 
     def state(self) -> EngineState:
         masters = self._optimizer.masters
