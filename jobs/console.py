@@ -107,10 +107,10 @@ def following(progress_file: Path) -> Iterator[None]:
         except (OSError, ValueError):
             fresh = {}
         if fresh:
-            is_validation = fresh.get("validation_step") != seen.get("validation_step")
+            is_news = any(fresh.get(key) != seen.get(key) for key in ("validation_step", "rolled_back_from"))
             seen.clear()
             seen.update(fresh)
-            status.show(training_line(seen), now=is_validation or is_last)
+            status.show(training_line(seen), now=is_news or is_last)
 
     def follow() -> None:
         while not stop.wait(0.5):
@@ -144,6 +144,9 @@ def training_line(progress: Mapping[str, Any]) -> str:
         ]
     if "validation_bleu" in progress:
         parts.append(f"validation BLEU {progress['validation_bleu']:.2f} at {progress['validation_step']:,}")
+    if progress.get("rollbacks"):
+        last = f", the last from step {progress['rolled_back_from']:,}" if "rolled_back_from" in progress else ""
+        parts.append(f"rollbacks {progress['rollbacks']}{last}")
     if "eta_seconds" in progress:
         parts.append(f"ETA {clock(progress['eta_seconds'])}")
     if progress.get("doing"):

@@ -84,6 +84,7 @@ def _train(folder: Path, spare: int) -> dict[str, Any]:
         validate=_validation(config, folder, device, spare),
         reports=_reports(config, folder, is_first=rank() == 0),
         stop=watched(folder / STOP_FILE) if rank() == 0 else lambda: False,
+        text=lambda ids: tokenizer.decode([list(ids)])[0],
     )
     if rank() == 0 and reason != "stopped":
         write_json(

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """What is wrong, where (file and line, or the configuration key), and what to do about it."""
+
+
+class Diverged(UserError):
+    """The training has diverged: on every rank, at the same step. The loop may go back to a checkpoint instead."""

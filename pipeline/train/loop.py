@@ -4,8 +4,9 @@ Read `train` from top to bottom: that is the path of a step.
 """
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,14 +18,17 @@ from torch import Tensor
 from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 from pipeline.ranks import gather, on_any, on_rank_zero, rank, world_size
 from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
+from pipeline.train.divergence import OnDivergence, keep_batches, reordered_before, roll_back, spike
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
 from pipeline.train.schedule import ScheduleConfig, learning_rate
 
 KEEP_ALL = 1 << 30  # checkpoints
+
+log = logging.getLogger(__name__)
 
 
 class Average(Enum):
@@ -49,7 +53,12 @@ class TrainConfig:
         patience: validations in a row without a better BLEU after which training stops; 0: never.
         average, average_of: how many snapshots make the final model, and which.
         validation_beam: 1 is greedy: quick, and close enough to choose by.
-        max_skipped: steps in a row with a loss or gradient that is no number, after which training stops.
+        max_skipped: steps in a row with a loss or gradient that is no number, after which the training has diverged.
+        spike_factor: the training has also diverged where a step's loss per token is above this times the median of the
+            100 steps before; 0: however high the loss.
+        on_divergence: stop with an error, or go back to the newest good checkpoint and on from there, with what is left
+            of the epoch in another order.
+        max_rollbacks: how many times in a run; the next divergence is an error.
     """
 
     max_steps: int = 100_000
@@ -64,15 +73,20 @@ class TrainConfig:
     average_of: Average = Average.last
     validation_beam: int = 1
     max_skipped: int = 20
+    spike_factor: float = 0.0
+    on_divergence: OnDivergence = OnDivergence.stop
+    max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "average")
         for name in (*positive, "validation_beam", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("max_minutes", "patience"):
+        for name in ("max_minutes", "patience", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
+        if self.spike_factor != 0.0 and not self.spike_factor > 1.0:
+            raise ValueError(f"spike_factor: must be above 1, or 0 for none, not {self.spike_factor}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing: must be in [0, 1), not {self.label_smoothing}")
 
@@ -88,6 +102,8 @@ class TrainState:
         seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
             report, and so on when the time is up.
         unreported: what the meter has counted since the last report.
+        recent_losses: of the last steps, in nats a target token, while train.spike_factor asks for them.
+        reordered: [epoch, index] from where the data come in another order, one for each rollback.
         products: the `Products` that the training began with, whose rounding it keeps; empty: torch's own.
     """
 
@@ -102,6 +118,8 @@ class TrainState:
     validations: list[dict[str, float]] = field(default_factory=list)
     pending_validation: int | None = None
     unreported: dict[str, Any] = field(default_factory=dict)
+    recent_losses: list[float] = field(default_factory=list)
+    reordered: list[list[int]] = field(default_factory=list)
     products: list[bool] = field(default_factory=list)
 
     def best(self) -> dict[str, float] | None:
@@ -160,6 +178,7 @@ def train(
     validate: Validate,
     reports: Reports,
     stop: Callable[[], bool] = lambda: False,
+    text: Callable[[Sequence[int]], str] | None = None,
 ) -> str:
     """Trains to one of "max_steps", "max_minutes", "patience" (BLEU has stopped rising) and "stopped"; returns which.
 
@@ -170,15 +189,26 @@ def train(
         about: goes into the checkpoints' manifests (hashes of configuration and tokenizer, engine).
         stop: asked after each step; once it is true on one rank, all save a checkpoint of that step and end, without
             waiting for a validation that others are at: the run is to go on later.
+        text: from token ids to a sentence, for the files of skipped batches.
     Raises:
-        UserError: too many steps in a row without a finite gradient; a full disk.
+        UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk.
     """
-    plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index)
-    steps = ahead(plan, engine.device)
-    meter = Meter(model, engine.device, counted=state.unreported)
-    pending: Callable[[], ValidationResult] | None = None
-    if state.pending_validation is not None:  # its result was lost with the process that waited for it
-        pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
+
+    def from_here() -> tuple[Iterator[Step], Meter, Callable[[], ValidationResult] | None]:
+        place = {"epoch": state.epoch, "index": state.index, "reordered": state.reordered}
+        plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), **place)
+        pending = None
+        if state.pending_validation is not None:  # its result was lost with the process that waited for it
+            pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
+        return ahead(plan, engine.device), Meter(model, engine.device, counted=state.unreported), pending
+
+    def keep(step: Step, losses: Tensor) -> Path | None:
+        return keep_batches(folder, state.step, len(state.reordered), step, losses, pairs, text)
+
+    state.reordered = reordered_before(folder, state.reordered)
+    steps, meter, pending = from_here()
+    if state.step == 0 and config.on_divergence is OnDivergence.rollback:  # to have one to go back to
+        save(engine, state, meter, folder, config, about, reports)
     saved_step, is_due = state.step, False
     # The time may be up, after a kill, at a step that has no snapshot. The training then goes on to the next report.
     validated = {int(one["step"]) for one in state.validations} | {state.pending_validation}
@@ -187,7 +217,14 @@ def train(
         meter.start()
         step = next(steps)
         rate = learning_rate(schedule, state.step + 1, model.config.d_model)
-        _take_step(engine, step, rate, state, meter, config)
+        try:
+            _take_step(engine, step, rate, state, meter, config, keep)
+        except Diverged as error:
+            state.seconds += meter.stop(step)
+            _go_back(engine, state, config, folder, error, reports)
+            steps, meter, pending = from_here()
+            saved_step, is_due = state.step, False
+            continue
         state.seconds += meter.stop(step)
         is_last = state.step == config.max_steps
         if state.step % config.log_every == 0 or is_last:
@@ -212,6 +249,26 @@ def train(
     if state.step >= config.max_steps:
         return "max_steps"
     return "max_minutes" if is_last else "patience"
+
+
+def _go_back(
+    engine: Engine, state: TrainState, config: TrainConfig, folder: Path, error: Diverged, reports: Reports
+) -> None:
+    """The newest good checkpoint becomes the present, or `error` is raised; a collective."""
+    if config.on_divergence is OnDivergence.stop:
+        raise error
+    if len(state.reordered) >= config.max_rollbacks:
+        raise Diverged(
+            f"{error}. The training went back to a checkpoint {len(state.reordered)} times before (train.max_rollbacks)"
+        ) from error
+    from_step, seconds = state.step, state.seconds
+    saved = roll_back(engine, folder, from_step, state.reordered, str(error))
+    vars(state).update(vars(TrainState(**saved)))
+    state.seconds = max(seconds, state.seconds)
+    count = len(state.reordered)
+    log.warning("%s. Rollback %d of %d, to step %d", error, count, config.max_rollbacks, state.step)
+    reports.metrics({"train/rollbacks": count}, from_step)
+    reports.progress({"step": state.step, "rollbacks": count, "rolled_back_from": from_step})
 
 
 def _is_out_of_time(state: TrainState, config: TrainConfig) -> bool:
@@ -275,6 +332,7 @@ def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, r
         "target_tokens": state.target_tokens,
         "epoch": state.epoch,
         "skipped_steps": state.skipped_steps,
+        **({"rollbacks": len(state.reordered)} if config.on_divergence is OnDivergence.rollback else {}),
         **meter.take(),
     }
     finite = {f"train/{name}": value for name, value in metrics.items() if math.isfinite(value)}
@@ -298,38 +356,67 @@ def add_gradients(engine: Engine, step: Step) -> Tensor:
     once, by the tokens of all ranks.
 
     Returns:
-        this rank's loss, summed over its target tokens (nats, smoothed; fp64): a scalar on the engine's device.
+        (micro-batches of this rank,) each one's loss, summed over its target tokens (nats, smoothed; fp64), on the
+        engine's device.
     """
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    losses = []
     last = len(step.batches) - 1
     for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
         torch.manual_seed(seed)
         loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
-        total += loss.total * weight  # stays on the device: reading it here would wait for the step
-    return total
+        losses.append(loss.total * weight)  # stays on the device: reading it here would wait for the step
+    return torch.stack(losses).double()
 
 
-def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter: Meter, config: TrainConfig) -> None:
-    """One optimizer step."""
-    meter.add_loss(add_gradients(engine, step))
+def _take_step(
+    engine: Engine,
+    step: Step,
+    rate: float,
+    state: TrainState,
+    meter: Meter,
+    config: TrainConfig,
+    keep: Callable[[Step, Tensor], Path | None],
+) -> None:
+    """One optimizer step.
+
+    Args:
+        keep: writes the step's batches and their losses into a file; a collective.
+    Raises:
+        Diverged: on every rank: too many skipped steps in a row, or a loss that leaps.
+    """
+    losses = add_gradients(engine, step)
+    meter.add_loss(losses.sum())
     result = engine.step(rate)
     meter.gradient_norm = result.grad_norm
     state.step += 1
     state.epoch, state.index = step.epoch, step.index + 1
     state.source_tokens += step.source_tokens
     state.target_tokens += step.target_tokens
+    where = f"step {state.step} (epoch {step.epoch}, batch {step.index} of its plan)"
+    advice = "Lower the learning rate, warm up longer, or set optimizer.clip_norm=1"
     if result.skipped:
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
+        file = keep(step, losses)
         if state.skipped_in_a_row >= config.max_skipped:
-            raise UserError(
-                f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is no number, the last one step "
-                f"{state.step} (epoch {step.epoch}, batch {step.index} of its plan): training has diverged. Lower the "
-                "learning rate, warm up longer, or set optimizer.clip_norm=1; precision=bf16 has a wider range than "
-                "fp16. The checkpoints before are untouched"
+            raise Diverged(
+                f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is no number, the last one "
+                f"{where}{f', whose sentences are in {file}' if file else ''}: training has diverged. {advice}; "
+                "precision=bf16 has a wider range than fp16. The checkpoints before are untouched"
             )
-    else:
-        state.skipped_in_a_row = 0
+        return
+    state.skipped_in_a_row = 0
+    if config.spike_factor:
+        loss = sum(gather(float(losses.sum()))) / step.target_tokens
+        median = spike(loss, state.recent_losses, config.spike_factor)
+        if median is not None:
+            file = keep(step, losses)
+            raise Diverged(
+                f"{where} had a loss of {loss:.3f} a token, above train.spike_factor={config.spike_factor:g} times the "
+                f"median of the steps before, {median:.3f}"
+                f"{f'; its sentences are in {file}' if file else ''}: training has diverged. {advice}, or raise "
+                "train.spike_factor. The checkpoints before are untouched"
+            )
 
 
 def _begin_validation(
