@@ -174,11 +174,18 @@ class ZeroEngine:
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._is_backward = False
         loss: LossSum = self._deepspeed(batch)
+        self._is_backward = True
         # Stage 3 averages over the ranks; the contract is a sum. DeepSpeed multiplies by the loss scale itself.
         factor = scale * world_size() if self._stage == 3 else scale
         self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
         return LossSum(loss.total.detach(), loss.num_tokens)
+
+    def recover(self) -> bool:
+        """A backward pass can't be undone: DeepSpeed's hooks add each gradient to the sum at once. Under stage 2 every
+        backward pass is a collective, under stage 3 the forward pass too."""
+        return not self._is_backward and (self._stage == 1 or (self._stage == 2 and world_size() == 1))
 
     def step(self, learning_rate: float) -> StepResult:
         for group in self._adam.param_groups:

@@ -23,6 +23,7 @@ from pipeline.ranks import gather, on_any, on_rank_zero, rank, world_size
 from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
 from pipeline.train.divergence import OnDivergence, keep_batches, reordered_before, roll_back, spike
 from pipeline.train.engine import Engine
+from pipeline.train.memory import OutOfMemory, explained, forward_backward
 from pipeline.train.meter import Meter
 from pipeline.train.schedule import ScheduleConfig, learning_rate
 
@@ -191,7 +192,9 @@ def train(
             waiting for a validation that others are at: the run is to go on later.
         text: from token ids to a sentence, for the files of skipped batches.
     Raises:
-        UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk.
+        UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk;
+            with one rank a micro-batch that does not fit in memory.
+        MemoryError: the same with several ranks, on one of them alone.
     """
 
     def from_here() -> tuple[Iterator[Step], Meter, Callable[[], ValidationResult] | None]:
@@ -218,13 +221,16 @@ def train(
         step = next(steps)
         rate = learning_rate(schedule, state.step + 1, model.config.d_model)
         try:
-            _take_step(engine, step, rate, state, meter, config, keep)
+            _take_step(engine, step, rate, state, meter, config, pairs, keep)
         except Diverged as error:
             state.seconds += meter.stop(step)
             _go_back(engine, state, config, folder, error, reports)
             steps, meter, pending = from_here()
             saved_step, is_due = state.step, False
             continue
+        except OutOfMemory as error:
+            longest = int(max(pairs.source_lengths.max(), pairs.target_lengths.max()))
+            raise explained(error, batch, longest) from None
         state.seconds += meter.stop(step)
         is_last = state.step == config.max_steps
         if state.step % config.log_every == 0 or is_last:
@@ -351,20 +357,26 @@ def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: Trai
     on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
 
 
-def add_gradients(engine: Engine, step: Step) -> Tensor:
+def add_gradients(engine: Engine, step: Step, pairs: PairDataset | None = None) -> Tensor:
     """The gradients of a rank's micro-batches, into the engine; a collective. The loss is a sum over tokens, normalised
     once, by the tokens of all ranks.
+
+    Args:
+        pairs: what the step is made of: a micro-batch that does not fit in memory is made anew in two halves.
 
     Returns:
         (micro-batches of this rank,) each one's loss, summed over its target tokens (nats, smoothed; fp64), on the
         engine's device.
+    Raises:
+        OutOfMemory: on this rank alone.
     """
     losses = []
-    last = len(step.batches) - 1
-    for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
+    micro_batches = list(zip(step.batches, step.rows, step.weights, step.seeds, strict=True))
+    for i, (one, rows, weight, seed) in enumerate(micro_batches, start=1):
         torch.manual_seed(seed)
-        loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
-        losses.append(loss.total * weight)  # stays on the device: reading it here would wait for the step
+        is_last = i == len(micro_batches)
+        total = forward_backward(engine, one, rows, pairs, scale=weight / step.target_tokens, last=is_last)
+        losses.append(total * weight)  # stays on the device: reading it here would wait for the step
     return torch.stack(losses).double()
 
 
@@ -375,6 +387,7 @@ def _take_step(
     state: TrainState,
     meter: Meter,
     config: TrainConfig,
+    pairs: PairDataset,
     keep: Callable[[Step, Tensor], Path | None],
 ) -> None:
     """One optimizer step.
@@ -384,7 +397,7 @@ def _take_step(
     Raises:
         Diverged: on every rank: too many skipped steps in a row, or a loss that leaps.
     """
-    losses = add_gradients(engine, step)
+    losses = add_gradients(engine, step, pairs)
     meter.add_loss(losses.sum())
     result = engine.step(rate)
     meter.gradient_norm = result.grad_norm

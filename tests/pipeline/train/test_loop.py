@@ -16,7 +16,7 @@ from ranks import run_ranks
 from model.build import ModelConfig, build_model
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.losses import LossSum
-from pipeline.data.batches import BatchConfig, iterate_steps
+from pipeline.data.batches import BatchConfig, Step, iterate_steps
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
@@ -86,6 +86,10 @@ class Told:
 
     def losses(self) -> dict[int, float]:
         return {step: value for (name, step), value in self.metrics.items() if name == "train/loss"}
+
+
+def plan(pairs: Any, count: int, **settings: Any) -> list[Step]:
+    return list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1, **settings), count))
 
 
 def words(ids: list[int]) -> str:
@@ -337,10 +341,10 @@ def test_the_batches_of_skipped_steps_are_kept(tmp_path: Path) -> None:
         )
     files = sorted((tmp_path / "skipped").iterdir())
     assert [file.name for file in files] == [f"00_step_{step:08d}.json" for step in range(8, 13)]
-    plan = list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1), 8))
+    straight = plan(pairs, 8)
     kept = read_json(files[0])
     assert (kept["step"], kept["epoch"], kept["index"]) == (8, 0, 7)
-    assert [one["rows"] for one in kept["micro_batches"]] == [rows.tolist() for rows in plan[7].rows]
+    assert [one["rows"] for one in kept["micro_batches"]] == [rows.tolist() for rows in straight[7].rows]
     for one in kept["micro_batches"]:
         assert 0 < one["loss"] < 1000
         for row, pair in zip(one["rows"], one["pairs"], strict=True):
@@ -402,13 +406,13 @@ def test_a_training_that_diverges_goes_back_and_on_in_another_order(tmp_path: Pa
 
 def test_a_training_that_goes_back_uses_every_pair_once_an_epoch(tmp_path: Path) -> None:
     pairs = CopyTask(600, 0)
-    plan = list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1), 40))
-    length = next(i for i, step in enumerate(plan) if step.epoch == 1)
-    back = list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1, reordered=[[0, 4]]), 40))
+    straight = plan(pairs, 40)
+    length = next(i for i, step in enumerate(straight) if step.epoch == 1)
+    back = plan(pairs, 40, reordered=[[0, 4]])
     assert [one.tolist() for step in back[:4] for one in step.rows] == [
-        one.tolist() for step in plan[:4] for one in step.rows
+        one.tolist() for step in straight[:4] for one in step.rows
     ]
-    assert [one.tolist() for one in back[4].rows] != [one.tolist() for one in plan[4].rows]
+    assert [one.tolist() for one in back[4].rows] != [one.tolist() for one in straight[4].rows]
     assert sorted(row for step in back[:length] for one in step.rows for row in one) == list(range(600))
 
 
