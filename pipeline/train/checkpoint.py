@@ -228,6 +228,11 @@ def list_weights(folder: Path) -> list[Path]:
     return _steps(folder)
 
 
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints or snapshots, ascending."""
+    return [_step_of(path) for path in _steps(folder)]
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a snapshot, fp32.
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset
-from pipeline.errors import Diverged, UserError
+from pipeline.errors import Diverged
 from pipeline.ranks import gather, on_any, on_rank_zero, rank, world_size
-from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
+from pipeline.train.checkpoint import list_steps, save_checkpoint, save_weights, snapshot_path
 from pipeline.train.divergence import OnDivergence, keep_batches, reordered_before, roll_back, spike
 from pipeline.train.engine import Engine
 from pipeline.train.memory import OutOfMemory, explained, forward_backward
@@ -210,45 +210,44 @@ def train(
 
     state.reordered = reordered_before(folder, state.reordered)
     steps, meter, pending = from_here()
-    if state.step == 0 and config.on_divergence is OnDivergence.rollback:  # to have one to go back to
+    goes_back = config.on_divergence is OnDivergence.rollback
+    if goes_back and not on_rank_zero(lambda: list_steps(folder / "checkpoints")):  # there is to be one to go back to
         save(engine, state, meter, folder, config, about, reports)
     saved_step, is_due = state.step, False
     # The time may be up, after a kill, at a step that has no snapshot. The training then goes on to the next report.
     validated = {int(one["step"]) for one in state.validations} | {state.pending_validation}
     is_last = state.step >= config.max_steps or (_is_out_of_time(state, config) and state.step in validated)
     while not is_last and not _is_out_of_patience(state, config):
-        meter.start()
-        step = next(steps)
-        rate = learning_rate(schedule, state.step + 1, model.config.d_model)
         try:
+            meter.start()
+            step = next(steps)
+            rate = learning_rate(schedule, state.step + 1, model.config.d_model)
             _take_step(engine, step, rate, state, meter, config, pairs, keep)
-        except Diverged as error:
             state.seconds += meter.stop(step)
+            is_last = state.step == config.max_steps
+            if state.step % config.log_every == 0 or is_last:
+                _report(meter, state, rate, config, reports)
+                is_last = is_last or _is_out_of_time(state, config)
+            if state.step % config.validate_every == 0 or is_last:
+                _finish_validation(state, pending, reports)
+                _keep_snapshot(engine, state, folder, config)
+                pending = _begin_validation(state, state.step, folder, validate, reports)
+            # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
+            is_due = is_due or state.step % config.checkpoint_every == 0
+            if is_due and state.skipped_in_a_row == 0 and not is_last:
+                save(engine, state, meter, folder, config, about, reports)
+                saved_step, is_due = state.step, False
+            if not is_last and on_any(stop(), engine.device):
+                if saved_step != state.step:
+                    save(engine, state, meter, folder, config, about, reports)
+                return "stopped"
+        except Diverged as error:
             _go_back(engine, state, config, folder, error, reports)
             steps, meter, pending = from_here()
             saved_step, is_due = state.step, False
-            continue
         except OutOfMemory as error:
             longest = int(max(pairs.source_lengths.max(), pairs.target_lengths.max()))
             raise explained(error, batch, longest) from None
-        state.seconds += meter.stop(step)
-        is_last = state.step == config.max_steps
-        if state.step % config.log_every == 0 or is_last:
-            _report(meter, state, rate, config, reports)
-            is_last = is_last or _is_out_of_time(state, config)
-        if state.step % config.validate_every == 0 or is_last:
-            _finish_validation(state, pending, reports)
-            _keep_snapshot(engine, state, folder, config)
-            pending = _begin_validation(state, state.step, folder, validate, reports)
-        # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
-        is_due = is_due or state.step % config.checkpoint_every == 0
-        if is_due and state.skipped_in_a_row == 0 and not is_last:
-            save(engine, state, meter, folder, config, about, reports)
-            saved_step, is_due = state.step, False
-        if not is_last and on_any(stop(), engine.device):
-            if saved_step != state.step:
-                save(engine, state, meter, folder, config, about, reports)
-            return "stopped"
     _finish_validation(state, pending, reports)
     if saved_step != state.step:
         save(engine, state, meter, folder, config, about, reports)
@@ -298,7 +297,8 @@ def save(
     asked to stop, replaces none.
 
     Raises:
-        UserError: a parameter or a moment is no number, or the checkpoint can't be written. Those before stay.
+        Diverged: a parameter or a moment is no number. The checkpoints before stay.
+        UserError: the checkpoint can't be written. Those before stay.
     """
     reports.progress({"doing": "saving a checkpoint", "step": state.step})
     state.unreported = meter.state()
@@ -306,26 +306,28 @@ def save(
     manifest = {**about, "world_size": world_size()}
     keep = config.keep_checkpoints if state.skipped_in_a_row == 0 else KEEP_ALL
 
-    def write() -> None:
-        refuse_no_numbers(engine_state.tensors, state.step)
-        save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
+    def write() -> str | None:
+        problem = _no_numbers(engine_state.tensors, state.step)
+        if problem is None:
+            save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
+        return problem
 
-    on_rank_zero(write)
+    problem = on_rank_zero(write)
+    if problem is not None:
+        raise Diverged(problem)
 
 
-def refuse_no_numbers(tensors: Mapping[str, Tensor], step: int) -> None:
-    """
-    Raises:
-        UserError: an element of a parameter or a moment is NaN or infinite.
-    """
+def _no_numbers(tensors: Mapping[str, Tensor], step: int) -> str | None:
+    """What is wrong where an element of a parameter or a moment is NaN or infinite; else None."""
     # A sum reads each element once and writes nothing; one that overflows is looked at more closely.
     bad = [name for name, tensor in tensors.items() if not tensor.sum().isfinite() and not tensor.isfinite().all()]
-    if bad:
-        others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
-        raise UserError(
-            f"at step {step} {bad[0]}{others} has values that are no numbers: the training has diverged. Lower the "
-            "learning rate, warm up longer, or set optimizer.clip_norm=1. The checkpoints before are untouched"
-        )
+    if not bad:
+        return None
+    others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
+    return (
+        f"at step {step} {bad[0]}{others} has values that are no numbers: the training has diverged. Lower the "
+        "learning rate, warm up longer, or set optimizer.clip_norm=1. The checkpoints before are untouched"
+    )
 
 
 def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, reports: Reports) -> None:
@@ -352,9 +354,22 @@ def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, r
 def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: TrainConfig) -> None:
     """Writes the weights alone, for validation and for the average; keeps the last and the best few. A collective."""
     weights = {name.removeprefix("model."): tensor for name, tensor in engine.weights().items()}
-    best = sorted(state.validations, key=lambda one: one["bleu"], reverse=True)[: config.average]
-    keep = {int(one["step"]) for one in best}
-    on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
+
+    def best_before(step: int) -> list[dict[str, float]]:
+        validations = [one for one in state.validations if one["step"] <= step]
+        return sorted(validations, key=lambda one: one["bleu"], reverse=True)[: config.average]
+
+    def write() -> None:
+        kept = best_before(state.step)
+        if (
+            config.on_divergence is OnDivergence.rollback
+        ):  # what the model may be made of if a checkpoint is gone back to
+            for step in list_steps(folder / "checkpoints"):
+                kept += best_before(step) + [one for one in state.validations if one["step"] <= step][-config.average :]
+        keep = {int(one["step"]) for one in kept}
+        save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep)
+
+    on_rank_zero(write)
 
 
 def add_gradients(engine: Engine, step: Step, pairs: PairDataset | None = None) -> Tensor:

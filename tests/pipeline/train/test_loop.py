@@ -320,9 +320,13 @@ def test_a_state_with_what_is_no_number_is_no_checkpoint(tmp_path: Path, part: s
                 next(tensor for name, tensor in found.tensors.items() if name.startswith(part)).view(-1)[1] = math.inf
             return found
 
+    config = dataclasses.replace(SHORT, keep_checkpoints=1)
     with pytest.raises(UserError, match=f"^at step 8 {part}"):
-        start(tmp_path, dataclasses.replace(SHORT, keep_checkpoints=1), wrap=lambda engine: Spoilt(engine, range(0)))
+        start(tmp_path, config, wrap=lambda engine: Spoilt(engine, range(0)))
     assert checkpoints(tmp_path) == [4]
+    config = dataclasses.replace(config, on_divergence=OnDivergence.rollback)
+    _, state, _, reason = start(tmp_path / "back", config, wrap=lambda engine: Spoilt(engine, range(0)))
+    assert (reason, state.reordered) == ("max_steps", [[0, 4]])
 
 
 BACK = dataclasses.replace(SHORT, max_skipped=3, on_divergence=OnDivergence.rollback)
@@ -470,6 +474,21 @@ def test_a_checkpoint_from_amid_skipped_steps_is_not_gone_back_to(tmp_path: Path
     told, state, _, _ = start(tmp_path, BACK, wrap=lambda engine: Poisoned(engine, range(1, 2)))
     assert state.reordered == [[0, 4]]
     assert told.metrics["train/rollbacks", 8] == 1
+
+
+def test_a_checkpoint_that_is_gone_back_to_still_has_its_best_snapshot(tmp_path: Path) -> None:
+    """The snapshot of step 4 is the best again, once step 6 is no longer the run's past."""
+    scores = iter([1.0, 10.0, 30.0, 5.0, 5.0, 5.0, 5.0, 5.0])
+    config = dataclasses.replace(BACK, validate_every=2, checkpoint_every=5, max_skipped=1, average=1)
+    bad = range(9, 10)
+    _, state, _, _ = start(
+        tmp_path,
+        config,
+        wrap=lambda engine: Poisoned(engine, bad),
+        validate=lambda step, path: Found(1.0, next(scores)),
+    )
+    assert [one["step"] for one in state.validations] == [2, 4, 6, 8, 10, 12] and state.best()["step"] == 4
+    assert load_weights(tmp_path / "weights" / "step_00000004")
 
 
 class Leaping(Skipping):
