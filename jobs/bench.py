@@ -5,6 +5,7 @@ All on this machine and in one run: contenders are processes that stay alive and
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -50,17 +51,19 @@ def main(argv: list[str]) -> int:
     config = with_precision(config)
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
-    started_at = time.time()
+    started_at = time.monotonic()
     of = config.corpus.name if bench.trains or given is None else _name_of(given)
     name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = output_dir(config) / "bench" / name
+    if config.name is None and folder.exists():  # the clock was set back, or two began in one second
+        folder = folder.with_name(f"{name}-{uuid.uuid4().hex[:6]}")
     result: dict[str, Any] = {
         "machine": machine(config.cluster.gpus_per_worker > 0),
         "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
         "settings": recorded(config),
     }
     _measure(config, bench, given, folder, result)
-    result["seconds"] = time.time() - started_at
+    result["seconds"] = time.monotonic() - started_at
     write_json(folder / RESULT_FILE, result)
     draw_bench(result, folder / FIGURE_FILE)
     report_bench(config, result, folder)

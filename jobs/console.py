@@ -125,10 +125,11 @@ def quantity(value: float) -> str:
 
 @contextmanager
 def following(progress_file: Path) -> Iterator[None]:
-    """Shows what rank 0 writes into `progress_file` until the block ends."""
+    """Shows what rank 0 writes into `progress_file` until the block ends. What an earlier attempt wrote is removed, for
+    the clocks of two machines can't tell which is older."""
     stop = threading.Event()
     status = StatusLine()
-    started_at = time.time()
+    progress_file.unlink(missing_ok=True)
     seen: dict[str, Any] = {}
 
     def look(is_last: bool = False) -> None:
@@ -136,11 +137,11 @@ def following(progress_file: Path) -> Iterator[None]:
             fresh = read_json(progress_file)
         except (OSError, ValueError):
             fresh = {}
-        if fresh.get("time", 0) >= started_at:
-            is_validation = fresh.get("validation_step") != seen.get("validation_step")
+        if fresh:
+            is_news = any(fresh.get(key) != seen.get(key) for key in ("validation_step", "rolled_back_from"))
             seen.clear()
             seen.update(fresh)
-            status.show(training_line(seen), now=is_validation or is_last)
+            status.show(training_line(seen), now=is_news or is_last)
 
     def follow() -> None:
         while not stop.wait(0.5):
@@ -174,6 +175,9 @@ def training_line(progress: Mapping[str, Any]) -> str:
         ]
     if "validation_bleu" in progress:
         parts.append(f"validation BLEU {progress['validation_bleu']:.2f} at {progress['validation_step']:,}")
+    if progress.get("rollbacks"):
+        last = f", the last from step {progress['rolled_back_from']:,}" if "rolled_back_from" in progress else ""
+        parts.append(f"rollbacks {progress['rollbacks']}{last}")
     if "eta_seconds" in progress:
         parts.append(f"ETA {clock(progress['eta_seconds'])}")
     if progress.get("doing"):

@@ -5,7 +5,7 @@ stop is the study's to say.
 import logging
 import os
 import threading
-import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,7 +206,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, sweep: Run) -> N
         ),
         run_config=tune.RunConfig(
             # A fresh name each time: it is not Tune that goes on with a sweep.
-            name=f"attempt-{time.time_ns()}",
+            name=f"attempt-{uuid.uuid4().hex}",
             storage_path=str(sweep.folder / "ray"),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the run's

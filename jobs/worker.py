@@ -6,7 +6,6 @@ It is told nothing but that folder: config.yaml in it is the resolved configurat
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -106,6 +105,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
         validate=_validation(config, folder, device, spare, heartbeat),
         reports=reports,
         stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
+        text=lambda ids: tokenizer.decode([list(ids)])[0],
     )
     reports.flush()
     if rank() == 0 and reason != "stopped":
@@ -231,7 +231,6 @@ def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool)
         shown.update(
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )
-        shown["time"] = time.time()
         with suppress(OSError):  # a line to look at is no reason to end
             write_json(folder / PROGRESS_FILE, shown)
 

@@ -9,3 +9,7 @@ class UserError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(redacted(str(message)))
+
+
+class Diverged(UserError):
+    """The training has diverged: on every rank, at the same step. The loop may go back to a checkpoint instead."""

@@ -132,6 +132,10 @@ class MetricLog:
             self._logged |= {(key, step): value for key, value in fresh.items()}
         return bool(fresh)
 
+    def last_step(self, prefix: str) -> int:
+        """The highest step of the metrics whose names begin with `prefix`; -1 where there are none."""
+        return max((step for key, step in self._logged if key.startswith(prefix)), default=-1)
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record as it is, without the secrets in it."""
         had_trouble = bool(self._unwritten)

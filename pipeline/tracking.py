@@ -167,7 +167,10 @@ class MlflowTracker(SpoolTracker):
                 "artifact_location": artifact_location(uri, output_dir),
             }
             write_json(record_file, record)
-        self._started_ms = read_json(record_file)["started_ms"]
+        self._opened_ms, self._opened_at = time.time_ns() // 1_000_000, time.monotonic()
+        # Seconds from the run's start to now; a clock that was set back must not lead to steps that were logged before.
+        elapsed = (self._opened_ms - read_json(record_file)["started_ms"]) / 1000
+        self._seconds_before = max(elapsed, self._spool.last_step("system/") + 1.0)
         self._closing = threading.Event()
         self._uploader = Uploader(self.run_folder, uri) if config.enabled else None
         if self._uploader:
@@ -193,7 +196,8 @@ class MlflowTracker(SpoolTracker):
         if self._monitor.is_alive():
             self._monitor.join(1.0)
         has_grown = self.has_added or _size(self.run_folder / TRAINING_SPOOL) > self._size_before
-        ended_ms = time.time_ns() // 1_000_000 if has_grown or self._end_before is None else self._end_before
+        now_ms = self._opened_ms + round(1000 * (time.monotonic() - self._opened_at))  # the clock may have been set
+        ended_ms = now_ms if has_grown or self._end_before is None else self._end_before
         self._spool.write({"do": "status", "status": status, "time_ms": ended_ms})
         trouble = None
         try:
@@ -223,7 +227,7 @@ class MlflowTracker(SpoolTracker):
                     monitor.collect_metrics()
                     metrics |= {f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-                self._spool.append(metrics, step=max(0, round(time.time() - self._started_ms / 1000)))
+                self._spool.append(metrics, step=round(self._seconds_before + time.monotonic() - self._opened_at))
         except Exception as error:
             log.warning("system metrics stopped: %s", redacted(str(error)))
 

@@ -27,7 +27,7 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
     engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
 
     def take(step: Step, rate: float) -> Tensor:
-        total = add_gradients(engine, step)
+        total = add_gradients(engine, step).sum()
         engine.step(rate)
         return total
 

@@ -139,6 +139,7 @@ class Step:
     Attributes:
         epoch, index: where it stands; index counts the epoch's steps from 0.
         batches: this rank's micro-batches; all ranks have equally many.
+        rows: the numbers of each one's pairs in the dataset.
         weights: 1.0 each; 0.0 for the stand-in of a rank that has none left, which must take part all the same.
         seeds: one for each micro-batch, by its place in the plan: dropout is the same on whichever rank it falls.
         source_tokens, target_tokens: of the whole step, over all ranks.
@@ -147,17 +148,42 @@ class Step:
     epoch: int
     index: int
     batches: list[Batch]
+    rows: list[np.ndarray]
     weights: list[float]
     seeds: list[int]
     source_tokens: int
     target_tokens: int
 
 
+def _reorder(
+    plan: list[np.ndarray], config: BatchConfig, seed: int, epoch: int, reordered: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """An epoch's micro-batches in another order from each place (epoch, index) of `reordered` on; in later epochs all
+    micro-batches are reordered. Every pair still stands in exactly one."""
+    for count, (from_epoch, from_index) in enumerate(reordered, start=1):
+        if from_epoch <= epoch:
+            first = from_index * config.micro_batches if from_epoch == epoch else 0
+            rest = plan[first:]
+            order = np.random.default_rng([seed, epoch, count]).permutation(len(rest))
+            plan = [*plan[:first], *(rest[i] for i in order)]
+    return plan
+
+
 def iterate_steps(
-    pairs: PairDataset, config: BatchConfig, seed: int, *, rank: int, world_size: int, epoch: int = 0, index: int = 0
+    pairs: PairDataset,
+    config: BatchConfig,
+    seed: int,
+    *,
+    rank: int,
+    world_size: int,
+    epoch: int = 0,
+    index: int = 0,
+    reordered: Sequence[Sequence[int]] = (),
 ) -> Iterator[Step]:
     """Steps for ever, from (epoch, index) on.
 
+    Args:
+        reordered: places (epoch, index), oldest first, from which the micro-batches come in another order.
     Raises:
         UserError: there are no pairs, or one is too long.
     """
@@ -165,6 +191,7 @@ def iterate_steps(
         raise UserError("corpus.train: no training pairs are left after cleaning")
     while True:
         plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, config, seed, epoch)
+        plan = _reorder(plan, config, seed, epoch, reordered)
         first = index * config.micro_batches
         while first < len(plan):
             micro = plan[first : first + config.micro_batches]
@@ -176,6 +203,7 @@ def iterate_steps(
                 epoch=epoch,
                 index=first // config.micro_batches,
                 batches=[make_batch(pairs, indices) for indices in chosen],
+                rows=chosen,
                 weights=[1.0] * len(mine) + [0.0] * missing,
                 seeds=[int(np.random.SeedSequence([seed, epoch, first + i]).generate_state(1)[0]) for i in places],
                 source_tokens=int(sum(pairs.source_lengths[part].sum() for part in micro)),

@@ -108,7 +108,7 @@ def _updates(engine: Engine, step: Step, size: EngineSize) -> tuple[list[float],
     """Updates on the same micro-batches, so that the loss of random tokens falls too."""
     losses, results = [], []
     for _ in range(size.updates):
-        losses.append(float(add_gradients(engine, step)) / step.target_tokens)
+        losses.append(float(add_gradients(engine, step).sum()) / step.target_tokens)
         results.append(engine.step(size.learning_rate))
     return losses, results
 

@@ -131,6 +131,28 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def good_checkpoint(folder: Path, avoided: Collection[Sequence[int]]) -> Path | None:
+    """The newest checkpoint that verifies and was not saved right after a skipped step; None where there is none.
+
+    Args:
+        avoided: places [epoch, index] in the data whose checkpoints are taken only where there is no older one.
+    """
+    second_choice = None
+    for path in reversed(_steps(folder)):
+        try:
+            verify(path)
+            trainer = json.loads((path / TRAINER).read_bytes())["trainer"]
+        except UserError as error:
+            log.warning("%s. Going back to the checkpoint before it", error)
+            continue
+        if trainer["skipped_in_a_row"]:  # made amid skipped steps, when the run was asked to stop
+            continue
+        if [trainer["epoch"], trainer["index"]] not in avoided:
+            return path
+        second_choice = second_choice or path
+    return second_choice
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint or snapshot.
 
@@ -209,6 +231,11 @@ def save_weights(
 def list_weights(folder: Path) -> list[Path]:
     """The snapshots, oldest first."""
     return _steps(folder)
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints or snapshots, ascending."""
+    return [_step_of(path) for path in _steps(folder)]
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -174,11 +174,18 @@ class ZeroEngine:
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._is_backward = False
         loss: LossSum = self._deepspeed(batch)
+        self._is_backward = True
         # Stage 3 averages over the ranks; the contract is a sum. DeepSpeed multiplies by the loss scale itself.
         factor = scale * world_size() if self._stage == 3 else scale
         self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
         return LossSum(loss.total.detach(), loss.num_tokens)
+
+    def recover(self) -> bool:
+        """A backward pass can't be undone: DeepSpeed's hooks add each gradient to the sum at once. Under stage 2 every
+        backward pass is a collective, under stage 3 the forward pass too."""
+        return not self._is_backward and (self._stage == 1 or (self._stage == 2 and world_size() == 1))
 
     def step(self, learning_rate: float) -> StepResult:
         for group in self._adam.param_groups:
@@ -192,16 +199,11 @@ class ZeroEngine:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: self._get("weights", parameter).cpu() for name, parameter in self._named.items()}
+        return self._gathered("weights")
 
     def state(self) -> EngineState:
         steps = int(self._adam.state[self._flats[0]]["step"].item())
-        tensors: dict[str, Tensor] = {}
-        for kind in KINDS:
-            for name, parameter in self._named.items():
-                value = self._get(kind, parameter)
-                if rank() == 0:
-                    tensors[f"{kind}/{name}"] = value.cpu()
+        tensors = {f"{kind}/{name}": value for kind in KINDS for name, value in self._gathered(kind).items()}
         return EngineState(tensors, {"adam_step": steps, **self._loss_scale.state()})
 
     def load_state(self, state: EngineState | None) -> None:
@@ -216,6 +218,16 @@ class ZeroEngine:
             self._adam.state[flat]["step"].fill_(scalars["adam_step"])
         self._loss_scale.load_state(scalars)
         self._apply_loss_scale()
+
+    def _gathered(self, kind: str) -> dict[str, Tensor]:
+        """All parameters' values of one of KINDS, on the CPU of rank 0. The other ranks hold one at a time."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._named.items():
+            value = self._get(kind, parameter)
+            if rank() == 0:
+                tensors[name] = value.cpu()
+            del value  # before the next one is gathered
+        return tensors
 
     def _get(self, kind: str, parameter: nn.Parameter) -> Tensor:
         if kind == "weights":

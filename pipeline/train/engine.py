@@ -53,6 +53,14 @@ class Engine(Protocol):
         """
         ...
 
+    def recover(self) -> bool:
+        """Drop what a forward_backward that raised for want of memory has left; on that rank alone.
+
+        Returns:
+            whether the engine is as it was before that call, and the rank may make more calls than the others.
+        """
+        ...
+
     def step(self, learning_rate: float) -> StepResult:
         """Sum the gradients over the ranks, clip, update; NaN or inf anywhere skips the update on every rank.
 
@@ -62,7 +70,8 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 master weights, on the CPU, on every rank; names as in the module's state_dict, tied ones once."""
+        """The fp32 master weights on the CPU of rank 0, which alone writes them; names as in the module's state_dict,
+        tied ones once. The other ranks get an empty dict and keep no copy."""
         ...
 
     def state(self) -> EngineState: ...

@@ -4,8 +4,9 @@ Read `train` from top to bottom: that is the path of a step.
 """
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,14 +18,18 @@ from torch import Tensor
 from model.build import Model
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset
-from pipeline.errors import UserError
+from pipeline.errors import Diverged
 from pipeline.ranks import gather, on_any, on_rank_zero, rank, world_size
-from pipeline.train.checkpoint import save_checkpoint, save_weights, snapshot_path
+from pipeline.train.checkpoint import list_steps, save_checkpoint, save_weights, snapshot_path
+from pipeline.train.divergence import OnDivergence, keep_batches, reordered_before, roll_back, spike
 from pipeline.train.engine import Engine
+from pipeline.train.memory import OutOfMemory, explained, forward_backward
 from pipeline.train.meter import Meter
 from pipeline.train.schedule import ScheduleConfig, learning_rate
 
 KEEP_ALL = 1 << 30  # checkpoints
+
+log = logging.getLogger(__name__)
 
 
 class Average(Enum):
@@ -49,7 +54,12 @@ class TrainConfig:
         patience: validations in a row without a better BLEU after which training stops; 0: never.
         average, average_of: how many snapshots make the final model, and which.
         validation_beam: 1 is greedy: quick, and close enough to choose by.
-        max_skipped: steps in a row with a loss or gradient that is no number, after which training stops.
+        max_skipped: steps in a row with a loss or gradient that is no number, after which the training has diverged.
+        spike_factor: the training has also diverged where a step's loss per token is above this times the median of the
+            100 steps before; 0: however high the loss.
+        on_divergence: stop with an error, or go back to the newest good checkpoint and on from there, with what is left
+            of the epoch in another order.
+        max_rollbacks: how many times in a run; the next divergence is an error.
     """
 
     max_steps: int = 100_000
@@ -64,15 +74,20 @@ class TrainConfig:
     average_of: Average = Average.last
     validation_beam: int = 1
     max_skipped: int = 20
+    spike_factor: float = 0.0
+    on_divergence: OnDivergence = OnDivergence.stop
+    max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "average")
         for name in (*positive, "validation_beam", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("max_minutes", "patience"):
+        for name in ("max_minutes", "patience", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
+        if self.spike_factor != 0.0 and not self.spike_factor > 1.0:
+            raise ValueError(f"spike_factor: must be above 1, or 0 for none, not {self.spike_factor}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing: must be in [0, 1), not {self.label_smoothing}")
 
@@ -88,6 +103,8 @@ class TrainState:
         seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
             report, and so on when the time is up.
         unreported: what the meter has counted since the last report.
+        recent_losses: of the last steps, in nats a target token, while train.spike_factor asks for them.
+        reordered: [epoch, index] from where the data come in another order, one for each rollback.
         products: the `Products` that the training began with, whose rounding it keeps; empty: torch's own.
     """
 
@@ -102,6 +119,8 @@ class TrainState:
     validations: list[dict[str, float]] = field(default_factory=list)
     pending_validation: int | None = None
     unreported: dict[str, Any] = field(default_factory=dict)
+    recent_losses: list[float] = field(default_factory=list)
+    reordered: list[list[int]] = field(default_factory=list)
     products: list[bool] = field(default_factory=list)
 
     def best(self) -> dict[str, float] | None:
@@ -163,6 +182,7 @@ def train(
     validate: Validate,
     reports: Reports,
     stop: Callable[[], bool] = lambda: False,
+    text: Callable[[Sequence[int]], str] | None = None,
 ) -> str:
     """Trains to one of "max_steps", "max_minutes", "patience" (BLEU has stopped rising) and "stopped"; returns which.
 
@@ -173,48 +193,90 @@ def train(
         about: goes into the checkpoints' manifests (hashes of configuration and tokenizer, engine).
         stop: asked after each step; once it is true on one rank, all save a checkpoint of that step and end, without
             waiting for a validation that others are at: the run is to go on later.
+        text: from token ids to a sentence, for the files of skipped batches.
     Raises:
-        UserError: too many steps in a row without a finite gradient; a full disk.
+        UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk;
+            with one rank a micro-batch that does not fit in memory.
+        MemoryError: the same with several ranks, on one of them alone.
     """
-    plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), epoch=state.epoch, index=state.index)
-    steps = ahead(plan, engine.device)
-    meter = Meter(model, engine.device, counted=state.unreported)
-    pending: Callable[[], ValidationResult] | None = None
-    if state.pending_validation is not None:  # its result was lost with the process that waited for it
-        pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
+
+    def from_here() -> tuple[Iterator[Step], Meter, Callable[[], ValidationResult] | None]:
+        place = {"epoch": state.epoch, "index": state.index, "reordered": state.reordered}
+        plan = iterate_steps(pairs, batch, seed, rank=rank(), world_size=world_size(), **place)
+        pending = None
+        if state.pending_validation is not None:  # its result was lost with the process that waited for it
+            pending = _begin_validation(state, state.pending_validation, folder, validate, reports)
+        return ahead(plan, engine.device), Meter(model, engine.device, counted=state.unreported), pending
+
+    def keep(step: Step, losses: Tensor) -> Path | None:
+        return keep_batches(folder, state.step, len(state.reordered), step, losses, pairs, text)
+
+    state.reordered = reordered_before(folder, state.reordered)
+    steps, meter, pending = from_here()
+    goes_back = config.on_divergence is OnDivergence.rollback
+    if goes_back and not on_rank_zero(lambda: list_steps(folder / "checkpoints")):  # there is to be one to go back to
+        save(engine, state, meter, folder, config, about, reports)
     saved_step, is_due = state.step, False
     # The time may be up, after a kill, at a step that has no snapshot. The training then goes on to the next report.
     validated = {int(one["step"]) for one in state.validations} | {state.pending_validation}
     is_last = state.step >= config.max_steps or (_is_out_of_time(state, config) and state.step in validated)
     while not is_last and not _is_out_of_patience(state, config):
-        meter.start()
-        step = next(steps)
-        rate = learning_rate(schedule, state.step + 1, model.config.d_model)
-        _take_step(engine, step, rate, state, meter, config)
-        state.seconds += meter.stop(step)
-        is_last = state.step == config.max_steps
-        if state.step % config.log_every == 0 or is_last:
-            _report(meter, state, rate, config, reports)
-            is_last = is_last or _is_out_of_time(state, config)
-        if state.step % config.validate_every == 0 or is_last:
-            _finish_validation(state, pending, reports)
-            _keep_snapshot(engine, state, folder, config)
-            pending = _begin_validation(state, state.step, folder, validate, reports)
-        # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
-        is_due = is_due or state.step % config.checkpoint_every == 0
-        if is_due and state.skipped_in_a_row == 0 and not is_last:
-            save(engine, state, meter, folder, config, about, reports)
-            saved_step, is_due = state.step, False
-        if not is_last and on_any(stop(), engine.device):
-            if saved_step != state.step:
+        try:
+            meter.start()
+            step = next(steps)
+            rate = learning_rate(schedule, state.step + 1, model.config.d_model)
+            _take_step(engine, step, rate, state, meter, config, pairs, keep)
+            state.seconds += meter.stop(step)
+            is_last = state.step == config.max_steps
+            if state.step % config.log_every == 0 or is_last:
+                _report(meter, state, rate, config, reports)
+                is_last = is_last or _is_out_of_time(state, config)
+            if state.step % config.validate_every == 0 or is_last:
+                _finish_validation(state, pending, reports)
+                _keep_snapshot(engine, state, folder, config)
+                pending = _begin_validation(state, state.step, folder, validate, reports)
+            # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
+            is_due = is_due or state.step % config.checkpoint_every == 0
+            if is_due and state.skipped_in_a_row == 0 and not is_last:
                 save(engine, state, meter, folder, config, about, reports)
-            return "stopped"
+                saved_step, is_due = state.step, False
+            if not is_last and on_any(stop(), engine.device):
+                if saved_step != state.step:
+                    save(engine, state, meter, folder, config, about, reports)
+                return "stopped"
+        except Diverged as error:
+            _go_back(engine, state, config, folder, error, reports)
+            steps, meter, pending = from_here()
+            saved_step, is_due = state.step, False
+        except OutOfMemory as error:
+            longest = int(max(pairs.source_lengths.max(), pairs.target_lengths.max()))
+            raise explained(error, batch, longest) from None
     _finish_validation(state, pending, reports)
     if saved_step != state.step:
         save(engine, state, meter, folder, config, about, reports)
     if state.step >= config.max_steps:
         return "max_steps"
     return "max_minutes" if is_last else "patience"
+
+
+def _go_back(
+    engine: Engine, state: TrainState, config: TrainConfig, folder: Path, error: Diverged, reports: Reports
+) -> None:
+    """The newest good checkpoint becomes the present, or `error` is raised; a collective."""
+    if config.on_divergence is OnDivergence.stop:
+        raise error
+    if len(state.reordered) >= config.max_rollbacks:
+        raise Diverged(
+            f"{error}. The training went back to a checkpoint {len(state.reordered)} times before (train.max_rollbacks)"
+        ) from error
+    from_step, seconds = state.step, state.seconds
+    saved = roll_back(engine, folder, from_step, state.reordered, str(error))
+    vars(state).update(vars(TrainState(**saved)))
+    state.seconds = max(seconds, state.seconds)
+    count = len(state.reordered)
+    log.warning("%s. Rollback %d of %d, to step %d", error, count, config.max_rollbacks, state.step)
+    reports.metrics({"train/rollbacks": count}, from_step)
+    reports.progress({"step": state.step, "rollbacks": count, "rolled_back_from": from_step})
 
 
 def _is_out_of_time(state: TrainState, config: TrainConfig) -> bool:
@@ -238,7 +300,8 @@ def save(
     asked to stop, replaces none.
 
     Raises:
-        UserError: a parameter or a moment is no number, or the checkpoint can't be written. Those before stay.
+        Diverged: a parameter or a moment is no number. The checkpoints before stay.
+        UserError: the checkpoint can't be written. Those before stay.
     """
     reports.progress({"doing": "saving a checkpoint", "step": state.step})
     state.unreported = meter.state()
@@ -246,27 +309,29 @@ def save(
     manifest = {**about, "world_size": world_size()}
     keep = config.keep_checkpoints if state.skipped_in_a_row == 0 else KEEP_ALL
 
-    def write() -> None:
+    def write() -> str | None:
         reports.flush()
-        refuse_no_numbers(engine_state.tensors, state.step)
-        save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
+        problem = _no_numbers(engine_state.tensors, state.step)
+        if problem is None:
+            save_checkpoint(folder / "checkpoints", state.step, engine_state, dataclasses.asdict(state), manifest, keep)
+        return problem
 
-    on_rank_zero(write)
+    problem = on_rank_zero(write)
+    if problem is not None:
+        raise Diverged(problem)
 
 
-def refuse_no_numbers(tensors: Mapping[str, Tensor], step: int) -> None:
-    """
-    Raises:
-        UserError: an element of a parameter or a moment is NaN or infinite.
-    """
+def _no_numbers(tensors: Mapping[str, Tensor], step: int) -> str | None:
+    """What is wrong where an element of a parameter or a moment is NaN or infinite; else None."""
     # A sum reads each element once and writes nothing; one that overflows is looked at more closely.
     bad = [name for name, tensor in tensors.items() if not tensor.sum().isfinite() and not tensor.isfinite().all()]
-    if bad:
-        others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
-        raise UserError(
-            f"at step {step} {bad[0]}{others} has values that are no numbers: the training has diverged. Lower the "
-            "learning rate, warm up longer, or set optimizer.clip_norm=1. The checkpoints before are untouched"
-        )
+    if not bad:
+        return None
+    others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
+    return (
+        f"at step {step} {bad[0]}{others} has values that are no numbers: the training has diverged. Lower the "
+        "learning rate, warm up longer, or set optimizer.clip_norm=1. The checkpoints before are untouched"
+    )
 
 
 def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, reports: Reports) -> None:
@@ -279,6 +344,7 @@ def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, r
         "target_tokens": state.target_tokens,
         "epoch": state.epoch,
         "skipped_steps": state.skipped_steps,
+        **({"rollbacks": len(state.reordered)} if config.on_divergence is OnDivergence.rollback else {}),
         **meter.take(),
     }
     finite = {f"train/{name}": value for name, value in metrics.items() if math.isfinite(value)}
@@ -292,48 +358,97 @@ def _report(meter: Meter, state: TrainState, rate: float, config: TrainConfig, r
 def _keep_snapshot(engine: Engine, state: TrainState, folder: Path, config: TrainConfig) -> None:
     """Writes the weights alone, for validation and for the average; keeps the last and the best few. A collective."""
     weights = {name.removeprefix("model."): tensor for name, tensor in engine.weights().items()}
-    best = sorted(state.validations, key=lambda one: one["bleu"], reverse=True)[: config.average]
-    keep = {int(one["step"]) for one in best}
-    on_rank_zero(lambda: save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep))
+
+    def best_before(step: int) -> list[dict[str, float]]:
+        validations = [one for one in state.validations if one["step"] <= step]
+        return sorted(validations, key=lambda one: one["bleu"], reverse=True)[: config.average]
+
+    def write() -> None:
+        kept = best_before(state.step)
+        if (
+            config.on_divergence is OnDivergence.rollback
+        ):  # what the model may be made of if a checkpoint is gone back to
+            for step in list_steps(folder / "checkpoints"):
+                kept += best_before(step) + [one for one in state.validations if one["step"] <= step][-config.average :]
+        keep = {int(one["step"]) for one in kept}
+        save_weights(folder / "weights", state.step, weights, keep_last=config.average, keep=keep)
+
+    on_rank_zero(write)
 
 
-def add_gradients(engine: Engine, step: Step) -> Tensor:
+def add_gradients(engine: Engine, step: Step, pairs: PairDataset | None = None) -> Tensor:
     """The gradients of a rank's micro-batches, into the engine; a collective. The loss is a sum over tokens, normalised
     once, by the tokens of all ranks.
 
+    Args:
+        pairs: what the step is made of: a micro-batch that does not fit in memory is made anew in two halves.
+
     Returns:
-        this rank's loss, summed over its target tokens (nats, smoothed; fp64): a scalar on the engine's device.
+        (micro-batches of this rank,) each one's loss, summed over its target tokens (nats, smoothed; fp64), on the
+        engine's device.
+    Raises:
+        OutOfMemory: on this rank alone.
     """
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
-    last = len(step.batches) - 1
-    for i, (one, weight, seed) in enumerate(zip(step.batches, step.weights, step.seeds, strict=True)):
+    losses = []
+    micro_batches = list(zip(step.batches, step.rows, step.weights, step.seeds, strict=True))
+    for i, (one, rows, weight, seed) in enumerate(micro_batches, start=1):
         torch.manual_seed(seed)
-        loss = engine.forward_backward(one, scale=weight / step.target_tokens, last=i == last)
-        total += loss.total * weight  # stays on the device: reading it here would wait for the step
-    return total
+        is_last = i == len(micro_batches)
+        total = forward_backward(engine, one, rows, pairs, scale=weight / step.target_tokens, last=is_last)
+        losses.append(total * weight)  # stays on the device: reading it here would wait for the step
+    return torch.stack(losses).double()
 
 
-def _take_step(engine: Engine, step: Step, rate: float, state: TrainState, meter: Meter, config: TrainConfig) -> None:
-    """One optimizer step."""
-    meter.add_loss(add_gradients(engine, step))
+def _take_step(
+    engine: Engine,
+    step: Step,
+    rate: float,
+    state: TrainState,
+    meter: Meter,
+    config: TrainConfig,
+    pairs: PairDataset,
+    keep: Callable[[Step, Tensor], Path | None],
+) -> None:
+    """One optimizer step.
+
+    Args:
+        keep: writes the step's batches and their losses into a file; a collective.
+    Raises:
+        Diverged: on every rank: too many skipped steps in a row, or a loss that leaps.
+    """
+    losses = add_gradients(engine, step, pairs)
+    meter.add_loss(losses.sum())
     result = engine.step(rate)
     meter.gradient_norm = result.grad_norm
     state.step += 1
     state.epoch, state.index = step.epoch, step.index + 1
     state.source_tokens += step.source_tokens
     state.target_tokens += step.target_tokens
+    where = f"step {state.step} (epoch {step.epoch}, batch {step.index} of its plan)"
+    advice = "Lower the learning rate, warm up longer, or set optimizer.clip_norm=1"
     if result.skipped:
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
+        file = keep(step, losses)
         if state.skipped_in_a_row >= config.max_skipped:
-            raise UserError(
-                f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is no number, the last one step "
-                f"{state.step} (epoch {step.epoch}, batch {step.index} of its plan): training has diverged. Lower the "
-                "learning rate, warm up longer, or set optimizer.clip_norm=1; precision=bf16 has a wider range than "
-                "fp16. The checkpoints before are untouched"
+            raise Diverged(
+                f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is no number, the last one "
+                f"{where}{f', whose sentences are in {file}' if file else ''}: training has diverged. {advice}; "
+                "precision=bf16 has a wider range than fp16. The checkpoints before are untouched"
             )
-    else:
-        state.skipped_in_a_row = 0
+        return
+    state.skipped_in_a_row = 0
+    if config.spike_factor:
+        loss = sum(gather(float(losses.sum()))) / step.target_tokens
+        median = spike(loss, state.recent_losses, config.spike_factor)
+        if median is not None:
+            file = keep(step, losses)
+            raise Diverged(
+                f"{where} had a loss of {loss:.3f} a token, above train.spike_factor={config.spike_factor:g} times the "
+                f"median of the steps before, {median:.3f}"
+                f"{f'; its sentences are in {file}' if file else ''}: training has diverged. {advice}, or raise "
+                "train.spike_factor. The checkpoints before are untouched"
+            )
 
 
 def _begin_validation(

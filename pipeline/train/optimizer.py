@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 from pipeline.ranks import rank, world_size
 from pipeline.train.uncompiled import keep_uncompiled, plain_step
 
@@ -109,7 +109,7 @@ class LossScale:
             return
         if overflowed:
             if self.value <= self.config.min_loss_scale:
-                raise UserError(
+                raise Diverged(
                     f"fp16 gradients overflow even at the smallest loss scale, {self.config.min_loss_scale:g} "
                     "(precision.min_loss_scale): the training diverges or needs a wider range. "
                     "Use precision.dtype=bf16, or lower the learning rate."

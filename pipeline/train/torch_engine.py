@@ -39,6 +39,11 @@ class TorchEngine:
         self._optimizer.accumulate()
         return LossSum(loss.total.detach(), loss.num_tokens)
 
+    def recover(self) -> bool:
+        for parameter in self._optimizer.parameters:  # the sum over the micro-batches before is in a buffer of its own
+            parameter.grad = None
+        return True
+
     def step(self, learning_rate: float) -> StepResult:
         if world_size() > 1:
             dist.all_reduce(self._optimizer.gradient)
@@ -47,7 +52,7 @@ class TorchEngine:
         return self._optimizer.result
 
     def weights(self) -> dict[str, Tensor]:
-        return self._optimizer.named("weights")
+        return self._optimizer.named("weights") if rank() == 0 else {}
 
     def state(self) -> EngineState:
         masters = self._optimizer.masters

@@ -20,7 +20,7 @@ def store_of(output_dir: Path):
 
 
 def start(output_dir: Path, name: str, uri: str | None = None, **settings) -> MlflowTracker:
-    config = TrackingConfig(uri=uri, system_metrics=False, **settings)
+    config = TrackingConfig(uri=uri, **{"system_metrics": False} | settings)
     return MlflowTracker(config, output_dir, output_dir / "runs" / name, name, {"corpus": "phrasebook"})
 
 

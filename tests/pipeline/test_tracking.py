@@ -9,6 +9,7 @@ from stores import CANARY, check_everything_is_there_once, points, report_everyt
 from pipeline import runs_view, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.spool import last_end, read_points
 from pipeline.tracker import SpoolTracker
 from pipeline.tracking import MlflowTracker, TrackingConfig, end_dead_run, is_reported, run_url, sync_run, ui_command
 
@@ -96,7 +97,34 @@ def test_a_command_that_adds_nothing_leaves_the_duration_as_it_was(output_dir: P
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + 3600 * 10**9)
     assert later() == ended
-    assert later(**{"test_beam1-penalty0.0/bleu": 29.0}) == (now + 3600 * 10**9) // 10**6
+    opened = (now + 3600 * 10**9) // 10**6
+    assert opened <= later(**{"test_beam1-penalty0.0/bleu": 29.0}) < opened + 1_800_000
+
+
+def test_a_clock_that_is_set_back_changes_neither_durations_nor_steps(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An hour back while the run is under way: its end stays after its start, and no system metric is lost."""
+    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 1.1)
+    tracker = start(output_dir, "set-back", system_metrics=True)
+    started_ms = read_json(tracker.run_folder / "run.json")["started_ms"]
+    real_ns, real = time.time_ns, time.time
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() - 3600 * 10**9)
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+
+    def steps() -> list[int]:
+        return [
+            point.step for point in read_points(tracker.run_folder) if point.key == "system/cpu_utilization_percentage"
+        ]
+
+    deadline = time.monotonic() + 300
+    while len(steps()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert tracker.close(timeout=300)
+    assert steps() == sorted(set(steps())) and steps()[-1] > 0
+    assert started_ms < (last_end(tracker.run_folder) or 0) < started_ms + 1_800_000
 
 
 def test_a_run_whose_process_is_gone_is_killed_at_its_last_metric(output_dir: Path):

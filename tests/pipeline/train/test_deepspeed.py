@@ -180,7 +180,7 @@ def test_every_stage_on_three_ranks_does_what_plain_torch_does_on_one(ranks, ref
     expected = reference[precision]
     assert_equal(first["before"], make_objective().state_dict())  # rank 0's, not rounded
     for other in others:
-        assert_equal(first["weights"], other["weights"])
+        assert other["before"] == other["weights"] == {}  # rank 0 alone writes them
         assert first["results"] == other["results"]
         assert first["validation"] == other["validation"]
     assert first["validation"] == pytest.approx(expected["validation"], rel=1e-2)

@@ -1,9 +1,12 @@
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from ranks import run_ranks
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from toy import Objective, make_batch, make_objective, take_steps
 
 from model.losses import LossSum
@@ -193,18 +196,38 @@ def test_a_frozen_parameter_is_refused():
         make_torch_engine(module=module)
 
 
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that work's new tensors take at one time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events), default=0)
+
+
 def on_two_ranks(state: EngineState) -> list[dict]:
     rank = torch.distributed.get_rank()
     found = []
     for start in (None, state):
         # Ranks that differ, by mistake or for want of a checkpoint, follow rank 0.
         initial = start if rank == 0 else None
-        engine = make_torch_engine(initial=initial, module=make_objective(seed=rank))
+        module = make_objective(seed=rank)
+        engine = make_torch_engine(initial=initial, module=module)
         results = take_steps(engine, 3 if start else 0, 6, rank, 2)
         with pytest.raises(UserError) as refusal:
             engine.load_state(EngineState({}, {}))
         weights, state = engine.weights(), engine.state()
-        found.append({"results": results, "weights": weights, "state": state, "refusal": str(refusal.value)})
+        found.append(
+            {
+                "results": results,
+                "weights": weights,
+                "parameters": {name: p.detach().clone() for name, p in module.named_parameters()},
+                "state": state,
+                "refusal": str(refusal.value),
+                "peak_bytes": (peak_bytes(engine.weights), peak_bytes(engine.state)),
+            }
+        )
     return found
 
 
@@ -214,9 +237,12 @@ def test_two_ranks_give_the_weights_of_one():
     state = one.state()
     results = take_steps(one, 3, 6)
     for first, second in zip(*run_ranks(on_two_ranks, 2, state), strict=True):
-        assert_equal(first["weights"], second["weights"])
+        assert_equal(first["parameters"], second["parameters"])
+        assert second["weights"] == {}  # rank 0 alone writes a snapshot
+        size = sum(weight.nbytes for weight in first["weights"].values())
+        assert size <= first["peak_bytes"][0] < 1.1 * size and max(second["peak_bytes"]) < 0.01 * size
         assert first["results"][-1].grad_norm == pytest.approx(results[-1].grad_norm, rel=1e-5)
         for name, weight in one.weights().items():  # Adam magnifies the rounding of gradients near 0
-            torch.testing.assert_close(second["weights"][name], weight, rtol=0, atol=1e-5)
+            torch.testing.assert_close(first["weights"][name], weight, rtol=0, atol=1e-5)
         assert first["state"].scalars == {"adam_step": 6} and not second["state"].tensors
         assert "another model" in first["refusal"] and "another model" in second["refusal"]  # none is left waiting

@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 
 from model.build import ModelConfig, build_model
 from model.config import Norm, RecurrentConfig, TransformerConfig
-from pipeline.data.batches import BatchConfig
+from model.losses import LossSum
+from pipeline.data.batches import BatchConfig, Step, iterate_steps
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
+from pipeline.files import read_json
+from pipeline.ranks import rank, world_size
+from pipeline.spool import read_points
+from pipeline.tracker import SpoolTracker
 from pipeline.train.checkpoint import average_weights, list_weights, load_checkpoint, load_weights, newest_checkpoint
+from pipeline.train.divergence import OnDivergence
 from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
 from pipeline.train.loop import Average, Reports, TrainConfig, TrainState, train
 from pipeline.train.objective import TranslationObjective
@@ -33,6 +40,7 @@ MODEL = TransformerConfig(
 )
 LSTM = RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2, dropout=0.0)
 BATCH = BatchConfig(tokens=512, micro_tokens=128)
+TORCH = EngineConfig(name=EngineName.torch)
 SCHEDULE = ScheduleConfig(name=ScheduleName.inverse_sqrt, warmup_steps=60, peak_learning_rate=5e-3)
 
 
@@ -67,16 +75,21 @@ class Told:
     """What the loop reported."""
 
     metrics: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
+    progress: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
     validated: list[int] = dataclasses.field(default_factory=list)
 
     def reports(self) -> Reports:
         def take(metrics: Mapping[str, float], step: int) -> None:
             self.metrics |= {(name, step): value for name, value in metrics.items()}
 
-        return Reports(take, lambda step, _: self.validated.append(step), lambda _: None)
+        return Reports(take, lambda step, _: self.validated.append(step), self.progress.append)
 
     def losses(self) -> dict[int, float]:
         return {step: value for (name, step), value in self.metrics.items() if name == "train/loss"}
+
+
+def plan(pairs: Any, count: int, **settings: Any) -> list[Step]:
+    return list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1, **settings), count))
 
 
 def words(ids: list[int]) -> str:
@@ -98,6 +111,7 @@ def start(
     wrap: Callable[[Engine], Any] = lambda engine: engine,
     shape: ModelConfig = MODEL,
     fresh: TrainState | None = None,
+    engine: EngineConfig = TORCH,
     **changes: Any,
 ) -> tuple[Told, TrainState, Engine, str]:
     """Trains as a worker does: from the newest checkpoint, if there is one."""
@@ -111,12 +125,13 @@ def start(
         TranslationObjective(model, config.label_smoothing).train(),
         OptimizerConfig(),
         PrecisionConfig(dtype=Precision.fp32),
-        EngineConfig(name=EngineName.torch),
+        engine,
         torch.device("cpu"),
         initial,
     )
     told = Told()
     arguments: dict[str, Any] = {"pairs": CopyTask(2000, 0), "validate": lambda step, path: Found(1.0, float(step))}
+    arguments["reports"] = told.reports()
     reason = train(
         config,
         BATCH,
@@ -127,7 +142,6 @@ def start(
         state=state,
         folder=folder,
         about={},
-        reports=told.reports(),
         **arguments | changes,
     )
     return told, state, made, reason
@@ -327,9 +341,226 @@ def test_a_state_with_what_is_no_number_is_no_checkpoint(tmp_path: Path, part: s
                 next(tensor for name, tensor in found.tensors.items() if name.startswith(part)).view(-1)[1] = math.inf
             return found
 
+    config = dataclasses.replace(SHORT, keep_checkpoints=1)
     with pytest.raises(UserError, match=f"^at step 8 {part}"):
-        start(tmp_path, dataclasses.replace(SHORT, keep_checkpoints=1), wrap=lambda engine: Spoilt(engine, range(0)))
+        start(tmp_path, config, wrap=lambda engine: Spoilt(engine, range(0)))
     assert checkpoints(tmp_path) == [4]
+    config = dataclasses.replace(config, on_divergence=OnDivergence.rollback)
+    _, state, _, reason = start(tmp_path / "back", config, wrap=lambda engine: Spoilt(engine, range(0)))
+    assert (reason, state.reordered) == ("max_steps", [[0, 4]])
+
+
+BACK = dataclasses.replace(SHORT, max_skipped=3, on_divergence=OnDivergence.rollback)
+
+
+def test_the_batches_of_skipped_steps_are_kept(tmp_path: Path) -> None:
+    pairs = CopyTask(2000, 0)
+    config = dataclasses.replace(SHORT, max_skipped=7)
+    with pytest.raises(UserError, match=r"skipped/00_step_00000012\.json"):
+        start(
+            tmp_path,
+            config,
+            wrap=lambda engine: Skipping(engine, range(6, 40)),
+            pairs=pairs,
+            text=lambda ids: words(list(ids)),
+        )
+    files = sorted((tmp_path / "skipped").iterdir())
+    assert [file.name for file in files] == [f"00_step_{step:08d}.json" for step in range(8, 13)]
+    straight = plan(pairs, 8)
+    kept = read_json(files[0])
+    assert (kept["step"], kept["epoch"], kept["index"]) == (8, 0, 7)
+    assert [one["rows"] for one in kept["micro_batches"]] == [rows.tolist() for rows in straight[7].rows]
+    for one in kept["micro_batches"]:
+        assert 0 < one["loss"] < 1000
+        for row, pair in zip(one["rows"], one["pairs"], strict=True):
+            ids = pairs.source(row).tolist()
+            sentence = {"ids": ids, "text": words(ids[:-1])}
+            assert pair == {"row": row, "source": sentence, "target": sentence}
+
+
+class Poisoned(Skipping):
+    """An engine whose loss and gradient are no numbers in one micro-batch of some of its steps, by number."""
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        is_bad = last and self._step + 1 in self._steps and rank() == world_size() - 1
+        loss = self._engine.forward_backward(batch, scale=math.nan if is_bad else scale, last=last)
+        return LossSum(loss.total * math.nan, loss.num_tokens) if is_bad else loss
+
+    def step(self, learning_rate: float) -> StepResult:
+        self._step += 1
+        return self._engine.step(learning_rate)
+
+
+def test_of_a_skipped_step_the_micro_batch_without_a_loss_is_kept_and_weights_stay(tmp_path: Path) -> None:
+    before: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Poisoned):
+        def step(self, learning_rate: float) -> StepResult:
+            before.append(self._engine.weights())
+            return super().step(learning_rate)
+
+    start(tmp_path, SHORT, wrap=lambda engine: Watched(engine, range(8, 10)))
+    assert [all(torch.equal(one[n], other[n]) for n in one) for one, other in itertools.pairwise(before)] == [
+        step in (8, 9) for step in range(1, 12)
+    ]
+    kept = read_json(tmp_path / "skipped" / "00_step_00000008.json")
+    assert [one["loss"] == "nan" for one in kept["micro_batches"]] == [False, False, False, True]
+    assert ["pairs" in one for one in kept["micro_batches"]] == [False, False, False, True]
+
+
+def points_of(folder: Path) -> list[tuple[str, int]]:
+    return [(point.key, point.step) for point in read_points(folder)]
+
+
+def test_a_training_that_diverges_goes_back_and_on_in_another_order(tmp_path: Path) -> None:
+    tracker = SpoolTracker(tmp_path)
+    told = Told()
+    reports = dataclasses.replace(told.reports(), metrics=tracker.log_metrics)
+    _, state, _, reason = start(tmp_path, BACK, wrap=lambda engine: Poisoned(engine, range(6, 9)), reports=reports)
+    tracker.close()
+    assert (reason, state.step, state.reordered) == ("max_steps", 12, [[0, 4]])
+    assert {"step": 4, "rollbacks": 1, "rolled_back_from": 8} in told.progress
+    points = points_of(tmp_path)
+    assert len(points) == len(set(points))  # none twice, though two steps were reported twice
+    assert {step for key, step in points if key == "train/seconds"} == {3, 6, 9, 12}
+    rollbacks = {point.step: point.value for point in read_points(tmp_path) if point.key == "train/rollbacks"}
+    assert rollbacks == {3: 0, 6: 0, 8: 1, 9: 1, 12: 1}
+    assert [one["step"] for one in state.validations] == [5, 10, 12]
+    assert checkpoints(tmp_path) == [8, 12]
+
+
+def test_a_training_that_goes_back_uses_every_pair_once_an_epoch(tmp_path: Path) -> None:
+    pairs = CopyTask(600, 0)
+    straight = plan(pairs, 40)
+    length = next(i for i, step in enumerate(straight) if step.epoch == 1)
+    back = plan(pairs, 40, reordered=[[0, 4]])
+    assert [one.tolist() for step in back[:4] for one in step.rows] == [
+        one.tolist() for step in straight[:4] for one in step.rows
+    ]
+    assert [one.tolist() for one in back[4].rows] != [one.tolist() for one in straight[4].rows]
+    assert sorted(row for step in back[:length] for one in step.rows for row in one) == list(range(600))
+
+
+def test_a_training_that_went_back_and_was_killed_equals_one_that_only_went_back(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def diverging(engine: Engine) -> Any:
+        return Poisoned(engine, range(6, 9))
+
+    whole, _, engine, _ = start(tmp_path / "whole", BACK, wrap=diverging)
+    calls: list[int] = []
+
+    def killed(step: int, path: Path) -> Found:
+        calls.append(step)
+        if len(calls) == 2:
+            raise Stop
+        return Found(1.0, float(step))
+
+    with pytest.raises(Stop):
+        start(tmp_path / "broken", BACK, wrap=diverging, validate=killed)
+    assert calls == [5, 5] and checkpoints(tmp_path / "broken") == [0, 4]
+    rest, state, again, _ = start(tmp_path / "broken", SHORT)
+    assert state.reordered == [[0, 4]]
+    expected = engine.weights()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.weights().items())
+    assert {s: v for s, v in whole.losses().items() if s > 8} == {s: v for s, v in rest.losses().items() if s > 8}
+    straight = start(tmp_path / "straight", SHORT)[2].weights()
+    assert any((straight[name] != tensor).any() for name, tensor in expected.items())  # the order was another one
+
+
+def test_it_goes_back_no_more_often_than_it_may_and_further_each_time(tmp_path: Path) -> None:
+    config = dataclasses.replace(BACK, max_rollbacks=2, max_steps=40)
+    told = Told()
+    with pytest.raises(UserError, match=r"train\.max_rollbacks"):
+        start(tmp_path, config, wrap=lambda engine: Poisoned(engine, range(10, 99)), reports=told.reports())
+    assert [(one["rolled_back_from"], one["step"]) for one in told.progress if "rolled_back_from" in one] == [
+        (12, 8),
+        (11, 4),
+    ]
+    assert checkpoints(tmp_path) == [4]
+
+
+def test_without_any_checkpoint_it_goes_back_to_the_beginning(tmp_path: Path) -> None:
+    config = dataclasses.replace(BACK, checkpoint_every=50)
+    _, state, _, reason = start(tmp_path, config, wrap=lambda engine: Poisoned(engine, range(2, 5)))
+    assert (reason, state.step, state.reordered) == ("max_steps", 12, [[0, 0]])
+
+
+def test_a_checkpoint_from_amid_skipped_steps_is_not_gone_back_to(tmp_path: Path) -> None:
+    asked = iter([False] * 6 + [True])
+    bad = lambda engine: Poisoned(engine, range(6, 9))  # noqa: E731
+    assert start(tmp_path, BACK, wrap=bad, stop=lambda: next(asked))[3] == "stopped"
+    assert checkpoints(tmp_path)[-1] == 7
+    told, state, _, _ = start(tmp_path, BACK, wrap=lambda engine: Poisoned(engine, range(1, 2)))
+    assert state.reordered == [[0, 4]]
+    assert told.metrics["train/rollbacks", 8] == 1
+
+
+def test_a_checkpoint_that_is_gone_back_to_still_has_its_best_snapshot(tmp_path: Path) -> None:
+    """The snapshot of step 4 is the best again, once step 6 is no longer the run's past."""
+    scores = iter([1.0, 10.0, 30.0, 5.0, 5.0, 5.0, 5.0, 5.0])
+    config = dataclasses.replace(BACK, validate_every=2, checkpoint_every=5, max_skipped=1, average=1)
+    bad = range(9, 10)
+    _, state, _, _ = start(
+        tmp_path,
+        config,
+        wrap=lambda engine: Poisoned(engine, bad),
+        validate=lambda step, path: Found(1.0, next(scores)),
+    )
+    assert [one["step"] for one in state.validations] == [2, 4, 6, 8, 10, 12] and state.best()["step"] == 4
+    assert load_weights(tmp_path / "weights" / "step_00000004")
+
+
+class Leaping(Skipping):
+    """An engine whose loss is four times too high in some of its steps."""
+
+    def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
+        loss = self._engine.forward_backward(batch, scale=scale, last=last)
+        return LossSum(loss.total * (4.0 if self._step + 1 in self._steps else 1.0), loss.num_tokens)
+
+    def step(self, learning_rate: float) -> StepResult:
+        self._step += 1
+        return self._engine.step(learning_rate)
+
+
+def test_a_loss_that_leaps_is_a_divergence_where_that_is_asked_for(tmp_path: Path) -> None:
+    config = dataclasses.replace(BACK, max_steps=32, checkpoint_every=10)
+
+    def leaping(engine: Engine) -> Any:
+        return Leaping(engine, range(26, 27))
+
+    assert start(tmp_path / "off", config, wrap=leaping)[1].reordered == []
+    config = dataclasses.replace(config, spike_factor=2.0)
+    assert start(tmp_path / "calm", config)[1].reordered == []
+    _, state, _, _ = start(tmp_path / "back", config, wrap=leaping)
+    assert state.reordered == [[0, 20]] and len(state.recent_losses) == 32
+    stopping = dataclasses.replace(config, on_divergence=OnDivergence.stop)
+    with pytest.raises(UserError, match=r"^step 26 .*train\.spike_factor=2"):
+        start(tmp_path / "stop", stopping, wrap=leaping)
+
+
+def go_back_on_every_rank(folder: Path) -> list[Any]:
+    """What each engine comes to; the last of the ranks alone has losses that are no numbers."""
+    found = []
+    for name, stage in ((EngineName.torch, 0), (EngineName.deepspeed, 1), (EngineName.deepspeed, 3)):
+        own = folder / f"{name.value}{stage}"
+        told, state, engine, reason = start(
+            own, BACK, wrap=lambda engine: Poisoned(engine, range(6, 9)), engine=EngineConfig(name, stage)
+        )
+        kept = read_json(own / "skipped" / "00_step_00000008.json")["micro_batches"]
+        bad = [(one["rank"], one["micro_batch"]) for one in kept if one["loss"] == "nan"]
+        found.append((reason, state.step, state.reordered, bad, told.losses(), engine.weights()))
+    return found
+
+
+def test_all_ranks_go_back_together_with_every_engine(tmp_path: Path) -> None:
+    first, second = run_ranks(go_back_on_every_rank, 2, tmp_path)
+    alone = start(tmp_path / "alone", BACK, wrap=lambda engine: Poisoned(engine, range(6, 9)))[0].losses()
+    for one, other in zip(first, second, strict=True):
+        assert one[:5] == other[:5]
+        assert one[:4] == ("max_steps", 12, [[0, 4]], [(1, 3)])
+        assert one[4] == pytest.approx(alone, rel=1e-3)
 
 
 def test_metrics_count_real_tokens(tmp_path: Path) -> None:
@@ -342,7 +573,18 @@ def test_metrics_count_real_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["max_steps", "max_minutes", "log_every", "validate_every", "average", "patience", "label_smoothing"]
+    "field",
+    [
+        "max_steps",
+        "max_minutes",
+        "log_every",
+        "validate_every",
+        "average",
+        "patience",
+        "label_smoothing",
+        "max_rollbacks",
+        "spike_factor",
+    ],
 )
 def test_impossible_settings_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):

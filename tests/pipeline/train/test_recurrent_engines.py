@@ -59,7 +59,6 @@ def test_every_stage_on_two_ranks_learns_what_plain_torch_does_on_one(precision,
     moved = sum((expected[name] - start[name]).norm() ** 2 for name in expected) ** 0.5
     ranks = run_ranks(trained_by_all, 2, precision)
     for stage, (one, other) in zip(STAGES, zip(*ranks, strict=True), strict=True):
-        for name, weights in one.items():
-            assert torch.equal(weights, other[name]), (stage, name)
+        assert other == {}, stage  # rank 0 alone writes them
         apart = sum((one[name] - expected[name]).norm() ** 2 for name in expected) ** 0.5
         assert apart < tolerance * moved, stage

@@ -1,0 +1,158 @@
+"""A training that diverges: the batches of its skipped steps are kept for inspection, and it can go back to a
+checkpoint and on from there with the data in another order."""
+
+import logging
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.data.batches import Step
+from pipeline.data.shards import PairDataset
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.ranks import gather, on_rank_zero, rank, world_size
+from pipeline.train.checkpoint import good_checkpoint, load_checkpoint, prune
+from pipeline.train.engine import Engine
+from pipeline.train.optimizer import EngineState
+
+SKIPPED_FOLDER, SKIPPED_KEPT = "skipped", 5
+ROLLBACKS_FILE = "rollbacks.json"
+RECENT_LOSSES, ENOUGH_LOSSES = 100, 20  # steps that a spike is measured by, and how many of them it takes
+
+log = logging.getLogger(__name__)
+
+
+class OnDivergence(Enum):
+    """What follows a divergence: the end with an error, or the newest good checkpoint and another order of the data."""
+
+    stop = "stop"
+    rollback = "rollback"
+
+
+def spike(loss: float, recent: list[float], factor: float) -> float | None:
+    """The median of the recent steps' losses where `loss` is above `factor` times that, else None. A loss that is no
+    spike joins the recent ones.
+
+    Args:
+        loss: of a step, in nats a target token.
+        recent: of the steps before, oldest first; at most RECENT_LOSSES are kept.
+    """
+    if len(recent) >= ENOUGH_LOSSES and loss > factor * (median := statistics.median(recent)):
+        return median
+    recent.append(loss)
+    del recent[:-RECENT_LOSSES]
+    return None
+
+
+def keep_batches(
+    folder: Path,
+    step_number: int,
+    rollbacks: int,
+    step: Step,
+    losses: Tensor,
+    pairs: PairDataset,
+    text: Callable[[Sequence[int]], str] | None,
+) -> Path | None:
+    """Writes the batches of a skipped step as JSON: the rows of the training shards in each micro-batch of every rank,
+    and the sentences of the micro-batches whose loss is no number (of all where every loss is one). Keeps the files of
+    the last SKIPPED_KEPT skipped steps. A collective.
+
+    Args:
+        folder: the run's.
+        losses: (micro-batches of this rank,) summed over their target tokens.
+        text: from token ids to a sentence; None: ids alone.
+    Returns:
+        the file; None where it could not be written.
+    """
+    numbered = enumerate(zip(step.rows, losses.tolist(), step.weights, strict=True))
+    own = [
+        {"micro_batch": rank() + i * world_size(), "rank": rank(), "loss": _json_number(loss), "rows": rows.tolist()}
+        for i, (rows, loss, weight) in numbered
+        if weight > 0.0
+    ]
+    micro_batches = sorted((one for part in gather(own) for one in part), key=lambda one: one["micro_batch"])
+    # A step that is gone over again after a rollback has a name that sorts behind those of before.
+    path = folder / SKIPPED_FOLDER / f"{rollbacks:02d}_step_{step_number:08d}.json"
+
+    def sentence(ids: Any) -> dict[str, Any]:
+        ids = ids.tolist()
+        return {"ids": ids} | ({"text": text(ids[:-1])} if text else {})
+
+    def write() -> bool:
+        for one in [one for one in micro_batches if isinstance(one["loss"], str)] or micro_batches:
+            one["pairs"] = [
+                {"row": row, "source": sentence(pairs.source(row)), "target": sentence(pairs.target(row))}
+                for row in one["rows"]
+            ]
+        try:
+            path.parent.mkdir(exist_ok=True)
+            place = {"step": step_number, "epoch": step.epoch, "index": step.index, "rollbacks": rollbacks}
+            write_json(path, {**place, "micro_batches": micro_batches})
+            for old in sorted(path.parent.glob("*_step_*.json"))[:-SKIPPED_KEPT]:
+                old.unlink()
+        except OSError as error:  # no reason to end a training
+            log.warning("%s can't be written: %s", path, error)
+            return False
+        return True
+
+    return path if on_rank_zero(write) else None
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def reordered_before(folder: Path, reordered: list[list[int]]) -> list[list[int]]:
+    """The places in the data from which a run has another order, as far as it is known: a checkpoint does not know of a
+    rollback to itself. A collective.
+
+    Args:
+        folder: the run's.
+        reordered: what the newest checkpoint says.
+    """
+
+    def read() -> list[list[int]]:
+        file = folder / ROLLBACKS_FILE
+        return read_json(file)["reordered"] if file.exists() else []
+
+    recorded = on_rank_zero(read)
+    return recorded if len(recorded) > len(reordered) else reordered
+
+
+def roll_back(engine: Engine, folder: Path, from_step: int, reordered: list[list[int]], reason: str) -> dict[str, Any]:
+    """Loads the newest good checkpoint into the engine: see `good_checkpoint`. Later checkpoints are removed. A
+    collective.
+
+    Args:
+        folder: the run's.
+        reordered: the places [epoch, index] of the rollbacks so far.
+    Returns:
+        the checkpoint's state of the loop, with its own place as the last of `reordered`.
+    Raises:
+        UserError: there is no good checkpoint.
+    """
+    engine_state: EngineState | None = None
+
+    def read() -> dict[str, Any]:
+        nonlocal engine_state
+        path = good_checkpoint(folder / "checkpoints", reordered)
+        if path is None:
+            raise UserError(
+                f"{reason}. There is no checkpoint in {folder / 'checkpoints'} to go back to (train.on_divergence="
+                "rollback): none verifies that was saved before steps were skipped"
+            )
+        engine_state, trainer = load_checkpoint(path)
+        trainer["reordered"] = [*reordered, [trainer["epoch"], trainer["index"]]]
+        prune(folder / "checkpoints", keep_last=1 << 30, newest_step=trainer["step"])
+        last = {"from_step": from_step, "to_step": trainer["step"], "reason": reason}
+        write_json(folder / ROLLBACKS_FILE, {"reordered": trainer["reordered"], "last": last})
+        return trainer
+
+    trainer = on_rank_zero(read)
+    engine.load_state(engine_state)
+    return trainer
