@@ -4,7 +4,6 @@ Every part of the pipeline owns its settings; `Config` only nests them. Everythi
 starts: whatever is wrong is raised as UserError with the key's full name.
 """
 
-import copy
 import dataclasses
 import math
 import os
@@ -220,12 +219,11 @@ def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hyd
     parsed = _parse(words, own_words)
     for override in parsed:
         _check_name(override, own_words)
-    store = ConfigStore.instance()
-    store.store(name="schema", node=_schema(None))
+    _store_schema()
     try:
         if own:
             node = _read(Path(own[-1].partition("=")[2]).expanduser())
-            store.store(group="experiment", name=OWN_NAME, node=node, package="_global_")
+            ConfigStore.instance().store(group="experiment", name=OWN_NAME, node=node, package="_global_")
             words.append(f"experiment={OWN_NAME}")
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return _with_own_space(compose("config", words, return_hydra_config=return_hydra_config), parsed)
@@ -328,7 +326,7 @@ def from_dict(settings: Any) -> Config:
         UserError: if a value does not fit the schema.
     """
     try:
-        typed = _typed(cast(DictConfig, OmegaConf.create(settings)))
+        typed = _typed(cast(DictConfig, OmegaConf.create(settings)))  # a copy, which may be changed
         _refuse_infinite(OmegaConf.to_container(typed), "")
         return _build(typed, "")
     except OmegaConfBaseException as error:
@@ -361,8 +359,16 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
 
 
+@cache
+def _store_schema() -> None:
+    """For Hydra, which copies it whenever it composes."""
+    ConfigStore.instance().store(name="schema", node=_schema(None))
+
+
+@cache
 def _schema(architecture: str | None) -> DictConfig:
-    """The typed settings; the model's section takes any keys where its architecture is not known yet."""
+    """The typed settings; the model's section takes any keys where its architecture is not known yet. Made once, which
+    takes long enough: callers change nothing in it."""
     schema = OmegaConf.structured(Config)
     schema._set_flag("readonly", False)
     schema.model = OmegaConf.structured(ARCHITECTURES[architecture]) if architecture else {}
@@ -371,12 +377,11 @@ def _schema(architecture: str | None) -> DictConfig:
 
 
 def _typed(settings: DictConfig) -> DictConfig:
-    """The settings on their schema.
+    """The settings, which it changes, on a copy of their schema.
 
     Raises:
         UserError: an architecture that does not exist, or a setting that it does not have.
     """
-    settings = copy.deepcopy(settings)
     OmegaConf.set_struct(settings, False)
     model = settings.get("model") if isinstance(settings, DictConfig) else None
     model = model if isinstance(model, DictConfig) else DictConfig({})  # what is none is refused by the merge

@@ -1,15 +1,20 @@
 """The real command line in processes of its own, and killing it as a power cut or a careless kill would."""
 
+import io
 import os
 import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
+
+from jobs.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "TRANSLOOM_TEST_COMMAND"  # in the environment of a command and of every process that came from it
@@ -136,6 +141,31 @@ def transloom(folder: Path, *words: str, text: bytes = b"", code: int = 0) -> Ou
     """Runs `transloom <words>` to its end, which must be with this exit code."""
     outcome = Command(folder, *words, text=text).wait()
     assert outcome.code == code, outcome.said
+    return outcome
+
+
+def transloom_here(folder: Path, *words: str, code: int = 0, environment: Mapping[str, str] | None = None) -> Outcome:
+    """As `transloom`, in this process, which has imported already what a new one takes seconds to import. For tests
+    that look neither at signals nor at the command's own process. The processes that it starts have to end, too."""
+    mark = uuid.uuid4().hex
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    usual |= {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    started_at = time.monotonic()
+    with (
+        chdir(folder),
+        patch.dict(os.environ, {**(usual if environment is None else environment), MARK: mark}, clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        found = main(words)
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # pyright: ignore[reportAttributeAccessIssue]
+    outcome = Outcome(found, *said, time.monotonic() - started_at)
+    assert outcome.code == code, outcome.said
+    deadline = time.monotonic() + SECONDS_TO_VANISH
+    while left := [process for process in psutil.process_iter() if _is(process, mark, "")]:
+        assert time.monotonic() < deadline, f"processes were left behind: {left}\n{outcome.said}"
+        time.sleep(0.1)
     return outcome
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from command import TINY, Command
+from command import TINY, transloom_here
 
 from jobs import bench_contenders, bench_decoding
 from jobs.__main__ import main
@@ -139,9 +139,7 @@ def test_a_whole_small_bench(tmp_path: Path) -> None:
     """Every training under Ray starts eight processes or so: with one micro-batch a step there is no third one."""
     words = [word for word in TINY if not word.startswith(("cluster", "engine", "train.", "batch.tokens"))]
     sizes = ("batch.tokens=256", "rounds=1", "steps=2", "train_steps=60", "sentences=10")
-    outcome = Command(tmp_path, "bench", *words, *sizes, "name=small", "tracking=off").wait()
-    assert outcome.code == 0, outcome.said
-    said = outcome.out
+    said = transloom_here(tmp_path, "bench", *words, *sizes, "name=small", "tracking=off").out
     result = json.loads((tmp_path / "outputs" / "bench" / "small" / "bench.json").read_bytes())
     contenders = result["training"]["contenders"]
     assert {ZERO0, ZERO1, BARE, CONTROL} <= set(contenders)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import TINY, transloom
+from command import TINY, transloom, transloom_here
 from runs import STEPS, VALIDATION, folder_of, losses, mlflow_runs
 
 from jobs.__main__ import main
@@ -101,14 +101,14 @@ def test_translate_gives_a_line_for_a_line(place, whole):
     assert lines[1] == "" and lines[0] and lines[2]
     (place / "text.en").write_bytes(text)
     model = folder_of(place, "whole") / "model"
-    assert transloom(place, "translate", str(model), "text.en").out == piped.out
+    assert transloom_here(place, "translate", str(model), "text.en").out == piped.out
 
 
 def test_evaluating_with_another_search_adds_a_result(place, whole):
     folder = folder_of(place, "whole") / "evaluation"
     before = set(folder.iterdir())
     (run,) = [one for one in mlflow_runs(place) if one.info.run_name == "whole"]
-    assert "beam 1, length penalty 0" in transloom(place, "evaluate", "resume=whole", "decode=greedy").out
+    assert "beam 1, length penalty 0" in transloom_here(place, "evaluate", "resume=whole", "decode=greedy").out
     (added,) = set(folder.iterdir()) - before
     assert added.name.startswith("beam1-penalty0.0-")
     assert "beam: 4" in (folder_of(place, "whole") / "config.yaml").read_text(encoding="utf-8")
@@ -155,14 +155,14 @@ def test_two_commands_on_one_run(place, whole):
         lock.write(b"somebody else")
         lock.truncate()
         lock.flush()
-        outcome = transloom(place, "run", *TINY, "name=whole", "decode=greedy", code=2)
+        outcome = transloom_here(place, "run", *TINY, "name=whole", "decode=greedy", code=2)
     assert "the run whole is in use by somebody else" in outcome.err
     assert (folder_of(place, "whole") / "config.yaml").read_bytes() == settings
 
 
 def test_more_workers_than_the_cluster_has_room_for(place):
     words = [word for word in TINY if "num_workers" not in word and "batch.tokens" not in word]
-    outcome = transloom(place, "run", *words, "batch.tokens=102400", "cluster.num_workers=400", code=2)
+    outcome = transloom_here(place, "run", *words, "batch.tokens=102400", "cluster.num_workers=400", code=2)
     assert re.match(
         r"transloom: cluster\.num_workers: 400 workers of 1 CPU need 400, but the cluster has \d+", outcome.err
     )

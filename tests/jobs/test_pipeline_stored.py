@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import TINY, Command, transloom
+from command import TINY, Command, transloom_here
 from runs import STEPS, checkpoint_state, differing, folder_of
 from s3_server import BUCKET, S3Server
 from safetensors.torch import load
@@ -87,7 +87,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(place, whole, s
 
     # The storage is back, empty: the same command has nothing left to do but to store.
     s3.start()
-    outcome = transloom(second, *words)
+    outcome = transloom_here(second, *words)
     assert f"Stored      {URL}/runs/night" in outcome.out
     stored = s3.fs().cat_file(f"{BUCKET}/night/runs/night/checkpoints/step_{STEPS:08d}/state.safetensors")
     assert not differing(load(stored), expected)

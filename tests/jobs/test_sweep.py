@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from command import TINY, Command, transloom
+from command import TINY, Command, transloom_here
 from runs import folder_of, mlflow_runs
 
 from jobs.__main__ import main
@@ -161,7 +161,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_running(place, monkeypatch, c
     assert ended and "trial 3: " not in said, said
     before = {name: (folder_of(place, name) / "metrics.jsonl").read_bytes() for name in ended}
 
-    outcome = transloom(place, "sweep", "resume=swept")
+    outcome = transloom_here(place, "sweep", "resume=swept")
     for name, metrics in before.items():
         assert (folder_of(place, name) / "metrics.jsonl").read_bytes() == metrics, f"{name} was trained again"
     folder = place / "outputs" / "sweeps" / "swept"

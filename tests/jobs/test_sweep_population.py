@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command import TINY, transloom
+from command import TINY, transloom_here
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
 from jobs.config import load_config, to_yaml
@@ -82,7 +82,7 @@ def test_the_second_generation_goes_on_with_the_weights_of_the_best(place):
     words += ["sweep.population=2", "sweep.generations=2", "sweep.at_once=2"]
     words += ["sweep.space.model.dropout=null", "sweep.space.train.label_smoothing=null"]
     words += [f"sweep.space.{RATE}={{low: 1e-7, high: 0.1}}", f"sweep.points=[{{{RATE}: 0.02}}, {{{RATE}: 1e-6}}]"]
-    outcome = transloom(place, "sweep", *words)
+    outcome = transloom_here(place, "sweep", *words)
     assert "Traceback" not in outcome.out + outcome.err
     folder = place / "outputs" / "sweeps" / "bred"
     result = json.loads((folder / "result.json").read_bytes())

@@ -1,6 +1,5 @@
 """A model in another format says the same as ours; a format that can't hold it says so."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MarianMTModel
 
+from jobs.__main__ import main
 from model.build import ModelConfig, build_model
 from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
@@ -28,7 +28,6 @@ from pipeline.translate import Translator, save_model
 CONFIG = TransformerConfig(d_model=64, d_ff=128, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.0)
 CPU = torch.device("cpu")
 STEPS, SENTENCES = 250, 64
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def pack(parts: list[np.ndarray]) -> tuple[Tensor, Layout]:
@@ -266,11 +265,10 @@ def test_int8_is_ctranslate2s_alone(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("to", "package"), [("ctranslate2", "ctranslate2"), ("huggingface", "transformers")])
-def test_a_missing_package_is_named(place: Path, tmp_path: Path, to: str, package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    words = ["export", str(place / "model"), str(tmp_path / "out"), f"format={to}"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2, done.stderr
-    assert f"format={to} needs the package {package}" in done.stderr
-    assert f"pip install {package}" in done.stderr
+def test_a_missing_package_is_named(place: Path, tmp_path: Path, monkeypatch, capsys, to: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["export", str(place / "model"), str(tmp_path / "out"), f"format={to}"]) == 2
+    said = capsys.readouterr().err
+    assert f"format={to} needs the package {package}" in said
+    assert f"pip install {package}" in said
     assert not (tmp_path / "out").exists()

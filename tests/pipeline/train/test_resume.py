@@ -50,8 +50,22 @@ def resume_all(folders: list[Path]) -> list[Any]:
     return results
 
 
-def test_rank_0_reads_and_all_go_on_from_the_same_step(folders: list[Path]) -> None:
-    first, second = run_ranks(resume_all, 2, folders)
+def ask_all() -> list[bool]:
+    return [on_any(flag, torch.device("cpu")) for flag in (False, rank() == 1, True)]
+
+
+def on_two_ranks(folders: list[Path]) -> dict[str, list[Any]]:
+    return {"resumed": resume_all(folders), "asked": ask_all()}
+
+
+@pytest.fixture(scope="module")
+def ranks(folders: list[Path]) -> list[dict[str, list[Any]]]:
+    """The results of each of two ranks."""
+    return run_ranks(on_two_ranks, 2, folders)
+
+
+def test_rank_0_reads_and_all_go_on_from_the_same_step(ranks: list[dict[str, list[Any]]]) -> None:
+    first, second = (one["resumed"] for one in ranks)
     assert first[0] == second[0] == (None, None)
     for place, step in ((1, 20), (2, 10)):
         engine_state, trainer_state = first[place]
@@ -69,9 +83,5 @@ def test_one_rank_alone(folders: list[Path]) -> None:
         resume(folders[3])
 
 
-def ask_all() -> list[bool]:
-    return [on_any(flag, torch.device("cpu")) for flag in (False, rank() == 1, True)]
-
-
-def test_what_one_rank_is_asked_all_know() -> None:
-    assert run_ranks(ask_all, 2) == [[False, True, True]] * 2
+def test_what_one_rank_is_asked_all_know(ranks: list[dict[str, list[Any]]]) -> None:
+    assert [one["asked"] for one in ranks] == [[False, True, True]] * 2
