@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -45,17 +46,9 @@ def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole)
     assert not (folder / "training.json").exists(), "the kill came too late"
     assert len(losses(folder)) >= 10
 
-    # The newest checkpoint is damaged besides: it goes back over it.
-    *_, before, newest = sorted(one for one in (folder / "checkpoints").iterdir() if one.name[5:].isdigit())
-    assert int(newest.name[5:]) >= killed_at
-    damaged = newest / "state.safetensors"
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
-    outcome = transloom(place, *words)
-    assert f"{damaged} is damaged" in outcome.out + outcome.err
+    transloom(place, *words)
     training = read_json(folder / "training.json")
-    assert training["this_attempt"]["from_step"] == int(before.name[5:]) and training["step"] == STEPS
+    assert training["this_attempt"]["from_step"] >= killed_at and training["step"] == STEPS
     expected = folder_of(place, "whole")
     assert not differing(checkpoint_state(folder), checkpoint_state(expected))
     model = "model/model.safetensors"
@@ -108,3 +101,21 @@ def _kill_worker(command: Command, folder: Path, step: int, which: int) -> None:
     command.wait_for(folder / "checkpoints" / f"step_{step:08d}")
     workers[which].kill()
     assert not (folder / "training.json").exists(), "the kill came too late"
+
+
+def test_a_resumed_run_goes_back_over_a_damaged_checkpoint(place, whole):
+    expected, folder = folder_of(place, "whole"), folder_of(place, "longer")
+    shutil.copytree(expected, folder)
+    damaged = folder / "checkpoints" / "step_00000150" / "state.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+
+    outcome = transloom(place, "train", "resume=longer", "train.max_steps=180", "tracking=off")
+    assert f"{damaged} is damaged" in outcome.out + outcome.err
+    training = read_json(folder / "training.json")
+    assert training["this_attempt"]["from_step"] == 100 and training["step"] == 180
+    # What it went over again came out as before.
+    weights = "weights/step_00000150/weights.safetensors"
+    assert not differing(load_file(folder / weights), load_file(expected / weights))
+    assert [step for step in sorted(losses(folder))] == list(range(5, 181, 5))
