@@ -115,9 +115,10 @@ class Cluster:
 
     def __init__(self, folder: Path, num_nodes: int) -> None:
         token = secrets.token_hex(16)
-        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        # A command needs the nodes' environment, too: without it Ray takes 127.0.0.1 for the machine's own address.
+        self.environment = NODE_ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-        own |= NODE_ENVIRONMENT | self.environment
+        own |= self.environment
         own |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "RAY_USAGE_STATS_ENABLED": "0"}
         # A node that answers no more is dead after five seconds, not thirty.
         own |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
