@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disabl
 # itself, at the first import, where the variable is not set.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib jobs model pipeline || true,true)
 
-.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test check format lint audit sbom clean clean-all
+.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test chaos check format lint audit sbom clean clean-all
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ test: check  ## lint, types, layers and all tests
 	@# Two at a time, since tests that start Ray wait as long as they compute; tests/conftest.py says which go together.
 	@# The order is kept, so that the long ones come first.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+
+# tests/chaos is a package beside the tests, and is not installed.
+chaos: $(VENV)/.installed-dev  ## inject faults into real trainings; ARGS="cases=1,5 times=3", ARGS="soak minutes=10", ARGS=stall
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m chaos $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, formatting, types and layers
 	$(BIN)/ruff check .

@@ -60,14 +60,18 @@ class Outcome:
 
 
 class Command:
-    """`transloom <words>`, running in `folder`, whose default output folder is then `folder`/outputs."""
+    """`transloom <words>`, running in `folder`, whose default output folder is then `folder`/outputs.
 
-    def __init__(self, folder: Path, *words: str, text: bytes = b"") -> None:
+    Args:
+        added: environment variables beside the usual ones.
+    """
+
+    def __init__(self, folder: Path, *words: str, text: bytes = b"", added: Mapping[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self._files = [folder / f".{self.mark}.{name}" for name in ("in", "out", "err")]
         self._files[0].write_bytes(text)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment |= {MARK: self.mark, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+        environment |= {MARK: self.mark, "PYTHONPATH": str(ROOT), "COLUMNS": "80"} | dict(added or {})
         self._started_at = time.monotonic()
         with open(self._files[0], "rb") as given, open(self._files[1], "wb") as out, open(self._files[2], "wb") as err:
             self.process = subprocess.Popen(
