@@ -104,7 +104,7 @@ CASES = {
         "A typo or a wrong type in the settings",
         tests=[
             "tests/jobs/test_config.py::test_a_mistake_is_refused_by_its_full_name",
-            "tests/jobs/test_config.py::test_a_mistake_is_refused_in_seconds_before_ray_is_imported",
+            "tests/jobs/test_config.py::test_mistakes_are_refused_in_seconds_before_ray_is_imported",
         ],
     ),
     25: Case(

@@ -48,10 +48,10 @@ def spoil_gradients(loop, steps):
 
     usual, calls = loop.add_gradients, itertools.count(1)
 
-    def add_gradients(engine, step):
+    def add_gradients(engine, step, *rest):
         if steps[0] <= next(calls) <= steps[1] and rank() == 0:
             step = dataclasses.replace(step, target_tokens=float("nan"))
-        return usual(engine, step)
+        return usual(engine, step, *rest)
 
     loop.add_gradients = add_gradients
 
@@ -63,13 +63,13 @@ def record_samples(loop, folder):
     usual = loop.add_gradients
     file = open(Path(folder) / f"{os.getpid()}.jsonl", "ab", buffering=0)  # noqa: SIM115
 
-    def add_gradients(engine, step):
+    def add_gradients(engine, step, *rest):
         for batch, weight in zip(step.batches, step.weights, strict=True):
             if weight:
                 data = batch.source.cpu().numpy().tobytes() + batch.labels.cpu().numpy().tobytes()
                 place = [step.epoch, step.index, hashlib.sha256(data).hexdigest()]
                 file.write(json.dumps(place).encode() + b"\n")
-        return usual(engine, step)
+        return usual(engine, step, *rest)
 
     loop.add_gradients = add_gradients
 
@@ -78,14 +78,14 @@ def balloon(loop, setting):
     """The first worker to come to the step takes so many bytes, a little at a time, and keeps them."""
     usual, calls = loop.add_gradients, itertools.count(1)
 
-    def add_gradients(engine, step):
+    def add_gradients(engine, step, *rest):
         if next(calls) == setting["call"] and once(setting["flag"]):
             held = []
             for _ in range(setting["bytes"] >> 26):
                 held.append(b"\1" * (1 << 26))
                 time.sleep(0.02)
             time.sleep(5)
-        return usual(engine, step)
+        return usual(engine, step, *rest)
 
     loop.add_gradients = add_gradients
 
