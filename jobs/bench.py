@@ -20,12 +20,12 @@ from jobs.run_model import find_model
 from jobs.workspace import PREPARED_FILE, output_dir, stage_folder
 from pipeline.bench.config import BenchConfig, Part
 from pipeline.bench.picture import draw_bench
-from pipeline.bench.turns import Progress
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.files import read_json, write_json
+from pipeline.progress import Progress
 
 USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]

@@ -20,9 +20,10 @@ from pipeline.bench.protocol import Contender, IsLost, Meeting, serve
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
 from pipeline.bench.task import Kind, Task, Weights
 from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import Progress, take_turns
+from pipeline.bench.turns import take_turns
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
+from pipeline.progress import Progress
 from pipeline.train.engine import EngineConfig, EngineName
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
 

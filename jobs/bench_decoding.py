@@ -15,13 +15,13 @@ from pipeline.bench.config import BenchConfig
 from pipeline.bench.protocol import Contender, Meeting
 from pipeline.bench.report import Ratio, Spread
 from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
-from pipeline.bench.turns import Progress
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.export import Format, export
+from pipeline.progress import Progress
 
 BEAMS = (4, 5)  # the paper's, and what toolkits usually take
 JUDGED_BEAM = 5

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import configuration, sort_words
 from pipeline.errors import UserError
+from pipeline.progress import MapTasks
 
 if TYPE_CHECKING:
     from jobs.compare_systems import Gathered
@@ -124,7 +125,7 @@ def _compared(gathered: "Gathered", reach: float | None) -> tuple[dict[str, Any]
 
 
 @contextmanager
-def _mapping(sentences: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
+def _mapping(sentences: int) -> Iterator[MapTasks]:
     """`map`, spread over this machine's processors where there is enough to do."""
     processes = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
     if processes == 1 or sentences < MIN_SENTENCES:

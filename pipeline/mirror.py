@@ -21,9 +21,10 @@ from pipeline import storage
 from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, write_json
+from pipeline.progress import Progress, no_progress
 from pipeline.secrets import redacted
 from pipeline.spool import SPOOLS
-from pipeline.storage import Damaged, Progress, no_progress
+from pipeline.storage import Damaged
 
 PREPARED_FILE, CONFIG_FILE = "prepared.json", "config.yaml"
 STAGES = {"corpus": "corpora", "tokenizer": "tokenizers", "shards": "shards"}

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, hash_of, read_json, sha256_file, write_json
+from pipeline.progress import Progress, no_progress
 from pipeline.secrets import redacted
 
 if TYPE_CHECKING:
@@ -30,17 +31,11 @@ CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 4, 20, 2
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "last_modified", "mtime", "created", "size")
 GLOB = frozenset("*?[")
 
-Progress = Callable[[str, int, int], None]
-
 log = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
     """A folder in a storage whose files are not what its marker says; the argument says where and which."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Keeps quiet."""
 
 
 def is_url(path: str | None) -> bool:

@@ -1,15 +1,14 @@
-"""What stages report to: the protocol, the tracker that writes to a spool, and the one for tests. None needs mlflow."""
+"""What stages report to: a tracker that writes to a spool."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.disk import explain_full_disk
 from pipeline.files import read_json, write_json
 from pipeline.secrets import redacted
-from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog, Point
+from pipeline.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog
 
 MAX_PARAM_CHARS = 500
 DIGEST_CHARS = 12
@@ -32,31 +31,9 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-class Tracker(Protocol):
-    """Where a stage reports to. No method raises because of a server or a network, and none waits for one. Whoever
-    opened a tracker closes it."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        step: int,
-        model: str | None = None,
-        dataset: tuple[str, str] | None = None,
-    ) -> None: ...
-    def log_text(self, text: str, name: str) -> None: ...
-    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None: ...
-    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
-    def log_figure(self, path: Path) -> None: ...
-    def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None: ...
-    def log_model(
-        self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
-    ) -> None: ...
-
-
 class SpoolTracker:
-    """The tracker that writes to a spool and leaves the rest to whoever uploads it; it needs no mlflow.
+    """Writes what it is told to a spool and leaves the rest to whoever uploads it; needs no mlflow. No method raises
+    because of a server or a network, and none waits for one. Whoever opened a tracker closes it.
 
     Rank 0 makes one on `TRAINING_SPOOL`; the driver's is `pipeline.tracking.MlflowTracker`.
     """
@@ -86,9 +63,6 @@ class SpoolTracker:
         extra = {"model": model, "dataset": dataset and (dataset[0], dataset[1][:DIGEST_CHARS])}
         if self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None}):
             self.has_added = True
-
-    def log_text(self, text: str, name: str) -> None:
-        self._spool.write({"do": "text", "text": text, "name": name})
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Adds rows to the table `<name>.json`, which lies in the run's folder and shows in the UI. All calls for a
@@ -169,57 +143,3 @@ class SpoolTracker:
         """Relative to the run's folder where it lies in it, so that the folder can be moved before it is uploaded."""
         path = path.absolute()
         return str(path.relative_to(self.run_folder) if path.is_relative_to(self.run_folder) else path)
-
-
-@dataclass
-class MemoryTracker:
-    """Keeps what it is told, for tests."""
-
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    artifacts: list[tuple[Path, str | None]] = field(default_factory=list)
-    datasets: list[dict[str, Any]] = field(default_factory=list)
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    status: str = "RUNNING"
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self.params |= flatten(params)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.tags |= tags
-
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        step: int,
-        model: str | None = None,
-        dataset: tuple[str, str] | None = None,
-    ) -> None:
-        self.points += [Point(key, step, value, 0) for key, value in metrics.items()]
-
-    def log_text(self, text: str, name: str) -> None:
-        self.texts[name] = text
-
-    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        self.tables.setdefault(name, []).extend(rows)
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        self.artifacts.append((path, folder))
-
-    def log_figure(self, path: Path) -> None:
-        self.log_artifact(path, "figures")
-
-    def log_dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int], context: str) -> None:
-        self.datasets.append({"name": name, "digest": digest, "source": source, "counts": counts, "context": context})
-
-    def log_model(
-        self, name: str, step: int, folder: Path | None = None, params: Mapping[str, Any] | None = None
-    ) -> None:
-        self.models[name] = {"step": step, "folder": folder, "params": flatten(params or {})}
-
-    def close(self, status: str = "FINISHED") -> None:
-        self.status = status

@@ -1,16 +1,15 @@
 """Contenders of training take turns on the same steps; round after round, so that a machine whose speed drifts treats
 all alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.bench.config import WARM_UP_STEPS
 from pipeline.bench.protocol import Contender, busy_seconds
 from pipeline.bench.task import Burst
+from pipeline.progress import Progress
 
 MATMUL_SECONDS = 1.0
-
-Progress = Callable[[str, int, int], None]  # what is going on, turns done, turns in all
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from pipeline.evaluate.significance import (
     METRICS,
     RESAMPLES,
     TRIALS,
-    Map,
-    Progress,
     Statistics,
     compare_means,
     compare_systems,
@@ -25,6 +23,7 @@ from pipeline.evaluate.significance import (
 )
 from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.files import hash_of
+from pipeline.progress import MapTasks, Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def compare(
     references: list[str],
     training_text: Iterable[str] | None = None,
     reach: float | None = None,
-    map_tasks: Map = map,
-    progress: Progress = lambda *_: None,
+    map_tasks: MapTasks = map,
+    progress: Progress = no_progress,
     tokenize: str = DEFAULT,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Compares each system with the first one, the baseline.

@@ -26,9 +26,7 @@ from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, train_tokenizer
 from pipeline.data.words import count_words
 from pipeline.errors import UserError
 from pipeline.files import Stage, atomic_write, stage, without_defaults
-
-MapTasks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-Progress = Callable[[str, int, int], None]
+from pipeline.progress import MapTasks, Progress, no_progress
 
 # Part of every key below, and of the corpus's: raise one when the same settings no longer give the same files. So do it
 # when a default changes, for keys have only what differs from the defaults.
@@ -43,10 +41,6 @@ class Prepared:
     corpus: Stage
     tokenizer: Stage
     shards: Stage
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Keeps quiet."""
 
 
 def prepare(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
-from pipeline.storage import GLOB, Progress, fetch_file, is_url, no_progress
+from pipeline.progress import Progress, no_progress
+from pipeline.storage import GLOB, fetch_file, is_url
 
 
 def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no_progress) -> CorpusConfig:

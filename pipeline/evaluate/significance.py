@@ -5,7 +5,7 @@ system, in parallel, which matters for TER; scores of resampled and shuffled tes
 from them. So does a mean of scores that the sentences have, such as COMET's.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
 from pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
+from pipeline.progress import MapTasks, Progress, no_progress
 
 METRICS = ("bleu", "chrf", "ter")
 BY_CHARACTER = ("zh", "ja-mecab")  # with these tokenizers of BLEU, TER splits Chinese characters too
@@ -28,8 +29,6 @@ RESAMPLES, TRIALS = 1000, 10_000  # sacreBLEU's own defaults
 LEAST_BLEU = 1.0
 
 Statistics = list[list[float]]  # of one system by one metric: a list for each sentence
-Map = Callable[[Callable, Iterable], Iterable]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def make_metric(name: str, tokenize: str = DEFAULT, quiet: bool = False) -> Any:
 def count_statistics(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[str],
-    map_tasks: Map = map,
-    progress: Progress = lambda *_: None,
+    map_tasks: MapTasks = map,
+    progress: Progress = no_progress,
     tokenize: str = DEFAULT,
 ) -> dict[str, dict[str, Statistics]]:
     """What each metric counts in each sentence: metric → system → a list of counts for each sentence.
@@ -153,7 +152,7 @@ def signature_of(metric: str, tokenize: str = DEFAULT) -> str:
 
 
 def compare_systems(
-    counted: Mapping[str, Mapping[str, Statistics]], map_tasks: Map = map, progress: Progress = lambda *_: None
+    counted: Mapping[str, Mapping[str, Statistics]], map_tasks: MapTasks = map, progress: Progress = no_progress
 ) -> dict[str, dict[str, Tested]]:
     """Each system against the first, the baseline: metric → system → its score, interval and p-values.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,12 @@ from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import Footing
 from pipeline.plan.probe import Probe, Reduce, Save, Steps, Taken, make_member
 from pipeline.plan.speed import UPDATE_BYTES
+from pipeline.progress import Progress
 from pipeline.train.optimizer import Precision
 
 WARM_UP_SECONDS, TURN_SECONDS, TURNS = 8.0, 4.0, 4
 LEAST_WARM_UP, LEAST_STEPS = 3, 2  # steps, where they take longer than that
 ALONE, TOGETHER = "alone", "together"
-
-Progress = Callable[[str, int, int], None]  # what is going on, done, in all
 
 
 @dataclass(frozen=True)

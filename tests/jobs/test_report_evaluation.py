@@ -14,16 +14,16 @@ from jobs.report import end_dead_runs, report_evaluation
 from jobs.workspace import Run, locked
 from pipeline.evaluate.scores import score
 from pipeline.files import write_json
-from pipeline.spool import MetricLog
-from pipeline.tracker import MemoryTracker
+from pipeline.spool import DRIVER_SPOOL, MetricLog, driver_records
+from pipeline.tracker import SpoolTracker
 
 
-def told(root: Path, **result: Any) -> MemoryTracker:
+def told(root: Path, **result: Any) -> list[dict[str, Any]]:
     """What a tracker is told of an evaluation of a run of 20 steps."""
     folder = make_run(root, "a", GOOD)
     save_file({"w": torch.zeros(3)}, folder / "model" / "model.safetensors")
     found = {name: {"value": one.value, "signature": one.signature} for name, one in score(GOOD, REFERENCES).items()}
-    tracker: Any = MemoryTracker()
+    tracker: Any = SpoolTracker(folder, DRIVER_SPOOL)
     everything = {
         "folder": str(folder),
         "steps_averaged": [15, 20],
@@ -38,7 +38,7 @@ def told(root: Path, **result: Any) -> MemoryTracker:
         "samples": [["a", "b", "c"]],
     } | result
     report_evaluation(Run("a", folder, read_config(folder / "config.yaml")), everything, tracker)
-    return tracker
+    return driver_records(folder)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,20 @@ def told(root: Path, **result: Any) -> MemoryTracker:
     ],
 )
 def test_scores_are_named_by_their_search_and_step(tmp_path: Path, result: dict[str, Any], apart: str) -> None:
-    tracker = told(tmp_path, **result)
-    names = {point.key for point in tracker.points}
+    records = told(tmp_path, **result)
+    names = {name for record in records for name in record.get("metrics", {})}
+    tags = {name: value for record in records for name, value in record.get("tags", {}).items()}
+    folders = {record["folder"] for record in records if record.get("do") == "artifact"}
     assert {f"test{apart}/bleu", f"averaged{apart}/validation_bleu", f"test{apart}/seconds"} <= names
     assert all(name.startswith((f"test{apart}/", f"averaged{apart}/")) for name in names)
-    assert set(tracker.tables) == {f"test_samples{apart}"}
-    assert {folder for _, folder in tracker.artifacts if folder and "evaluation" in folder} == {f"evaluation{apart}"}
-    assert tracker.tags[f"test{apart}.search"] == "beam 4, length penalty 0.6"
-    assert tracker.tags[f"test{apart}.steps"].startswith("15, 20")
-    assert ("mlflow.note.content" in tracker.tags) == result.get("is_own_search", True)
+    assert {record["name"] for record in records if record.get("do") == "table"} == {f"test_samples{apart}.json"}
+    assert {folder for folder in folders if folder and "evaluation" in folder} == {f"evaluation{apart}"}
+    assert tags[f"test{apart}.search"] == "beam 4, length penalty 0.6"
+    assert tags[f"test{apart}.steps"].startswith("15, 20")
+    assert ("mlflow.note.content" in tags) == result.get("is_own_search", True)
     if apart == "_step15":
-        assert tracker.tags["test_step15.steps"] == "15, 20; the training has not ended, step 15"
-        assert "has not ended: 15 steps" in tracker.tags["mlflow.note.content"]
+        assert tags["test_step15.steps"] == "15, 20; the training has not ended, step 15"
+        assert "has not ended: 15 steps" in tags["mlflow.note.content"]
 
 
 def test_only_runs_of_this_machine_that_nobody_holds_are_closed(

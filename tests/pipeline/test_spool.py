@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.secrets import redacted
 from pipeline.spool import MetricLog, SpoolReader, read_points
-from pipeline.tracker import MAX_PARAM_CHARS, MemoryTracker, SpoolTracker, flatten
+from pipeline.tracker import MAX_PARAM_CHARS, SpoolTracker, flatten
 
 
 def keys_and_steps(run_folder: Path) -> list[tuple[str, int]]:
@@ -186,7 +186,6 @@ def test_what_is_written_to_the_spool_holds_no_secret(tmp_path: Path):
     secret = "http://user:canary@host"
     tracker.log_params({"tracking": {"uri": secret}, "list": [secret]})
     tracker.set_tags({"uri": secret})
-    tracker.log_text(secret, "a.txt")
     tracker.log_table({"uri": [secret]}, "table")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2
@@ -219,20 +218,6 @@ def test_paths_in_the_run_folder_are_kept_relative_so_that_it_can_be_moved(tmp_p
     SpoolTracker(tmp_path / "run").log_artifact(tmp_path / "elsewhere.txt")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == ["config.yaml", str(tmp_path / "elsewhere.txt")]
-
-
-def test_the_memory_tracker_keeps_what_it_is_told():
-    tracker = MemoryTracker()
-    tracker.log_params({"model": {"d_model": 8}})
-    tracker.log_metrics({"train/loss": 1.0}, 3)
-    tracker.log_table({"a": [1, 2]}, "t")
-    tracker.log_model("step-3", 3)
-    tracker.close("FAILED")
-    assert tracker.params == {"model.d_model": "8"}
-    assert [(point.key, point.step, point.value) for point in tracker.points] == [("train/loss", 3, 1.0)]
-    assert tracker.tables == {"t": [{"a": 1}, {"a": 2}]}
-    assert tracker.models["step-3"]["step"] == 3
-    assert tracker.status == "FAILED"
 
 
 def test_spool_and_tracker_need_no_mlflow():
