@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from types import TracebackType
@@ -40,16 +41,28 @@ def log_safely() -> None:
         record = factory(*args, **options)
         with suppress(Exception):  # a wrong format, which logging reports itself
             record.msg, record.args = printable(redacted(record.getMessage())), ()
+            if record.exc_info and record.exc_info[1]:
+                record.exc_text = _traceback(record.exc_info[1]).rstrip("\n")  # a formatter takes it as it is
         return record
 
     safe.is_safe = True  # pyright: ignore[reportFunctionMemberAccess]
     logging.setLogRecordFactory(safe)
     sys.excepthook = _print_traceback
+    threading.excepthook = _print_traceback_of_thread
+
+
+def _traceback(error: BaseException) -> str:
+    return printable(redacted("".join(traceback.format_exception(error))))
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    text = "".join(traceback.format_exception(kind, error, trace))
-    sys.stderr.write(printable(redacted(text)))
+    sys.stderr.write(_traceback(error))
+
+
+def _print_traceback_of_thread(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_value is not None and raised.exc_type is not SystemExit:
+        name = raised.thread.name if raised.thread else "?"
+        sys.stderr.write(f"Exception in thread {name}:\n{_traceback(raised.exc_value)}")
 
 
 def reach_loopback_directly() -> None:

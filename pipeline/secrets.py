@@ -15,28 +15,37 @@ _NAMES = (
 # How ODBC and shells quote a value.
 _QUOTED = r"""\{(?:[^}]|\}\})*\}?|%(?:25)*7[Bb].*?(?:%(?:25)*7[Dd]|$)|"[^"]+"?|'[^']+'?"""
 
+# A rule looks only so far from where it begins, for a text may be hostile: without bounds the time would grow with the
+# square of its length.
 _RULES = (
-    # user:password@ of an address, also of one that is encoded inside another
-    (re.compile(r"://[^\s@/]*(?::\S*)?@"), rf"://{HIDDEN}@"),
-    (re.compile(r"(%(?:25)*3[Aa]%(?:25)*2[Ff]%(?:25)*2[Ff])[^\s&]*?%(?:25)*40"), rf"\1{HIDDEN}@"),
+    # user:password@ of an address, the password with / or without (but not host:port/…@), also of an address that is
+    # encoded inside another
+    (re.compile(r"""://(?:[^\s/"']{0,2000}|[^\s@/:]{0,200}:(?!\d{1,5}[/"',])\S{0,1000})@"""), rf"://{HIDDEN}@"),
+    (re.compile(r"(%(?:25)*3[Aa]%(?:25)*2[Ff]%(?:25)*2[Ff])[^\s&]{0,300}?%(?:25)*40"), rf"\1{HIDDEN}@"),
     # ;PWD=a value with spaces; up to the next part of a connection string
-    (re.compile(rf"(?i)(;\s*[\w .-]*{_NAMES}\s*=\s*)(?=[^;\r\n])(?:{_QUOTED})?[^;\r\n]*"), None),
+    (re.compile(rf"(?i)(;[\w\s.-]{{0,60}}{_NAMES}\s*=\s*)(?=[^;\r\n])(?:{_QUOTED})?[^;\r\n]*"), None),
     # ?sig=…&X-Amz-Credential=…: in an address also the short names are meant so
     (
         re.compile(
-            rf"(?i)((?:[?&;]|%(?:25)*(?:26|3[Bb]|3[Ff]))[\w.-]*(?:{_NAMES}|key(?:[_-]?id)?|signature|sig|sas|auth"
+            rf"(?i)((?:[?&;]|%(?:25)*(?:26|3[Bb]|3[Ff]))[\w.-]{{0,60}}(?:{_NAMES}|key(?:[_-]?id)?|signature|sig|sas|auth"
             rf"|accessid){_EQUALS})(?=[^&\s])(?:{_QUOTED})?(?:(?!%(?:25)*(?:26|3[Bb]))[^&\s])*"
         ),
         None,
     ),
     # password=… anywhere else: a word of a command, a line of a log, odbc_connect=…%3BPWD%3D…
     (re.compile(rf"(?i)({_NAMES}\s*{_EQUALS}\s*)(?=[^\s&;])(?:{_QUOTED})?(?:(?!{_END})\S)*"), None),
-    # {"password": "…"} and password: … within a text
-    (re.compile(rf"(?i)([\"']?\b[\w.-]*{_NAMES}[\"']?:\s*)(?:\"[^\"]+\"|'[^']+')"), None),
+    # {"password": "…"} and password: "…" within a text, also where that is quoted itself: {\"password\": \"…\"}
+    (re.compile(rf"""(?i)({_NAMES}\\*["']?:\s*)(\\*["'])(?:(?!\2)(?:\\.|[^\\]))+\2?"""), None),
     (re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic)\s+)?)[^\s\"',}]+"), None),
     # what is known by its looks
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"), HIDDEN),
+    (
+        re.compile(
+            r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
+        ),
+        HIDDEN,
+    ),
 )
+_MAY_HOLD = re.compile(r"[=:%]|AKIA|ASIA|hf_|gh[pousr]_|github_pat_")  # most texts hold none of these
 _SECRET_KEY = re.compile(rf"(?i)(?:.*[^a-z])?{_NAMES}|.*[a-z](?:Password|Token|Secret|AccountKey|AccessKey|ApiKey)")
 
 
@@ -53,12 +62,12 @@ def redacted(value: Any) -> Any:
     """
     match value:
         case str():
-            for rule, replacement in _RULES:
+            for rule, replacement in _RULES if _MAY_HOLD.search(value) else ():
                 value = rule.sub(replacement or rf"\g<1>{HIDDEN}", value)
             return value
         case Mapping():
             return {
-                redacted(key): HIDDEN if isinstance(item, str) and item and _is_secret(key) else redacted(item)
+                redacted(key) if isinstance(key, str) else key: HIDDEN if _is_secret(key, item) else redacted(item)
                 for key, item in value.items()
             }
         case list() | tuple() | set() | frozenset():
@@ -67,8 +76,8 @@ def redacted(value: Any) -> Any:
             return value
 
 
-def _is_secret(key: Any) -> bool:
-    return isinstance(key, str) and _SECRET_KEY.fullmatch(key) is not None
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, str) and value != "" and bool(_SECRET_KEY.fullmatch(key))
 
 
 def secrets_in(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -119,7 +119,8 @@ class MetricLog:
         end = 0
         for record, offset in _complete_lines(path):
             end = offset
-            self._logged |= {(key, record["step"]): value for key, value in record.get("metrics", {}).items()}
+            if _is_whole(record):
+                self._logged |= {(key, record["step"]): value for key, value in record["metrics"].items()}
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         self._torn = path.stat().st_size > end
         self._unwritten: list[bytes] = []

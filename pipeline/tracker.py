@@ -17,18 +17,27 @@ log = logging.getLogger(__name__)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"model": {"d_model": 512}} -> {"model.d_model": "512"}; values of over 500 characters are cut, and say so."""
+    """{"model": {"d_model": 512}} -> {"model.d_model": "512"}"""
     flat: dict[str, str] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
-            continue
-        text = str(value)
-        if len(text) > MAX_PARAM_CHARS:
-            note = f"… (cut, {len(text)} characters)"
-            text = text[: MAX_PARAM_CHARS - len(note)] + note
-        flat[f"{prefix}{key}"] = text
+        else:
+            flat[f"{prefix}{key}"] = str(value)
     return flat
+
+
+def as_params(nested: Mapping[str, Any]) -> dict[str, str]:
+    """`flatten`, without secrets. Values of over 500 characters are cut, and say so. Redaction is first: half a secret
+    is not known as one."""
+    return {key: _cut(text) for key, text in redacted(flatten(nested)).items()}
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_PARAM_CHARS:
+        return text
+    note = f"… (cut, {len(text)} characters)"
+    return text[: MAX_PARAM_CHARS - len(note)] + note
 
 
 class SpoolTracker:
@@ -46,7 +55,7 @@ class SpoolTracker:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested settings, flattened with dots. A value that changes on a resume becomes a tag `resumed.<key>`."""
-        self._spool.write({"do": "params", "params": flatten(params)})
+        self._spool.write({"do": "params", "params": as_params(params)})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._spool.write({"do": "tags", "tags": {key: str(value) for key, value in tags.items()}})
@@ -125,7 +134,7 @@ class SpoolTracker:
         column is narrow, and another shows the run."""
         self._spool.write(
             {"do": "model", "name": name, "step": step, "folder": folder and self._portable(folder)}
-            | {"params": flatten(params or {})}
+            | {"params": as_params(params or {})}
         )
 
     def close(self, status: str = "FINISHED") -> None:

@@ -46,8 +46,9 @@ def test_the_configuration_is_shown_without_it(word: str, shown: str, capsys: py
     assert "canary" not in told and shown in told.replace("\n", "").replace(" ", "")
 
 
-def test_an_address_without_its_secret_is_not_asked(tmp_path: Path) -> None:
-    config = load_config([*WORDS, "corpus.data_files.train=https://host/x?sig=***", f"output_dir={tmp_path}"])
+@pytest.mark.parametrize("name", ["x", "x" * 600])
+def test_an_address_without_its_secret_is_not_asked(tmp_path: Path, name: str) -> None:
+    config = load_config([*WORDS, f"corpus.data_files.train=https://host/{name}?sig=***", f"output_dir={tmp_path}"])
     with pytest.raises(UserError, match=r"^corpus\.data_files\.train: "):
         local_corpus(config)
 

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_a_log_and_a_traceback_neither_steer_nor_tell(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     before = logging.getLogRecordFactory()
     try:
         log_safely()
@@ -101,11 +103,15 @@ def test_a_log_and_a_traceback_neither_steer_nor_tell(
         try:
             raise RuntimeError("https://h?token=canary \x1b[2J")
         except RuntimeError as error:
+            logging.getLogger("x").exception("it ends")
             sys.excepthook(RuntimeError, error, error.__traceback__)
+            threading.excepthook(threading.ExceptHookArgs((RuntimeError, error, error.__traceback__, None)))
     finally:
         logging.setLogRecordFactory(before)
     told = capsys.readouterr().err
     assert told.endswith("RuntimeError: https://h?token=*** \\x1b[2J\n")
+    assert "canary" not in told + caplog.text and "Exception in thread" in told
+    assert "RuntimeError: https://h?token=*** \\x1b[2J\n" in caplog.text
 
 
 class _Stream(io.TextIOWrapper):

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipeline.untrusted
-from model.config import TransformerConfig
+from model.config import Activation, TransformerConfig
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
@@ -149,6 +150,8 @@ VARIANTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a tensor of another name": (W, weights(lambda all: all.update(other=all.pop("embedding.weight")))),
     "a tensor too many": (W, weights(lambda all: all.update({"\x1b[31mmore": torch.zeros(1)}))),
     "not a number": (W, weights(lambda all: all["embedding.weight"].fill_(float("nan")))),
+    "one of many is not a number": (W, weights(lambda all: all["embedding.weight"][7].fill_(float("nan")))),
+    "infinite": (W, weights(lambda all: all["embedding.weight"][7, :1].fill_(float("-inf")))),
     "a pickle for weights": (W, pickled),
     "a folder for weights": (W, instead(W, Path.mkdir)),
     "a pipe for weights": (W, instead(W, os.mkfifo)),
@@ -216,6 +219,21 @@ def test_a_hostile_folder_is_refused(
         Translator.load(folder, CPU)
     assert str(folder) in str(refused.value) and len(str(refused.value)) < 1000
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("activation", [Activation.relu, Activation.swiglu])
+def test_a_model_with_few_heads_of_keys_is_whole(folder: Path, activation: Activation, tmp_path: Path) -> None:
+    config = replace(CONFIG, num_heads=8, d_k=4, key_value_heads=1, activation=activation, bias=False)
+    model = Transformer(config, Tokenizer.load(folder).vocab_size)
+    save_model(tmp_path / "few", config, model.state_dict(), folder, {"steps": [1]})
+    assert Translator.load(tmp_path / "few", CPU).model.config == config
+
+
+def test_a_link_to_a_folder_and_one_within_it_are_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / W).rename(folder / "weights")
+    (folder / W).symlink_to("weights")
+    (tmp_path / "link").symlink_to(folder)
+    assert Translator.load(tmp_path / "link", CPU).about["steps"] == [1]
 
 
 def test_a_pickle_beside_the_weights_is_not_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

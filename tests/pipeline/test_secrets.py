@@ -1,5 +1,7 @@
 """No password, token, key or signature is in what is redacted, whatever form of address or string it is in."""
 
+import time
+
 import pytest
 
 from pipeline.errors import UserError
@@ -40,11 +42,15 @@ SECRETS = [
     "DefaultEndpointsProtocol=https;AccountName=x;AccountKey=canary==;EndpointSuffix=c",
     "Endpoint=sb://x/;SharedAccessKeyName=n;SharedAccessKey=canary=",
     "transloom run corpus.data_files.train=https://h/x?token=canary",
+    "http://user:p@canary@host/x",
     "Authorization: Bearer canary",
+    '{"token": "a\\"canary"}',
+    '{\\"token\\": \\"canary\\"}',
     '{"password": "canary"}',
     "{'secret_key': 'a canary'}",
     "password='a canary'",
     "hf_canary" + "a" * 30,
+    "github_pat_canary" + "a" * 30,
 ]
 
 
@@ -61,6 +67,11 @@ def test_a_secret_is_taken_out_of_a_text_and_of_what_is_nested(text: str) -> Non
     "text",
     [
         "http://host:5000/a",
+        "http://host:5000/data@2/train.de",
+        '{"server": "http://host:5000","by":"me@example.org"}',
+        "/data/corpus@2:new/train?.de",
+        "password: hello",
+        "tokens=4096 micro_tokens=1024 max_tokens=5",
         "sqlite:////data/mlflow.db",
         "write to me@example.org",
         "settings are key=value, and --help lists them",
@@ -83,6 +94,22 @@ def test_a_value_whose_key_names_a_secret_is_one() -> None:
     assert redacted(settings) == settings | {
         "storage_options": {"aws_secret_access_key": "***", "accountKey": "***"},
     }
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "unit", ["://", "://a:", "%3A%2F%2F", "a.", "a@", ";a ", "; ", "&a-", "pass={", "pass: '", "\\"]
+)
+def test_a_hostile_text_takes_no_time(unit: str) -> None:
+    text = unit * (100_000 // len(unit))
+    started_at = time.process_time()
+    redacted(text)
+    redacted(f"://a:{text}@")
+    assert time.process_time() - started_at < 10
+
+
+def test_a_key_may_be_any() -> None:
+    assert redacted({("a", 1): "x?sig=canary", 2: "y"}) == {("a", 1): "x?sig=***", 2: "y"}
 
 
 def test_the_settings_with_a_secret_are_named() -> None:

@@ -16,8 +16,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.secrets import redacted
-from pipeline.spool import MetricLog, SpoolReader, read_points
-from pipeline.tracker import MAX_PARAM_CHARS, SpoolTracker, flatten
+from pipeline.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
+from pipeline.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
 
 
 def keys_and_steps(run_folder: Path) -> list[tuple[str, int]]:
@@ -194,12 +194,25 @@ def test_what_is_written_to_the_spool_holds_no_secret(tmp_path: Path):
 
 
 def test_params_are_flattened_and_long_ones_cut_with_a_note():
-    flat = flatten({"model": {"d_model": 512, "empty": {}}, "name": None, "long": "x" * 600})
+    flat = as_params({"model": {"d_model": 512, "empty": {}}, "name": None, "long": "x" * 600})
     assert flat["model.d_model"] == "512"
     assert flat["model.empty"] == "{}"
     assert flat["name"] == "None"
     assert len(flat["long"]) == MAX_PARAM_CHARS
     assert flat["long"].endswith("(cut, 600 characters)")
+
+
+@pytest.mark.parametrize("record", ['{"metrics": 5}', '{"metrics": {"a": 1}}', '{"metrics": {"a": 1}, "step": [1]}'])
+def test_a_spool_with_records_that_are_none_is_gone_on_with(tmp_path: Path, record: str) -> None:
+    (tmp_path / TRAINING_SPOOL).write_text(f"{record}\n")
+    spool = MetricLog(tmp_path / TRAINING_SPOOL)
+    assert spool.append({"b": 2.0}, step=1)
+    spool.close()
+    assert [(point.key, point.value) for point in read_points(tmp_path)] == [("b", 2.0)]
+
+
+def test_a_secret_at_the_place_of_the_cut_is_no_param() -> None:
+    assert "canary" not in as_params({"long": f"{'x' * 450} http://u:{'canary' * 20}@host"})["long"]
 
 
 def test_rows_of_a_table_are_added_once(tmp_path: Path):
