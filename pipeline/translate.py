@@ -208,8 +208,9 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def _matrix_numbers(config: ModelConfig, vocab_size: int) -> int:
     """Nearly all trained numbers of a model: those of its matrices, each of which multiplies a token once. (To count
     all takes torch's device "meta", whose first use takes seconds.)"""
-    learned = isinstance(config, TransformerConfig) and config.positions is Positions.learned
-    places = config.max_positions * config.d_model if learned else 0
+    places = 0
+    if isinstance(config, TransformerConfig) and config.positions is Positions.learned:
+        places = config.max_positions * config.d_model
     return sum(multiply_adds(config, vocab_size)) + places
 
 

@@ -8,6 +8,7 @@ import pytest
 from jobs import worker
 from jobs.config import Config
 from jobs.console import following
+from jobs.heartbeat import Heartbeat
 from jobs.workspace import PROGRESS_FILE
 from pipeline.files import write_json
 
@@ -20,7 +21,8 @@ def test_progress_is_shown_whatever_the_clock_of_the_first_rank_says(
     write_json(tmp_path / PROGRESS_FILE, {"step": 70, "max_steps": 100, "time": real() + 7200})  # an earlier attempt's
     with following(tmp_path / PROGRESS_FILE), monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + 3600 * hours)
-        reports = worker._reports(Config(), tmp_path, is_first=True)
+        heartbeat = Heartbeat(tmp_path, 0, limit=0.0)
+        reports = worker._reports(Config(), tmp_path, heartbeat, is_first=True)
         reports.progress({"step": 30, "max_steps": 100})
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip() for line in lines] == ["starting the workers …", "step 30/100"]
