@@ -18,7 +18,7 @@ from jobs.cluster import living_nodes, room_for_workers, spare_cpus, start_on_no
 from jobs.config import ClusterConfig
 from jobs.console import console
 from jobs.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
-from jobs.trainer import cause_of, is_startup_timeout, make_trainer
+from jobs.trainer import cause_of, make_trainer
 from jobs.worker import train_worker
 from jobs.workspace import RESTART_FILE, STACKS_FOLDER, STOP_FILE, TRAINING_FILE, WORKERS_FOLDER, Run
 from pipeline.disk import disk_trouble
@@ -44,6 +44,8 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
         UserError: what a worker refused, the retries are used up, or the cluster has no room for the workers.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from jobs.ray_patches import is_startup_timeout
 
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
     failures = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.cluster import ALLOCATOR, MANY_PROCESSES, without_messages
+from jobs.cluster import ALLOCATOR
 from jobs.config import ClusterConfig, Config
 from jobs.trainer import make_trainer
 from model.config import Norm, Positions, TransformerConfig
@@ -113,6 +113,8 @@ def measure_training(
     tasks, notes = contenders_of(task)
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
+        from jobs.ray_patches import MANY_PROCESSES, without_messages
+
         stack.enter_context(without_messages(MANY_PROCESSES))
         ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
         threads: list[threading.Thread] = []

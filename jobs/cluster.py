@@ -37,10 +37,6 @@ ALLOCATOR = {
 ANSWER_SECONDS = 10.0
 RAY_BYTES = 1 << 20  # without so much room Ray's own files end its start
 LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
-# Messages of Ray's.
-MANY_PROCESSES = "worker processes have been started"  # where several trainings are there at once on purpose
-WORKER_DIED = "A worker died or was killed while executing a task"
-NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 
 
 @contextmanager
@@ -66,6 +62,8 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
         keep_ray_token_private()
         os.environ.update(NODE_ENVIRONMENT)
     import ray  # takes seconds: only once the configuration is known to be good
+
+    from jobs.ray_patches import NODE_DIED, WORKER_DIED, without_messages
 
     with ended_by_sigterm():
         if config.address:
@@ -186,15 +184,12 @@ def _refuse_silent(address: str) -> None:
     Raises:
         UserError: nobody answers there.
     """
-    from ray._private.services import canonicalize_bootstrap_address
+    from jobs.ray_patches import bootstrap_address
 
     if "://" in address:  # Ray's client, which has limits of its own
         return
-    try:
-        found = canonicalize_bootstrap_address(address)
-    except Exception:  # what it is that Ray can't read, it says itself
-        return
-    if found is None:
+    found = bootstrap_address(address)
+    if found is None:  # Ray itself says what is wrong
         return
     host, _, port = found.rpartition(":")
     try:
@@ -303,24 +298,6 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
             yield ray.get(under_way.popleft())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
-
-
-@contextmanager
-def without_messages(*texts: str) -> Iterator[None]:
-    """Keeps those of Ray's messages from the terminal in which one of the texts stands."""
-    from ray._private import worker
-
-    show = worker.print_to_stdstream
-
-    def show_others(data: Any, *args: Any, **options: Any) -> None:
-        if not any(text in line for line in data["lines"] for text in texts):
-            show(data, *args, **options)
-
-    worker.print_to_stdstream = show_others
-    try:
-        yield
-    finally:
-        worker.print_to_stdstream = show
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,5 @@
-"""Where Ray (2.60) is made to do less than it does by itself, through names that it keeps private: each process that is
-not started is seconds less before the first step. `ray_session` and `make_trainer` use what stands here.
-
+"""All names of Ray (2.60) that it keeps private, but for those of a node's start in local_node.py. With most of them
+Ray is made to do less than it does by itself: each process that is not started is seconds less before the first step.
 Without any of this everything still works, only later: what a newer Ray calls otherwise can be left out here. Not so
 what jobs/attempts.py needs: where the workers are, which resources are free on each node, which nodes are going away.
 """
@@ -27,6 +26,10 @@ from pipeline.search_path import ROOT
 from pipeline.secrets import redacted
 
 ANSWER_SECONDS = 10.0
+# Messages of Ray's.
+MANY_PROCESSES = "worker processes have been started"  # where several trainings are there at once on purpose
+WORKER_DIED = "A worker died or was killed while executing a task"
+NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
@@ -238,3 +241,34 @@ def dead_processes() -> str | None:
     node = worker._global_node
     ended = node.dead_processes() if node else []
     return f"Ray's process {ended[0][0]}" if ended else None
+
+
+def bootstrap_address(address: str) -> str | None:
+    """host:port of the cluster that an address such as `auto` means; None where there is none, or Ray can't read it."""
+    try:
+        return services.canonicalize_bootstrap_address(address)
+    except Exception:  # Ray's many
+        return None
+
+
+def is_startup_timeout(error: BaseException) -> bool:
+    """Whether a training failed since the cluster had no room for its workers within Ray's time limit."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
+@contextmanager
+def without_messages(*texts: str) -> Iterator[None]:
+    """Keeps those of Ray's messages from the terminal in which one of the texts stands."""
+    show = worker.print_to_stdstream
+
+    def show_others(data: Any, *args: Any, **options: Any) -> None:
+        if not any(text in line for line in data["lines"] for text in texts):
+            show(data, *args, **options)
+
+    worker.print_to_stdstream = show_others
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show

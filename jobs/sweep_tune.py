@@ -16,8 +16,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from jobs.attempts import train_in_attempts
-from jobs.cluster import MANY_PROCESSES, without_messages
 from jobs.config import read_config
+from jobs.ray_patches import MANY_PROCESSES, without_messages
 from jobs.stopping import Terminated, on_sigterm, watched
 from jobs.sweep_trials import Trials
 from jobs.train import is_trained, refuse_too_long, refuse_unspaced_targets

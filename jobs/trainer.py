@@ -73,10 +73,3 @@ def cause_of(error: BaseException) -> str:
     if "process has died" in str(firsts[worker]):
         return f"the process of worker {worker} died; was it killed, or was memory short?"
     return f"worker {worker}: {type(firsts[worker]).__name__}: {str(firsts[worker]).strip()}"
-
-
-def is_startup_timeout(error: BaseException) -> bool:
-    """Whether a training failed since the cluster had no room for its workers within Ray's time limit."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)

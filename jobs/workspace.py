@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
-from pipeline.secrets import redacted
+from pipeline.secrets import HIDDEN, redacted
 
 TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
 WORKERS_FOLDER, RESTART_FILE, STACKS_FOLDER = "workers", "restart", "stacks"  # of the attempt; of those that hung
@@ -275,7 +275,7 @@ def refuse_lost_password(config: Config) -> None:
     Raises:
         UserError: the configuration is one of before, and its server's password was not kept with it.
     """
-    if "***" in (config.tracking.uri or ""):
+    if HIDDEN in (config.tracking.uri or ""):
         raise UserError(
             f"tracking.uri: the password in {config.tracking.uri} is not kept with the run; give tracking.uri again, "
             "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

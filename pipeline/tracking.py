@@ -19,7 +19,7 @@ from pipeline.files import database_file, database_uri, read_json, write_json
 from pipeline.mlflow_store import MAX_METRICS_PER_BATCH, MLFLOW_ENVIRONMENT, MlflowStore, ask_server, system_monitors
 from pipeline.moved_store import ARTIFACTS, path_of, settle_store
 from pipeline.search_path import ROOT, search_environment
-from pipeline.secrets import redacted
+from pipeline.secrets import HIDDEN, redacted
 from pipeline.spool import (
     DRIVER_SPOOL,
     SPOOLS,
@@ -435,9 +435,9 @@ def store_of(run_folder: Path, uri: str | None = None) -> str:
     if not record_file.exists():
         raise UserError(f"{run_folder} holds no {RUN_RECORD}: give the folder of a run, such as outputs/runs/<name>")
     stored, known = recorded_uri(run_folder, read_json(record_file)), os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None and "***" in stored and known and redacted(known) == stored:
+    if uri is None and HIDDEN in stored and known and redacted(known) == stored:
         return known
-    if uri is None and "***" in stored:
+    if uri is None and HIDDEN in stored:
         raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri again")
     return uri or stored
 
