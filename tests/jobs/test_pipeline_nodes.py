@@ -12,14 +12,14 @@ import pytest
 from command import ROOT, TINY, Command
 from runs import checkpoint_state, differing, folder_of, losses, trajectory
 
-from jobs import preflight, train
+from jobs import attempts, preflight, train
 from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.preflight import check_cluster, checked_session
 from jobs.prepare import prepare_stage
 from jobs.trainer import make_trainer
 from jobs.worker import train_worker
-from jobs.workspace import Run, run_for
+from jobs.workspace import RESTART_FILE, STOP_FILE, Run, run_for
 from pipeline.errors import UserError
 from pipeline.files import read_json
 
@@ -109,10 +109,10 @@ def test_no_room_is_told_and_not_waited_for(place, two_nodes, monkeypatch):
         with pytest.raises(UserError, match=r"no room for 1 workers of 1 CPU within 1 s: free are 0 CPU"):
             check_cluster(config)
         # Nor where the room is lost later.
-        monkeypatch.setattr(train, "MINUTES_WITHOUT_ROOM", 1)
+        monkeypatch.setattr(attempts, "MINUTES_WITHOUT_ROOM", 1 / 60)
         monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
         run = run_for(dataclasses.replace(config, name="no-room"), prepare_stage(config))
-        with pytest.raises(UserError, match="for 1 minutes the cluster had no room for 1 workers any more"):
+        with pytest.raises(UserError, match="had no room for 1 workers any more"):
             train.train_stage(run)
         remove_placement_group(others)
         assert ray.cluster_resources()["CPU"] == 2
@@ -164,9 +164,12 @@ def _words(kind: tuple[str, str, int]) -> tuple[str, ...]:
 def _train_all(runs: list[Run]) -> None:
     def train_in_turn(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         alone = {"spare_cpus": 0, "hang_seconds": 0.0}
-        return [train_worker({"folder": folder, **alone}) for folder in settings["folders"]]
+        return [train_worker({"folder": folder, "attempt": folder, **alone}) for folder in settings["folders"]]
 
     cluster = dataclasses.replace(runs[0].config.cluster, max_failures=0)
     folders = [str(run.folder) for run in runs]
+    for run in runs:
+        (run.folder / STOP_FILE).touch()
+        (run.folder / RESTART_FILE).touch()
     trainer = make_trainer(train_in_turn, {"folders": folders}, cluster, runs[0].folder / "ray")
     assert trainer.fit().return_value == [{"reason": "max_steps"}] * len(runs)
