@@ -159,6 +159,7 @@ def transloom_here(folder: Path, *words: str, code: int = 0, environment: Mappin
     with (
         chdir(folder),
         patch.dict(os.environ, {**(usual if environment is None else environment), MARK: mark}, clear=True),
+        patch.object(sys, "argv", ["transloom", *words]),  # which MLflow is told
         redirect_stdout(out),
         redirect_stderr(err),
     ):

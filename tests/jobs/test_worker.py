@@ -9,9 +9,12 @@ import pytest
 from jobs import worker
 from jobs.config import Config
 from jobs.console import StatusLine
+from jobs.heartbeat import Heartbeat
 from jobs.worker import logged_seconds
 from pipeline.spool import read_points
 from pipeline.tracker import SpoolTracker
+
+SETTINGS = {"attempt": "attempt", "spare_cpus": 0, "hang_seconds": 0.0}
 
 
 def test_the_time_trained_so_far_survives_a_kill(tmp_path: Path) -> None:
@@ -31,16 +34,16 @@ def test_a_disk_that_can_not_be_written_is_returned_and_not_retried(tmp_path: Pa
         raise error
 
     monkeypatch.setattr(worker, "_train", fail)
-    outcome = worker.train_worker({"folder": str(tmp_path), "spare_cpus": 0})
+    outcome = worker.train_worker(SETTINGS | {"folder": str(tmp_path)})
     assert str(getattr(error, "filename", None) or tmp_path) in outcome["user_error"]
     error = ValueError("a bug")
     with pytest.raises(ValueError):
-        worker.train_worker({"folder": str(tmp_path), "spare_cpus": 0})
+        worker.train_worker(SETTINGS | {"folder": str(tmp_path)})
 
 
 def test_a_progress_file_that_can_not_be_written_does_not_end_the_training(tmp_path: Path) -> None:
     (tmp_path / "progress.json").mkdir()  # nothing can be renamed over a folder
-    reports = worker._reports(Config(), tmp_path, is_first=True)
+    reports = worker._reports(Config(), tmp_path, Heartbeat(tmp_path, 0, limit=0.0), is_first=True)
     reports.progress({"step": 1})
     reports.metrics({"train/loss": 1.0}, 1)
     reports.flush()
