@@ -266,8 +266,9 @@ class Uploader:
         return self._store.run_id or None
 
     def close(self, timeout: float) -> bool:
-        """Asks the thread to upload what is left and to end; False if it has not by then. A store that fails is
-        not waited for."""
+        """Asks the thread to upload what is left and to end; False if it has not by then. A store that failed is tried
+        once more, and not waited for where it fails again."""
+        self._is_failing = False
         self._closing.set()
         deadline = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < deadline:

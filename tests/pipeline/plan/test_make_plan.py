@@ -12,6 +12,7 @@ from model.flops import count_parameters
 from pipeline.data.batches import BatchConfig
 from pipeline.plan.calibrate import Calibration, calibrated
 from pipeline.plan.hardware import GPUS, Hardware, this_cpu
+from pipeline.plan.launches import launches
 from pipeline.plan.memory import Footing, cpu_footing
 from pipeline.plan.paper import paper_cost
 from pipeline.plan.picture import draw_plan
@@ -56,7 +57,7 @@ def test_base_costs_what_its_flops_cost() -> None:
     assert plan["model"]["flops"] == pytest.approx(0.381e9 * 25_000 * 100_000, rel=0.01)
     h100 = on(plan, "h100")
     # A micro-batch of 3,125 tokens is computed before it is launched; a larger one at a third of 790 TFLOP/s
-    assert h100["step_seconds"]["computation"] == pytest.approx(1250 * 8e-6)
+    assert h100["step_seconds"]["computation"] == pytest.approx(launches(BASE.model) * 8e-6)
     large = replace(
         BASE, batch=BatchConfig(200_000, 25_000), volume=replace(VOLUME, step_source_tokens=2e5, step_target_tokens=2e5)
     )
