@@ -64,8 +64,8 @@ class ClusterConfig:
         min_workers: as nodes leave and come, a training goes on with as many workers as there is room for, at least
             these. None: always num_workers.
         max_failures: how often workers may die, hang or not start before the training gives up.
-        hang_minutes: after which a worker without a step, or ten times as long without a validation or a checkpoint,
-            is taken for hung; the workers are ended and started again. 0: never.
+        hang_minutes: after which a worker that comes to no other micro-batch, or ten times as long to no end of a
+            validation or a checkpoint, is taken for hung; the workers are ended and started again. 0: never.
     """
 
     address: str | None = None

@@ -53,8 +53,8 @@ class Heartbeat:
         """The worker does something else than steps, which may take longer."""
         self._doing = doing
 
-    def step(self) -> None:
-        """The worker has taken a step."""
+    def advance(self) -> None:
+        """The worker has come to another micro-batch, or has taken a step."""
         self._steps, self._doing = self._steps + 1, ""
 
     def _go_on(self) -> None:

@@ -76,6 +76,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(config.model, tokenizer.vocab_size)
     objective = TranslationObjective(model, config.train.label_smoothing).train()
+    objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
     initial, saved = resume(folder / "checkpoints")
     state = TrainState(**saved or {})
@@ -127,7 +128,7 @@ def _asked_to_stop(stop: Path, restart: Path, heartbeat: Heartbeat, is_first: bo
     looks = [watched(file) for file in (stop, restart)] if is_first else []
 
     def is_asked() -> bool:
-        heartbeat.step()
+        heartbeat.advance()
         return any([look() for look in looks])
 
     return is_asked

@@ -171,7 +171,7 @@ from pathlib import Path
 from jobs.heartbeat import Heartbeat
 heartbeat = Heartbeat(Path(sys.argv[1]), 1, float(sys.argv[2]))
 for _ in range(3):
-    heartbeat.step()
+    heartbeat.advance()
 print("steps", flush=True)
 def stands_still():
     while True:
@@ -196,7 +196,7 @@ def test_a_worker_that_hangs_is_ended_with_its_stack(tmp_path, monkeypatch, is_f
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stdout.readline() == "steps\n"
             mine = Heartbeat(Path(signs), 0, limit)
-            mine.step()
+            mine.advance()
             trainer.on_workers([Worker(0, "a", process.pid), Worker(1, "a", process.pid)])
             if is_frozen:
                 process.send_signal(signal.SIGSTOP)
@@ -224,7 +224,7 @@ def test_slow_phases_may_take_ten_times_as_long():
 
 def test_signs_of_life_are_read_as_written(tmp_path):
     heartbeat = Heartbeat(tmp_path, 3, 1.0)
-    heartbeat.step()
+    heartbeat.advance()
     heartbeat.begin("saving a checkpoint")
     deadline = time.monotonic() + 10
     while read_heartbeats(tmp_path).get(3, {}).get("doing") != "saving a checkpoint":
