@@ -46,7 +46,9 @@ from pipeline.train.checkpoint import load_weights, newest_checkpoint, verify
 
 Inject = Callable[[Place, int, int], Injection]
 
-TOLERANCE = 1e-3  # of a loss, relative, at another number of workers: sums in another order
+# Of a loss, relative, at another number of workers. Sums in another order differ by rounding, which 100 steps at the tiny
+# model's high learning rate make larger: 0.2 % was measured.
+TOLERANCE = 1e-2
 HANG_SECONDS = 15.0
 HEAD_SECONDS = 180.0  # within which the command must end when the head node is gone
 DOWN_SECONDS = 30.0
