@@ -46,8 +46,8 @@ from pipeline.train.checkpoint import load_weights, newest_checkpoint, verify
 
 Inject = Callable[[Place, int, int], Injection]
 
-# Of a loss, relative, at another number of workers. Sums in another order differ by rounding, which 100 steps at the tiny
-# model's high learning rate make larger: 0.2 % was measured.
+# Of a loss, relative, at another number of workers. Sums in another order differ by rounding, which 100 steps at the
+# tiny model's high learning rate make larger: 0.2 % was measured.
 TOLERANCE = 1e-2
 HANG_SECONDS = 15.0
 HEAD_SECONDS = 180.0  # within which the command must end when the head node is gone
