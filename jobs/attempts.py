@@ -172,7 +172,8 @@ class Watch:
             "spare_cpus": spare,
             "hang_seconds": self._limit,
         }
-        trainer = make_trainer(train_worker, settings, self._cluster, self._run.folder / "ray")
+        folder = self._run.folder / "ray"
+        trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
         trainer.on_workers = self._set_workers
         return trainer.fit().return_value or {}
 

@@ -25,12 +25,14 @@ def make_trainer(
     cluster: ClusterConfig,
     folder: Path,
     reserve: float = 1.0,
+    start_retries: int = 3,
 ) -> Any:
     """A TorchTrainer of `worker`, which gets `settings`, on the cluster's workers.
 
     Args:
         folder: for Ray's own files.
         reserve: what part of its CPUs and GPUs a worker reserves with Ray; less than all lets trainings take turns.
+        start_retries: how often Ray tries again where the workers do not start. One that dies later is never retried.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -53,7 +55,7 @@ def make_trainer(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # see jobs/attempts.py
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_retries),
             worker_runtime_env={"env_vars": environment},
         ),
     )

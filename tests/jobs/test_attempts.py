@@ -50,7 +50,10 @@ class Cluster:
     def _living_nodes(self) -> list[dict[str, Any]]:
         return [{"NodeID": name, "Resources": {"CPU": cpus}} for name, cpus in self.nodes.items()]
 
-    def _make_trainer(self, worker: Any, settings: dict[str, Any], cluster: ClusterConfig, folder: Path) -> Any:
+    def _make_trainer(
+        self, worker: Any, settings: dict[str, Any], cluster: ClusterConfig, folder: Path, start_retries: int
+    ) -> Any:
+        assert start_retries == 0, "Ray would retry what is counted here"
         self.num_workers.append(cluster.num_workers)
         trainer = SimpleNamespace(settings=settings, cluster=cluster)
         trainer.fit = lambda: SimpleNamespace(return_value=self.course.pop(0)(trainer))

@@ -101,7 +101,7 @@ def test_a_sigterm_while_the_workers_start_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(attempts, "spare_cpus", lambda cluster: 0)
     monkeypatch.setattr(attempts, "_workers_for_now", lambda run, room_by: 1)
-    monkeypatch.setattr(attempts, "make_trainer", lambda *_: Trainer())
+    monkeypatch.setattr(attempts, "make_trainer", lambda *_, **__: Trainer())
     (tmp_path / STOP_FILE).write_bytes(b"SIGTERM\n")  # of an attempt before, which does not count
     with pytest.raises(Terminated, match="before its first step"):
         train.train_stage(Run("mine", tmp_path, Config(precision=PrecisionConfig(Precision.fp32))))
