@@ -118,6 +118,8 @@ class MlflowStore:
                 self._log_params(record["params"])
             case "tags":
                 self._set_tags(record["tags"])
+            case "text":
+                self._client.log_text(self.run_id, record["text"], record["name"])
             case "artifact":
                 self._log_artifact(run_folder / record["path"], record["folder"])
             case "table":

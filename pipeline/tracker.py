@@ -73,6 +73,9 @@ class SpoolTracker:
         if self._spool.append(metrics, step, **{key: value for key, value in extra.items() if value is not None}):
             self.has_added = True
 
+    def log_text(self, text: str, name: str) -> None:
+        self._spool.write({"do": "text", "text": text, "name": name})
+
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Adds rows to the table `<name>.json`, which lies in the run's folder and shows in the UI. All calls for a
         name have the same columns; a row that is there already is not added again.

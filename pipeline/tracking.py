@@ -341,7 +341,7 @@ class Uploader:
                 size += len(metrics)
             elif record:
                 is_done = self._send(lambda record=record: self._store.do(record, self._folder))
-                self.files += is_done and record.get("do") in ("artifact", "table", "model")
+                self.files += is_done and record.get("do") in ("text", "artifact", "table", "model")
                 reader.acknowledge(offset)
             end = offset
         if end != reader.offset:
