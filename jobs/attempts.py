@@ -10,6 +10,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -121,8 +122,10 @@ def _resources(of_all: bool = False) -> list[dict[str, float]]:
 
     going = draining_nodes()
     nodes = [node for node in living_nodes() if node["NodeID"] not in going]
-    free = {} if of_all else free_resources()
-    return [node["Resources"] if of_all else free.get(node["NodeID"], {}) for node in nodes]
+    if of_all:
+        return [node["Resources"] for node in nodes]
+    free = free_resources()
+    return [free.get(node["NodeID"], {}) for node in nodes]
 
 
 class Watch:
@@ -139,7 +142,7 @@ class Watch:
         self.makes_way_for: str | None = None
         self._run, self._number, self._cluster = run, number, cluster
         # A folder of this attempt's own: workers of one before, on a node that was cut off, miss theirs and end.
-        self._folder = run.folder / WORKERS_FOLDER / f"{number}-{time.time_ns()}"
+        self._folder = run.folder / WORKERS_FOLDER / f"{number}-{uuid.uuid4().hex}"
         self._limit = 60 * run.config.cluster.hang_minutes
         self._workers: list[Worker] = []
         self._seen: dict[int, _Sign] = {}
@@ -231,7 +234,8 @@ class Watch:
         tasks = start_on_nodes(elsewhere, end_processes, arguments)
         if here in by_node:
             end_processes(by_node[here], self._folder, folder, self._number)
-        ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_FOR_NODE) if tasks else None
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_FOR_NODE)
         self.hang = f"{self.hang}; the stacks are in {folder}"
 
     def _look_for_drain(self) -> None:

@@ -110,11 +110,11 @@ def measure_training(
     Raises:
         UserError: a contender died or refused.
     """
+    from jobs.ray_patches import MANY_PROCESSES, without_messages
+
     tasks, notes = contenders_of(task)
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
-        from jobs.ray_patches import MANY_PROCESSES, without_messages
-
         stack.enter_context(without_messages(MANY_PROCESSES))
         ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
         threads: list[threading.Thread] = []

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import socket
 import stat
 import tempfile
 from collections import deque
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.clusters import keep_ray_token_private
 from jobs.console import console
 from jobs.local_node import NODE_ENVIRONMENT
-from jobs.ray_watch import answers, ended_by_loss
+from jobs.ray_watch import ended_by_loss, refusal
 from jobs.stopping import ended_by_sigterm
 from pipeline.disk import disk_trouble, free_bytes
 from pipeline.errors import UserError
@@ -103,7 +102,7 @@ def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
     addresses |= {f"this machine's node of the cluster ({node_address(node)})": node_address(node) for node in here}
 
     def silent() -> str | None:
-        return next((name for name, address in addresses.items() if not answers(address)), None)
+        return next((name for name, address in addresses.items() if refusal(address)), None)
 
     return ended_by_loss(silent, f"{kept}: once the cluster is up again, the same command goes on from there")
 
@@ -191,14 +190,11 @@ def _refuse_silent(address: str) -> None:
     found = bootstrap_address(address)
     if found is None:  # Ray itself says what is wrong
         return
-    host, _, port = found.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
+    if reason := refusal(found, ANSWER_SECONDS):
         raise UserError(
-            f"cluster.address: no Ray cluster answers at {address!r} ({found}: {error.strerror or error}). Start one "
+            f"cluster.address: no Ray cluster answers at {address!r} ({found}: {reason}). Start one "
             "(transloom cluster up), or leave it out (cluster.address=null) for a Ray of this command's own"
-        ) from error
+        )
 
 
 def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:

@@ -61,11 +61,11 @@ def ended_by_loss(missing: Callable[[], str | None], advice: str) -> Iterator[No
         signal.signal(signal.SIGUSR1, before)
 
 
-def answers(address: str) -> bool:
-    """Whether somebody listens at host:port."""
+def refusal(address: str, seconds: float = ANSWER_SECONDS) -> str | None:
+    """Why nobody answers at host:port; None: somebody listens."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,7 +1,7 @@
 """The trainer: one group of Ray Train workers, and what Ray says when it fails."""
 
 import re
-import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def make_trainer(
         torch_config=NodeInterfaceConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
-            name=f"attempt-{time.time_ns()}",
+            name=f"attempt-{uuid.uuid4().hex}",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_retries),
             worker_runtime_env={"env_vars": environment},
