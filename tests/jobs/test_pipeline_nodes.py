@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,7 @@ from jobs.cluster import ray_session
 from jobs.config import ClusterConfig, load_config
 from jobs.preflight import check_cluster, checked_session
 from jobs.prepare import prepare_stage
-from jobs.trainer import make_trainer
+from jobs.trainer import cause_of, make_trainer
 from jobs.worker import train_worker
 from jobs.workspace import RESTART_FILE, STOP_FILE, Run, run_for
 from pipeline.errors import UserError
@@ -162,6 +163,8 @@ def _words(kind: tuple[str, str, int]) -> tuple[str, ...]:
 
 
 def _train_all(runs: list[Run]) -> None:
+    from ray.train.v2.api.exceptions import ControllerError
+
     def train_in_turn(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         alone = {"spare_cpus": 0, "hang_seconds": 0.0}
         return [train_worker({"folder": folder, "attempt": folder, **alone}) for folder in settings["folders"]]
@@ -172,4 +175,11 @@ def _train_all(runs: list[Run]) -> None:
         (run.folder / STOP_FILE).touch()
         (run.folder / RESTART_FILE).touch()
     trainer = make_trainer(train_in_turn, {"folders": folders}, cluster, runs[0].folder / "ray")
-    assert trainer.fit().return_value == [{"reason": "max_steps"}] * len(runs)
+    try:
+        result = trainer.fit()
+    except ControllerError as error:  # on a busy machine Ray may lose a worker before the worker's process is up
+        warnings.warn(f"the workers are started once more: {cause_of(error)}", stacklevel=2)
+        time.sleep(10)
+        trainer = make_trainer(train_in_turn, {"folders": folders}, cluster, runs[0].folder / "ray")
+        result = trainer.fit()
+    assert result.return_value == [{"reason": "max_steps"}] * len(runs)
