@@ -13,14 +13,16 @@ import pytest
 from command import ROOT, TINY, Command
 from runs import checkpoint_state, differing, folder_of, losses, trajectory
 
-from jobs import attempts, preflight, train
-from jobs.cluster import ray_session
-from jobs.config import ClusterConfig, load_config
-from jobs.preflight import check_cluster, checked_session
-from jobs.prepare import prepare_stage
-from jobs.trainer import cause_of, make_trainer
-from jobs.worker import train_worker
-from jobs.workspace import RESTART_FILE, STOP_FILE, Run, run_for
+from jobs.config.compose import load_config
+from jobs.config.schema import ClusterConfig
+from jobs.ray_cluster import preflight
+from jobs.ray_cluster.preflight import check_cluster, checked_session
+from jobs.ray_cluster.session import ray_session
+from jobs.runs.workspace import RESTART_FILE, STOP_FILE, Run, run_for
+from jobs.training import attempts, train
+from jobs.training.prepare import prepare_stage
+from jobs.training.trainer import cause_of, make_trainer
+from jobs.training.worker import train_worker
 from pipeline.errors import UserError
 from pipeline.files import read_json
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Config, to_yaml
-from jobs.sync import main
-from jobs.workspace import locked
+from jobs.commands.sync import main
+from jobs.config.compose import to_yaml
+from jobs.config.schema import Config
+from jobs.runs.workspace import locked
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.spool import DRIVER_SPOOL, MetricLog
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import TrackingConfig
+from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import TrackingConfig
 
 AWAY = "http://127.0.0.1:9"
 ENDED_MS = 1_800_000_000_000

@@ -16,8 +16,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.secrets import redacted
-from pipeline.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
-from pipeline.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
+from pipeline.tracking.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
+from pipeline.tracking.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
 
 
 def keys_and_steps(run_folder: Path) -> list[tuple[str, int]]:

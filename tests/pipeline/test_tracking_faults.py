@@ -25,13 +25,13 @@ from stores import (
     store_of,
 )
 
-from jobs.sync import main as sync
+from jobs.commands.sync import main as sync
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.mlflow_store import MlflowStore
-from pipeline.spool import read_points
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import sync_run, ui_command
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.spool import read_points
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import sync_run, ui_command
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 

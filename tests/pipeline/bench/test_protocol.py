@@ -11,8 +11,8 @@ import psutil
 import pytest
 from members import make_adder
 
-from pipeline.bench.protocol import Contender, Meeting, busy_seconds, peak_bytes
 from pipeline.errors import UserError
+from pipeline.processes import Contender, Meeting, busy_seconds, peak_bytes
 
 HERE = str(Path(__file__).parent)
 
