@@ -14,6 +14,7 @@ from pipeline.evaluate.tokenizers import EvaluateConfig
 from pipeline.generate.beam import BeamConfig
 from pipeline.secrets import redacted
 from pipeline.sweep.config import SweepConfig
+from pipeline.tasks.build import TaskName
 from pipeline.tracking.uploader import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
@@ -100,6 +101,7 @@ class Config:
     finished is copied there, and what is missing in `output_dir` is fetched from there.
     """
 
+    task: TaskName = TaskName.translation
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
