@@ -17,8 +17,8 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.tasks.build import TaskName
 from pipeline.tracking.uploader import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
-from pipeline.train.loop import TrainConfig
 from pipeline.train.schedule import ScheduleConfig
+from pipeline.train.session import TrainConfig
 
 if TYPE_CHECKING:
     from model.build import ModelConfig

@@ -23,7 +23,7 @@ from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracking.spool import read_points
-from pipeline.train.loop import Average
+from pipeline.train.session import Average
 
 MODEL_FILE = "config.json"  # of the model's folder, written last
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.build import ModelConfig, build_model
 from model.config import RecurrentConfig, TransformerConfig
 from model.packing import Layout
-from pipeline.data.batches import Batch
+from pipeline.data.pairs import PairBatch
 from pipeline.train.objective import TranslationObjective
 
 VOCAB = 16
@@ -56,7 +56,7 @@ def _dispatched(config: ModelConfig, encoder_layers: int, decoder_layers: int) -
         row = torch.arange(18) % (VOCAB - 4) + 4
         layout = Layout.of(torch.tensor([4, 5, 6, 3]))  # of unlike lengths, so that there is padding
         with torch.enable_grad(), _Counting() as counting:
-            objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
+            objective(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
     finally:
         torch.set_rng_state(state)
     return counting.operations + len(list(objective.parameters()))  # each gradient is added up

@@ -14,8 +14,8 @@ from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
 from pipeline.plan.speed import accumulation
 from pipeline.plan.volume import Volume, training_lengths
 from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
+from pipeline.train.session import TrainConfig
 
 
 @dataclass(frozen=True)

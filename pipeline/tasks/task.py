@@ -114,6 +114,11 @@ class Batch(Protocol):
         """What part of the computation is padding or filler."""
         ...
 
+    @property
+    def in_words(self) -> str:
+        """The batch's size, for people: 2,048 tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
@@ -122,6 +127,7 @@ class Task:
     Attributes:
         selects: the metric that patience, the average of the best, sweeps, figures and MLflow's list go by.
         loss_column: a step's loss is a sum, divided by the number of elements of this column in the step.
+        tokenizer: SHA-256 of what made the examples' tokens; empty where there are none.
         model: a new model with random weights, from torch's global generator.
         objective: of a model the module whose forward(batch) returns a `LossSum`.
         examples: the examples of a split.
@@ -129,18 +135,19 @@ class Task:
         collate: (examples, rows) to a batch; pure, and the same in whatever process.
         validate: a model in evaluation mode, on the validation set; under a process group each rank does its share, and
             gets the whole result.
-        describe: (examples, row) to texts by column, for the files of skipped batches.
+        text: (column, elements) to text, for the files of skipped batches; None where a column is no text.
         metadata: what a model folder says beside shape and steps.
     """
 
     name: str
     selects: Metric
     loss_column: str
+    tokenizer: str
     model: Callable[[], Any]
     objective: Callable[[Any], nn.Module]
     examples: Callable[[str], Examples]
     collate: Callable[[Examples, Sequence[int] | np.ndarray], Batch]
     validate: Callable[[Any], Evaluation]
     epoch: Callable[[Examples, int, int], Examples] = lambda examples, seed, epoch: examples
-    describe: Callable[[Examples, int], Mapping[str, str]] = lambda examples, row: {}
+    text: Callable[[str, Sequence[int]], str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import torch
 from model.build import ModelConfig, build_model
 from model.config import Activation, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
-from pipeline.data.batches import Batch
+from pipeline.data.pairs import PairBatch
 from pipeline.plan.hardware import GPUS, this_cpu
 from pipeline.plan.launches import _Counting, launches
 from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
@@ -112,7 +112,7 @@ def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
     layout = Layout.of(torch.tensor([14, 15, 16, 12]))
     counting = _Counting()
     with counting:
-        objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
+        objective(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
     seen = counting.operations + len(list(objective.parameters()))
     assert launches(config) == pytest.approx(seen, rel=0.03)
 
