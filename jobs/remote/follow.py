@@ -95,7 +95,7 @@ class Progress:
 
 
 def progress_of(log: str) -> Progress:
-    """From the newest of the lines that `jobs.console` and `jobs.report` print."""
+    """From the newest of the lines that jobs/terminal/console.py and jobs/runs/report.py print."""
 
     def newest(pattern: str) -> str:
         found = re.findall(pattern, log, re.MULTILINE)
