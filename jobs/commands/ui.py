@@ -10,9 +10,10 @@ from jobs.runs.report import end_dead_runs
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
 from pipeline.secrets import redacted
 from pipeline.tracking.relocate import ARTIFACTS, settle_store
-from pipeline.tracking.uploader import RUN_RECORD, local_store, recorded_uri, run_url, tracking_uri, ui_command
+from pipeline.tracking.uploader import local_store, recorded_uri, run_url, tracking_uri, ui_command
 from pipeline.tracking.view import runs_url
 
 HOST = "127.0.0.1"
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:
     """The record of the run that reported to this store last."""
-    records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    records = sorted((output_dir / RUNS_FOLDER).glob(f"*/{RUN_RECORD}"), key=lambda path: -path.stat().st_mtime)
     for path in records:
         record = read_json(path)
         if record.get("run_id") and recorded_uri(path.parent, record) == redacted(uri):

@@ -7,30 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config
-from jobs.runs.workspace import (
-    CONFIG_FILE,
-    PREPARED_FILE,
-    TRAINING_FILE,
-    Run,
-    find_run,
-    locked,
-    stage_folder,
-    this_process,
-    user_of,
-)
+from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import (
+    CONFIG_FILE,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
+    PREPARED_FILE,
+    RUNS_FOLDER,
+    TRAINING_FILE,
+    WEIGHTS_FOLDER,
+)
 from pipeline.tracking.spool import read_points
 from pipeline.train.loop import Average
-
-MODEL_FILE = "config.json"  # of the model's folder, written last
 
 
 def called(run: Run) -> str:
     """What commands find the run by: its name where it is in the default output folder, else its folder."""
-    return run.name if run.folder.absolute().parent == Path("outputs").absolute() / "runs" else str(run.folder)
+    return run.name if run.folder.absolute().parent == Path("outputs").absolute() / RUNS_FOLDER else str(run.folder)
 
 
 def steps_of_model(run: Run) -> list[int]:
@@ -59,7 +56,7 @@ def steps_of_model(run: Run) -> list[int]:
 def _snapshots(run: Run) -> list[int]:
     from pipeline.train.checkpoint import list_weights
 
-    return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / "weights")]
+    return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / WEIGHTS_FOLDER)]
 
 
 def _no_snapshot(run: Run) -> str:
@@ -104,7 +101,7 @@ def _validations(run: Run) -> list[dict[str, float]]:
 
 def _written(run: Run) -> dict[str, Any]:
     """What the model's folder says of itself; nothing where there is none."""
-    file = run.folder / "model" / MODEL_FILE
+    file = run.folder / MODEL_FOLDER / MODEL_CONFIG
     return read_json(file) if file.exists() else {}
 
 
@@ -127,7 +124,7 @@ def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
     """Of the snapshots that are there, by their folders' names."""
     from pipeline.train.checkpoint import read_manifest, snapshot_path
 
-    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
     return {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
 
 
@@ -141,13 +138,13 @@ def export_model(run: Run) -> Path:
     from pipeline.generate.translator import save_model
     from pipeline.train.checkpoint import average_weights, snapshot_path
 
-    config, folder = run.config, run.folder / "model"
+    config, folder = run.config, run.folder / MODEL_FOLDER
     steps = steps_of_model(run)
     hashes = _hashes(run, steps)
     written = _written(run)
     if _is_of(written, steps, hashes):
         return folder
-    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
     if missing := [path.name for path in paths if path.name not in hashes]:
         fewer = f"average fewer (transloom evaluate resume={called(run)} train.average={len(hashes)}), "
         older = (
@@ -157,8 +154,9 @@ def export_model(run: Run) -> Path:
         )
         raise UserError(
             f"the model of the run {run.name} should be the average of steps {in_words(steps)}, but of its snapshots "
-            f"there is no {', '.join(missing)} in {run.folder / 'weights'}: bring them back, {fewer if hashes else ''}"
-            f"or train on for new ones: transloom train resume={called(run)} train.max_steps=<more>.{older}"
+            f"there is no {', '.join(missing)} in {run.folder / WEIGHTS_FOLDER}: bring them back, "
+            f"{fewer if hashes else ''}or train on for new ones: "
+            f"transloom train resume={called(run)} train.max_steps=<more>.{older}"
         )
     about = {
         "run": run.name,
@@ -179,7 +177,9 @@ def export_model(run: Run) -> Path:
 def run_of(model: Path) -> Run | None:
     """The run whose model this folder is; None of a copy."""
     folder = model.absolute().parent
-    is_run = model.absolute().name == "model" and (folder / CONFIG_FILE).exists() and (folder / PREPARED_FILE).exists()
+    is_run = model.absolute().name == MODEL_FOLDER and all(
+        (folder / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)
+    )
     return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
@@ -197,7 +197,8 @@ def whole_records(name: str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
         raise UserError(
             f"{name}: what the folder says of itself is damaged ({type(error).__name__}: {error}). Restore "
-            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and model/{MODEL_FILE} from a copy, or give a folder model/"
+            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and {MODEL_FOLDER}/{MODEL_CONFIG} from a copy, or give a "
+            f"folder {MODEL_FOLDER}/"
         ) from error
 
 
@@ -212,10 +213,10 @@ def find_model(name_or_path: str, root: Path) -> Path:
     note = ""
     with whole_records(name_or_path):
         run = run_of(model)
-        if not (model / MODEL_FILE).exists() or run:
+        if not (model / MODEL_CONFIG).exists() or run:
             folder = run.folder if run else find_run(name_or_path, root)
             run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-            model = folder / "model"
+            model = folder / MODEL_FOLDER
             note = _bring_up_to_date(run)
     if steps := _steps_of(model):
         of = f"of the run {run.name}" if run else str(model)
@@ -227,7 +228,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
 def _steps_of(model: Path) -> list[int]:
     """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
     try:
-        return [step for step in read_json(model / MODEL_FILE)["steps"] if isinstance(step, int)]
+        return [step for step in read_json(model / MODEL_CONFIG)["steps"] if isinstance(step, int)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -16,7 +16,7 @@ from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
 from jobs.runs.model import in_words, training_of
-from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_config, stage_folder
+from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
 from pipeline.data.lines import read_lines
@@ -26,10 +26,23 @@ from pipeline.figures.curves import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.generate.translator import count_saved
 from pipeline.processor import processor_name
+from pipeline.run_folder import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    EVALUATION_FOLDER,
+    FIGURES_FOLDER,
+    LOCK_FILE,
+    MODEL_FOLDER,
+    RESULT_FILE,
+    RUN_RECORD,
+    RUNS_FOLDER,
+    SWEEPS_FOLDER,
+    WEIGHTS_FOLDER,
+)
 from pipeline.secrets import redacted
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
+from pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
 # list of runs shows all that there are; the others are in the run's training.json and result.json.
@@ -45,7 +58,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     """
     config = own_config(run)
     root = run.folder.parent.parent
-    is_to_train = run.training is None and not keep_status and run.folder.parent.name == "runs"  # no sweep does
+    is_to_train = run.training is None and not keep_status and run.folder.parent.name == RUNS_FOLDER  # no sweep does
     done = "FINISHED"
     if keep_status and run.training is None:
         before = last_status(run.folder)
@@ -75,7 +88,7 @@ def end_dead_runs(root: Path, uri: str) -> None:
     was killed or its machine went down, become KILLED in MLflow. A lock tells nothing for sure of another machine's
     runs, and another machine may have gone on with those of a storage: these stay as they are, until a command goes on
     with them here."""
-    for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
+    for record in (*root.glob(f"{RUNS_FOLDER}/*/{RUN_RECORD}"), *root.glob(f"{SWEEPS_FOLDER}/*/{RUN_RECORD}")):
         folder = record.parent
         if last_status(folder) not in (None, "RUNNING") or not was_used_here(folder):
             continue
@@ -166,7 +179,7 @@ def code_revision() -> str:
 
 def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
     """A validation's scores, tied to its snapshot, and some of its translations."""
-    tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / "weights" / f"step_{step:08d}")})
+    tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / WEIGHTS_FOLDER / f"step_{step:08d}")})
     corpus = stage_folder(run.folder, "corpus")
     scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
     tracker.log_metrics(scores, step, f"step-{step}", _dataset(run.config, corpus, "validation"))
@@ -199,7 +212,7 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
         },
         AT_THE_END,
     )
-    results = [read_json(file) for file in (run.folder / "evaluation").glob("*/result.json")]
+    results = [read_json(file) for file in (run.folder / EVALUATION_FOLDER).glob(f"*/{RESULT_FILE}")]
     own = [one for one in results if one.get("is_own_search", True) and one.get("training_ended", True)]
     if own:  # the one that test/bleu is of
         latest = max(own, key=lambda result: max(result["steps_averaged"]))
@@ -221,7 +234,7 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", f"test{apart}.search": result["search"]})
     if result["is_own_search"]:
         tracker.set_tags(signatures | {"mlflow.note.content": _note(run, training_of(run, step), result)})
-    tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
+    tracker.log_model(name, step, folder=run.folder / MODEL_FOLDER, params={"average_of_steps": steps, **signatures})
     corpus = stage_folder(run.folder, "corpus")
     for split, prefix in (("test", f"test{apart}/"), ("validation", f"averaged{apart}/validation_")):
         scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
@@ -238,7 +251,7 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     artifacts = f"evaluation{apart}"
     for split in ("validation", "test"):
         tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", artifacts)
-    tracker.log_artifact(Path(result["folder"]) / "result.json", artifacts)
+    tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
     _draw(run, tracker)  # again, for now there is the averaged model's BLEU
 
 
@@ -261,7 +274,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     lines = {
         "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`), {result['search']}",
         "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
+        f"{model.d_model}, {count_saved(run.folder / MODEL_FOLDER):,} parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
         "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, "
         f"{training['target_tokens']:,} target tokens, {speed:,.0f}/s",
@@ -272,6 +285,6 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
 
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
-    path = run.folder / "figures" / "curves.png"
+    path = run.folder / FIGURES_FOLDER / CURVES_FILE
     draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
     tracker.log_figure(path)

@@ -14,6 +14,7 @@ from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.prepare import Prepared
 from pipeline.processor import processor_name
+from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -133,12 +134,12 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
         f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
     )
     console.print(f"Run          {run.name}")
-    console.print(f"Model        {run.folder / 'model'} (average of steps {in_words(result['steps_averaged'])})")
+    console.print(f"Model        {run.folder / MODEL_FOLDER} (average of steps {in_words(result['steps_averaged'])})")
     if not result["training_ended"]:
         console.print(f"Training     has not ended; to go on: transloom train resume={called(run)}")
-    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
+    console.print(f"Checkpoints  {run.folder / CHECKPOINTS_FOLDER}")
     console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
-    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
+    console.print(f"Curves       {run.folder / FIGURES_FOLDER / CURVES_FILE}")
 
 
 def print_next(*commands: str) -> None:

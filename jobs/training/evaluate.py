@@ -16,9 +16,9 @@ from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from pipeline.files import atomic_write, hash_of, read_json, write_json
 from pipeline.generate.beam import BeamConfig
+from pipeline.run_folder import EVALUATION_FOLDER, MODEL_CONFIG, MODEL_FOLDER, RESULT_FILE
 
 LINES_PER_TASK = 500
-RESULT_FILE = "result.json"
 
 
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
@@ -34,7 +34,7 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     warn_of_slow_precision(run.config)
     begin_stage("evaluate")
     model = export_model(run)
-    about = read_json(model / "config.json")
+    about = read_json(model / MODEL_CONFIG)
     folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = stage_folder(run.folder, "corpus")
@@ -91,8 +91,8 @@ def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
 
 def evaluation_folder(run: Run) -> Path | None:
     """Where the evaluation of the run's model, with its search, is or would be; None without a model."""
-    model = run.folder / "model"
-    return _result_folder(run, model) if (model / "config.json").exists() else None
+    model = run.folder / MODEL_FOLDER
+    return _result_folder(run, model) if (model / MODEL_CONFIG).exists() else None
 
 
 def _tokenizer(run: Run) -> str:
@@ -100,14 +100,14 @@ def _tokenizer(run: Run) -> str:
 
 
 def _result_folder(run: Run, model: Path) -> Path:
-    about, search = read_json(model / "config.json"), run.config.decode
+    about, search = read_json(model / MODEL_CONFIG), run.config.decode
     key = {"model": about["sha256"], "decode": search}
     tokenize = _tokenizer(run)
     if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
         key["tokenize"] = tokenize
     name = hash_of(key)[:12]
-    unnamed = run.folder / "evaluation" / name  # as folders were called before they had the search's name
-    return unnamed if unnamed.exists() else run.folder / "evaluation" / f"{search.label()}-{name}"
+    unnamed = run.folder / EVALUATION_FOLDER / name  # as folders were called before they had the search's name
+    return unnamed if unnamed.exists() else run.folder / EVALUATION_FOLDER / f"{search.label()}-{name}"
 
 
 def translate_on_cluster(model: Path, lines: list[str], run: Run, what: str) -> list[str]:

@@ -4,12 +4,7 @@ import time
 from pathlib import Path
 
 from jobs.runs.stopping import Terminated, on_sigterm
-from jobs.runs.workspace import (
-    PROGRESS_FILE,
-    STOP_FILE,
-    Run,
-    stage_folder,
-)
+from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import begin_stage, console, following
 from jobs.training.attempts import train_in_attempts
 from jobs.training.precision import warn_of_slow_precision
@@ -19,6 +14,7 @@ from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
 from pipeline.files import sha256_file
+from pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
 from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
@@ -41,7 +37,8 @@ def train_stage(run: Run) -> float | None:
     warn_of_slow_precision(run.config)
     begin_stage("train")
     started_at = time.monotonic()
-    checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
+    # Warns of damaged ones, here where a person sees it.
+    checkpoint = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
     if checkpoint is not None:
         refuse_exchanged_tokenizer(run, checkpoint)
         console.print(f"  going on from {checkpoint.name}")
@@ -53,7 +50,7 @@ def train_stage(run: Run) -> float | None:
     ):
         train_in_attempts(run, with_spare=True)
     if stop_file.stat().st_size:
-        newest = newest_checkpoint(run.folder / "checkpoints")
+        newest = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
         kept = f"with the checkpoint {newest.name}" if newest else "before its first step"
         raise Terminated(f"the run {run.name} was stopped, {kept}; resume={run.name} goes on from there")
     return time.monotonic() - started_at

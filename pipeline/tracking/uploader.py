@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import database_file, database_uri, read_json, write_json
+from pipeline.run_folder import DRIVER_SPOOL, RUN_RECORD, TRAINING_SPOOL
 from pipeline.search_path import ROOT, search_environment
 from pipeline.secrets import HIDDEN, redacted
 from pipeline.tracking.mlflow_store import (
@@ -26,20 +27,9 @@ from pipeline.tracking.mlflow_store import (
     system_monitors,
 )
 from pipeline.tracking.relocate import ARTIFACTS, path_of, settle_store
-from pipeline.tracking.spool import (
-    DRIVER_SPOOL,
-    SPOOLS,
-    TRAINING_SPOOL,
-    MetricLog,
-    SpoolReader,
-    driver_records,
-    last_end,
-    last_status,
-    last_written,
-)
+from pipeline.tracking.spool import SPOOLS, MetricLog, SpoolReader, driver_records, last_end, last_status, last_written
 from pipeline.tracking.tracker import SpoolTracker
 
-RUN_RECORD = "run.json"
 STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0
 START_SECONDS = 30.0  # for the workers of a training to come up
