@@ -1,5 +1,6 @@
 """The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config
+from jobs.config.schema import Config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import COUNTED, validation_course
@@ -21,6 +23,8 @@ from pipeline.run_folder import (
     TRAINING_FILE,
     WEIGHTS_FOLDER,
 )
+from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 from pipeline.train.loop import Average
 
@@ -37,20 +41,31 @@ def steps_of_model(run: Run) -> list[int]:
     Raises:
         UserError: there is no snapshot yet, and no model of snapshots that are gone.
     """
-    config = run.config.train
+    config, metric = run.config.train, selecting_metric(run.config.task)
     training = run.training
     if training is not None:
-        bleu = {int(one["step"]): one["bleu"] for one in training["validations"]}
+        scores = {int(record["step"]): record.get(metric.name) for record in training["validations"]}
     else:
-        known = {point.step: point.value for point in read_points(run.folder) if point.key == "validation/bleu"}
-        bleu = {step: known.get(step, -1.0) for step in _snapshots(run)}
-    if not bleu:
+        key = f"validation/{metric.name}"
+        known = {point.step: point.value for point in read_points(run.folder) if point.key == key}
+        scores = {step: known.get(step) for step in _snapshots(run)}
+    if not scores:
         if written := _written(run).get("steps"):
             return list(written)
         raise UserError(_no_snapshot(run))
     if config.average_of is Average.best:
-        return sorted(sorted(bleu, key=lambda step: -bleu[step])[: config.average])
-    return sorted(bleu)[-config.average :]
+        return sorted(_ranked(scores, metric)[: config.average])
+    return sorted(scores)[-config.average :]
+
+
+def _ranked(scores: Mapping[int, float | None], metric: Metric) -> list[int]:
+    """Steps from the best score to the worst; those without a score, or with one that is no number, come last."""
+
+    def rank(step: int) -> tuple[bool, float]:
+        score = scores[step]
+        return (False, metric.sort_key(score)) if score is not None and math.isfinite(score) else (True, 0.0)
+
+    return sorted(scores, key=rank)
 
 
 def _snapshots(run: Run) -> list[int]:
@@ -78,9 +93,10 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     if training is not None and step in (None, training["step"]):
         return training
     step = max(steps_of_model(run)) if step is None else step
-    moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, "bleu": 0.0}])
+    metric = selecting_metric(run.config.task)
+    moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, metric.name: 0.0}])
     counted = {name: moments[0][name] if moments else 0.0 for name in COUNTED}
-    known = _validations(run) if training is None else training["validations"]
+    known = _validations(run, metric) if training is None else training["validations"]
     return {
         **{name: value if name == "seconds" else round(value) for name, value in counted.items()},
         "step": step,
@@ -90,13 +106,34 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     }
 
 
-def _validations(run: Run) -> list[dict[str, float]]:
+def tokens_of(training: Mapping[str, Any]) -> dict[str, int]:
+    """How many tokens a training has seen, by their column: source and target, of a translation."""
+    ending = "_tokens"
+    return {key.removesuffix(ending): count for key, count in training.items() if key.endswith(ending)}
+
+
+def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns of a result's samples. Those of translations are rows in results of before."""
+    samples = result.get("samples") or {}
+    if isinstance(samples, Mapping):
+        return {column: list(values) for column, values in samples.items()}
+    return dict(zip(("source", "reference", "translation"), map(list, zip(*samples, strict=True)), strict=True))
+
+
+def languages(config: Config) -> tuple[str, str] | None:
+    """Source and target language; None of a task that does not translate."""
+    if config.task is not TaskName.translation:
+        return None
+    return config.corpus.source_language, config.corpus.target_language
+
+
+def _validations(run: Run, metric: Metric) -> list[dict[str, float]]:
     series: dict[int, dict[str, float]] = {}
     for point in read_points(run.folder):
         kind, _, name = point.key.partition("/")
         if kind == "validation":
             series.setdefault(point.step, {"step": point.step})[name] = point.value
-    return [one for _, one in sorted(series.items()) if {"loss", "bleu"} <= one.keys()]
+    return [one for _, one in sorted(series.items()) if {"loss", metric.name} <= one.keys()]
 
 
 def _written(run: Run) -> dict[str, Any]:
@@ -162,10 +199,10 @@ def export_model(run: Run) -> Path:
         "run": run.name,
         "steps": steps,
         "snapshots": hashes,
-        "source_language": config.corpus.source_language,
-        "target_language": config.corpus.target_language,
         "precision": config.precision.dtype.value,
     }
+    if pair := languages(config):
+        about |= {"source_language": pair[0], "target_language": pair[1]}
     weights = average_weights(paths)
     try:
         save_model(folder, config.model, weights, stage_folder(run.folder, "tokenizer"), about)

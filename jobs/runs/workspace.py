@@ -202,8 +202,8 @@ def run_for(config: Config, prepared: Prepared) -> Run:
 
 
 def own_config(run: Run) -> Config:
-    """The run's settings with the search and BLEU's tokenizer that the run was begun with: its config.yaml and MLflow
-    keep them, whatever a later command searches and scores with."""
+    """The run's settings with the search and the scoring that the run was begun with: its config.yaml and MLflow keep
+    them, whatever a later command searches and scores with."""
     file = run.folder / CONFIG_FILE
     if not file.exists():
         return run.config

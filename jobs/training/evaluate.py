@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ray_cluster.session import map_over_cluster
-from jobs.runs.model import export_model, in_words, training_of
+from jobs.runs.model import export_model, in_words, model_is_current, training_of
 from jobs.runs.report import sample_places
 from jobs.runs.workspace import Run, own_search, own_tokenizer, stage_folder
 from jobs.terminal.console import StatusLine, begin_stage, console, counter
@@ -29,11 +29,11 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     training had come, and "training_ended" whether that was its end.
     """
     started_at = time.monotonic()
-    if done := evaluated_before(run):
-        return done, None
+    model = export_model(run)
+    if is_evaluated(run):
+        return kept_result(run), None
     warn_of_slow_precision(run.config)
     begin_stage("evaluate")
-    model = export_model(run)
     about = read_json(model / MODEL_CONFIG)
     folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,23 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     return result, time.monotonic() - started_at
 
 
-def evaluated_before(run: Run) -> dict[str, Any] | None:
-    """The result of the evaluation of a run's model; None where it is still to be made."""
-    folder = _result_folder(run, export_model(run))
+def is_evaluated(run: Run) -> bool:
+    """Whether the run's model is the average that it should be by now, and was evaluated with this search. Makes
+    nothing.
+
+    Raises:
+        UserError: there is no snapshot yet, and no model.
+    """
+    folder = evaluation_folder(run)
+    return folder is not None and (folder / RESULT_FILE).exists() and model_is_current(run)
+
+
+def kept_result(run: Run) -> dict[str, Any]:
+    """The result of a run that is evaluated, with its circumstances as they are now, also in its file. For whoever
+    holds the run's lock."""
+    folder = evaluation_folder(run)
+    assert folder is not None
     file = folder / RESULT_FILE
-    if not file.exists():
-        return None
     before = read_json(file)
     # The training may have ended since, and the folder may have come from another machine.
     result = before | _circumstances(run, folder)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from jobs.runs.model import languages
 from jobs.runs.stopping import Terminated, on_sigterm
 from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import begin_stage, console, following
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
 from pipeline.files import sha256_file
 from pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
+from pipeline.tasks.build import selecting_metric
 from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
@@ -45,7 +47,7 @@ def train_stage(run: Run) -> float | None:
     stop_file = run.folder / STOP_FILE
     stop_file.write_bytes(b"")  # before SIGTERM may write into the file
     with (
-        following(run.folder / PROGRESS_FILE),
+        following(run.folder / PROGRESS_FILE, selecting_metric(run.config.task)),
         on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
     ):
         train_in_attempts(run, with_spare=True)
@@ -80,10 +82,11 @@ def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
 def refuse_unspaced_targets(run: Run) -> None:
     """
     Raises:
-        UserError: BLEU would look for words between spaces where the language has none, and choose by 0 against 0.
+        UserError: the scores would look for words between spaces where the target language has none, and choose by 0
+            against 0.
     """
     config = run.config
-    if config.evaluate.tokenize is None:
+    if languages(config) and config.evaluate.tokenize is None:
         tokenize = tokenizer_for(config.corpus.target_language)
         file = stage_folder(run.folder, "corpus") / "validation.target"
         where = f"corpus.target_language: is {config.corpus.target_language}, but the validation set's target"
