@@ -12,7 +12,7 @@ from jobs.runs.workspace import Run, only_owner, output_dir
 from jobs.terminal.console import console
 from pipeline.errors import UserError
 from pipeline.files import hash_of
-from pipeline.tracking.spool import DRIVER_SPOOL
+from pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import sync_run
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
     translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     maps = attention_maps(translator, sentence, config.decode, translation)
-    root = run.folder / "figures" if run else Path.cwd()
+    root = run.folder / FIGURES_FOLDER if run else Path.cwd()
     pictures = draw_attention(maps, root / "attention" / _folder_name(sentence, maps.translation))
     console.print(f"source       {sentence}\ntranslation  {maps.translation}\n")
     for picture in pictures:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import configuration, sort_words
 from pipeline.errors import UserError
 from pipeline.progress import MapTasks
+from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
 
 if TYPE_CHECKING:
     from jobs.compare.systems import Gathered
@@ -88,20 +89,20 @@ def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
     from jobs.terminal.console import console
     from pipeline.files import read_json
     from pipeline.tracking.mlflow_store import find_runs
-    from pipeline.tracking.uploader import RUN_RECORD, local_store, tracking_uri
+    from pipeline.tracking.uploader import local_store, tracking_uri
 
     uri = tracking_uri(config.tracking, root)
     if uri == local_store(root) and not (root / "mlflow.db").exists():
         raise UserError(f"query: there is no MLflow store in {root}; name the runs, or give tracking.uri=")
-    here = {read_json(path)["run_id"]: path.parent.name for path in root.glob(f"runs/*/{RUN_RECORD}")}
+    here = {read_json(path)["run_id"]: path.parent.name for path in root.glob(f"{RUNS_FOLDER}/*/{RUN_RECORD}")}
     found = find_runs(uri, config.tracking.experiment, criteria)
     # Races, benches and comparisons are runs of MLflow's, too.
     missing = [name for run_id, name in found if run_id not in here]
     if missing:
-        console.print(f"Left out, for they are not in {root / 'runs'}: {', '.join(missing)}")
+        console.print(f"Left out, for they are not in {root / RUNS_FOLDER}: {', '.join(missing)}")
     names = [here[run_id] for run_id, _ in found if run_id in here]
     if not names:
-        raise UserError(f"query={criteria}: finds no run that is in {root / 'runs'}")
+        raise UserError(f"query={criteria}: finds no run that is in {root / RUNS_FOLDER}")
     return names
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ray_cluster.session import map_over_cluster
-from jobs.runs.model import export_model, in_words, training_of
+from jobs.runs.model import export_model, in_words, model_is_current, training_of
 from jobs.runs.report import sample_places
 from jobs.runs.workspace import Run, own_search, own_tokenizer, stage_folder
 from jobs.terminal.console import StatusLine, begin_stage, console, counter
@@ -16,9 +16,9 @@ from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from pipeline.files import atomic_write, hash_of, read_json, write_json
 from pipeline.generate.beam import BeamConfig
+from pipeline.run_folder import EVALUATION_FOLDER, MODEL_CONFIG, MODEL_FOLDER, RESULT_FILE
 
 LINES_PER_TASK = 500
-RESULT_FILE = "result.json"
 
 
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
@@ -29,12 +29,12 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     training had come, and "training_ended" whether that was its end.
     """
     started_at = time.monotonic()
-    if done := evaluated_before(run):
-        return done, None
+    model = export_model(run)
+    if is_evaluated(run):
+        return kept_result(run), None
     warn_of_slow_precision(run.config)
     begin_stage("evaluate")
-    model = export_model(run)
-    about = read_json(model / "config.json")
+    about = read_json(model / MODEL_CONFIG)
     folder = _result_folder(run, model)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = stage_folder(run.folder, "corpus")
@@ -60,12 +60,23 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     return result, time.monotonic() - started_at
 
 
-def evaluated_before(run: Run) -> dict[str, Any] | None:
-    """The result of the evaluation of a run's model; None where it is still to be made."""
-    folder = _result_folder(run, export_model(run))
+def is_evaluated(run: Run) -> bool:
+    """Whether the run's model is the average that it should be by now, and was evaluated with this search. Makes
+    nothing.
+
+    Raises:
+        UserError: there is no snapshot yet, and no model.
+    """
+    folder = evaluation_folder(run)
+    return folder is not None and (folder / RESULT_FILE).exists() and model_is_current(run)
+
+
+def kept_result(run: Run) -> dict[str, Any]:
+    """The result of a run that is evaluated, with its circumstances as they are now, also in its file. For whoever
+    holds the run's lock."""
+    folder = evaluation_folder(run)
+    assert folder is not None
     file = folder / RESULT_FILE
-    if not file.exists():
-        return None
     before = read_json(file)
     # The training may have ended since, and the folder may have come from another machine.
     result = before | _circumstances(run, folder)
@@ -91,8 +102,8 @@ def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
 
 def evaluation_folder(run: Run) -> Path | None:
     """Where the evaluation of the run's model, with its search, is or would be; None without a model."""
-    model = run.folder / "model"
-    return _result_folder(run, model) if (model / "config.json").exists() else None
+    model = run.folder / MODEL_FOLDER
+    return _result_folder(run, model) if (model / MODEL_CONFIG).exists() else None
 
 
 def _tokenizer(run: Run) -> str:
@@ -100,14 +111,14 @@ def _tokenizer(run: Run) -> str:
 
 
 def _result_folder(run: Run, model: Path) -> Path:
-    about, search = read_json(model / "config.json"), run.config.decode
+    about, search = read_json(model / MODEL_CONFIG), run.config.decode
     key = {"model": about["sha256"], "decode": search}
     tokenize = _tokenizer(run)
     if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
         key["tokenize"] = tokenize
     name = hash_of(key)[:12]
-    unnamed = run.folder / "evaluation" / name  # as folders were called before they had the search's name
-    return unnamed if unnamed.exists() else run.folder / "evaluation" / f"{search.label()}-{name}"
+    unnamed = run.folder / EVALUATION_FOLDER / name  # as folders were called before they had the search's name
+    return unnamed if unnamed.exists() else run.folder / EVALUATION_FOLDER / f"{search.label()}-{name}"
 
 
 def translate_on_cluster(model: Path, lines: list[str], run: Run, what: str) -> list[str]:
