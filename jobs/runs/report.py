@@ -199,11 +199,6 @@ def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluat
         tracker.log_table({"step": [step] * count, **columns}, "validation_samples")
 
 
-def sample_places(total: int, count: int = 5) -> list[int]:
-    """Places of a few sentences from all over a set, not its best ones."""
-    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
-
-
 def report_training(run: Run, tracker: MlflowTracker) -> None:
     training = run.training
     assert training is not None

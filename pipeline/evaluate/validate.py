@@ -52,4 +52,4 @@ def validate(
     by_pair = {i: text for share in shares for i, text in share[2].items()}
     hypotheses = [by_pair[i] for i in range(len(pairs))]
     loss = sum(share[0] for share in shares) / sum(share[1] for share in shares)
-    return Evaluation(loss, score(hypotheses, references, tokenize=tokenize), hypotheses)
+    return Evaluation(loss, score(hypotheses, references, tokenize=tokenize), len(pairs), hypotheses)

@@ -1,7 +1,6 @@
 """The demo of `make demo` on one device in one process: the phrasebook, the training loop, BLEU by beam search."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,7 +85,8 @@ def _train(demo: Demo, prepared: Prepared, device: torch.device, folder: Path) -
         model=demo.model,
         batch=demo.batch,
         label_smoothing=demo.train.label_smoothing,
-        search=replace(demo.decode, beam=demo.train.validation_beam),
+        search=demo.decode,
+        validation_beam=demo.train.validation_beam,
         tokenize=tokenizer_for(demo.corpus.target_language),
     )
     torch.manual_seed(demo.seed)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import nn
+
+from pipeline.progress import MapTasks, Progress
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Evaluation:
     Attributes:
         loss: in nats a predicted token (or example), without smoothing; None where it was not counted.
         scores: by the metrics' names; the task's `selects` is among them.
+        num_examples: that were evaluated.
         outputs: what the model made of each example, one line each; none where a task makes no text.
         samples: columns of a small table for people.
     """
 
     loss: float | None
     scores: Mapping[str, Score]
+    num_examples: int
     outputs: Sequence[str] = ()
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -121,6 +126,26 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How a run's model is evaluated, beside what it was trained with.
+
+    Attributes:
+        key: what the results depend on: results of another key have a folder of their own.
+        folder: the beginning of that folder's name.
+        label: a short name for metrics and tags. in_words: for people; empty where there is only one way.
+        settings: for the result's file.
+        is_own: whether the run was begun with it.
+    """
+
+    key: Mapping[str, Any]
+    folder: str
+    label: str
+    in_words: str
+    settings: Mapping[str, Any]
+    is_own: bool
+
+
+@dataclass(frozen=True)
 class Task:
     """What training asks of a task: functions, each of which needs nothing of the others.
 
@@ -135,6 +160,8 @@ class Task:
         collate: (examples, rows) to a batch; pure, and the same in whatever process.
         validate: a model in evaluation mode, on the validation set; under a process group each rank does its share, and
             gets the whole result.
+        evaluate: of (model folder, split, map_tasks, progress) the evaluation in full, shared out as tasks that may run
+            elsewhere.
         text: (column, elements) to text, for the files of skipped batches; None where a column is no text.
         metadata: what a model folder says beside shape and steps.
     """
@@ -148,6 +175,7 @@ class Task:
     examples: Callable[[str], Examples]
     collate: Callable[[Examples, Sequence[int] | np.ndarray], Batch]
     validate: Callable[[Any], Evaluation]
+    evaluate: Callable[[Path, str, MapTasks, Progress], Evaluation]
     epoch: Callable[[Examples, int, int], Examples] = lambda examples, seed, epoch: examples
     text: Callable[[str, Sequence[int]], str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

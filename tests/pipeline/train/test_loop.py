@@ -70,7 +70,7 @@ class CopyPairs:
 
 
 def found(loss: float, bleu: float) -> Evaluation:
-    return Evaluation(loss, {"bleu": Score("bleu", bleu)})
+    return Evaluation(loss, {"bleu": Score("bleu", bleu)}, 1)
 
 
 @dataclasses.dataclass
@@ -146,6 +146,7 @@ def start(
         examples=lambda split: pairs,
         collate=collate_pairs,
         validate=lambda model: found(1.0, 0.0),
+        evaluate=lambda *_: found(1.0, 0.0),
         text=text,
     )
     session = Session(
