@@ -34,7 +34,9 @@ def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:
         try:
             yield where, line.decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: is not UTF-8 ({error.reason} at byte {error.start + 1}). Mend the line") from None
+            raise UserError(
+                f"{where}: is not UTF-8 ({error.reason} at byte {error.start + 1}). Mend the line"
+            ) from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ Reason = Literal["end", "stop", "length", "context"]
 OnTokens = Callable[[int, int, int], None]
 
 CANDIDATES = 512  # the likeliest tokens, among which a nucleus is looked for before all others are sorted
+ROUNDING = 1e-9  # half of the tokens, equally likely, reach top_p=0.5 in whatever order their weights are added
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ def truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
         counts = torch.full_like(weights[:, :1], top_k)
         weights = _keep_largest(weights, weights.topk(top_k).values[:, -1:], counts)
     if top_p < 1:
-        goal = top_p * weights.sum(-1, keepdim=True)
+        goal = (top_p - ROUNDING) * weights.sum(-1, keepdim=True)
         width = min(CANDIDATES, size)
         while True:
             largest = weights.topk(width).values
