@@ -31,7 +31,7 @@ class LanguageModel(Protocol):
         """Has `max_positions`: the tokens that the model can read at once, or None for any number."""
         ...
 
-    def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, tokens: Tensor, layout: Layout, /) -> Tensor:
         """Packed texts, (N,) ids -> hidden (N, width)."""
         ...
 
@@ -39,7 +39,7 @@ class LanguageModel(Protocol):
         """(N, width) -> (N, V)"""
         ...
 
-    def start_decoding(self, tokens: Tensor, layout: Layout) -> Continuation:
+    def start_decoding(self, tokens: Tensor, layout: Layout, /) -> Continuation:
         """Reads packed prompts, (N,) ids, one row each."""
         ...
 
