@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.stats import binomtest
 
-from pipeline.evaluate.significance import Tested, compare_means
-
 Z = 1.959963984540054  # of a 95 % interval
+RESAMPLES, SEED = 10_000, 12345  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,48 @@ def wilson(hits: int, items: int) -> tuple[float, float]:
 class Paired:
     """Two systems on the same items.
 
+    sacreBLEU's paired tests (`significance.py`) are not for right and wrong: they count only resamples that differ by
+    more than the systems do, and with so few possible differences those that differ equally are many.
+
     Attributes:
+        first, second: each system's accuracy.
+        difference: of the second to the first.
+        low, high: its 95 % confidence interval, by bootstrap over items (Efron 1979), percentiles of RESAMPLES.
         only_first, only_second: items that one alone has right.
         p_mcnemar: two-sided, exact (McNemar 1947): of as uneven a split of these items where both are as good.
-        first, second: accuracy in per cent with its bootstrap interval; `second` also has the difference to the first
-            and the p-values of the paired bootstrap and of approximate randomisation.
     """
 
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
     only_first: int
     only_second: int
     p_mcnemar: float
-    first: Tested
-    second: Tested
 
 
 def compare_correct(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """
     Args:
-        first, second: whether each system has the item right, item by item.
+        first, second: whether each system has the item right, item by item; at least one item.
     """
     pairs = list(zip(first, second, strict=True))
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
-    differing = only_first + only_second
+    items, differing = len(pairs), only_first + only_second
     p_value = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
-    tested = compare_means({"first": [100.0 * right for right in first], "second": [100.0 * right for right in second]})
-    return Paired(only_first, only_second, p_value, tested["first"], tested["second"])
+    # A resample is, for the difference, how many of its items are of each of three kinds.
+    shares = np.array([only_first, only_second, items - differing]) / items
+    counts = np.random.default_rng(SEED).multinomial(items, shares, RESAMPLES)
+    low, high = np.quantile((counts[:, 1] - counts[:, 0]) / items, [0.025, 0.975])
+    return Paired(
+        first=sum(first) / items,
+        second=sum(second) / items,
+        difference=(only_second - only_first) / items,
+        low=float(low),
+        high=float(high),
+        only_first=only_first,
+        only_second=only_second,
+        p_mcnemar=p_value,
+    )

@@ -33,16 +33,22 @@ def test_mcnemars_test_is_exact_and_two_sided() -> None:
     result = compare_correct(first, second)
     assert (result.only_first, result.only_second) == (3, 12)
     assert result.p_mcnemar == pytest.approx(2 * sum(comb(15, i) for i in range(4)) / 2**15)
-    assert result.first.score == pytest.approx(53) and result.second.score == pytest.approx(62)
-    assert result.second.difference == pytest.approx(9)
-    assert result.second.p_randomisation is not None
-    # Approximate randomisation of right and wrong is the same test, by draws.
-    assert result.second.p_randomisation == pytest.approx(result.p_mcnemar, abs=0.02)
-    assert result.second.low < 62 < result.second.high
+    assert (result.first, result.second) == (0.53, 0.62)
+    assert result.difference == pytest.approx(0.09)
+
+
+def test_the_interval_of_a_difference_is_that_of_resampled_items() -> None:
+    first = np.array([True] * 50 + [True] * 3 + [False] * 12 + [False] * 35)
+    second = np.array([True] * 50 + [False] * 3 + [True] * 12 + [False] * 35)
+    chosen = np.random.default_rng(0).integers(0, 100, (20_000, 100))
+    differences = second[chosen].mean(1) - first[chosen].mean(1)
+    result = compare_correct(first.tolist(), second.tolist())
+    assert (result.low, result.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.0101)
+    assert compare_correct(first.tolist(), second.tolist()) == result
 
 
 def test_equal_systems_do_not_differ() -> None:
     right = (np.arange(30) % 3 == 0).tolist()
     result = compare_correct(right, right)
     assert (result.only_first, result.only_second, result.p_mcnemar) == (0, 0, 1.0)
-    assert result.second.p_bootstrap == result.second.p_randomisation == 1.0
+    assert result.difference == result.low == result.high == 0

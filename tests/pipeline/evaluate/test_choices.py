@@ -213,7 +213,7 @@ def test_two_files_of_results_are_compared_item_by_item(tmp_path: Path) -> None:
     write_json_lines(other, records("other", items[::-1]))
     result = compare_results(one, other, "sum")
     assert (result.only_first, result.only_second) == (2, 4)
-    assert result.second.difference == pytest.approx(25)
+    assert result.difference == pytest.approx(0.25)
 
     write_json_lines(other, records("other", items[1:]))
     with pytest.raises(UserError, match="q0"):
