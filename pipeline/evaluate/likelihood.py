@@ -132,7 +132,8 @@ def score_text(
     """
     room = model.config.max_positions
     encoded = tokenizer.encode(list(documents))
-    window = window or room or max((len(ids) for ids in encoded), default=1) or 1
+    if window is None:
+        window = int(room or max((len(ids) for ids in encoded if len(ids)), default=1))
     if window < 1 or (room is not None and window > room):
         raise ValueError(f"window: must be from 1 to the model's context of {room:,} tokens, not {window:,}")
     stride = max(1, window // 2) if stride is None else stride

@@ -70,7 +70,8 @@ def test_a_model_of_any_length_reads_whole_documents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"), [({"stride": 0}, "stride"), ({"stride": 65}, "stride"), ({"window": 65}, "window")]
+    ("settings", "name"),
+    [({"stride": 0}, "stride"), ({"stride": 65}, "stride"), ({"window": 65}, "window"), ({"window": 0}, "window")],
 )
 def test_impossible_windows_are_refused_by_name(settings: dict, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
