@@ -15,7 +15,7 @@ from model.dropout import Dropout
 from model.kernels.linear import Linear
 from model.packing import Layout, from_grid, to_grid
 
-LONG = 256  # tokens of the longest sentence from which on torch's own causal attention is quicker
+LONG = 64  # tokens of the longest sentence from which on torch's own causal attention is quicker, there and back
 
 
 class _SoftmaxOverKeys(torch.autograd.Function):
