@@ -100,8 +100,8 @@ class TransformerConfig:
         ) and self.positions is not Positions.rotary
 
     @property
-    def has_one_width(self) -> bool:
-        """Whether queries, keys and values are equally wide, as kernels on packed tokens need them."""
+    def has_packed_attention(self) -> bool:
+        """Whether kernels on packed tokens compute all of its attention on a GPU in 16 bits."""
         return self.key_width == self.value_width and self.shared_heads == self.num_heads
 
     @property
@@ -157,6 +157,11 @@ class RecurrentConfig:
     def max_positions(self) -> None:
         """A recurrent model counts no positions: any length goes."""
         return None
+
+    @property
+    def has_packed_attention(self) -> bool:
+        """No kernel on packed tokens computes its attention."""
+        return False
 
     def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
         """Of the forward pass per (source token, target token), without attention's own products. An LSTM has four
@@ -217,9 +222,9 @@ class DecoderConfig:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
 
     @property
-    def has_one_width(self) -> bool:
-        """Whether queries, keys and values are equally wide together."""
-        return self.shared_heads == self.num_heads
+    def has_packed_attention(self) -> bool:
+        """Whether kernels on packed tokens compute its attention on a GPU in 16 bits; they drop no weights."""
+        return self.dropout == 0.0
 
     @property
     def shared_heads(self) -> int:
