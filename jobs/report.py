@@ -259,7 +259,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     speed = training["target_tokens"] / max(training["seconds"], 1e-9)
     lines = {
         "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`), {result['search']}",
-        "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
+        "Model": f"{architecture_of(model)}, {' + '.join(map(str, model.depths))} layers, d_model "
         f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
         "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, "

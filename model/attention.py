@@ -104,8 +104,8 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
 
     window = (-1, 0) if causal else (-1, -1)
     lengths = target.ends, source.ends, target.shape[1], source.shape[1]
-    grouped = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
-    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, **grouped))
+    is_grouped = key.shape[1] < query.shape[1]
+    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, enable_gqa=is_grouped))
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:

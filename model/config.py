@@ -90,6 +90,11 @@ class TransformerConfig:
         _check_heads(self)
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return self.encoder_layers, self.decoder_layers
+
+    @property
     def is_of_the_paper(self) -> bool:
         """Whether all layers are those of the paper, as other programs have them too."""
         return (self.normalization, self.activation, self.shared_heads, self.bias) == (
@@ -152,6 +157,11 @@ class RecurrentConfig:
         _check(self, ("d_model", "encoder_layers", "decoder_layers"))
         if self.d_model % 2:
             raise ValueError(f"d_model: must be even, for the two directions of the encoder, not {self.d_model}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return self.encoder_layers, self.decoder_layers
 
     @property
     def max_positions(self) -> None:
@@ -220,6 +230,11 @@ class DecoderConfig:
         for name in ("norm_epsilon", "rotary_base"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return (self.layers,)
 
     @property
     def has_packed_attention(self) -> bool:

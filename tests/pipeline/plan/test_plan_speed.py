@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.build import ModelConfig, build_model
-from model.config import Activation, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
+from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
 from pipeline.data.batches import Batch
 from pipeline.plan.hardware import GPUS, this_cpu
@@ -102,6 +102,7 @@ def test_a_gpu_waits_for_its_kernels_to_be_launched_a_cpu_does_not() -> None:
             bias=False,
         ),
         RecurrentConfig(32, 3, 3),
+        DecoderConfig(3, 64, 64, 4),
     ],
     ids=["paper", "heads of two widths", "modern", "lstm"],
 )
