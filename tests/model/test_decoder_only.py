@@ -205,7 +205,7 @@ def test_first_weights_are_gpt2s() -> None:
             assert torch.equal(parameter, torch.full_like(parameter, float("norm.weight" in name))), name
 
 
-@pytest.mark.parametrize("length", [10, 80])
+@pytest.mark.parametrize("length", [10, 40])  # the kernel for long texts on a CPU is not counted
 @pytest.mark.parametrize("config", [GPT, LLAMA])
 def test_multiply_adds_are_those_that_torch_counts(config: DecoderConfig, length: int) -> None:
     decoder = DecoderOnly(config, VOCAB)
