@@ -292,10 +292,8 @@ def _scores_in_words(scores: Mapping[str, Any], metric: Metric) -> str:
 
 
 def _shape_in_words(model: Any) -> str:
-    """6 + 6 layers, d_model 512; of a model without an encoder only what it has."""
-    layers = [getattr(model, name, None) for name in ("encoder_layers", "decoder_layers")]
-    known = " + ".join(str(number) for number in layers if number is not None)
-    return f"{known} layers, d_model {model.d_model}" if known else f"d_model {model.d_model}"
+    """6 + 6 layers, d_model 512."""
+    return f"{' + '.join(map(str, model.depths))} layers, d_model {model.d_model}"
 
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:

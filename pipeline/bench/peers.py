@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import Norm, TransformerConfig
-from model.layers import DecoderLayer, EncoderLayer, sinusoids
+from model.layers import DecoderLayer, SelfAttentionLayer, sinusoids
 from model.transformer import Transformer
 from pipeline.bench.task import Task, Trainer, initial_model
 from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
@@ -128,7 +128,7 @@ def copy_weights(ours: Transformer, plain: PlainTransformer) -> None:
     """Gives the control our weights, so that both begin at the same point."""
     plain.embedding.load_state_dict(ours.embedding.state_dict())
     theirs: Any = plain.transformer
-    for layer, other in zip(cast(list[EncoderLayer], ours.encoder), theirs.encoder.layers, strict=True):
+    for layer, other in zip(cast(list[SelfAttentionLayer], ours.encoder), theirs.encoder.layers, strict=True):
         attention = layer.self_attention.query_key_value
         _copy_attention(attention.weight, attention.bias, layer.self_attention.output, other.self_attn)
         _copy_feed_forward(layer, other)
@@ -155,7 +155,7 @@ def _copy_attention(weight: Tensor, bias: Tensor, output: nn.Linear, theirs: Any
     theirs.out_proj.load_state_dict(output.state_dict())
 
 
-def _copy_feed_forward(layer: EncoderLayer | DecoderLayer, theirs: Any) -> None:
+def _copy_feed_forward(layer: SelfAttentionLayer | DecoderLayer, theirs: Any) -> None:
     theirs.linear1.load_state_dict(layer.feed_forward.inner.state_dict())
     theirs.linear2.load_state_dict(layer.feed_forward.outer.state_dict())
 

@@ -44,7 +44,7 @@ def validate(
     for indices in plan_epoch(pairs.lengths[order], budget, seed=0, epoch=0):
         part = collate_pairs(pairs, [order[i] for i in indices]).to(device)
         hidden = model(part.source, part.source_layout, part.target, part.target_layout)
-        loss = label_smoothed_cross_entropy(hidden, model.embedding.weight, part.labels, smoothing=0.0)
+        loss = label_smoothed_cross_entropy(hidden, model.output_weight, part.labels, smoothing=0.0)
         total, tokens = total + float(loss.total), tokens + loss.num_tokens
     found = translate_tokens(model, [pairs.get("source", i) for i in order], beam)
     said = tokenizer.decode([hypothesis.tokens for hypothesis in found])

@@ -19,4 +19,4 @@ class TranslationObjective(nn.Module):
     def forward(self, batch: PairBatch) -> LossSum:
         """The loss summed over the batch's target tokens."""
         hidden = self.model(batch.source, batch.source_layout, batch.target, batch.target_layout)
-        return label_smoothed_cross_entropy(hidden, self.model.embedding.weight, batch.labels, self.label_smoothing)
+        return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
