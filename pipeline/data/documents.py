@@ -60,7 +60,8 @@ class SourceConfig:
     split: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
+        is_list = self.text is None or isinstance(self.text, str | list | tuple)
+        if not is_list or not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
             raise ValueError(f"text: must be a pattern of files or a list of them, not {self.text!r}")
 
     @property
