@@ -29,7 +29,7 @@ SETTINGS_FILE = "tokenizer_config.json"  # as Hugging Face writes it beside toke
 MAX_FILE_BYTES = 128 * 2**20
 MAX_VOCABULARY = 1 << 22
 SCALARS = 0x110000 - 0x800  # characters of Unicode: all code points but the halves of surrogate pairs
-CHUNK = 1 << 16  # characters of a document that the trainer is given at a time
+CHUNK = 1 << 11  # characters of a document that the trainer is given at a time, up to twice as many
 
 
 class TextTokenizerKind(Enum):
@@ -275,12 +275,13 @@ def _chosen(documents: Documents, max_bytes: int) -> np.ndarray:
 
 
 def _chunks(documents: Documents, chosen: np.ndarray, max_bytes: int) -> Iterator[str]:
-    """The texts in chunks that end at line ends, for the trainer holds hundreds of them in memory."""
+    """The texts in chunks that end at line ends where these are near: the trainer takes time quadratic in the length of
+    a word, and a text may be one word."""
     for index in chosen:
         text = documents.data(index)[:max_bytes].decode(errors="ignore")
         start = 0
         while start < len(text):
-            end = text.find("\n", start + CHUNK, start + 16 * CHUNK) + 1 or start + 16 * CHUNK
+            end = text.find("\n", start + CHUNK, start + 2 * CHUNK) + 1 or start + 2 * CHUNK
             yield text[start:end]
             start = end
 
@@ -315,7 +316,9 @@ def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str)
     model, added = settings.get("model"), settings.get("added_tokens") or []
     if not isinstance(model, dict) or not isinstance(added, list):
         raise NotWellFormed(f"{file} is no tokenizer.json: it has no model with a vocabulary")
-    ids = {token["content"]: token for token in added if isinstance(token, dict) and "content" in token}
+    ids = {
+        token["content"]: token for token in added if isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
     end = named_end or next((name for name in ENDS if ids.get(name, {}).get("special") is True), None)
     if end in ids:
         ids[end]["special"] = True  # only then no text is encoded to it
