@@ -149,7 +149,7 @@ def train_text_tokenizer(documents: Documents, config: TextTokenizerConfig, fold
 
 
 def tokenizer_fingerprint(config: TextTokenizerConfig) -> dict[str, str]:
-    """The hash of the existing tokenizer; empty for the kinds that are learnt.
+    """The hash of the existing tokenizer, and what ends a text by its folder; empty for the kinds that are learnt.
 
     Raises:
         UserError: the file is missing, or larger than a tokenizer is.
@@ -157,7 +157,9 @@ def tokenizer_fingerprint(config: TextTokenizerConfig) -> dict[str, str]:
     if config.kind is not TextTokenizerKind.file:
         return {}
     assert config.path is not None
-    return {"tokenizer": hashlib.sha256(_data(_file(Path(config.path)))).hexdigest()}
+    file = _file(Path(config.path))
+    fingerprint = {"tokenizer": hashlib.sha256(_data(file)).hexdigest()}
+    return fingerprint | ({"end_of_text": named} if (named := _named_end(file.parent)) else {})
 
 
 def _copy(config: TextTokenizerConfig, folder: Path) -> None:
@@ -167,6 +169,8 @@ def _copy(config: TextTokenizerConfig, folder: Path) -> None:
     name_of_copy = file.name if file.name in (JSON_FILE, CHARACTERS_FILE) else MODEL_FILE
     if file.suffix == ".json" and file.name != CHARACTERS_FILE:
         name_of_copy = JSON_FILE
+    if config.end_of_text is not None and name_of_copy != JSON_FILE:
+        raise UserError(f"tokenizer.end_of_text: is for a {JSON_FILE}; {file} says itself what ends a text")
     with atomic_write(folder / name_of_copy) as copy:
         copy.write(_data(file))
     if name is not None and name_of_copy == JSON_FILE:

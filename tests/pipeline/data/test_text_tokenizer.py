@@ -236,6 +236,7 @@ def test_the_end_of_text_is_what_the_folder_says_or_a_known_name_or_an_id_of_its
         tokenizer = load_text_tokenizer(tmp_path)
         assert (tokenizer.end_of_text, tokenizer.vocab_size) == (4, 5)
         assert 4 not in tokenizer.encode(["a <stop> b"])[0]
+        assert tokenizer_fingerprint(file_config(tmp_path))["end_of_text"] == "<stop>"
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<none>"}')
     with pytest.raises(UserError, match="<none>"):
         load_text_tokenizer(tmp_path)
@@ -303,6 +304,8 @@ def test_a_sentencepiece_model(model, tmp_path):
     assert tokenizer.unknown in ids[1]
     counts = train_text_tokenizer(documents_of(tmp_path, []), file_config(model), tmp_path)
     assert counts["sha256"] == load_text_tokenizer(tmp_path).sha256 == tokenizer.sha256
+    with pytest.raises(UserError, match=r"^tokenizer\.end_of_text:"):
+        train_text_tokenizer(documents_of(tmp_path, []), file_config(model, end_of_text="</s>"), tmp_path)
 
 
 HOSTILE = {
