@@ -1,4 +1,5 @@
-"""One node of the local cluster, for as long as this process lives: `python -m jobs.local_node <options as JSON>`.
+"""One node of the local cluster, for as long as this process lives, with its options as JSON:
+`python -m jobs.ray_cluster.local_node <options>`.
 
 `ray start` can't do it: on Linux it takes 127.0.0.1 for a mistake, and puts another of the machine's addresses there.
 So a node is made here as `ray start --block` makes it, with the address that is meant.

@@ -30,7 +30,7 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
     """As `ray_session`; a cluster's nodes are looked at first, and before them whether the storage can be written.
 
     Raises:
-        UserError: see `check_cluster` and `pipeline.storage.check`.
+        UserError: see `check_cluster` and `check` in pipeline/storage/files.py.
     """
     if config.storage:
         storage.check(config.storage)

@@ -1,4 +1,4 @@
-"""The workers' process group. Imports ray at once: only `jobs.train` imports this, late."""
+"""The workers' process group. Imports ray at once: jobs/training/trainer.py alone imports this, late."""
 
 import os
 import socket

@@ -1,7 +1,7 @@
 """What a run reports goes to a file first: a slow, failing or absent tracking server can't stop or slow a training.
 
 A spool is a file of JSON lines in the run's folder. Each file has one writer: rank 0 of the training writes
-`metrics.jsonl`, the driver `driver.jsonl`. `pipeline.tracking` follows them and uploads what it finds.
+`metrics.jsonl`, the driver `driver.jsonl`. `pipeline.tracking.uploader` follows them and uploads what it finds.
 A line is either a group of points
 
     {"step": 100, "time_ms": 1795344607000, "metrics": {"train/loss": 4.2}}     (also "model" and "dataset", see below)

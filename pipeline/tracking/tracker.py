@@ -45,7 +45,7 @@ class SpoolTracker:
     """Writes what it is told to a spool and leaves the rest to whoever uploads it; needs no mlflow. No method raises
     because of a server or a network, and none waits for one. Whoever opened a tracker closes it.
 
-    Rank 0 makes one on `TRAINING_SPOOL`; the driver's is `pipeline.tracking.MlflowTracker`.
+    Rank 0 makes one on `TRAINING_SPOOL`; the driver's is `MlflowTracker` in uploader.py.
     """
 
     def __init__(self, run_folder: Path, spool: str = TRAINING_SPOOL) -> None:

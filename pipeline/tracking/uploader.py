@@ -504,5 +504,5 @@ def ui_command(
     # No background jobs: they are for language model applications, and cost processes and seconds.
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "transloom", "--workers", "1", *options]
-    # The server imports pipeline.mlflow_pages, and looks in UVICORN_APP_DIR first, by default in the current folder.
+    # The server imports pipeline.tracking.pages, and looks in UVICORN_APP_DIR first, by default in the current folder.
     return command, MLFLOW_ENVIRONMENT | environment | search_environment() | {"UVICORN_APP_DIR": ROOT}

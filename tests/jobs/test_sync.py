@@ -126,7 +126,7 @@ def test_a_named_sweep_brings_its_trials(tmp_path: Path, store: str, capsys: pyt
 def test_a_run_in_use_is_left_to_its_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = make_run(tmp_path / "runs" / "live", None)
     program = (
-        "import time; from pathlib import Path; from jobs.workspace import locked\n"
+        "import time; from pathlib import Path; from jobs.runs.workspace import locked\n"
         f"with locked(Path({str(folder)!r})): print('locked', flush=True); time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

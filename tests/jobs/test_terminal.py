@@ -83,7 +83,7 @@ def test_an_error_that_is_told_does_not_steer(
     def fail(_: Any) -> int:
         raise UserError("name: no such run: \x1b]52;c;YQ==\x07 [/red] \x1b[2J at http://u:canary@h")
 
-    monkeypatch.setattr(jobs.translate, "main", fail)
+    monkeypatch.setattr(jobs.commands.translate, "main", fail)
     assert jobs.__main__.main(["translate", "x"]) == 2
     told = capsys.readouterr().err
     assert told == "transloom: name: no such run: \\x1b]52;c;YQ==\\x07 [/red] \\x1b[2J at http://***@h\n"
@@ -137,13 +137,13 @@ def test_translations_are_escaped_on_a_terminal_alone(
 
     import pipeline.generate.translator
 
-    monkeypatch.setattr(pipeline.translate, "Translator", Translator)
-    monkeypatch.setattr(jobs.translate, "find_model", lambda *_: tmp_path)
+    monkeypatch.setattr(pipeline.generate.translator, "Translator", Translator)
+    monkeypatch.setattr(jobs.commands.translate, "find_model", lambda *_: tmp_path)
     (tmp_path / "text").write_bytes("a\x1b[31m\u202eb\r\n[/red]\n".encode())
     out = _Stream(io.BytesIO(), encoding="utf-8")
     out.is_terminal = is_terminal
     monkeypatch.setattr(sys, "stdout", out)
-    assert jobs.translate.main([str(tmp_path), str(tmp_path / "text"), f"output_dir={tmp_path}"]) == 0
+    assert jobs.commands.translate.main([str(tmp_path), str(tmp_path / "text"), f"output_dir={tmp_path}"]) == 0
     print_line("\x1b[36mworker\x1b[0m \x1b]0;x\x07")
     out.flush()
     written = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
