@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.runs.model import find_model, run_of
 from jobs.runs.summary import print_next
 from jobs.runs.workspace import Run, only_owner, output_dir
@@ -16,14 +16,12 @@ from pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import sync_run
 
-USAGE = 'usage: transloom attend <run or model folder> "A sentence." ["Its translation."] [log=true] [decode=beam4 …]'
-
 
 def main(argv: list[str]) -> int:
     words, own, settings = sort_words(argv, ["log"])
     config = configuration("attend", settings)
     if len(words) not in (2, 3):
-        raise UserError(USAGE)
+        raise UserError(usage("attend"))
     log = own.get("log", "false")
     if log not in ("true", "false"):
         raise UserError(f"log={log}: with true the pictures go to the run's page in MLflow, too; with false not")

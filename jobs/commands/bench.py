@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.summary import machine, print_bench, report_bench
-from jobs.cli import ARGUMENTS, configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.config.compose import recorded
 from jobs.config.schema import Config
 from jobs.runs.model import find_model
@@ -29,7 +29,6 @@ from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
 
-USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
 
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
     if len(folders) > 1:
-        raise UserError(USAGE)
+        raise UserError(usage("bench"))
     if config.cluster.address:
         raise UserError("cluster.address: the bench measures this machine, with contenders of its own; leave it out")
     if bench.part is Part.decode and not folders:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from pipeline.errors import UserError
 from pipeline.progress import MapTasks
 from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from jobs.compare.systems import Gathered
     from jobs.config.schema import Config
 
-USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
 OWN = ("references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
 MAX_PROCESSES = 8
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
     started_at = time.monotonic()
     words, own, settings = sort_words(argv, OWN)
     if not words and "query" not in own:
-        raise UserError(USAGE)
+        raise UserError(usage("compare"))
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
-        raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
+        raise UserError(f"there is only {words[0]} to compare; name two at least. {usage('compare')}")
     files = own.get("references"), own.get("source"), own.get("train")
     gathered = gather(words, root, *files, own.get("target_language"), config.evaluate.tokenize)
     if comet:
