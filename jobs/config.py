@@ -40,7 +40,7 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import TrainConfig
-from pipeline.train.schedule import ScheduleConfig
+from pipeline.train.schedule import ScheduleConfig, check_total
 from pipeline.untrusted import read_yaml, refuse_deep_words
 
 if TYPE_CHECKING:
@@ -162,11 +162,11 @@ class Config:
             raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
 
 
-def refuse_idle_workers(config: Config) -> Config:
+def refuse_contradictions(config: Config) -> Config:
     """The configuration itself.
 
     Raises:
-        UserError: some of its workers would never have a micro-batch.
+        UserError: some of its workers would never have a micro-batch; the schedule does not fit into the training.
     """
     workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
     if workers > micro_batches:
@@ -174,6 +174,10 @@ def refuse_idle_workers(config: Config) -> Config:
             f"cluster.num_workers: {workers} workers can't share a step of {micro_batches} micro-batches; raise "
             "batch.tokens or lower batch.micro_tokens"
         )
+    try:
+        check_total(config.schedule, config.train.max_steps)
+    except ValueError as error:
+        raise UserError(f"schedule.{error}") from error
     return config
 
 
@@ -189,7 +193,7 @@ def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_cha
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
     config = from_dict(_compose(overrides, own_words))
-    return config if are_changes or config.resume else refuse_idle_workers(config)
+    return config if are_changes or config.resume else refuse_contradictions(config)
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:

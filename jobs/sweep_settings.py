@@ -12,7 +12,7 @@ from jobs.config import (
     from_dict,
     load_config,
     read_config,
-    refuse_idle_workers,
+    refuse_contradictions,
     to_dict,
     with_absolute_paths,
 )
@@ -171,4 +171,4 @@ def at_point(config: Config, point: Point) -> Config:
             if not isinstance(section, dict):
                 raise UserError(f"{name}: no such setting; {one} has none in it")
         section[field] = value
-    return refuse_idle_workers(from_dict(settings))
+    return refuse_contradictions(from_dict(settings))

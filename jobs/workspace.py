@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config, from_dict, read_config, refuse_idle_workers, to_dict, to_yaml
+from jobs.config import Config, from_dict, read_config, refuse_contradictions, to_dict, to_yaml
 from jobs.console import StatusLine, console, counter
 from jobs.precision import with_precision
 from model.build import architecture_of
@@ -310,7 +310,7 @@ def with_changes(
             settings[section][field] = given[section][field]
         else:
             settings[section] = given[section]
-    return refuse_idle_workers(from_dict(settings))
+    return refuse_contradictions(from_dict(settings))
 
 
 def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:

@@ -224,7 +224,7 @@ def train(
         try:
             meter.start()
             step = next(steps)
-            rate = learning_rate(schedule, state.step + 1, model.config.d_model)
+            rate = learning_rate(schedule, state.step + 1, config.max_steps, model.config.d_model)
             _take_step(engine, step, rate, state, meter, config, pairs, keep)
             state.seconds += meter.stop(step)
             is_last = state.step == config.max_steps
