@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from model.losses import LossSum
 from pipeline.train.engine import Engine
-from pipeline.train.optimizer import StepResult
+from pipeline.train.optimizer import GroupSettings, StepResult
 
 VOCABULARY = 1703  # the embedding has more than the 100 000 elements under which ZeRO 3 shares nothing out
 WIDTH = 61
@@ -42,6 +42,19 @@ class Objective(nn.Module):
 def make_objective(seed: int = 0) -> Objective:
     torch.manual_seed(seed)
     return Objective()
+
+
+FROZEN = ("model.embedding.weight", "model.norm.bias")
+
+
+def freeze(module: Objective) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in FROZEN)
+
+
+def slower_below(name: str, parameter: nn.Parameter) -> GroupSettings:
+    """Half of the rate for the hidden layer."""
+    return GroupSettings(lr_scale=0.5 if name.startswith("model.hidden") else 1.0)
 
 
 def make_batch(step: int, index: int) -> tuple[Tensor, Tensor]:
