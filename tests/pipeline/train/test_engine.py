@@ -7,7 +7,18 @@ import torch
 from ranks import run_ranks
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from toy import FROZEN, MICRO_BATCHES, WIDTH, Objective, freeze, make_batch, make_objective, slower_below, take_steps
+from toy import (
+    FROZEN,
+    MICRO_BATCHES,
+    WIDTH,
+    Objective,
+    freeze,
+    make_batch,
+    make_objective,
+    rate_factor,
+    slower_below,
+    take_steps,
+)
 
 from model.losses import LossSum
 from pipeline.errors import UserError
@@ -301,15 +312,13 @@ def test_a_group_has_a_rate_of_its_own():
     take_steps(engine, 0, 1)
     whole = make_torch_engine()
     take_steps(whole, 0, 1)
-    for name, weight in engine.weights().items():  # from the same gradient: half a step, but for the rounding
-        factor = 0.5 if name.startswith("model.hidden") else 1.0
+    for name, weight in engine.weights().items():  # from the same gradient: a share of the step
         moved = whole.weights()[name] - start[name]
-        torch.testing.assert_close(weight - start[name], factor * moved, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weight - start[name], rate_factor(name) * moved, rtol=0, atol=1e-6)
     take_steps(engine, 1, 6)
     reference = make_objective()
-    hidden = {"params": list(reference.model.hidden.parameters()), "lr": 0.5}
-    others = [p for name, p in reference.named_parameters() if "hidden" not in name]
-    assert_close(engine.weights(), train_plainly(reference, [hidden, {"params": others}]))
+    one_each = [{"params": [p], "lr": rate_factor(name)} for name, p in reference.named_parameters()]
+    assert_close(engine.weights(), train_plainly(reference, one_each))
 
 
 def test_a_module_that_is_all_frozen_is_refused():
