@@ -257,7 +257,8 @@ def test_weight_decay_is_for_matrices_alone():
     settings = decay_groups(module, 0.3)
     decayed = {n for n, p in module.named_parameters() if settings(n, p) == GroupSettings(weight_decay=0.3)}
     assert decayed == {"model.hidden.weight", "output.weight"}
-    assert settings("model.embedding.weight", module.model.embedding.weight) == GroupSettings()
+    named = dict(module.named_parameters())
+    assert settings("model.embedding.weight", named["model.embedding.weight"]) == GroupSettings()
 
     engine = make_torch_engine(module=module, weight_decay=0.3)
     take_steps(engine, 0, 6)
