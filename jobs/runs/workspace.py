@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import from_dict, read_config, to_dict, to_yaml
-from jobs.config.schema import Config, refuse_idle_workers
+from jobs.config.schema import Config, refuse_contradictions
 from jobs.terminal.console import StatusLine, console, counter
 from jobs.training.precision import with_precision
 from model.build import architecture_of
@@ -319,7 +319,7 @@ def with_changes(
             settings[section][field] = given[section][field]
         else:
             settings[section] = given[section]
-    return refuse_idle_workers(from_dict(settings))
+    return refuse_contradictions(from_dict(settings))
 
 
 def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:

@@ -7,7 +7,9 @@ from jobs.config.schema import Config
 from jobs.sweep.table import shown_value
 from jobs.terminal.console import console, table
 from pipeline.errors import UserError
+from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, lineage
+from pipeline.train.schedule import NEED_TOTAL
 
 
 def share_of(config: Config) -> int:
@@ -16,7 +18,8 @@ def share_of(config: Config) -> int:
 
 
 def refuse_uneven(config: Config) -> None:
-    """A generation ends where a validation is due, and all its members at the same step.
+    """A generation ends where a validation is due, and all its members at the same step. Each generation is a training
+    with a train.max_steps of its own, so that a curve which ends with the training would end with every generation.
 
     Raises:
         UserError: naming the setting.
@@ -25,6 +28,13 @@ def refuse_uneven(config: Config) -> None:
     for name in ("max_minutes", "patience"):
         if getattr(train, name):
             raise UserError(f"train.{name}: the members of a population train for equally many steps; set it to 0")
+    choices = [one.choices for one in parse_space(config.sweep.space) if one.name == "schedule.name"]
+    for name in NEED_TOTAL:
+        if config.schedule.name is name or any(name.value in values for values in choices):
+            raise UserError(
+                f"schedule.name: the curve of {name.value} ends with train.max_steps, which grows with each generation "
+                "of a population; take inverse_sqrt, noam or constant"
+            )
     if train.max_steps % (generations * train.validate_every):
         raise UserError(
             f"sweep.generations: {generations} of them cut train.max_steps={train.max_steps} into shares of "

@@ -108,7 +108,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     )
 
     def rate(step: int) -> float:
-        return learning_rate(config.schedule, step, model.config.d_model)
+        return learning_rate(config.schedule, step, config.train.max_steps, model.config.d_model)
 
     reason = train(session, task, config.batch, config.seed, rate)
     reports.flush()

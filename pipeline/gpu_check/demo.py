@@ -110,5 +110,6 @@ def _train(demo: Demo, prepared: Prepared, device: torch.device, folder: Path) -
         reports=Reports(*[lambda *_: None] * 3),
         flops=lambda tokens: training_flops(demo.model, model.vocab_size, *tokens.values()),
     )
-    train(session, task, demo.batch, demo.seed, lambda step: learning_rate(demo.schedule, step, demo.model.d_model))
+    total, width = demo.train.max_steps, demo.model.d_model
+    train(session, task, demo.batch, demo.seed, lambda step: learning_rate(demo.schedule, step, total, width))
     return session.state

@@ -26,6 +26,8 @@ RATE = "schedule.peak_learning_rate"
         (["train.validate_every=300"], r"^sweep\.generations: 4 of them .* into shares of 250 steps"),
         (["train.max_minutes=5"], r"^train\.max_minutes: the members of a population train for equally many steps"),
         (["train.patience=5"], r"^train\.patience: the members"),
+        (["schedule=cosine", "schedule.warmup_steps=100"], r"^schedule\.name: .*cosine"),
+        (["sweep.space.schedule.name={choices: [noam, linear]}"], r"^schedule\.name: .*linear"),
         (["sweep.space.model.num_heads={choices: [1, 2]}"], r"^sweep\.space\.model\.num_heads: can't change in the"),
         (["sweep.space.model.dropout={low: 0.0, high: 1.5}"], r"^sweep\.space: model\.dropout: .*tried: "),
     ],

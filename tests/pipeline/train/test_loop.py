@@ -116,6 +116,7 @@ def start(
     fresh: TrainState | None = None,
     engine: EngineConfig = TORCH,
     batch: BatchConfig = BATCH,
+    schedule: ScheduleConfig = SCHEDULE,
     **changes: Any,
 ) -> tuple[Told, TrainState, Engine, str]:
     """Trains as a worker does: from the newest checkpoint, if there is one."""
@@ -159,7 +160,7 @@ def start(
         flops=lambda tokens: training_flops(model.config, model.vocab_size, *tokens.values()),
         **arguments | changes,
     )
-    reason = train(session, task, batch, 3, lambda step: learning_rate(SCHEDULE, step, shape.d_model))
+    reason = train(session, task, batch, 3, lambda step: learning_rate(schedule, step, config.max_steps, shape.d_model))
     return told, state, made, reason
 
 
@@ -541,6 +542,22 @@ class Leaping(Skipping):
     def step(self, learning_rate: float) -> StepResult:
         self._step += 1
         return self._engine.step(learning_rate)
+
+
+def test_a_resumed_training_follows_the_curve_of_the_new_total(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(ScheduleName.linear, warmup_steps=2, peak_learning_rate=1e-3, final_ratio=0.0)
+    rates: list[float] = []
+
+    class Watched(Skipping):
+        def step(self, learning_rate: float) -> StepResult:
+            rates.append(learning_rate)
+            return self._engine.step(learning_rate)
+
+    for max_steps in (4, 10):
+        config = dataclasses.replace(SHORT, max_steps=max_steps)
+        start(tmp_path, config, wrap=lambda engine: Watched(engine, range(0)), schedule=schedule)
+    shares = [1 / 2, 1, 1 / 2, 0, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
+    assert rates == pytest.approx([1e-3 * share for share in shares], rel=1e-12)
 
 
 def test_a_loss_that_leaps_is_a_divergence_where_that_is_asked_for(tmp_path: Path) -> None:
