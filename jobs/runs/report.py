@@ -27,6 +27,7 @@ from pipeline.files import MANIFEST, read_json
 from pipeline.generate.translator import count_saved
 from pipeline.processor import processor_name
 from pipeline.secrets import redacted
+from pipeline.tasks.build import selecting_metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
@@ -273,5 +274,6 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / "figures" / "curves.png"
-    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    title, metric = f"{run.name} ({run.config.corpus.name})", selecting_metric(run.config.task)
+    draw_curves(read_points(run.folder), path, title, metric)
     tracker.log_figure(path)
