@@ -31,7 +31,8 @@ def draw_parallel(
     figure = _figure(5.2)
     axes = figure.subplots()
     metric = best.metric
-    scored = [(one, one.score) for one in sorted(records, key=lambda one: one.sort_key) if one.score is not None][::-1]
+    ordered = sorted(records, key=lambda record: record.sort_key, reverse=True)  # the best is drawn last
+    scored = [(one, one.score) for one in ordered if one.score is not None]
     low, high = min(score for _, score in scored), max(score for _, score in scored)
     if low == high:  # the only score is the best end of the axis
         low, high = (low - 1.0, high) if metric.higher_is_better else (low, high + 1.0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
 from pipeline.files import database_uri
@@ -421,7 +421,7 @@ def importances(
     return dict(found), tokens
 
 
-def _direction(metric: Metric) -> str:
+def _direction(metric: Metric) -> Literal["maximize", "minimize"]:
     """Optuna's word for which way is better."""
     return "maximize" if metric.higher_is_better else "minimize"
 
