@@ -298,5 +298,6 @@ def _shape_in_words(model: Any) -> str:
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / FIGURES_FOLDER / CURVES_FILE
-    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    title, metric = f"{run.name} ({run.config.corpus.name})", selecting_metric(run.config.task)
+    draw_curves(read_points(run.folder), path, title, metric)
     tracker.log_figure(path)

@@ -9,6 +9,7 @@ from jobs.terminal.console import console, table
 from pipeline.errors import UserError
 from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, lineage
+from pipeline.tasks.task import Metric
 from pipeline.train.schedule import NEED_TOTAL
 
 
@@ -64,22 +65,25 @@ def history_of(records: Mapping[int, Record], best: Record, config: Config) -> l
             "trial": one.number,
             "run": one.run,
             "point": one.point,
-            "bleu": one.bleu,
+            best.metric.name: one.score,
         }
         for one in lineage(records, best.number)
     ]
 
 
-def history_in_words(history: Sequence[Mapping[str, Any]]) -> list[str]:
+def history_in_words(history: Sequence[Mapping[str, Any]], metric: Metric) -> list[str]:
     """A line for each generation."""
     return [
-        f"steps {one['from_step']:,} to {one['to_step']:,} (trial {one['trial']}, BLEU {one['bleu']:.2f}): "
+        f"steps {one['from_step']:,} to {one['to_step']:,} (trial {one['trial']}, "
+        f"{metric.title} {metric.shown(one[metric.name])}): "
         + ", ".join(f"{name}={shown_value(value)}" for name, value in one["point"].items())
         for one in history
     ]
 
 
-def print_history(history: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> None:
+def print_history(
+    history: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str], metric: Metric
+) -> None:
     """The best's settings by step, as a table."""
     rows = [
         [
@@ -87,9 +91,9 @@ def print_history(history: Sequence[Mapping[str, Any]], names: Sequence[str], co
             f"{one['to_step']:,}",
             str(one["trial"]),
             *(shown_value(one["point"][name]) for name in names),
-            f"{one['bleu']:.2f}",
+            metric.shown(one[metric.name]),
         ]
         for one in history
     ]
-    heads = ["from step", "to", "trial", *columns, "validation BLEU"]
+    heads = ["from step", "to", "trial", *columns, f"validation {metric.title}"]
     console.print(table("\nHow the best was trained", heads, rows, right=(0, 1, 2, len(heads) - 1)))

@@ -23,6 +23,7 @@ CHANGEABLE = ("cluster.", "tracking.", "sweep.trials", "sweep.at_once", "sweep.m
 
 # What a space can't vary: trials share the prepared shards, and their scores must compare.
 FIXED = {
+    "task": "the trials share one task",
     "corpus": "the trials share one corpus",
     "clean": "the trials share one corpus",
     "tokenizer": "the trials share one tokenizer",

@@ -1,6 +1,6 @@
 """What a task is made of: types alone. A task is one file beside this one, which makes one `Task`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -21,12 +21,16 @@ class Metric:
         title: for people.
         higher_is_better: else the lower the better.
         digits: shown behind the point.
+        limits: the lowest and the highest value that there can be; None where one of them is missing.
+        trivial: of a model that learned nothing; scores that are no better tell no models apart. None: not known.
     """
 
     name: str
     title: str
     higher_is_better: bool = True
     digits: int = 2
+    limits: tuple[float, float] | None = None
+    trivial: float | None = None
 
     def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The first of the records whose value of this metric none betters; None of none."""
@@ -40,6 +44,10 @@ class Metric:
     def is_better(self, value: float, other: float) -> bool:
         """Whether a value betters another one; equal ones do not."""
         return self.sort_key(value) < self.sort_key(other)
+
+    def are_trivial(self, values: Iterable[float]) -> bool:
+        """Whether all of the values are worse than that of a model that learned nothing."""
+        return self.trivial is not None and all(self.is_better(self.trivial, value) for value in values)
 
     def shown(self, value: float) -> str:
         """The value as people read it: 27.31."""

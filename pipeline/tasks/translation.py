@@ -22,7 +22,8 @@ from pipeline.progress import MapTasks, Progress
 from pipeline.tasks.task import Evaluation, Metric, Scoring, Task
 from pipeline.train.objective import TranslationObjective
 
-BLEU = Metric("bleu", "BLEU")
+# Below 1 BLEU next to no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
+BLEU = Metric("bleu", "BLEU", limits=(0.0, 100.0), trivial=1.0)
 LINES_PER_TASK = 500
 
 
