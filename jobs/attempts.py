@@ -30,6 +30,7 @@ MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ev
 SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it takes those that fit
 SECONDS_BEFORE_GROWTH = 30.0  # of steps, before a training makes way for more workers: nodes often come in a row
 SLOW_PHASES = 10.0  # starting, validating and saving may take so many times the limit of a step
+SECONDS_TO_START = 180.0  # for the workers' processes to come up once they have their places, whatever the limit of a step
 SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Watch:
     way where a node is going away or there is room for more workers.
 
     Attributes:
-        hang: which workers hung, in words; None: none did.
+        hang: which workers hung or did not start, in words; None: none did.
         makes_way_for: why the workers were asked to make way, in words; None: they were not.
     """
 
@@ -145,6 +146,8 @@ class Watch:
         self._folder = run.folder / WORKERS_FOLDER / f"{number}-{uuid.uuid4().hex}"
         self._limit = 60 * run.config.cluster.hang_minutes
         self._workers: list[Worker] = []
+        self._placed_at = float("inf")
+        self._give_up: Callable[[], object] = lambda: None
         self._seen: dict[int, _Sign] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
@@ -177,8 +180,12 @@ class Watch:
         }
         folder = self._run.folder / "ray"
         trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
-        trainer.on_workers = self._set_workers
+        trainer.on_places, trainer.on_workers = self._set_places, self._set_workers
         return trainer.fit().return_value or {}
+
+    def _set_places(self, give_up: Callable[[], object]) -> None:
+        """The workers have their CPUs and GPUs, and their processes will now start; `give_up` ends that."""
+        self._give_up, self._placed_at = give_up, time.monotonic()
 
     def _set_workers(self, workers: list[Worker]) -> None:
         """The workers are there, and will now start to train."""
@@ -193,12 +200,21 @@ class Watch:
             if self._run.config.cluster.min_workers is not None:
                 looks += [self._look_for_room]
         while not self._over.wait(rest):
-            if self._workers and not self.hang:
-                for look in looks:
+            if not self.hang:
+                for look in looks if self._workers else [self._look_for_start]:
                     try:
                         look()
                     except Exception:  # of a busy cluster, or of one that is going down, which the training notices
                         log.debug("the watch over the workers", exc_info=True)
+
+    def _look_for_start(self) -> None:
+        limit = max(SECONDS_TO_START, self._limit)
+        if self._limit and time.monotonic() - self._placed_at > limit:
+            self.hang = (
+                f"the workers' processes did not start within {limit:g} s (cluster.hang_minutes); was memory short? "
+                "Ray ends what starts on a node whose memory is nearly full"
+            )
+            self._give_up()
 
     def _look_for_hang(self) -> None:
         now = time.monotonic()
