@@ -30,7 +30,7 @@ MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ev
 SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it takes those that fit
 SECONDS_BEFORE_GROWTH = 30.0  # of steps, before a training makes way for more workers: nodes often come in a row
 SLOW_PHASES = 10.0  # starting, validating and saving may take so many times the limit of a step
-SECONDS_TO_START = 180.0  # for the workers' processes to come up once they have their places, whatever the limit of a step
+SECONDS_TO_START = 180.0  # at least, for the workers' processes to come up once they have their places
 SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
 
 log = logging.getLogger(__name__)
@@ -211,8 +211,8 @@ class Watch:
         limit = max(SECONDS_TO_START, self._limit)
         if self._limit and time.monotonic() - self._placed_at > limit:
             self.hang = (
-                f"the workers' processes did not start within {limit:g} s (cluster.hang_minutes); was memory short? "
-                "Ray ends what starts on a node whose memory is nearly full"
+                f"the workers' processes did not start within {limit:g} s (cluster.hang_minutes); is a node very busy, "
+                "or short of memory?"
             )
             self._give_up()
 

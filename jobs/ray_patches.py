@@ -178,6 +178,16 @@ def trainer_class() -> type:
             )
             self._decorate_worker_log_file_paths(workers)
 
+        def shutdown(self) -> None:
+            # The torch hook of Ray 2.60 raises where Ray ended a worker for memory: OutOfMemoryError is no
+            # RayActorError. The group's places would stay reserved, and the next attempt would wait for them.
+            try:
+                super().shutdown()
+            except Exception:
+                if self.has_started():
+                    self.abort()
+                raise
+
     class FixedNumber(FixedScalingPolicy):
         """Asks nobody for machines: there is no autoscaler."""
 

@@ -70,10 +70,11 @@ def cause_of(error: BaseException) -> str:
     ended = [rank for rank, failure in failures.items() if SHORT_OF_MEMORY in str(failure)]
     start_failure = getattr(error, "controller_failure", error)
     if ended or (not failures and SHORT_OF_MEMORY in str(start_failure)):
+        worker = f"worker {min(ended)}" if ended else "a worker that started"
         return (
-            f"Ray ended {f'worker {min(ended)}' if ended else 'a worker that started'}, since the memory of its node was "
-            "nearly full. Less is needed with a smaller batch.micro_tokens, or with fewer workers on a node: a larger "
-            "cluster.cpus_per_worker, or a smaller cluster.num_workers"
+            f"Ray ended {worker}, since the memory of its node was nearly full. Less is needed with a smaller "
+            "batch.micro_tokens, or with fewer workers on a node: a larger cluster.cpus_per_worker, or a smaller "
+            "cluster.num_workers"
         )
     firsts = {rank: one for rank, one in failures.items() if not LOST_PEER.search(str(one))}
     if failures and not firsts:

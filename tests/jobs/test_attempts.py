@@ -1,6 +1,7 @@
 """Attempts, without Ray: how often workers are started again, with how many, and when the watch ends an attempt."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import attempts, ray_patches
@@ -292,6 +294,41 @@ def test_processes_are_ended_where_one_is_gone(tmp_path, monkeypatch):
         end_processes([Worker(0, "a", gone.pid), Worker(1, "a", process.pid)], tmp_path, tmp_path / "stacks", 2)
         assert process.wait(10) < 0
     assert "gone" in (tmp_path / "stacks" / "attempt_2_rank_0.txt").read_text()
+
+
+def test_workers_that_ray_ended_for_memory_leave_no_places_reserved(monkeypatch):
+    """The next attempt would wait for the places until it gives up."""
+    from ray.exceptions import OutOfMemoryError
+    from ray.train.v2._internal.execution import controller
+    from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
+
+    groups: list[Any] = []
+
+    class Controller:
+        worker_group_cls: Any
+
+        async def run(self) -> None:
+            groups.append(object.__new__(self.worker_group_cls))
+
+        def get_result(self) -> None:
+            pass
+
+    class Hook(WorkerGroupCallback):
+        def before_worker_group_shutdown(self, worker_group: Any) -> None:
+            raise OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.")
+
+    monkeypatch.setattr(controller, "TrainController", Controller)
+    monkeypatch.setattr(logging.getLogger("ray.train"), "handlers", [logging.NullHandler()])
+    trainer = object.__new__(ray_patches.trainer_class())
+    trainer._initialize_and_run_controller()
+    (group,) = groups
+    removed: list[str] = []
+    places = SimpleNamespace(shutdown=lambda: removed.append("the places"))
+    group._worker_group_state = WorkerGroupState(0.0, cast(Any, places), [], cast(Any, None))
+    group._callbacks, group._worker_group_context, group._world_rank_to_ongoing_poll = [Hook()], None, {}
+    with pytest.raises(OutOfMemoryError):
+        group.shutdown()
+    assert removed == ["the places"] and not group.has_started()
 
 
 MEMORY = RuntimeError(
