@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.cli import JOBS, print_help, print_jobs
-from jobs.environment import prepare_process
-from jobs.stopping import EXIT_CODE, Terminated
-from jobs.terminal import printable
+from jobs.runs.environment import prepare_process
+from jobs.runs.stopping import EXIT_CODE, Terminated
+from jobs.terminal.printable import printable
 from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in rest or "--help" in rest:
             print_help(job)
             return 0
-        code = importlib.import_module(f"jobs.{job}").main(rest)
+        code = importlib.import_module(f"jobs.commands.{job}").main(rest)
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it
         return code
     except UserError as error:

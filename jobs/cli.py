@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from jobs.groups import groups
+from jobs.config.groups import groups
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.config import Config
+    from jobs.config.schema import Config
 
-# The job `name` is the module jobs/<name>.py with main(argv) -> exit code; it is imported only when it is called.
+# The job `name` is the module jobs/commands/<name>.py with main(argv) -> exit code, imported only when it is called.
 JOBS = {
     "run": "the whole pipeline: prepare, train, evaluate; finished stages are skipped",
     "prepare": "clean a corpus, train its tokenizer, write the shards",
@@ -201,7 +201,7 @@ def _is_setting(word: str) -> bool:
         return bool(key or re.match(r"--?[a-zA-Z]", word))
     if not key:
         return False
-    from jobs.config import Config  # imports torch, which such a job needs anyway
+    from jobs.config.schema import Config  # imports torch, which such a job needs anyway
 
     return key[1] in [*groups(), *(field.name for field in dataclasses.fields(Config))]
 
@@ -225,8 +225,8 @@ def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "
         del words[at : at + 2]
 
     # They import torch, which takes seconds: not for help.
-    from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
-    from jobs.workspace import only_resumed, resumed
+    from jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
+    from jobs.runs.workspace import only_resumed, resumed
 
     if resolved := [word.partition("=")[2] for word in words if word.startswith("resolved=")]:
         if len(words) > 1:
@@ -247,7 +247,7 @@ def _refuse_meaningless(job: str, words: Sequence[str]) -> None:
     """Refuses a setting that such a job would take and not look at. A word that is none is left to what comes next."""
     if job not in NOTHING_ELSE or any(word.startswith("resume=") for word in words):
         return  # the settings of a run, which says itself what goes with them
-    from jobs.config import Config
+    from jobs.config.schema import Config
 
     reads = list(dict.fromkeys(name.partition(".")[0] for name in READS[job]))
     known = {*groups(), *(field.name for field in dataclasses.fields(Config))}

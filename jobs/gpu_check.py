@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.console import SafeConsole
-from jobs.terminal import printable
+from jobs.terminal.console import SafeConsole
+from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.gpu_check.outcome import Outcome, Skipped
@@ -122,7 +122,7 @@ def function_of(part: Part) -> Callable[[str, Path], Outcome]:
 
 def examine_gpu(device: str, folder: Path) -> Outcome:
     """Doctor's line on GPUs."""
-    from jobs.machine import gpus
+    from jobs.ray_cluster.machine import gpus
     from pipeline.gpu_check.device import machine
 
     finding = gpus()

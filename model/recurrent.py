@@ -202,7 +202,7 @@ class Memory:
 
 
 class RecurrentDecoding:
-    """Incremental decoding of B sentences: what `pipeline.decode` steps through (its protocol `Decoding`)."""
+    """Incremental decoding of B sentences: what `pipeline.generate.beam` steps through (its protocol `Decoding`)."""
 
     def __init__(self, model: Recurrent, memory: Memory) -> None:
         self.model, self.memory = model, memory

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
 
 
 class TransformerDecoding:
-    """Incremental decoding of B sentences: what `pipeline.decode` steps through (its protocol `Decoding`)."""
+    """Incremental decoding of B sentences: what `pipeline.generate.beam` steps through (its protocol `Decoding`)."""
 
     def __init__(self, model: Transformer, source: Tensor, layout: Layout) -> None:
         self.model = model

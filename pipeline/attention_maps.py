@@ -15,9 +15,9 @@ from model.packing import Layout
 from model.recurrent import Recurrent
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
-from pipeline.translate import Translator, translate_tokens
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator, translate_tokens
 
 WORD_START = "\u2581"  # SentencePiece's mark
 BLANK = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, controls and invisible formatting

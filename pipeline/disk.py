@@ -1,7 +1,8 @@
 """What is wrong where a file can't be written: a full disk, a quota, a read-only disk, no permission.
 
 Such an error is the user's to mend. `disk_trouble` recognises it in whatever exception it arrives, and makes one
-message of it; the command, a worker and a collective of the ranks ask it (jobs/__main__.py, jobs/worker.py, ranks.py).
+message of it; the command, a worker and a collective of the ranks ask it (jobs/__main__.py,
+jobs/training/worker.py, ranks.py).
 """
 
 import errno

@@ -17,11 +17,11 @@ from model.config import Norm, Positions, TransformerConfig
 from model.layers import sinusoids
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
-from pipeline.decode import BeamConfig
 from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.translate import Translator
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator
 
 
 class Format(Enum):

@@ -2,6 +2,6 @@
 
 import sys
 
-from pipeline.bench.protocol import serve
+from pipeline.processes import serve
 
 serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -19,7 +19,7 @@ from pipeline.train.optimizer import Precision
 
 
 def our_trainer(task: Task, device: torch.device) -> Trainer:
-    """What `jobs/worker.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
+    """What `jobs/training/worker.py` and `pipeline/train/loop.py` do, without reports, validation and checkpoints."""
     model = initial_model(task)
     if task.precision.dtype is Precision.fp32 and device.type == "cpu":
         use_products(quicker_products(model, processor_vendor()))

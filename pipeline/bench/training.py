@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.protocol import peak_bytes
 from pipeline.bench.task import Burst, Kind, Ready, Task, Trainer, Weights
+from pipeline.processes import peak_bytes
 from pipeline.train.engine import EngineName
 from pipeline.train.schedule import learning_rate
 

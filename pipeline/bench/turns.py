@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.bench.config import WARM_UP_STEPS
-from pipeline.bench.protocol import Contender, busy_seconds
 from pipeline.bench.task import Burst
+from pipeline.processes import Contender, busy_seconds
 from pipeline.progress import Progress
 
 MATMUL_SECONDS = 1.0

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.spool import Point
+from pipeline.tracking.spool import Point
 
 COUNTED = ("seconds", "source_tokens", "target_tokens")  # since the training's start, over all its attempts
 

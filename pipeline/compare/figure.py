@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.figures.race import STYLES
 from pipeline.files import atomic_write
-from pipeline.race_figure import STYLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -208,7 +208,7 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
     """Names and hashes of everything that the pairs come from. A data set of the hub counts by its name and
     revision: set corpus.revision to hold on to one version."""
     if config.kind is CorpusKind.phrasebook:
-        from pipeline.data.phrasebook import phrasebook_version
+        from pipeline.phrasebook import phrasebook_version
 
         languages = f"{config.source_language}-{config.target_language}"
         counts = f"{config.phrasebook_pairs} and {config.held_out} pairs"
@@ -290,7 +290,7 @@ def read_own(
     """Streams (place, pair) of a split that has data of its own, nothing held out; see `read_pairs`."""
     match config:
         case CorpusConfig(kind=CorpusKind.phrasebook):
-            from pipeline.data.phrasebook import phrasebook_pairs
+            from pipeline.phrasebook import phrasebook_pairs
 
             count = count_pairs(config, split)
             pairs = phrasebook_pairs(config.source_language, config.target_language, split, count)

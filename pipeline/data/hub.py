@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.data.tables import TSV_ENDINGS, table_rows
 from pipeline.errors import UserError
-from pipeline.storage import GLOB
+from pipeline.storage.files import GLOB
 
 TABLES = ("csv", "tsv")
 # Packages whose errors speak of the network.

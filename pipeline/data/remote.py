@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
 from pipeline.progress import Progress, no_progress
-from pipeline.storage import GLOB, fetch_file, is_url
+from pipeline.storage.files import GLOB, fetch_file, is_url
 
 
 def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no_progress) -> CorpusConfig:

@@ -9,11 +9,11 @@ from model.losses import label_smoothed_cross_entropy
 from pipeline.data.batches import BatchConfig, make_batch, plan_epoch
 from pipeline.data.shards import PairDataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.decode import BeamConfig
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import DEFAULT
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import translate_tokens
 from pipeline.ranks import gather, rank, world_size
-from pipeline.translate import translate_tokens
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.evaluate.validate import Validation, validate
+from pipeline.generate.translator import Translator, save_model
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.settings import Demo
 from pipeline.train.checkpoint import average_weights, list_weights, load_weights
@@ -22,7 +23,6 @@ from pipeline.train.engine import EngineConfig, EngineName, make_engine
 from pipeline.train.loop import Reports, TrainState, train
 from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import TORCH_DTYPES
-from pipeline.translate import Translator, save_model
 
 MODEL, TEST = "model", "test"  # what is left in the demo's folder: the model's, and the test set's .source and .target
 

@@ -10,7 +10,7 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig, CorpusKind
 from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.decode import BeamConfig
+from pipeline.generate.beam import BeamConfig
 from pipeline.train.engine import OptimizerConfig, PrecisionConfig
 from pipeline.train.loop import Average, TrainConfig
 from pipeline.train.optimizer import Precision

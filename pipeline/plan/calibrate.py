@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.bench.protocol import Contender, Meeting
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import Footing
 from pipeline.plan.probe import Probe, Reduce, Save, Steps, Taken, make_member
 from pipeline.plan.speed import UPDATE_BYTES
+from pipeline.processes import Contender, Meeting
 from pipeline.progress import Progress
 from pipeline.train.optimizer import Precision
 

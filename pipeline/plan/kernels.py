@@ -16,7 +16,8 @@ from pipeline.data.batches import BatchConfig, filler, plan_epoch
 from pipeline.train.optimizer import Precision
 
 # Fitted to the heap in use of a worker on Multi30k, with models of 1.7, 7 and 25 million parameters: 5 % off at most.
-# The model's width and heads do not matter. No more than 4096 kernels are kept (`ALLOCATOR` in jobs/cluster.py).
+# The model's width and heads do not matter. No more than 4096 kernels are kept (`ALLOCATOR` in
+# jobs/ray_cluster/session.py).
 OF_TOKENS, OF_GRID, OF_PAIR = 6.5e6, 3.05e6, 1.19e6
 MOST_BYTES = 590e6
 MOST_BATCHES, MOST_SENTENCES = 4000, 500_000  # that are looked at: hardly a shape is new after them

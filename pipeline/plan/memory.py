@@ -50,7 +50,7 @@ class Footing:
 
 
 # Measured: a worker's resident memory when its libraries are imported, what any model adds to it, and how much more its
-# heap has than is in use: glibc is told to keep what was freed (`ALLOCATOR` in jobs/cluster.py).
+# heap has than is in use: glibc is told to keep what was freed (`ALLOCATOR` in jobs/ray_cluster/session.py).
 RAY, RAY_AND_DEEPSPEED, ANY_MODEL, CPU_SLACK = 0.35e9, 0.48e9, 0.035e9, 1.55
 
 GPU = Footing(GPU_LIBRARIES, GPU_SLACK)

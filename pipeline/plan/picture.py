@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.figures import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from pipeline.figures.curves import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
 from pipeline.files import atomic_write
 
 # Colour, marker and width: an H200 computes as an H100, so its line is a pale band on which the other one lies

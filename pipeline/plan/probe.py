@@ -1,5 +1,5 @@
 """A member of a calibration: a process that trains with the torch engine as far as it is asked to, and says how long it
-took. It is a member as the bench has them (`pipeline/bench/protocol.py`)."""
+took. It is a member as the bench has them (`pipeline/processes.py`)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from torch import distributed as dist
 
 from model.build import ModelConfig, build_model
 from model.flops import training_flops
-from pipeline.bench.protocol import peak_bytes
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.shards import PairDataset, open_shards
 from pipeline.data.tokenizer import EOS_ID
+from pipeline.processes import peak_bytes
 from pipeline.ranks import rank, world_size
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine

@@ -132,7 +132,7 @@ def _by_size(corpus: CorpusConfig) -> tuple[float, float, float, str] | None:
 
 
 def _of_phrasebook(corpus: CorpusConfig) -> tuple[float, float, float, str]:
-    from pipeline.data.phrasebook import phrasebook_pairs
+    from pipeline.phrasebook import phrasebook_pairs
 
     count = min(SAMPLE, corpus.phrasebook_pairs)
     some = list(phrasebook_pairs(corpus.source_language, corpus.target_language, "train", count))

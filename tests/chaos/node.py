@@ -1,6 +1,6 @@
 """A node of a Ray cluster on this machine, for as long as this process lives: `python -m chaos.node <options as JSON>`.
 
-Like jobs/local_node.py, but without a dashboard, and it writes down who it is.
+Like jobs/ray_cluster/local_node.py, but without a dashboard, and it writes down who it is.
 """
 
 import json

@@ -29,7 +29,7 @@ from chaos.report import (
 from chaos.soak import sizes
 from chaos.stall import summary, write_stall
 from chaos.training import WORDS, NotStarted, Place, end_commands, make_reference, samples, start, train
-from jobs.config import load_config
+from jobs.config.compose import load_config
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from docker.utils.build import exclude_paths
 
-from jobs import kubernetes, kubernetes_services
-from pipeline.mlflow_store import MLFLOW_ENVIRONMENT
+from jobs.remote import kubernetes, kubernetes_services
+from pipeline.tracking.mlflow_store import MLFLOW_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -73,7 +73,7 @@ def test_no_registry_is_written_down_and_no_secret_has_a_place(file):
 
 
 def test_only_the_package_goes_into_an_image(tmp_path, instructions):
-    kept = ["jobs/run.py", "conf/config.yaml", "model/a.py", "pipeline/data/b.py", "pyproject.toml", "constraints.txt"]
+    kept = ["jobs/cli.py", "conf/config.yaml", "model/a.py", "pipeline/data/b.py", "pyproject.toml", "constraints.txt"]
     kept += ["README.md", "LICENSE"]
     left = [".env", "jobs/.env", "jobs/.env.local", ".git/config", "outputs/runs/x/model", "deploy/secrets/password"]
     left += ["tests/test_x.py", "jobs/__pycache__/run.pyc", "corpus.en", ".venv/bin/python", "deploy/Dockerfile"]

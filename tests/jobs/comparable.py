@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from jobs.config import load_config, to_yaml
-from jobs.evaluate import evaluation_folder
-from jobs.workspace import Run
+from jobs.config.compose import load_config, to_yaml
+from jobs.runs.workspace import Run
+from jobs.training.evaluate import evaluation_folder
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import sha256_file, write_json
-from pipeline.spool import MetricLog
+from pipeline.tracking.spool import MetricLog
 
 SOURCES = ["a dog runs", "the cat <b>sleeps</b> & dreams", "two men sit on a bench", "nobody is here", "it rains"] * 6
 REFERENCES = ["ein Hund rennt", "die Katze <b>schläft</b> & träumt", "zwei Männer sitzen auf einer Bank"] * 10

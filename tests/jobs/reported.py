@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from jobs.config import load_config
-from jobs.evaluate import sample_places
-from jobs.report import open_tracker, report_evaluation, report_training, report_validation
-from jobs.workspace import TRAINING_FILE, only_owner, run_for
+from jobs.config.compose import load_config
+from jobs.runs.report import open_tracker, report_evaluation, report_training, report_validation
+from jobs.runs.workspace import TRAINING_FILE, only_owner, run_for
+from jobs.training.evaluate import sample_places
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import prepare
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.validate import Validation
 from pipeline.files import write_json
-from pipeline.tracker import SpoolTracker
+from pipeline.tracking.tracker import SpoolTracker
 
 STEPS, VALIDATE_EVERY = 400, 100
 SECONDS_PER_STEP, TOKENS_PER_STEP = 0.1, 1000

@@ -16,15 +16,17 @@ import pytest
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs import attempts, ray_patches
-from jobs.attempts import train_in_attempts
-from jobs.config import ClusterConfig, Config, load_config
-from jobs.heartbeat import Heartbeat, Worker, end_processes, read_heartbeats
-from jobs.ray_watch import ended_by_loss
-from jobs.stopping import watched
-from jobs.trainer import cause_of
-from jobs.worker import _asked_to_stop
-from jobs.workspace import RESTART_FILE, STOP_FILE, WORKERS_FOLDER, Run
+from jobs.config.compose import load_config
+from jobs.config.schema import ClusterConfig, Config
+from jobs.ray_cluster import patches as ray_patches
+from jobs.ray_cluster.watch import ended_by_loss
+from jobs.runs.stopping import watched
+from jobs.runs.workspace import RESTART_FILE, STOP_FILE, WORKERS_FOLDER, Run
+from jobs.training import attempts
+from jobs.training.attempts import train_in_attempts
+from jobs.training.heartbeat import Heartbeat, Worker, end_processes, read_heartbeats
+from jobs.training.trainer import cause_of
+from jobs.training.worker import _asked_to_stop
 from pipeline.errors import UserError
 from pipeline.train.engine import PrecisionConfig
 from pipeline.train.optimizer import Precision
@@ -173,7 +175,7 @@ def test_what_a_worker_refuses_is_not_retried(tmp_path, monkeypatch):
 HANGS = """
 import sys, time
 from pathlib import Path
-from jobs.heartbeat import Heartbeat
+from jobs.training.heartbeat import Heartbeat
 heartbeat = Heartbeat(Path(sys.argv[1]), 1, float(sys.argv[2]))
 for _ in range(3):
     heartbeat.advance()
@@ -188,7 +190,7 @@ stands_still()
 @pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "in a loop"])
 def test_a_worker_that_hangs_is_ended_with_its_stack(tmp_path, monkeypatch, is_frozen):
     """Rank 1 is a real process; rank 0 waits for it, as in a collective."""
-    monkeypatch.setattr("jobs.heartbeat.SECONDS_FOR_STACKS", 0.3)
+    monkeypatch.setattr("jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.3)
     import ray
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
@@ -287,7 +289,7 @@ def test_workers_of_an_attempt_that_is_over_end(tmp_path):
 
 
 def test_processes_are_ended_where_one_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.heartbeat.SECONDS_FOR_STACKS", 0.0)
+    monkeypatch.setattr("jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.0)
     with subprocess.Popen(["sleep", "60"]) as process:
         gone = subprocess.Popen(["true"])
         gone.wait()
@@ -351,7 +353,7 @@ def test_the_cause_is_what_came_first():
 
 
 def test_a_lost_cluster_ends_the_command_with_a_sentence(monkeypatch):
-    monkeypatch.setattr("jobs.ray_watch.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("jobs.ray_cluster.watch.SECONDS_BETWEEN_LOOKS", 0.05)
     lost = threading.Event()
     threading.Timer(0.2, lost.set).start()
     started_at = time.monotonic()
@@ -369,7 +371,7 @@ def test_a_command_that_can_not_end_is_ended():
     """What stands between the loss and the end, Ray's own shutdown above all, may wait for what is gone."""
     code = """
 import time
-from jobs import ray_watch
+from jobs.ray_cluster import watch as ray_watch
 ray_watch.SECONDS_BETWEEN_LOOKS, ray_watch.SECONDS_TO_END = 0.05, 0.3
 with ray_watch.ended_by_loss(lambda: "the head node", "Go on."):
     while True:

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import attend
 from jobs.cli import sort_words
-from jobs.config import load_config, to_yaml
-from jobs.workspace import PREPARED_FILE
+from jobs.commands import attend
+from jobs.config.compose import load_config, to_yaml
+from jobs.runs.workspace import PREPARED_FILE
 from model.config import TransformerConfig
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.spool import last_status
-from pipeline.tracking import MlflowTracker, TrackingConfig, is_reported
-from pipeline.translate import save_model
+from pipeline.generate.translator import save_model
+from pipeline.tracking.spool import last_status
+from pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported
 
 PICTURES = {"alignment.png", "cross.png", "decoder.png", "encoder.png"}
 

@@ -11,19 +11,20 @@ from typing import cast
 import pytest
 from command import TINY, transloom_here
 
-from jobs import bench_contenders, bench_decoding
 from jobs.__main__ import main
-from jobs.bench import _name_of, _sort
-from jobs.config import load_config
+from jobs.bench import contenders as bench_contenders
+from jobs.bench import decoding as bench_decoding
+from jobs.commands.bench import _name_of, _sort
+from jobs.config.compose import load_config
 from model.config import Norm
 from pipeline.bench.config import BenchConfig, Part
-from pipeline.bench.protocol import Contender
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1
 from pipeline.bench.search import Found, Program, Request
 from pipeline.bench.task import Kind
 from pipeline.data.prepare import Prepared
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
+from pipeline.generate.beam import BeamConfig
+from pipeline.processes import Contender
 
 REFUSED = {
     "part=trian": "part=trian: there is all, train, decode",

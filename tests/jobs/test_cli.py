@@ -23,9 +23,9 @@ from jobs.cli import (
     WITHOUT_SETTINGS,
     configuration,
 )
-from jobs.config import load_config, read_config, to_yaml, with_absolute_paths
-from jobs.groups import groups
-from jobs.stopping import Terminated
+from jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
+from jobs.config.groups import groups
+from jobs.runs.stopping import Terminated
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_no_job_lists_the_jobs_with_a_line_each(words, capsys):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_is_a_module_with_a_main(name):
-    assert find_spec(f"jobs.{name}") is not None
+    assert find_spec(f"jobs.commands.{name}") is not None
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import ray
 from ray._private.node import Node
 
-from jobs.cluster import private_temp_folder, ray_session, spare_cpus
-from jobs.config import ClusterConfig
-from jobs.local_node import NODE_ENVIRONMENT
+from jobs.config.schema import ClusterConfig
+from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from jobs.ray_cluster.session import private_temp_folder, ray_session, spare_cpus
 from pipeline.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.clusters import (
+from jobs.remote.clusters import (
     choose_cluster,
     clusters_file,
     keep_ray_token_private,

@@ -14,7 +14,7 @@ from comparable import BAD, GOOD, REFERENCES, SOURCES, make_corpus, make_run, wr
 from sacrebleu.metrics.bleu import BLEU
 
 from jobs.__main__ import main as transloom
-from jobs.compare import main
+from jobs.commands.compare import main
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 

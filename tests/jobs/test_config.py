@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import configuration, sort_words
-from jobs.config import Config, from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
-from jobs.config_messages import CONTENDERS
-from jobs.groups import groups
+from jobs.config.compose import from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
+from jobs.config.groups import groups
+from jobs.config.messages import CONTENDERS
+from jobs.config.schema import Config
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
 from pipeline.errors import UserError

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import worker
-from jobs.config import Config
-from jobs.console import following
-from jobs.heartbeat import Heartbeat
-from jobs.workspace import PROGRESS_FILE
+from jobs.config.schema import Config
+from jobs.runs.workspace import PROGRESS_FILE
+from jobs.terminal.console import following
+from jobs.training import worker
+from jobs.training.heartbeat import Heartbeat
 from pipeline.files import write_json
 
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import doctor, machine
-from jobs.clusters import clusters_file
-from jobs.doctor import main
+from jobs.commands import doctor
+from jobs.commands.doctor import main
+from jobs.ray_cluster import machine
+from jobs.remote.clusters import clusters_file
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 import requests
 from command import ROOT
 
-from jobs.environment import LOOPBACK, PROXIES, reach_loopback_directly, take_any_character
-from jobs.translate import lines_of
+from jobs.commands.translate import lines_of
+from jobs.runs.environment import LOOPBACK, PROXIES, reach_loopback_directly, take_any_character
 
 
 @pytest.fixture

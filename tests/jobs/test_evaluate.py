@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config import load_config
-from jobs.evaluate import export_model
-from jobs.workspace import PREPARED_FILE, TRAINING_FILE, Run
+from jobs.config.compose import load_config
+from jobs.runs.workspace import PREPARED_FILE, TRAINING_FILE, Run
+from jobs.training.evaluate import export_model
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import write_json

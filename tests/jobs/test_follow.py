@@ -2,9 +2,9 @@
 
 import pytest
 
-from jobs.console import counter, is_progress, training_line
-from jobs.follow import progress_of
-from jobs.jobs import known_columns
+from jobs.commands.jobs import known_columns
+from jobs.remote.follow import progress_of
+from jobs.terminal.console import counter, is_progress, training_line
 
 SHOWN = {
     "step": 1200,

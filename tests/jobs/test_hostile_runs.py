@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.compare_systems import _find
-from jobs.config import load_config, to_yaml
-from jobs.run_model import find_model
+from jobs.compare.systems import _find
+from jobs.config.compose import load_config, to_yaml
+from jobs.runs.model import find_model
 from pipeline.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_a_hostile_run_is_refused(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_spool_of_garbage_is_passed_over(tmp_path: Path) -> None:
-    from pipeline.spool import last_status, read_points
+    from pipeline.tracking.spool import last_status, read_points
 
     lines = [
         b"[" * 100_000,

@@ -13,8 +13,8 @@ import yaml
 from crd import document_schemas, errors, job_schema
 
 from jobs.__main__ import main
-from jobs.config import load_config, read_config
-from jobs.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
+from jobs.config.compose import load_config, read_config
+from jobs.remote.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
 from pipeline.errors import UserError
 
 SETTINGS = KubernetesConfig(image="registry.example/transloom:1")

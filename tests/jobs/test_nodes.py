@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import refuse_unplaceable
-from jobs.config import ClusterConfig
-from jobs.nodes import LIBRARIES, differences, examine_node, refuse_unlike, versions
+from jobs.config.schema import ClusterConfig
+from jobs.ray_cluster.nodes import LIBRARIES, differences, examine_node, refuse_unlike, versions
+from jobs.ray_cluster.session import refuse_unplaceable
 from pipeline.errors import UserError
 
 HERE = {"python": "3.11.7", "torch": "2.13.0"}

@@ -10,7 +10,7 @@ import pytest
 from command import ROOT, TINY
 
 from jobs.__main__ import main
-from jobs.config import load_config
+from jobs.config.compose import load_config
 from pipeline.errors import UserError
 from pipeline.plan import calibrate as calibration
 
@@ -103,9 +103,9 @@ def test_a_prepared_corpus_is_counted_and_a_plan_has_one_folder(place: Path, cap
 
 
 def main_raising(words: list[str]) -> None:
-    import jobs.plan
+    import jobs.commands.plan
 
-    jobs.plan.main(words[1:])
+    jobs.commands.plan.main(words[1:])
 
 
 def test_nothing_is_started_and_ray_is_not_even_imported(tmp_path: Path) -> None:

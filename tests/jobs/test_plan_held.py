@@ -14,12 +14,12 @@ import pytest
 from command import Command
 from runs import folder_of
 
-from jobs.config import load_config, with_absolute_paths
-from jobs.plan import _found, calibrate_here, plan_of, training_of
-from jobs.workspace import PROGRESS_FILE
+from jobs.commands.plan import _found, calibrate_here, plan_of, training_of
+from jobs.config.compose import load_config, with_absolute_paths
+from jobs.runs.workspace import PROGRESS_FILE
 from pipeline.data.prepare import prepare
 from pipeline.files import read_json
-from pipeline.spool import read_points
+from pipeline.tracking.spool import read_points
 
 WITHIN = 0.20
 # (steps to train, of which so many are not yet measured, words): from 1 to 26 million parameters

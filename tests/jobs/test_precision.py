@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs import machine, precision
-from jobs.cluster import ray_session
-from jobs.config import Config, load_config, read_config
-from jobs.machine import examine_machine, native_precisions
-from jobs.precision import warn_of_slow_precision, with_precision
-from jobs.race import _refuse_unequal_precision
-from jobs.report import _params
-from jobs.workspace import CONFIG_FILE, Run, only_resumed, resumed, run_for
+from jobs.commands.race import _refuse_unequal_precision
+from jobs.config.compose import load_config, read_config
+from jobs.config.schema import Config
+from jobs.ray_cluster import machine
+from jobs.ray_cluster.machine import examine_machine, native_precisions
+from jobs.ray_cluster.session import ray_session
+from jobs.runs.report import _params
+from jobs.runs.workspace import CONFIG_FILE, Run, only_resumed, resumed, run_for
+from jobs.training import precision
+from jobs.training.precision import warn_of_slow_precision, with_precision
 from pipeline import processor
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError

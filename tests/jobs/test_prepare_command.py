@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import load_config
-from jobs.prepare import found_prepared, refuse_long_sentences
-from jobs.summary import print_cleaning
+from jobs.config.compose import load_config
+from jobs.runs.summary import print_cleaning
+from jobs.training.prepare import found_prepared, refuse_long_sentences
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
 from pipeline.data.prepare import Prepared, prepare

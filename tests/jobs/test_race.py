@@ -9,8 +9,8 @@ from command import TINY, transloom_here
 
 from jobs.__main__ import main
 from jobs.cli import configuration
-from jobs.config_messages import CONTENDERS
-from jobs.race import contenders_of
+from jobs.commands.race import contenders_of
+from jobs.config.messages import CONTENDERS
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.errors import UserError
 

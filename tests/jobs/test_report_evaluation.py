@@ -9,13 +9,13 @@ import torch
 from comparable import GOOD, REFERENCES, make_run
 from safetensors.torch import save_file
 
-from jobs.config import load_config, read_config, to_yaml
-from jobs.report import end_dead_runs, report_evaluation
-from jobs.workspace import Run, locked
+from jobs.config.compose import load_config, read_config, to_yaml
+from jobs.runs.report import end_dead_runs, report_evaluation
+from jobs.runs.workspace import Run, locked
 from pipeline.evaluate.scores import score
 from pipeline.files import write_json
-from pipeline.spool import DRIVER_SPOOL, MetricLog, driver_records
-from pipeline.tracker import SpoolTracker
+from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog, driver_records
+from pipeline.tracking.tracker import SpoolTracker
 
 
 def told(root: Path, **result: Any) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def test_only_runs_of_this_machine_that_nobody_holds_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = []
-    monkeypatch.setattr("jobs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True)
+    monkeypatch.setattr("jobs.runs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True)
     host = socket.gethostname()
     owners = {"dead": host, "closed": host, "elsewhere": f"not-{host}", "held": host, "silent": host, "stored": host}
     for name, owner in owners.items():

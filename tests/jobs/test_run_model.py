@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config import load_config, to_yaml
-from jobs.evaluate import evaluated_before, evaluation_folder
-from jobs.run_model import find_model, steps_of_model, training_of
-from jobs.workspace import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
+from jobs.config.compose import load_config, to_yaml
+from jobs.runs.model import find_model, steps_of_model, training_of
+from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
+from jobs.training.evaluate import evaluated_before, evaluation_folder
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.spool import MetricLog
+from pipeline.tracking.spool import MetricLog
 from pipeline.train.checkpoint import save_weights
 
 

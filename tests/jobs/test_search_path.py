@@ -9,14 +9,14 @@ import pytest
 from command import ROOT
 
 from pipeline.search_path import search_environment
-from pipeline.tracking import ui_command
+from pipeline.tracking.uploader import ui_command
 
 # As the command `transloom` does: started elsewhere, without the current folder in its search path.
 COMMAND = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
-from jobs.cluster import map_over_cluster, ray_session
-from jobs.config import ClusterConfig
+from jobs.ray_cluster.session import map_over_cluster, ray_session
+from jobs.config.schema import ClusterConfig
 from model.build import architecture_of
 from model.config import RecurrentConfig, TransformerConfig
 with ray_session(ClusterConfig()):

@@ -7,12 +7,12 @@ import ray
 from ray._private import utils
 
 from jobs.cli import configuration
-from jobs.cluster import _init_ray
-from jobs.clusters import Cluster
-from jobs.config import load_config
-from jobs.kubernetes import _config_there
-from jobs.prepare import local_corpus
-from jobs.submit import for_cluster
+from jobs.config.compose import load_config
+from jobs.ray_cluster.session import _init_ray
+from jobs.remote.clusters import Cluster
+from jobs.remote.kubernetes import _config_there
+from jobs.remote.submission import for_cluster
+from jobs.training.prepare import local_corpus
 from pipeline.errors import UserError
 from pipeline.files import stage
 

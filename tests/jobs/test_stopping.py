@@ -9,17 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import attempts, train
-from jobs.config import Config
-from jobs.stopping import Terminated
-from jobs.workspace import STOP_FILE, Run
+from jobs.config.schema import Config
+from jobs.runs.stopping import Terminated
+from jobs.runs.workspace import STOP_FILE, Run
+from jobs.training import attempts, train
 from pipeline.train.optimizer import Precision, PrecisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 WAITING = """
 import time
-from jobs.stopping import Terminated, ended_by_sigterm, on_sigterm
+from jobs.runs.stopping import Terminated, ended_by_sigterm, on_sigterm
 
 def wait():
     print("ready", flush=True)
@@ -111,8 +111,8 @@ def test_sigterm_ends_a_command_while_ray_starts(tmp_path):
     """Ray is started by what stands here in its place, as long as it is not up."""
     code = """
 import sys
-from jobs import cluster
-from jobs.config import ClusterConfig
+from jobs.ray_cluster import session as cluster
+from jobs.config.schema import ClusterConfig
 cluster._start_ray = lambda meanwhile: wait()
 try:
     with cluster.ray_session(ClusterConfig()):

@@ -21,9 +21,9 @@ import pytest
 import yaml
 from command import ROOT, TINY, transloom_here
 
-from jobs.ui import HOST, _free_port
+from jobs.commands.ui import HOST, _free_port
 from pipeline.files import read_json
-from pipeline.tracking import ui_command
+from pipeline.tracking.uploader import ui_command
 
 pytestmark = pytest.mark.slow
 

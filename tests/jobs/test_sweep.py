@@ -9,11 +9,11 @@ from command import TINY, Command, transloom_here
 from runs import folder_of, mlflow_runs
 
 from jobs.__main__ import main
-from jobs.config import chosen_options, load_config
-from jobs.sweep_report import spent, verdict_on, write_best
-from jobs.sweep_settings import at_point, refuse_impossible, sweep_settings
-from jobs.sweep_table import Board
-from jobs.workspace import Run
+from jobs.config.compose import chosen_options, load_config
+from jobs.runs.workspace import Run
+from jobs.sweep.report import spent, verdict_on, write_best
+from jobs.sweep.settings import at_point, refuse_impossible, sweep_settings
+from jobs.sweep.table import Board
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.sweep.seeds import chance_of
@@ -102,9 +102,9 @@ def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
 
 
 def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
-    from jobs.sweep_tune import validation_curve
-    from jobs.worker import logged_seconds
-    from pipeline.tracker import SpoolTracker
+    from jobs.sweep.tune import validation_curve
+    from jobs.training.worker import logged_seconds
+    from pipeline.tracking.tracker import SpoolTracker
 
     tracker = SpoolTracker(tmp_path)
     tracker.log_metrics({"validation/bleu": 1.0}, 5)  # before any report: not known

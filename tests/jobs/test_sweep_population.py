@@ -6,11 +6,11 @@ import pytest
 from command import TINY, transloom_here
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
-from jobs.config import load_config, to_yaml
-from jobs.sweep import _study
-from jobs.sweep_population import history_in_words, history_of, own_cost
-from jobs.sweep_settings import refuse_impossible, sweep_settings, trial_config
-from jobs.workspace import Run
+from jobs.config.compose import load_config, to_yaml
+from jobs.runs.workspace import Run
+from jobs.sweep.population import history_in_words, history_of, own_cost
+from jobs.sweep.search import _study
+from jobs.sweep.settings import refuse_impossible, sweep_settings, trial_config
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.sweep.space import Point

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Config, to_yaml
-from jobs.sync import main
-from jobs.workspace import locked
+from jobs.commands.sync import main
+from jobs.config.compose import to_yaml
+from jobs.config.schema import Config
+from jobs.runs.workspace import locked
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.spool import DRIVER_SPOOL, MetricLog
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import TrackingConfig
+from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import TrackingConfig
 
 AWAY = "http://127.0.0.1:9"
 ENDED_MS = 1_800_000_000_000
@@ -125,7 +126,7 @@ def test_a_named_sweep_brings_its_trials(tmp_path: Path, store: str, capsys: pyt
 def test_a_run_in_use_is_left_to_its_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = make_run(tmp_path / "runs" / "live", None)
     program = (
-        "import time; from pathlib import Path; from jobs.workspace import locked\n"
+        "import time; from pathlib import Path; from jobs.runs.workspace import locked\n"
         f"with locked(Path({str(folder)!r})): print('locked', flush=True); time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

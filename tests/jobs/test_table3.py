@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from jobs.config import load_config
-from jobs.groups import groups
+from jobs.config.compose import load_config
+from jobs.config.groups import groups
 from model.config import Positions
 from model.transformer import Transformer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ui
+from jobs.commands import ui
 from pipeline.errors import UserError
 from pipeline.files import write_json
 

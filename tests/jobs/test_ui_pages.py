@@ -15,7 +15,7 @@ import pytest
 from browser import NAMES, Browser, find_browser
 from reported import report_run
 
-from pipeline.tracking import run_url
+from pipeline.tracking.uploader import run_url
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import worker
-from jobs.config import Config
-from jobs.console import StatusLine
-from jobs.heartbeat import Heartbeat
-from jobs.worker import logged_seconds
-from pipeline.spool import read_points
-from pipeline.tracker import SpoolTracker
+from jobs.config.schema import Config
+from jobs.terminal.console import StatusLine
+from jobs.training import worker
+from jobs.training.heartbeat import Heartbeat
+from jobs.training.worker import logged_seconds
+from pipeline.tracking.spool import read_points
+from pipeline.tracking.tracker import SpoolTracker
 
 SETTINGS = {"attempt": "attempt", "spare_cpus": 0, "hang_seconds": 0.0}
 

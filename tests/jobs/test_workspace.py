@@ -13,10 +13,9 @@ import pytest
 import torch
 import yaml
 
-from jobs.config import ClusterConfig, Config, load_config, read_config, to_dict
-from jobs.evaluate import evaluation_folder
-from jobs.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long, refuse_unspaced_targets
-from jobs.workspace import (
+from jobs.config.compose import load_config, read_config, to_dict
+from jobs.config.schema import ClusterConfig, Config
+from jobs.runs.workspace import (
     CONFIG_FILE,
     IDENTITY_FORMAT,
     PREPARED_FILE,
@@ -34,6 +33,8 @@ from jobs.workspace import (
     stage_folder,
     user_of,
 )
+from jobs.training.evaluate import evaluation_folder
+from jobs.training.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long, refuse_unspaced_targets
 from model.build import ARCHITECTURES
 from model.config import RecurrentConfig
 from pipeline.data.batches import BatchConfig
@@ -92,7 +93,7 @@ def test_a_tokenizer_that_is_not_installed_is_refused_before_anything_starts(
     words += ["corpus.target_language=ja_JP", f"output_dir={tmp_path}/outputs", "corpus.held_out=2"]
     more = {"race": ["experiment=attention_vs_recurrence"], "sweep": ["sweep=random"]}
     with pytest.raises(UserError, match=r"^evaluate\.tokenize: .*pip install 'sacrebleu\[ja\]'"):
-        importlib.import_module(f"jobs.{job}").main([*words, *more.get(job, [])])
+        importlib.import_module(f"jobs.commands.{job}").main([*words, *more.get(job, [])])
     assert not (tmp_path / "outputs" / "runs").exists()
     load_tokenizer.cache_clear()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.clusters import load_clusters
-from jobs.config import load_config, read_config, to_yaml
+from jobs.config.compose import load_config, read_config, to_yaml
+from jobs.remote.clusters import load_clusters
 from pipeline.errors import UserError
 from pipeline.untrusted import MAX_DEPTH, parse_yaml, read_yaml, refuse_deep_words
 

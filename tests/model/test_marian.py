@@ -9,9 +9,9 @@ from model.config import Norm, Positions, TransformerConfig
 from model.packing import Layout
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from pipeline.decode import BeamConfig, beam_search
 from pipeline.errors import UserError
 from pipeline.export import marian_config, marian_weights
+from pipeline.generate.beam import BeamConfig, beam_search
 
 VOCAB = 61
 LIMIT = 30  # tokens of a translation

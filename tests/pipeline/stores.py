@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from pipeline.files import read_json
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import MlflowTracker, TrackingConfig
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import MlflowTracker, TrackingConfig
 
 CANARY = "c4n4ry-p4ssw0rd"
 DATASET = ("phrasebook validation", "b" * 64)

@@ -11,9 +11,9 @@ from model.recurrent import Recurrent
 from model.transformer import Transformer
 from pipeline.attention_maps import AttentionMaps, _labels, attention_maps
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
-from pipeline.translate import Translator
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator
 
 SEARCH = BeamConfig(beam=2, extra_tokens=5)
 CONFIG = TransformerConfig(

@@ -18,12 +18,12 @@ from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
 from model.packing import Layout
 from model.transformer import Transformer
 from pipeline.data.pairs import SentencePair
-from pipeline.data.phrasebook import phrasebook_pairs
 from pipeline.data.tokenizer import BOS_ID, MODEL_FILE, Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.export import Format, Quantization, export
-from pipeline.translate import Translator, save_model
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator, save_model
+from pipeline.phrasebook import phrasebook_pairs
 
 CONFIG = TransformerConfig(d_model=64, d_ff=128, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.0)
 CPU = torch.device("cpu")

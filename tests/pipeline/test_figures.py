@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pipeline import figures
-from pipeline.figures import draw_curves
-from pipeline.spool import Point
+from pipeline.figures import curves as figures
+from pipeline.figures.curves import draw_curves
+from pipeline.tracking.spool import Point
 
 
 def run_points(steps: int = 3000, every: int = 10) -> list[Point]:

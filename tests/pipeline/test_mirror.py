@@ -9,18 +9,18 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, sha256_file, write_json
-from pipeline.mirror import Fetched, Mirror, fetch_run, fetch_stage
+from pipeline.storage import files as storage
+from pipeline.storage.mirror import Fetched, Mirror, fetch_run, fetch_stage
 
 URL = "memory://bucket"
 
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("pipeline.mirror.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("pipeline.mirror.LAST_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.storage.mirror.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.storage.mirror.LAST_ATTEMPTS", 1)
     yield
     fsspec.filesystem("memory").store.clear()
 

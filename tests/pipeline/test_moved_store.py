@@ -8,9 +8,9 @@ import pytest
 from stores import start, store_of
 
 from pipeline.files import read_json
-from pipeline.moved_store import settle_store
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import TrackingConfig, is_reported, sync_run
+from pipeline.tracking.relocate import settle_store
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import TrackingConfig, is_reported, sync_run
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.image import imread
 
-from pipeline.race_figure import Course, draw_race
+from pipeline.figures.race import Course, draw_race
 
 
 def test_the_picture_shows_every_contender_in_its_colour(tmp_path: Path) -> None:

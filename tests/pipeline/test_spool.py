@@ -16,8 +16,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.secrets import redacted
-from pipeline.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
-from pipeline.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
+from pipeline.tracking.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
+from pipeline.tracking.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
 
 
 def keys_and_steps(run_folder: Path) -> list[tuple[str, int]]:
@@ -72,7 +72,7 @@ def test_a_torn_last_line_is_left_out_and_does_not_spoil_the_next(tmp_path: Path
 
 def test_sigkill_loses_no_line_that_was_written(tmp_path: Path):
     program = (
-        "import sys, itertools; from pathlib import Path; from pipeline.spool import MetricLog\n"
+        "import sys, itertools; from pathlib import Path; from pipeline.tracking.spool import MetricLog\n"
         f"log = MetricLog(Path({str(tmp_path / 'metrics.jsonl')!r}))\n"
         "for step in itertools.count():\n"
         "    log.append({'train/loss': 1.0 / (step + 1), 'train/learning_rate': 0.1}, step)\n"
@@ -234,5 +234,5 @@ def test_paths_in_the_run_folder_are_kept_relative_so_that_it_can_be_moved(tmp_p
 
 
 def test_spool_and_tracker_need_no_mlflow():
-    check = "import sys, pipeline.tracker, pipeline.tracking; sys.exit('mlflow' in sys.modules)"
+    check = "import sys, pipeline.tracking.tracker, pipeline.tracking.uploader; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == 0

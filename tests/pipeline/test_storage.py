@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from fsspec.registry import _registry
 
-from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, sha256_file
+from pipeline.storage import files as storage
 
 URL = "memory://bucket/prefix"
 

@@ -6,12 +6,21 @@ from pathlib import Path
 import pytest
 from stores import CANARY, check_everything_is_there_once, points, report_everything, start, store_of
 
-from pipeline import runs_view, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.spool import last_end, read_points
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import MlflowTracker, TrackingConfig, end_dead_run, is_reported, run_url, sync_run, ui_command
+from pipeline.tracking import uploader as tracking
+from pipeline.tracking import view as runs_view
+from pipeline.tracking.spool import last_end, read_points
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import (
+    MlflowTracker,
+    TrackingConfig,
+    end_dead_run,
+    is_reported,
+    run_url,
+    sync_run,
+    ui_command,
+)
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 
@@ -247,7 +256,7 @@ def test_the_pages_have_no_assistant_that_runs_commands():
     from mlflow.server.fastapi_app import create_fastapi_app
     from starlette.testclient import TestClient
 
-    from pipeline.mlflow_pages import app
+    from pipeline.tracking.pages import app
 
     paths = sorted({route.path for route in assistant_router.routes})  # type: ignore[attr-defined]
     plain = [path for path in paths if "{" not in path]

@@ -25,13 +25,13 @@ from stores import (
     store_of,
 )
 
-from jobs.sync import main as sync
+from jobs.commands.sync import main as sync
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.mlflow_store import MlflowStore
-from pipeline.spool import read_points
-from pipeline.tracker import SpoolTracker
-from pipeline.tracking import sync_run, ui_command
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.spool import read_points
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import sync_run, ui_command
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 
@@ -183,9 +183,10 @@ def test_sync_brings_runs_that_ended_while_the_server_was_down(
     uri = f"http://127.0.0.1:{server.port}"
     for name, status in states.items():
         program = (
-            "import os; from pathlib import Path; from jobs.workspace import locked\n"
-            "from jobs.config import Config, to_yaml\n"
-            "from pipeline.tracker import SpoolTracker; from pipeline.tracking import MlflowTracker, TrackingConfig\n"
+            "import os; from pathlib import Path; from jobs.runs.workspace import locked\n"
+            "from jobs.config.compose import to_yaml; from jobs.config.schema import Config\n"
+            "from pipeline.tracking.tracker import SpoolTracker\n"
+            "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
             f"root = Path({str(tmp_path)!r}); folder = root / 'runs' / {name!r}; folder.mkdir(parents=True)\n"
             "(folder / 'config.yaml').write_text(to_yaml(Config()))\n"
             f"config = TrackingConfig(uri={uri!r}, system_metrics=False)\n"
@@ -277,7 +278,8 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     """The process is killed while it uploads; the next one does the rest."""
     folder = output_dir / "runs" / "killed-driver"
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.tracking import MlflowTracker, TrackingConfig\n"
+        "import sys, time; from pathlib import Path\n"
+        "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
         f"folder = Path({str(folder)!r})\n"
         f"tracker = MlflowTracker(TrackingConfig(system_metrics=False), Path({str(output_dir)!r}), folder, 'k', {{}})\n"
         "tracker.run_id(300)\n"

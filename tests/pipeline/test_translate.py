@@ -14,9 +14,9 @@ from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.flops import count_parameters
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
-from pipeline.translate import Translator, count_saved, save_model
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator, count_saved, save_model
 
 CONFIG = TransformerConfig(
     d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm=Norm.pre, max_positions=40

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from model.config import Norm
 from pipeline.bench.peers import PlainTransformer, copy_weights, padded_steps
-from pipeline.bench.protocol import Meeting
 from pipeline.bench.task import Kind, Task, Weights, initial_model
 from pipeline.bench.training import make_matmul, make_member
 from pipeline.bench.turns import take_turns
 from pipeline.data.batches import iterate_steps
 from pipeline.data.shards import open_shards
 from pipeline.data.tokenizer import EOS_ID, PAD_ID
+from pipeline.processes import Meeting
 
 STEPS = 12  # goes into a second epoch
 

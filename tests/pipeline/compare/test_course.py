@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.compare.course import first_reaching, training_course, validation_course
-from pipeline.spool import Point
+from pipeline.tracking.spool import Point
 
 
 def points(*steps: int) -> list[Point]:

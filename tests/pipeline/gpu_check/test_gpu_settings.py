@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.config import load_config
+from jobs.config.compose import load_config
 from pipeline.bench.task import Kind
 from pipeline.gpu_check.settings import DEMO, TRAININGS, attention_size, decoding_size
 from pipeline.gpu_check.training import SEED, task_of

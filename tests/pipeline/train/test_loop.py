@@ -18,13 +18,14 @@ from model.config import Norm, RecurrentConfig, TransformerConfig
 from model.losses import LossSum
 from pipeline.data.batches import BatchConfig, Step, iterate_steps
 from pipeline.data.tokenizer import EOS_ID
-from pipeline.decode import BeamConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
 from pipeline.files import read_json
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import translate_tokens
 from pipeline.ranks import rank, world_size
-from pipeline.spool import read_points
-from pipeline.tracker import SpoolTracker
+from pipeline.tracking.spool import read_points
+from pipeline.tracking.tracker import SpoolTracker
 from pipeline.train.checkpoint import average_weights, list_weights, load_checkpoint, load_weights, newest_checkpoint
 from pipeline.train.divergence import OnDivergence
 from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
@@ -32,7 +33,6 @@ from pipeline.train.loop import Average, Reports, TrainConfig, TrainState, train
 from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig, StepResult
 from pipeline.train.schedule import ScheduleConfig, ScheduleName
-from pipeline.translate import translate_tokens
 
 VOCAB = 24
 MODEL = TransformerConfig(

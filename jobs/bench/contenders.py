@@ -1,0 +1,193 @@
+"""Starts the contenders of the bench: plain processes, and workers of Ray Train; and lets them train in turns."""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jobs.config.schema import ClusterConfig, Config
+from jobs.ray_cluster.session import ALLOCATOR
+from jobs.training.trainer import make_trainer
+from model.config import Norm, Positions, TransformerConfig
+from pipeline.bench.config import WARM_UP_STEPS, BenchConfig
+from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
+from pipeline.bench.task import Kind, Task, Weights
+from pipeline.bench.training import make_matmul, make_member
+from pipeline.bench.turns import take_turns
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.processes import Contender, IsLost, Meeting, serve
+from pipeline.progress import Progress
+from pipeline.train.engine import EngineConfig, EngineName
+from pipeline.train.optimizer import TORCH_DTYPES, Precision
+
+SECONDS_TO_END = 30.0
+MATMUL = "matrix product"
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What every contender has in its environment, ours and the others."""
+    return {**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
+
+
+def refuse_unlike(config: Config) -> None:
+    """Refuses what the others can't be made to do.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    model = config.model
+    if not isinstance(model, TransformerConfig):
+        raise UserError("model: the bench compares Transformers; choose another model")
+    if model.positions is not Positions.sinusoidal:
+        raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
+    if {model.key_width * model.num_heads, model.value_width * model.num_heads} != {model.d_model}:
+        raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
+    if config.precision.dtype is Precision.fp16:
+        raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
+    if config.optimizer.weight_decay:
+        raise UserError("optimizer.weight_decay: the bench compares without it; leave it out")
+
+
+def task_of(config: Config, prepared: Prepared) -> Task:
+    """The training that all share; the contender's kind and engine are put in its place."""
+    assert isinstance(config.model, TransformerConfig)
+    return Task(
+        kind=Kind.ours,
+        engine=EngineConfig(EngineName.torch),
+        model=config.model,
+        batch=config.batch,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        precision=config.precision,
+        label_smoothing=config.train.label_smoothing,
+        seed=config.seed,
+        shards=str(prepared.shards.folder),
+        vocab_size=prepared.tokenizer.manifest["counts"]["vocab_size"],
+        use_gpu=config.cluster.gpus_per_worker > 0,
+    )
+
+
+def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
+    """What each contender does, and with how many members, by name; and why others are left out."""
+
+    def zero(stage: int) -> Task:
+        return dataclasses.replace(task, engine=EngineConfig(EngineName.deepspeed, stage))
+
+    found, notes = {BARE: (task, 1), ZERO0: (zero(0), 1), ZERO1: (zero(1), 1)}, []
+    if not task.use_gpu and cores() > 1 and task.batch.micro_batches > 1:
+        found[TWO] = (zero(1), 2)
+    else:
+        notes.append(f"{TWO}: left out, for it needs two processor cores, no GPU, and a step of two micro-batches")
+    found[CONTROL] = (dataclasses.replace(task, kind=Kind.torch), 1)
+    if not find_spec("transformers"):
+        notes.append(f"{MARIAN} is left out: the package transformers is not installed (pip install transformers)")
+    elif task.model.norm is Norm.pre:
+        notes.append(f"{MARIAN} is left out: it is post-norm, and this model is pre-norm")
+    else:
+        found[MARIAN] = (dataclasses.replace(task, kind=Kind.marian), 1)
+    return found, notes
+
+
+def measure_training(
+    task: Task, cluster: ClusterConfig, bench: BenchConfig, weights: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Lets all contenders train in turns, inside a session of Ray.
+
+    Args:
+        weights: a file for weights to decode with; ours alone trains on for them. None: not needed.
+    Raises:
+        UserError: a contender died or refused.
+    """
+    from jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
+
+    tasks, notes = contenders_of(task)
+    under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
+    with ExitStack() as stack:
+        stack.enter_context(without_messages(MANY_PROCESSES))
+        ray_folder = stack.enter_context(TemporaryDirectory(prefix="transloom-bench-", ignore_cleanup_errors=True))
+        threads: list[threading.Thread] = []
+        stack.callback(lambda: [thread.join(SECONDS_TO_END) for thread in threads])
+        meeting = stack.enter_context(Meeting())
+        progress("starting the contenders", 0, 0)
+        lost: dict[str, IsLost] = {}
+        for name in (MATMUL, *tasks):
+            if name in under_ray:
+                members = tasks[name][1]
+                lost[name], thread = _start_under_ray(meeting, name, members, cluster, Path(ray_folder), len(under_ray))
+                threads.append(thread)
+            else:
+                lost[name] = meeting.start_processes(name, 1, environment(cores()))
+        matmul = meeting.meet(MATMUL, 1, lost[MATMUL])
+        contenders = {name: meeting.meet(name, members, lost[name]) for name, (_, members) in tasks.items()}
+        matmul.send(partial(make_matmul, task.use_gpu, TORCH_DTYPES[task.precision.dtype]))
+        for name, contender in contenders.items():
+            contender.send(partial(make_member, tasks[name][0]))
+        matmul.receive()
+        ready = {name: contender.receive() for name, contender in contenders.items()}
+        rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)
+        result = summarise_training(rounds, ready, task.model, task.vocab_size)
+        ratios = training_ratios(rounds, is_fp32=task.precision.dtype is Precision.fp32)
+        result |= {"ratios": [one.as_dict() for one in ratios], "notes": notes}
+        if weights:
+            _train_on(contenders[BARE], bench, weights, progress)
+    return result
+
+
+def _train_on(ours: Contender, bench: BenchConfig, path: Path, progress: Progress) -> None:
+    """Until translations have sensible lengths."""
+    first = done = WARM_UP_STEPS + bench.rounds * bench.steps
+    while done < bench.train_steps:
+        progress("training ours on, to decode with its weights: steps", done - first, bench.train_steps - first)
+        steps = min(20, bench.train_steps - done)
+        ours.ask(steps)
+        done += steps
+    ours.ask(Weights(str(path)))
+
+
+def _start_under_ray(
+    meeting: Meeting, name: str, workers: int, cluster: ClusterConfig, folder: Path, trainings: int
+) -> tuple[IsLost, threading.Thread]:
+    """Starts `workers` members as a training of Ray Train, one of several that are there at the same time."""
+    cluster = dataclasses.replace(
+        cluster, num_workers=workers, cpus_per_worker=max(1, cores() // workers), max_failures=0
+    )
+    settings = {"address": meeting.address, "name": name, "use_gpu": cluster.gpus_per_worker > 0}
+    # Each reserves so little that all fit on the machine together; only one of them works at a time.
+    reserve = 1 / (trainings + 1) / cluster.cpus_per_worker
+    trainer = make_trainer(serve_worker, settings, cluster, folder, reserve)
+    ended: list[str] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.append("its training ended")
+        except BaseException as error:
+            ended.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=fit, name=name, daemon=True)
+    thread.start()
+    return lambda: ended[0] if ended else None, thread
+
+
+def serve_worker(settings: Mapping[str, Any]) -> None:
+    """A worker of Ray Train as a member of a contender."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    if settings["use_gpu"]:
+        import torch
+
+        torch.cuda.set_device(get_device())
+    serve(settings["address"], settings["name"], get_context().get_world_rank())

@@ -1,0 +1,224 @@
+"""The decoding part of the bench: ours, Hugging Face and CTranslate2 translate the same with the same weights."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jobs.bench.contenders import cores, environment
+from jobs.ray_cluster.machine import native_precisions
+from pipeline.bench.config import BenchConfig
+from pipeline.bench.report import Ratio, Spread
+from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.errors import UserError
+from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT
+from pipeline.export import Format, export
+from pipeline.generate.beam import BeamConfig
+from pipeline.processes import Contender, Meeting
+from pipeline.progress import Progress
+
+BEAMS = (4, 5)  # the paper's, and what toolkits usually take
+JUDGED_BEAM = 5
+WARM_UP_SENTENCES = 64
+# Sentences at a time: for the others what was best of 4 to 128 on the CPU where this was tuned.
+BATCH_SENTENCES = {Program.huggingface: 32, Program.ctranslate2: 64}
+BATCH_SENTENCES_ON_GPU = 128
+FORMATS = {Program.huggingface: Format.huggingface, Program.ctranslate2: Format.ctranslate2}
+LABELS = {
+    Program.ours: "ours",
+    Program.ours_bf16: "ours in bf16",
+    Program.huggingface: "Hugging Face",
+    Program.ctranslate2: "CTranslate2",
+}
+
+
+def measure_decoding(
+    model: Path,
+    sources: Sequence[str],
+    references: Sequence[str],
+    decode: BeamConfig,
+    bench: BenchConfig,
+    use_gpu: bool,
+    progress: Progress,
+    tokenize: str = DEFAULT,
+) -> dict[str, Any]:
+    """Lets all translate the same sentences with the same weights in turns, in fp32, and ours in bf16 too.
+
+    Each program runs with one process of all threads and with a process for each core (CTranslate2: inter_threads), so
+    that its best can be compared. Scores have each program's own formula of the length penalty; a last pass without
+    one, where the formulas agree, says what part of the translations is identical.
+
+    Args:
+        model: a model folder. sources, references: lines of the test set. tokenize: BLEU's tokenizer.
+    Raises:
+        UserError: the model folder is damaged, or a contender died.
+    """
+    tokenizer = Tokenizer.load(model)
+    chosen = [len(sources) * i // bench.sentences for i in range(min(bench.sentences, len(sources)))]
+    if len(sources) <= bench.sentences:
+        chosen = list(range(len(sources)))
+    ids = tokenizer.encode([sources[i] for i in chosen])
+    expected = [references[i] for i in chosen]
+    notes: list[str] = []
+    with ExitStack() as stack:
+        exported = Path(stack.enter_context(TemporaryDirectory(prefix="transloom-bench-")))
+        folders = {Program.ours: model, Program.ours_bf16: model, **_exported(model, exported, notes)}
+        if "bf16" not in native_precisions(use_gpu):
+            del folders[Program.ours_bf16]
+            notes.append(f"{LABELS[Program.ours_bf16]} is left out: this device has no instructions for bf16")
+        meeting = stack.enter_context(Meeting())
+        contenders = _start(meeting, folders, use_gpu)
+        searches = {name: _Search(contender, ids, decode, use_gpu) for name, contender in contenders.items()}
+        found = _take_turns(searches, bench.rounds, progress)
+        progress("translating without a length penalty", 0, 0)
+        exact = {
+            program: searches[_of(program, searches)[0]].translate(JUDGED_BEAM, length_penalty=0.0)
+            for program in folders
+        }
+
+    def bleu(targets: list[list[int]]) -> Any:
+        return score(tokenizer.decode(targets), expected, tokenize=tokenize)["bleu"]
+
+    first = {beam: next(iter(found.values()))[beam][0].targets for beam in BEAMS}
+    table = {
+        name: {
+            str(beam): {
+                "sentences_per_second": dataclasses.asdict(Spread.of([len(ids) / one.seconds for one in turns])),
+                "bleu": bleu(turns[0].targets).value,
+                "identical_to_ours": _same(turns[0].targets, first[beam]),
+                "peak_bytes": max(one.peak_bytes for one in turns),
+            }
+            for beam, turns in by_beam.items()
+        }
+        for name, by_beam in found.items()
+    }
+    without_penalty = {
+        LABELS[program]: {
+            "bleu": bleu(one.targets).value,
+            "identical_to_ours": _same(one.targets, exact[Program.ours].targets),
+        }
+        for program, one in exact.items()
+    }
+    return {
+        "model": str(model),
+        "sentences": len(ids),
+        "length_penalty": decode.length_penalty,
+        "signature": bleu(first[JUDGED_BEAM]).signature,
+        "contenders": table,
+        "without_length_penalty": without_penalty,
+        "ratios": [one.as_dict() for one in _ratios(found, without_penalty)],
+        "notes": notes,
+    }
+
+
+def _of(program: Program, names: Iterable[str]) -> list[str]:
+    """A program's contenders: "<program>, <processes> x <threads>"."""
+    return [name for name in names if name.startswith(f"{LABELS[program]}, ")]
+
+
+def _exported(model: Path, folder: Path, notes: list[str]) -> dict[Program, Path]:
+    """The model in the others' formats; why one is missing is noted."""
+    found = {}
+    for program, to in FORMATS.items():
+        try:
+            export(model, folder / program.value, to)
+            found[program] = folder / program.value
+        except UserError as error:
+            notes.append(f"{LABELS[program]} is left out: {error}")
+    return found
+
+
+def _start(meeting: Meeting, folders: Mapping[Program, Path], use_gpu: bool) -> dict[str, Contender]:
+    """Each program with every threading, by "<program>, <processes> x <threads>"."""
+    threads = 1 if use_gpu else cores()
+    tasks: dict[str, tuple[SearchTask, int, int]] = {}
+    for program, folder in folders.items():
+        for inter, intra in dict.fromkeys([(1, threads), (threads, 1)]):
+            task = SearchTask(program, str(folder), inter, intra, use_gpu)
+            members = 1 if program is Program.ctranslate2 else inter  # which has processes' parallelism of its own
+            tasks[f"{LABELS[program]}, {inter} x {intra}"] = (task, members, threads if members == 1 else intra)
+    lost = {name: meeting.start_processes(name, members, environment(own)) for name, (_, members, own) in tasks.items()}
+    contenders = {name: meeting.meet(name, members, lost[name]) for name, (_, members, _) in tasks.items()}
+    for name, contender in contenders.items():
+        contender.send(partial(make_searcher, tasks[name][0]))
+    for contender in contenders.values():
+        contender.receive()
+    return contenders
+
+
+class _Search:
+    """A contender with the sentences: dealt out by length where it has several members, so that all have as much."""
+
+    def __init__(self, contender: Contender, ids: list[list[int]], decode: BeamConfig, use_gpu: bool) -> None:
+        self._contender, self._ids = contender, ids
+        program = next(one for one in Program if _of(one, [contender.name]))
+        sentences = BATCH_SENTENCES_ON_GPU if use_gpu else BATCH_SENTENCES.get(program, decode.batch_sentences)
+        self._config = dataclasses.replace(decode, batch_sentences=sentences)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        self._shares = [order[i :: contender.size] for i in range(contender.size)]
+
+    def translate(self, beam: int, **changes: Any) -> Found:
+        """All sentences; the seconds are those of the slowest member, the memory that of all."""
+        config = dataclasses.replace(self._config, beam=beam, **changes)
+        self._contender.send(*[Request([self._ids[i] for i in share], config) for share in self._shares])
+        answers: list[Found] = self._contender.receive()
+        targets: list[list[int]] = [[]] * len(self._ids)
+        for share, answer in zip(self._shares, answers, strict=True):
+            for i, target in zip(share, answer.targets, strict=True):
+                targets[i] = target
+        return Found(targets, max(one.seconds for one in answers), sum(one.peak_bytes for one in answers))
+
+    def warm_up(self) -> None:
+        some = [self._ids[i] for i in self._shares[0][-WARM_UP_SENTENCES:]]
+        self._contender.ask(Request(some, dataclasses.replace(self._config, beam=JUDGED_BEAM)))
+
+
+def _take_turns(searches: Mapping[str, _Search], rounds: int, progress: Progress) -> dict[str, dict[int, list[Found]]]:
+    for name, search in searches.items():
+        progress(f"warming up {name}", 0, 0)
+        search.warm_up()
+    found: dict[str, dict[int, list[Found]]] = {name: {beam: [] for beam in BEAMS} for name in searches}
+    total, done = rounds * len(BEAMS) * len(searches), 0
+    for number in range(rounds):
+        for beam in BEAMS:
+            for name in list(searches) if number % 2 == 0 else list(searches)[::-1]:
+                progress(f"decoding, round {number + 1} of {rounds}, beam {beam}: {name}", done, total)
+                found[name][beam].append(searches[name].translate(beam))
+                done += 1
+    return found
+
+
+def _same(some: Sequence[list[int]], others: Sequence[list[int]]) -> float:
+    return sum(one == other for one, other in zip(some, others, strict=True)) / len(some)
+
+
+def _ratios(found: Mapping[str, dict[int, list[Found]]], without_penalty: Mapping[str, Any]) -> list[Ratio]:
+    """Those that there are targets for, each side with its best threading."""
+
+    def best(program: Program) -> list[float]:
+        seconds = [[one.seconds for one in found[name][JUDGED_BEAM]] for name in _of(program, found)]
+        return min(seconds, key=median)
+
+    ratios = []
+    for program, goal in ((Program.huggingface, 2.0), (Program.ctranslate2, 0.8)):
+        if LABELS[program] in without_penalty:
+            theirs = best(program)
+            for ours in (one for one in (Program.ours, Program.ours_bf16) if LABELS[one] in without_penalty):
+                mine = best(ours)
+                spread = Spread.of([other / one for one, other in zip(mine, theirs, strict=True)])
+                what = f"sentences/s, beam {JUDGED_BEAM}: {LABELS[ours]} / {LABELS[program]}, best threading each"
+                ratios.append(Ratio(what, median(theirs) / median(mine), spread, goal))
+    exported = without_penalty.get(LABELS[Program.ctranslate2])
+    if exported:
+        same = exported["identical_to_ours"]
+        ratios.append(Ratio("CTranslate2, no length penalty: identical lines", same, Spread.of([same]), 0.99))
+        difference = abs(exported["bleu"] - without_penalty[LABELS[Program.ours]]["bleu"])
+        what = "CTranslate2, no length penalty: difference in BLEU"
+        ratios.append(Ratio(what, difference, Spread.of([difference]), 0.1, at_least=False))
+    return ratios

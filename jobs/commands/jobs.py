@@ -1,0 +1,61 @@
+"""Jobs: list what was submitted to a cluster, and how far it is."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from jobs.cli import sort_words
+from jobs.remote.clusters import choose_cluster
+from pipeline.errors import UserError
+
+SHOWN = 20
+COLUMNS = ("job", "state", "kind", "stage", "step", "BLEU", "workers", "submitted", "MLflow")
+
+
+def main(argv: list[str]) -> int:
+    words, own, settings = sort_words(argv, own=("to",))
+    if words or settings:
+        raise UserError(f"jobs: takes to=<cluster> only, not {' '.join([*words, *settings])}")
+    cluster = choose_cluster(own.get("to"))
+
+    from jobs.remote.client import Client
+    from jobs.remote.follow import progress_of
+    from jobs.runs.summary import print_next
+    from jobs.terminal.console import console, table
+
+    client = Client(cluster)
+    jobs = client.ours()
+    if not jobs:
+        console.print(f"No job has been submitted to {cluster.name} ({cluster.address}) yet.")
+        print_next(f"transloom submit run to={cluster.name}")
+        return 0
+    rows = []
+    for job in jobs[:SHOWN]:
+        assert job.submission_id is not None
+        progress = progress_of(client.get_job_logs(job.submission_id))
+        about = job.metadata or {}
+        started = datetime.fromtimestamp((job.start_time or 0) / 1000).strftime("%b %d %H:%M")
+        rows.append(
+            [
+                job.submission_id,
+                job.status.value.lower(),
+                about.get("transloom_job", ""),
+                progress.stage,
+                progress.step,
+                progress.bleu,
+                about.get("transloom_workers", ""),
+                started,
+                progress.mlflow,
+            ]
+        )
+    console.print(table(f"Jobs of {cluster.name}", *known_columns(rows), right=(4,)))
+    if len(jobs) > SHOWN:
+        console.print(f"and {len(jobs) - SHOWN} older ones")
+    newest = jobs[0].submission_id
+    print_next(f"transloom logs {newest} -f to={cluster.name}")
+    return 0
+
+
+def known_columns(rows: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns and the rows, without MLflow's column where no job has a page on a server."""
+    count = len(COLUMNS) if any(row[-1] for row in rows) else len(COLUMNS) - 1
+    return list(COLUMNS[:count]), [row[:count] for row in rows]

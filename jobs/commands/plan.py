@@ -1,0 +1,240 @@
+"""Plan: what a training takes in memory, time and money, before anything is started."""
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.cli import configuration, sort_words
+from jobs.config.compose import recorded
+from jobs.config.schema import Config
+from jobs.plan.summary import plan_precision, print_plan
+from jobs.ray_cluster.session import ALLOCATOR
+from jobs.runs.summary import print_next
+from jobs.runs.workspace import output_dir, prepared_before
+from jobs.terminal.console import StatusLine, console
+from jobs.training.precision import warn_of_slow_precision
+from model.flops import count_parameters
+from pipeline.data.prepare import Prepared, prepare
+from pipeline.errors import UserError
+from pipeline.files import NotBuilt, hash_of, write_json
+from pipeline.plan.calibrate import Calibration, calibrate, calibrated
+from pipeline.plan.hardware import GPUS, Hardware, this_cpu
+from pipeline.plan.memory import cpu_footing
+from pipeline.plan.picture import draw_plan
+from pipeline.plan.plan import make_plan, price_of
+from pipeline.plan.probe import Probe
+from pipeline.plan.training import Training, memory_alone
+from pipeline.plan.volume import estimated_volume, prepared_volume, training_lengths
+from pipeline.processor import processor_flags
+from pipeline.train.engine import EngineName
+
+KEYS = ("h200", "h100", "a100", "cpu")
+FEW = 100  # micro-batches: about what a calibration trains
+RESULT_FILE, PICTURE_FILE = "plan.json", "plan.png"
+
+
+def main(argv: list[str]) -> int:
+    settings, calibrates, prices = _sort(argv)
+    config = configuration("plan", settings)
+    training = training_of(config, _found(config))
+    calibration = calibrate_here(config, _on_this_machine(config, training)) if calibrates else None
+    plan = plan_of(config, training, prices, calibration)
+    folder = _folder(config)
+    write_json(folder / RESULT_FILE, plan)
+    draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {plan_precision(plan)}")
+    print_plan(plan, folder.name)
+    if not training.on_gpu and not config.cluster.address:
+        warn_of_slow_precision(config)
+    console.print(f"\nFigures  {folder / RESULT_FILE}\nPicture  {folder / PICTURE_FILE}")
+    print_next(*next_commands(plan, settings, calibrates))
+    return 0
+
+
+def plan_of(
+    config: Config, training: Training, prices: Mapping[str, float], calibration: Calibration | None
+) -> dict[str, Any]:
+    """The plan, with the settings and the measurement that it was made from."""
+    cpu, footing = this_machine(config), cpu_footing(training.engine.name is EngineName.deepspeed)
+    if calibration:
+        parameters = count_parameters(training.model, training.vocab_size)
+        here = _on_this_machine(config, training)
+        predicted = memory_alone(here, calibration.micro_batches, footing)
+        cpu, footing = calibrated(cpu, footing, calibration, here.precision, parameters, predicted)
+    devices = [price_of(one, prices) for one in (*GPUS, cpu)]
+    plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
+    plan["settings"] = _settings(config)
+    plan["calibration"] = dataclasses.asdict(calibration) if calibration else None
+    return plan
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What the plan depends on; no address of a tracker, which may have a password in it."""
+    return {key: value for key, value in recorded(config).items() if key not in ("name", "output_dir", "tracking")}
+
+
+def _folder(config: Config) -> Path:
+    """The plan's own: the same settings give the same one."""
+    name = config.name or f"{config.corpus.name}-{hash_of(_settings(config))[:8]}"
+    folder = output_dir(config) / "plans" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: can't make the folder {folder}: {error.strerror}. Set output_dir=") from error
+    return folder
+
+
+def _sort(argv: Sequence[str]) -> tuple[list[str], bool, dict[str, float]]:
+    """The settings that are everyone's, whether to calibrate, and prices by the device's key.
+
+    Raises:
+        UserError: a word is none of them.
+    """
+    words = ["calibrate=true" if word == "--calibrate" else word for word in argv]
+    plain, own, settings = sort_words(words, ["calibrate", *(f"price.{key}" for key in KEYS)])
+    if plain:
+        raise UserError(f"{plain[0]}: is not of the form key=value or group=option")
+    for word in settings:
+        if word.startswith("price."):
+            key = word.partition("=")[0]
+            raise UserError(f"{key}: no such price; there are {', '.join(f'price.{key}' for key in KEYS)}")
+    answer = own.pop("calibrate", "false")
+    if answer not in ("true", "false"):
+        raise UserError(f"calibrate={answer}: must be true or false")
+    return settings, answer == "true", {key.removeprefix("price."): _price(key, word) for key, word in own.items()}
+
+
+def _price(key: str, word: str) -> float:
+    try:
+        price = float(word)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise UserError(f"{key}={word}: must be US dollars for an hour of one device, such as {key}=2.5")
+    return price
+
+
+def _found(config: Config) -> Prepared | None:
+    """What was prepared before; None where it was not, or where the corpus is not at hand."""
+    if config.resume:
+        return prepared_before(config)
+    try:
+        return prepare(config.corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
+    except (NotBuilt, UserError):
+        return None
+
+
+def training_of(config: Config, prepared: Prepared | None) -> Training:
+    """What the plan is of."""
+    if prepared:
+        volume = prepared_volume(prepared.shards.folder, config.batch, config.seed)
+        vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
+    else:
+        volume = estimated_volume(config.corpus, config.batch)
+        vocab_size = config.tokenizer.vocab_size
+    return Training(
+        model=config.model,
+        vocab_size=vocab_size,
+        batch=config.batch,
+        engine=config.engine,
+        precision=config.precision.dtype,
+        train=config.train,
+        seed=config.seed,
+        corpus=config.corpus.name,
+        volume=volume,
+        shards=prepared.shards.folder if prepared else None,
+        workers=config.cluster.num_workers,
+        on_gpu=config.cluster.gpus_per_worker > 0,
+    )
+
+
+def this_machine(config: Config) -> Hardware:
+    """This machine's CPU, as workers of the configuration would share it."""
+    memory = psutil.virtual_memory().total
+    return this_cpu(len(os.sched_getaffinity(0)), config.cluster.cpus_per_worker, memory, processor_flags())
+
+
+def _on_this_machine(config: Config, training: Training) -> Training:
+    """The training in what this machine's CPU computes in."""
+    return dataclasses.replace(training, precision=this_machine(config).precision_of(training.precision))
+
+
+def calibrate_here(config: Config, training: Training) -> Calibration:
+    """Takes some training steps here, in the training's precision, which is not `auto`.
+
+    Raises:
+        UserError: the memory would not do.
+    """
+    workers = min(training.workers, this_machine(config).per_machine)
+    footing = cpu_footing(False)
+    needed = (1 + workers) * (memory_alone(training, FEW, footing) + footing.libraries)
+    if needed > psutil.virtual_memory().available:
+        raise UserError(
+            f"calibrate: {1 + workers} processes would need about {needed / 1e9:.0f} GB, and this machine has "
+            f"{psutil.virtual_memory().available / 1e9:.0f} GB to spare; lower batch.micro_tokens, or leave it out"
+        )
+    # Two micro-batches at most: as a step's, with what accumulation costs, in a fraction of its time
+    held = min(2, -(-training.batch.micro_batches // workers))
+    probe = Probe(
+        model=training.model,
+        vocab_size=training.vocab_size,
+        batch=dataclasses.replace(training.batch, tokens=held * training.batch.micro_tokens),
+        optimizer=config.optimizer,
+        precision=dataclasses.replace(config.precision, dtype=training.precision),
+        label_smoothing=config.train.label_smoothing,
+        seed=config.seed,
+        shards=str(training.shards) if training.shards else None,
+        lengths=training_lengths(training.volume, training.shards, training.batch.micro_tokens),
+        members=1,
+        folder=str(output_dir(config)),
+    )
+    environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(max(1, int(config.cluster.cpus_per_worker)))}
+    parameters = count_parameters(training.model, training.vocab_size)
+    status = StatusLine()
+
+    def progress(what: str, done: int, total: int) -> None:
+        status.show(f"  calibrating: {what}" + (f" ({done} of {total})" if total else "") + " …", now=True)
+
+    try:
+        return calibrate(probe, workers, parameters, environment, progress)
+    finally:
+        status.clear()
+
+
+def next_commands(plan: dict[str, Any], settings: Sequence[str], calibrated: bool) -> list[str]:
+    """What to type next: the run itself where it fits, else a plan of what may fit."""
+    words = list(settings)
+    # The smallest GPU of the table decides where GPUs are asked for
+    own = [one for one in plan["hardware"] if (one["key"] != "cpu") == plan["on_gpu"]]
+    worst = max(own, key=lambda one: one["memory_bytes"] / one["device_bytes"])
+    if worst["recommended_stage"] is None:
+        tokens, most = plan["batch"]["tokens"], plan["batch"]["micro_tokens"] // 2
+        less = next(some for some in range(max(1, most), 0, -1) if tokens % some == 0)
+        return [f"{_command('plan', words, f'batch.micro_tokens={less}')}  # it does not fit into {worst['name']}"]
+    if not worst["fits"] or worst["stage"] != _stage_of(plan):
+        words = _with(words, f"engine=zero{worst['recommended_stage']}")
+    commands = [_command("run", words)]
+    if not calibrated and not plan["on_gpu"]:
+        commands.append(f"{_command('plan', settings)} --calibrate  # measures this machine instead of assuming")
+    return commands
+
+
+def _stage_of(plan: dict[str, Any]) -> int:
+    engine = plan["engine"]
+    return engine["zero_stage"] if engine["name"] == "deepspeed" else 0
+
+
+def _with(words: Sequence[str], word: str) -> list[str]:
+    """The words with another value of a key or group."""
+    key = word.partition("=")[0]
+    return [*(one for one in words if one.partition("=")[0] != key), word]
+
+
+def _command(job: str, words: Sequence[str], *changes: str) -> str:
+    for word in changes:
+        words = _with(words, word)
+    return shlex.join(["transloom", job, *words])

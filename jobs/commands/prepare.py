@@ -1,0 +1,24 @@
+"""Prepare: clean a corpus, train its tokenizer, write the shards."""
+
+import shlex
+
+from jobs.cli import configuration
+from jobs.ray_cluster.preflight import checked_session
+from jobs.runs.stored import store_prepared
+from jobs.runs.summary import print_cleaning, print_next, print_prepared
+from jobs.training.prepare import found_prepared, prepare_stage, refuse_long_sentences
+
+
+def main(argv: list[str]) -> int:
+    config = configuration("prepare", argv)
+    prepared = found_prepared(config)
+    if prepared is None:
+        with checked_session(config):
+            prepared = prepare_stage(config)
+    else:
+        print_cleaning(prepared)
+    store_prepared(config.storage, prepared)
+    print_prepared(prepared)
+    refuse_long_sentences(config, prepared.corpus.folder, prepared.shards.folder)
+    print_next(shlex.join(["transloom", "train", *argv]))
+    return 0

@@ -1,0 +1,275 @@
+"""Race: several models on one corpus for equal training time, each an ordinary run; then their scores, speeds and costs
+in a table and a picture."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import configuration
+from jobs.config.compose import load_config, with_absolute_paths
+from jobs.config.messages import CONTENDERS
+from jobs.config.schema import Config, RaceConfig
+from jobs.ray_cluster.preflight import refuse_missing_tokenizer
+from jobs.ray_cluster.session import ALLOCATOR, ray_session
+from jobs.runs.report import open_tracker
+from jobs.runs.summary import print_next
+from jobs.runs.workspace import Run, identity, only_owner, output_dir, run_for
+from jobs.terminal.console import clock, console, quantity, table
+from jobs.training.prepare import found_prepared, prepare_stage
+from jobs.training.stages import done_before, finish_run
+from model.build import ModelConfig, architecture_of
+from model.flops import count_parameters, training_flops
+from pipeline.compare.course import validation_course
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.figures.race import Course, draw_race
+from pipeline.files import hash_of, read_json, write_json
+from pipeline.processor import processor_name
+from pipeline.tracking.spool import read_points
+
+RESULT_FILE, PICTURE_FILE = "race.json", "race.png"
+SHARED_SECTIONS = ("corpus", "clean", "tokenizer", "precision", "evaluate", "cluster", "tracking")
+
+
+def main(argv: list[str]) -> int:
+    config = configuration("race", argv)
+    if config.resume:
+        raise UserError("resume: a race goes on when its command is given again; to resume one run: transloom train")
+    contenders = contenders_of(config, argv)
+    prepared = found_prepared(config)
+    done = _done_before(config, contenders, prepared) if prepared else None
+    if done is None:
+        refuse_missing_tokenizer(config)
+        with ray_session(config.cluster):
+            done = _race(config, contenders, prepared or prepare_stage(config))
+    folder, result = done
+    print_race(result, folder)
+    print_next("transloom ui", *(f"transloom translate {one['run']} < your_text" for one in result["runs"].values()))
+    return 0
+
+
+def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
+    """Each contender's configuration: the command's words, which have the last say, on top of the contender's own.
+
+    Raises:
+        UserError: there are not two, or they do not compare.
+    """
+    if len(config.race.contenders) < 2:
+        raise UserError(
+            "race.contenders: names at least two to be compared, as experiment=attention_vs_recurrence does, or "
+            f"{CONTENDERS}"
+        )
+    if not config.train.max_minutes:
+        raise UserError("train.max_minutes: must say how long each contender trains, for example train.max_minutes=8")
+    given = {word.partition("=")[0] for word in words}
+    configs: dict[str, Config] = {}
+    for name, own in config.race.contenders.items():
+        where = f"race.contenders.{name}"
+        try:
+            one = load_config([*words, *(word for word in own if word.partition("=")[0] not in given)])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        one = replace(with_absolute_paths(one), race=RaceConfig())
+        for section in (*SHARED_SECTIONS, "seed", "output_dir"):
+            if getattr(one, section) != getattr(config, section):
+                raise UserError(f"{where}: changes {section}, which must be the same for all who are compared")
+        if one.train.max_minutes != config.train.max_minutes:
+            raise UserError(f"{where}: changes train.max_minutes: the time is the same for all who are compared")
+        same = [other for other, its in configs.items() if its == one]
+        if same:
+            raise UserError(f"{where}: is the same as {same[0]}; was what differs given on the command line?")
+        configs[name] = one
+    return configs
+
+
+def _runs(config: Config, contenders: Mapping[str, Config], prepared: Prepared) -> tuple[Path, dict[str, Config]]:
+    """The race's folder, and the configurations with the names of their runs."""
+    key = hash_of([identity(one, prepared) for one in contenders.values()])
+    name = config.name or f"{config.corpus.name}-race-{key[:8]}"
+    configs = {one: replace(its, name=f"{name}-{one}") for one, its in contenders.items()}
+    return output_dir(config) / "races" / name, configs
+
+
+def _done_before(
+    config: Config, contenders: Mapping[str, Config], prepared: Prepared
+) -> tuple[Path, dict[str, Any]] | None:
+    """A race that has nothing left to do: then neither Ray nor MLflow need to start."""
+    folder, configs = _runs(config, contenders, prepared)
+    if not (folder / RESULT_FILE).exists():
+        return None
+    found = {name: done_before(one, prepared) for name, one in configs.items()}
+    finished = {name: one for name, one in found.items() if one is not None}
+    result = read_json(folder / RESULT_FILE)
+    return (folder, result) if len(finished) == len(found) and result["key"] == _key(config, finished) else None
+
+
+def _key(config: Config, finished: Mapping[str, tuple[Run, Mapping[str, Any]]]) -> str:
+    """Changes with everything that a race's result is made of."""
+    results = {name: [result["folder"], run.training] for name, (run, result) in finished.items()}
+    return hash_of({"results": results, "lengths": config.race.lengths})
+
+
+def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) -> tuple[Path, dict[str, Any]]:
+    folder, configs = _runs(config, contenders, prepared)
+    finished: dict[str, tuple[Run, dict[str, Any]]] = {}
+    runs = {name: run_for(one, prepared) for name, one in configs.items()}
+    _refuse_unequal_precision(runs)
+    for name, run in runs.items():
+        console.print(f"{name}: {config.train.max_minutes:g} minutes of training", style="bold")
+        finished[name] = run, finish_run(run, prepared)[0]
+    vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
+    console.print("measuring speed by sentence length …")
+    precision = next(iter(runs.values())).config.precision
+    speeds = _speeds(
+        replace(config, precision=precision), {name: one.model for name, one in configs.items()}, vocab_size
+    )
+    result = {
+        "key": _key(config, finished),
+        "corpus": config.corpus.name,
+        "max_minutes": config.train.max_minutes,
+        "machine": f"{platform.machine()}, {processor_name()}",
+        "workers": config.cluster.num_workers,
+        "precision": precision.dtype.value,
+        "lengths": config.race.lengths,
+        "runs": {name: _outcome(run, found, vocab_size) for name, (run, found) in finished.items()},
+    }
+    for name, one in result["runs"].items():
+        one["speed_by_length"] = dict(zip(map(str, config.race.lengths), speeds[name], strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULT_FILE, result)
+    _draw(result, folder / PICTURE_FILE)
+    for run, _ in finished.values():
+        with only_owner(run), open_tracker(run, prepared) as tracker:
+            tracker.log_figure(folder / PICTURE_FILE)
+            tracker.log_artifact(folder / RESULT_FILE, "race")
+    return folder, result
+
+
+def _refuse_unequal_precision(runs: Mapping[str, Run]) -> None:
+    """
+    Raises:
+        UserError: a contender that began on another machine has another precision than the others.
+    """
+    found = {name: run.config.precision.dtype.value for name, run in runs.items()}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} has {precision}" for name, precision in found.items())
+        raise UserError(f"precision: must be the same for all who are compared: {told}. Race anew with another name=")
+
+
+def _speeds(config: Config, models: Mapping[str, ModelConfig], vocab_size: int) -> dict[str, list[float]]:
+    """Measured as a training worker works: its CPUs or GPU, and its allocator's settings."""
+    import ray
+
+    cluster = config.cluster
+    environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
+    task = ray.remote(
+        num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, runtime_env={"env_vars": environment}
+    )(_measure_speeds)
+    return ray.get(task.remote(config, models, vocab_size))
+
+
+def _measure_speeds(config: Config, models: Mapping[str, ModelConfig], vocab_size: int) -> dict[str, list[float]]:
+    import torch
+
+    from pipeline.train.speed import speed_by_length
+
+    return speed_by_length(
+        models,
+        config.race.lengths,
+        tokens=config.batch.micro_tokens,
+        vocab_size=vocab_size,
+        precision=config.precision,
+        device=torch.device("cuda" if config.cluster.gpus_per_worker else "cpu"),
+    )
+
+
+def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """What is told of one contender: JSON values."""
+    training, model = run.training, run.config.model
+    assert training is not None
+    seconds = max(training["seconds"], 1e-9)
+    counts = {side: training[f"{side}_tokens"] for side in ("source", "target")}
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "architecture": architecture_of(model),
+        "parameters": count_parameters(model, vocab_size),
+        "steps": training["step"],
+        "seconds": seconds,
+        "source_tokens_per_second": counts["source"] / seconds,
+        "target_tokens_per_second": counts["target"] / seconds,
+        "flops": training_flops(model, vocab_size, counts["source"], counts["target"]),
+        "bleu": {split: result[split]["bleu"] for split in ("test", "validation")},
+        "search": result["search"],
+        "steps_averaged": result["steps_averaged"],
+        "curve": _curve(run, vocab_size),
+    }
+
+
+def _curve(run: Run, vocab_size: int) -> list[dict[str, float]]:
+    """Seconds of training, floating-point operations and BLEU at each validation."""
+    training = run.training
+    assert training is not None
+    course = validation_course(read_points(run.folder), training["validations"])
+    return [
+        {
+            "step": one["step"],
+            "seconds": one["seconds"],
+            "flops": training_flops(
+                run.config.model, vocab_size, round(one["source_tokens"]), round(one["target_tokens"])
+            ),
+            "bleu": one["bleu"],
+        }
+        for one in course
+    ]
+
+
+def _draw(result: Mapping[str, Any], path: Path) -> None:
+    courses = {
+        name: Course(
+            seconds=[point["seconds"] for point in one["curve"]],
+            flops=[point["flops"] for point in one["curve"]],
+            bleu=[point["bleu"] for point in one["curve"]],
+            speed={int(length): speed for length, speed in one["speed_by_length"].items()},
+        )
+        for name, one in result["runs"].items()
+    }
+    title = f"{result['corpus']}, {result['max_minutes']:g} minutes of training each, {result['precision']}"
+    draw_race(courses, path, title)
+
+
+def print_race(result: Mapping[str, Any], folder: Path) -> None:
+    """A row for each contender, its speeds by sentence length, and where everything lies."""
+    runs: Mapping[str, Mapping[str, Any]] = result["runs"]
+    rows = [
+        [
+            name,
+            f"{one['parameters']:,}",
+            f"{one['steps']:,}",
+            clock(one["seconds"]),
+            f"{one['source_tokens_per_second']:,.0f}",
+            f"{one['target_tokens_per_second']:,.0f}",
+            quantity(one["flops"]) + "FLOP",
+            f"{one['bleu']['validation']['value']:.2f}",
+            f"{one['bleu']['test']['value']:.2f}",
+        ]
+        for name, one in runs.items()
+    ]
+    columns = ["", "parameters", "steps", "training", "source tok/s", "target tok/s", "cost"]
+    columns += ["validation BLEU", "test BLEU"]
+    title = f"\n{result['corpus']}, {result['max_minutes']:g} minutes each"
+    console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
+    for signature, search in sorted({(one["bleu"]["test"]["signature"], one.get("search")) for one in runs.values()}):
+        console.print(f"BLEU of the averaged models: {signature}{f'; {search}' if search else ''}")
+    lengths = [str(length) for length in result["lengths"]]
+    rows = [[name, *(f"{one['speed_by_length'][length]:,.0f}" for length in lengths)] for name, one in runs.items()]
+    title = "\nTarget tokens/s of one worker in training, by sentence length (tokens)"
+    console.print(table(title, ["", *lengths], rows, right=tuple(range(1, len(lengths) + 1))))
+    console.print(
+        f"\nTokens are counted without padding ({result['machine']}, {result['workers']} workers, "
+        f"{result['precision']}).\n\nPicture  {folder / PICTURE_FILE}\nFigures  {folder / RESULT_FILE}"
+    )
+    for name, one in runs.items():
+        console.print(f"Run      {one['run']} ({name})")

@@ -1,0 +1,39 @@
+"""Run: the whole pipeline. Finished stages are skipped, an unfinished training goes on from its newest checkpoint."""
+
+from jobs.cli import configuration
+from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from jobs.runs.summary import print_cleaning, print_next, print_result, print_stages
+from jobs.runs.workspace import run_for
+from jobs.training.prepare import found_prepared, prepare_stage
+from jobs.training.stages import done_before, finish_run
+from jobs.training.trainer import import_trainer
+from pipeline.data.corpus import CorpusKind
+
+
+def main(argv: list[str]) -> int:
+    config = configuration("run", argv)
+    prepared = found_prepared(config)
+    if prepared:
+        print_cleaning(prepared)
+    done = done_before(config, prepared) if prepared else None
+    seconds: dict[str, float | None] = dict.fromkeys(("corpus", "tokenizer", "shards", "train", "evaluate"))
+    if done:
+        run, result = done
+    else:
+        refuse_missing_tokenizer(config)
+        with checked_session(config, import_trainer):
+            prepared = prepared or prepare_stage(config)
+            for name in ("corpus", "tokenizer", "shards"):
+                stage = getattr(prepared, name)
+                seconds[name] = None if stage.skipped else stage.seconds
+            run = run_for(config, prepared)
+            result, seconds["train"], seconds["evaluate"] = finish_run(run, prepared)
+    print_stages(seconds)
+    print_result(run, result)
+    more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
+    print_next(
+        "transloom ui  # this run in MLflow; from a checkout also: make ui",
+        f"transloom translate {run.name} < your_text",
+        *(more if config.corpus.kind is CorpusKind.phrasebook else []),
+    )
+    return 0

@@ -1,0 +1,65 @@
+"""Translate: lines from a file or standard input, one translation a line to standard output."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from jobs.cli import configuration, sort_words
+from jobs.runs.model import find_model
+from jobs.runs.workspace import output_dir
+from jobs.terminal.printable import printable_word
+from pipeline.data.lines import BOM, existing_file, read_lines
+from pipeline.errors import UserError
+from pipeline.processor import bf16_instructions
+
+USAGE = "usage: transloom translate <model folder or run> [file] [decode=beam4 …] < text > translations"
+LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last
+
+
+def main(argv: list[str]) -> int:
+    words, _, settings = sort_words(argv)
+    config = configuration("translate", settings)
+    if len(words) not in (1, 2):
+        raise UserError(USAGE)
+    folder = find_model(words[0], output_dir(config))
+
+    import torch
+
+    from pipeline.generate.translator import Translator
+
+    lines = read_lines(existing_file(words[1])) if len(words) == 2 else lines_of(sys.stdin.buffer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_slow = device.type == "cpu" and not bf16_instructions()
+    translator = Translator.load(folder, device, torch.float32 if is_slow else None)
+    if is_slow and translator.about.get("precision") == "bf16":
+        told = "computes in fp32: the model was trained in bf16, for which this processor has no instructions"
+        print(f"transloom: {told}", file=sys.stderr)
+    to_terminal = sys.stdout.isatty()  # a file or a pipe gets the text as it is
+    batch: list[str] = []
+    translated = 0
+
+    def flush() -> None:
+        nonlocal translated
+        for text in translator.translate(batch, config.decode, first_line=translated + 1):
+            sys.stdout.buffer.write((printable_word(text) if to_terminal else text).encode() + b"\n")
+        sys.stdout.buffer.flush()
+        translated += len(batch)
+        batch.clear()
+
+    for number, line in enumerate(lines, start=1):
+        try:
+            batch.append(line.decode())
+        except UnicodeDecodeError as error:
+            flush()
+            where = f"{words[1]}, line {number}" if len(words) == 2 else f"line {number}"
+            raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
+        if len(batch) == LINES_AT_A_TIME:
+            flush()
+    flush()
+    return 0
+
+
+def lines_of(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of standard input, without their ends and the byte order mark, as `read_lines` has those of a file."""
+    for number, line in enumerate(stream):
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        yield line.removeprefix(BOM) if number == 0 else line

@@ -1,0 +1,66 @@
+"""Serve MLflow's pages on the runs, on this machine only."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import configuration
+from jobs.runs.report import end_dead_runs
+from jobs.terminal.printable import printable
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.secrets import redacted
+from pipeline.tracking.relocate import ARTIFACTS, settle_store
+from pipeline.tracking.uploader import RUN_RECORD, local_store, recorded_uri, run_url, tracking_uri, ui_command
+from pipeline.tracking.view import runs_url
+
+HOST = "127.0.0.1"
+PORTS = range(5000, 5020)
+
+
+def main(argv: list[str]) -> int:
+    """Becomes the server (so a signal to this process ends it) on the first free port from 5000."""
+    config = configuration("ui", argv)
+    output_dir = Path(config.output_dir).absolute()
+    uri = tracking_uri(config.tracking, output_dir)
+    store = output_dir / "mlflow.db"
+    if uri == local_store(output_dir):
+        if not store.exists():
+            raise UserError(f"{store}: there are no runs yet; make one with: transloom run")
+        settle_store(output_dir)
+    end_dead_runs(output_dir, uri)
+    port = _free_port()
+    command, environment = ui_command(uri, output_dir / ARTIFACTS, HOST, port)
+    server = f"http://{HOST}:{port}"
+    print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
+    if newest := _newest_run(output_dir, uri):
+        experiment_id = newest["experiment_id"]
+        runs = runs_url(server, experiment_id, is_arranged=newest.get("is_arranged", False))
+        print(f"The runs, best first: {runs}", flush=True)
+        told = f"The newest run, {newest['run_name']}: {run_url(server, experiment_id, newest['run_id'])}"
+        print(printable(told), flush=True)
+    os.execvpe(command[0], command, os.environ | environment)
+
+
+def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:
+    """The record of the run that reported to this store last."""
+    records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in records:
+        record = read_json(path)
+        if record.get("run_id") and recorded_uri(path.parent, record) == redacted(uri):
+            return record
+    return None
+
+
+def _free_port(ports: range = PORTS) -> int:
+    for port in ports:
+        with socket.socket() as probe:
+            # As a server does: a port whose last connections are still closing counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"ports {ports.start} to {ports.stop - 1} of this machine are in use; end a server first")

@@ -1,0 +1,143 @@
+"""Where a comparison goes: its folder with the report, the terminal, and MLflow."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.compare.systems import Gathered
+from jobs.compare.tables import notes, tables, verdicts
+from jobs.config.schema import Config
+from jobs.runs.workspace import output_dir
+from jobs.terminal.console import console, table
+from pipeline.compare.figure import draw_buckets, draw_courses
+from pipeline.compare.report import Picture, Table, write_report
+from pipeline.compare.sentences import most_different
+from pipeline.errors import UserError
+from pipeline.files import hash_of, read_json, write_json
+from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker
+
+RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
+SENTENCES_SHOWN = 50
+NAME_CHARS = 40  # of a system, in the folder's name
+
+
+def folder_for(config: Config, comparison: dict[str, Any]) -> Path:
+    """The comparison's own folder, named after what is compared; notes in the comparison which one it is.
+
+    Raises:
+        UserError: `name` names another comparison, or the folder can't be made.
+    """
+    translations = {name: one["translations"] for name, one in comparison["systems"].items()}
+    comparison["key"] = hash_of([translations, comparison["baseline"], comparison["references"]])
+    first, second, *others = [re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-NAME_CHARS:].strip("-.") for name in translations]
+    more = f"-and-{len(others)}-more" if others else ""
+    name = config.name or f"{first}-vs-{second}{more}-{comparison['key'][:6]}"
+    folder = output_dir(config) / "comparisons" / name
+    known = folder / RESULT_FILE
+    if known.exists() and read_json(known)["key"] != comparison["key"]:
+        raise UserError(f"name: {folder} has a comparison of others; choose another name=")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: can't make the folder {folder}: {error.strerror}. Set output_dir=") from error
+    return folder
+
+
+def write_comparison(
+    folder: Path,
+    comparison: Mapping[str, Any],
+    scores: Mapping[str, Sequence[float]],
+    comet: Mapping[str, Sequence[float]] | None,
+    gathered: Gathered,
+) -> list[Path]:
+    """Writes comparison.json, the pictures and report.html; returns the pictures for light pages.
+
+    Args:
+        scores: each sentence's chrF2, by system. comet: the same of COMET, where it was asked for.
+    """
+    write_json(folder / RESULT_FILE, comparison)
+    made = tables(comparison)
+    pictures = _pictures(folder, comparison)
+    order: list[Table | Picture | None] = [
+        *(made.get(name) for name in ("scores", "sentences", "translations", "runs", "reach")),
+        pictures.get("curves"),
+        *(made.get(name) for name in ("by_length", "by_frequency")),
+        pictures["buckets"],
+        *(made.get(name) for name in ("settings", "data", "environment")),
+    ]
+    said = {system.name: system.hypotheses for system in gathered.systems}
+    write_report(
+        folder / REPORT_FILE,
+        f"{' and '.join(said) if len(said) == 2 else f'{len(said)} systems'} compared",
+        verdicts(comparison),
+        [part for part in order if part is not None],
+        most_different(scores, said, gathered.references, gathered.sources, SENTENCES_SHOWN, comet),
+        notes(comparison),
+        gathered.languages,
+    )
+    return [picture.light for picture in pictures.values()]
+
+
+def _pictures(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
+    pictures = {}
+    runs = {name: one for name, one in comparison["systems"].items() if one["validations"]}
+    if runs and comparison["same_validation_set"]:
+        pictures["curves"] = Picture(
+            "Curves",
+            draw_courses(runs, folder / "curves.png"),
+            draw_courses(runs, folder / "curves-dark.png", dark=True),
+            "Curves of loss and validation BLEU against steps, target tokens and time; their numbers: comparison.json.",
+        )
+    pictures["buckets"] = Picture(
+        "Lengths and rare words",
+        draw_buckets(comparison, folder / "buckets.png"),
+        draw_buckets(comparison, folder / "buckets-dark.png", dark=True),
+        "Bars of BLEU by sentence length and of F1 by word frequency; the tables above have the numbers.",
+    )
+    return pictures
+
+
+def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    for part in tables(comparison).values():
+        right = tuple(column for column in range(len(part.columns)) if column not in part.text)
+        if part.rows:
+            console.print(table(f"\n{part.title}", part.columns, part.rows, right=right))
+            if part.note:
+                console.print(part.note)
+        else:
+            console.print(f"\n{part.title}: {part.note}")
+    console.print()
+    for verdict in verdicts(comparison):
+        console.print(verdict, style="bold")
+    console.print(f"\nReport   {folder / REPORT_FILE}\nFigures  {folder / RESULT_FILE}")
+
+
+def log_comparison(
+    config: Config, folder: Path, comparison: Mapping[str, Any], pictures: Sequence[Path], gathered: Gathered
+) -> None:
+    """The comparison as a run of MLflow's: its table, report, figures, and which runs it is of."""
+    tracking = dataclasses.replace(config.tracking, system_metrics=False)
+    tracker = MlflowTracker(tracking, output_dir(config), folder, f"compare {folder.name}", {"kind": "comparison"})
+    scores = tables(comparison)["scores"]
+    said = "\n".join(f"- {verdict}" for verdict in verdicts(comparison))
+    tags = {"mlflow.note.content": f"{said}\n\nEverything is in the artifact {REPORT_FILE}."}
+    for place, (name, run) in enumerate(gathered.runs.items()):
+        record = run / RUN_RECORD
+        run_id = read_json(record)["run_id"] if record.exists() else None
+        tags[f"compared.{place}"] = f"{name} ({run_id})" if run_id else name
+    tracker.set_tags(tags)
+    params = {"baseline": comparison["baseline"], "systems": ", ".join(comparison["systems"])}
+    tracker.log_params(params | {name: its for name, its in comparison["signatures"].items() if name == "comet"})
+    for name, one in comparison["systems"].items():
+        label = re.sub(r"[^\w.-]+", "_", name)
+        tracker.log_metrics({f"{metric}/{label}": its["score"] for metric, its in one["scores"].items()}, 0)
+    cells = list(zip(*scores.rows, strict=True))
+    tracker.log_table(dict(zip(scores.columns, map(list, cells), strict=True)), "scores")
+    for file in (folder / REPORT_FILE, folder / RESULT_FILE):
+        tracker.log_artifact(file)
+    for picture in pictures:
+        tracker.log_figure(picture)
+    if tracker.close("FINISHED"):
+        console.print(f"MLflow   the run “compare {folder.name}”: {REPORT_FILE} and more are among its artifacts")

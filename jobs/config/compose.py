@@ -1,0 +1,392 @@
+"""How YAML groups and `key=value` words on the command line become a `Config`. Everything is checked here, before any
+job starts: whatever is wrong is raised as UserError with the key's full name."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, StringNode
+from omegaconf._utils import get_yaml_loader  # what OmegaConf.load reads with
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from jobs.config.groups import CONF_DIR, groups
+from jobs.config.messages import explain, nearest, quoting, unknown
+from jobs.config.schema import Config, refuse_idle_workers
+from model.build import ARCHITECTURES, architecture_of
+from pipeline.data.corpus import SPLITS, CorpusKind, SplitConfig
+from pipeline.errors import UserError
+from pipeline.secrets import redacted
+from pipeline.untrusted import read_yaml, refuse_deep_words
+
+OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
+OWN_NAME = "file-of-your-own"  # what Hydra calls it
+NUM_WORKERS = re.compile(r"cluster\.num_workers=(?:(\d+)|\[\s*(\d+)\s*,\s*(\d+)\s*\])")  # a number, or a range
+
+
+def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_changes: bool = False) -> Config:
+    """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
+    may also be a file of the user's own, `experiment=path/to/mine.yaml`.
+
+    Args:
+        own_words: what a job takes beside settings; one of them may be what an unknown key was meant to be.
+        are_changes: the overrides change another configuration (so does resume=<run>): what only both together can get
+            wrong is left to whoever puts them together.
+    Raises:
+        UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
+    """
+    config = from_dict(_compose(overrides, own_words))
+    return config if are_changes or config.resume else refuse_idle_workers(config)
+
+
+def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
+    """Which option of each group the overrides come to, through the experiment too.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    choices = _compose(overrides, return_hydra_config=True).hydra.runtime.choices
+    return {group: choices[group] for group in groups() if choices.get(group)}
+
+
+def _without_range(word: str) -> list[str]:
+    """cluster.num_workers=[2,8] as num_workers=8 min_workers=2, of which OmegaConf can check the types. A number alone
+    means just so many."""
+    match = NUM_WORKERS.fullmatch(word)
+    if match is None:
+        return [word]
+    number, lowest, highest = match.groups()
+    return [f"cluster.num_workers={number or highest}", f"cluster.min_workers={lowest or 'null'}"]
+
+
+def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
+    refuse_deep_words(list(overrides))
+    own = [word for word in overrides if OWN_EXPERIMENT.fullmatch(word)]
+    words = [_quoted(each) for word in overrides if word not in own for each in _without_range(word)]
+    parsed = _parse(words, own_words)
+    for override in parsed:
+        _check_name(override, own_words)
+    _store_schema()
+    try:
+        if own:
+            node = _read(Path(own[-1].partition("=")[2]).expanduser())
+            ConfigStore.instance().store(group="experiment", name=OWN_NAME, node=node, package="_global_")
+            words.append(f"experiment={OWN_NAME}")
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return _with_own_space(compose("config", words, return_hydra_config=return_hydra_config), parsed)
+    except OSError as error:
+        raise UserError(f"{own[-1]}: {error.strerror or error}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(explain(error, _names())) from error
+    except RecursionError as error:  # ${a} within a within ${a}
+        raise UserError(f"{' '.join(own) or 'the settings'}: interpolations ${{…}} that name each other") from error
+
+
+def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """`sweep.space={…}` is the whole space; Hydra would put it together with that of the sweep's group."""
+    whole = [one.value() for one in overrides if one.key_or_group == "sweep.space"]
+    if whole and isinstance(whole[-1], dict):
+        names = [one.key_or_group.removeprefix("sweep.space.").partition(".")[0] for one in overrides]
+        more = {name: node.sweep.space[name] for name in names if name in node.sweep.space and name not in whole[-1]}
+        OmegaConf.update(node, "sweep.space", {**whole[-1], **more}, merge=False, force_add=True)
+    return node
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Paths count from where the command was given; workers, and a later resume, run elsewhere."""
+
+    def at_home(path: str) -> str:
+        """A shell expands ~ at the beginning of a word only, not behind `key=`."""
+        scheme, separator, rest = path.rpartition("file://")
+        return path if "://" in path and scheme else scheme + separator + os.path.expanduser(rest)
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(os.path.expanduser(path)).absolute())
+
+    corpus = config.corpus
+    changes: dict[str, Any] = {
+        "path": absolute(corpus.path),
+        "data_files": {name: absolute(file) for name, file in corpus.data_files.items()},
+    }
+    if corpus.kind is CorpusKind.text and corpus.path is None:  # with a path, the splits' files lie in it
+        for name in SPLITS:
+            split = getattr(corpus, name)
+            changes[name] = SplitConfig(absolute(split.source), absolute(split.target), split.split)
+    else:
+        for name in SPLITS:
+            split = getattr(corpus, name)
+            source, target = [side and os.path.expanduser(side) for side in (split.source, split.target)]
+            changes[name] = SplitConfig(source, target, split.split)
+    corpus = dataclasses.replace(corpus, **changes)
+    storage = config.storage and at_home(config.storage).rstrip("/")
+    output_dir = str(Path(os.path.expanduser(config.output_dir)).absolute())
+    resume = config.resume and os.path.expanduser(config.resume)
+    sweep = dataclasses.replace(config.sweep, warm_start=[os.path.expanduser(name) for name in config.sweep.warm_start])
+    return dataclasses.replace(
+        config, corpus=corpus, output_dir=output_dir, storage=storage, resume=resume, sweep=sweep
+    )
+
+
+def read_config(path: Path) -> Config:
+    """Reads back what `to_yaml` wrote, for example a run's config.yaml.
+
+    Raises:
+        UserError: if the file is missing, or no longer fits the schema.
+    """
+    try:
+        stored = _read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        return from_dict(stored)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read(file: Path) -> DictConfig:
+    """A YAML file of settings, by OmegaConf's rules: no key twice, 1e-3 is a number.
+
+    Raises:
+        OSError: there is no such file.
+        UserError: see `read_yaml`; or what is in it is not a mapping.
+    """
+    settings = read_yaml(file, get_yaml_loader())
+    if not isinstance(settings, dict | None):
+        raise UserError(f"{file}: must have settings, key: value, line by line")
+    try:
+        return cast(DictConfig, OmegaConf.create(settings or {}))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {explain(error, _names())}") from error
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, strings and numbers: what YAML, JSON and the tracker take."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
+    plain["model"] = {"architecture": architecture_of(config.model), **plain["model"]}
+    return plain
+
+
+def from_dict(settings: Any) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        UserError: if a value does not fit the schema.
+    """
+    try:
+        typed = _typed(cast(DictConfig, OmegaConf.create(settings)))  # a copy, which may be changed
+        _refuse_infinite(OmegaConf.to_container(typed), "")
+        return _build(typed, "")
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, _names())) from error
+
+
+def _refuse_infinite(value: Any, key: str) -> None:
+    """Comparisons with NaN are false, so that the checks of ranges would let it pass.
+
+    Raises:
+        UserError: a number in the settings, at any depth, is NaN or infinite.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _refuse_infinite(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            _refuse_infinite(part, f"{key}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: must be a finite number, not {value}")
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """`to_dict` as it may be stored and shown: *** in place of every password, token and signature."""
+    return redacted(to_dict(config))
+
+
+def to_yaml(config: Config) -> str:
+    """The YAML of `recorded`; `read_config` reads it."""
+    return OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
+
+
+@cache
+def _store_schema() -> None:
+    """For Hydra, which copies it whenever it composes."""
+    ConfigStore.instance().store(name="schema", node=_schema(None))
+
+
+@cache
+def _schema(architecture: str | None) -> DictConfig:
+    """The typed settings; the model's section takes any keys where its architecture is not known yet. Made once, which
+    takes long enough: callers change nothing in it."""
+    schema = OmegaConf.structured(Config)
+    schema._set_flag("readonly", False)
+    schema.model = OmegaConf.structured(ARCHITECTURES[architecture]) if architecture else {}
+    _make_mergeable(schema)
+    return schema
+
+
+def _typed(settings: DictConfig) -> DictConfig:
+    """The settings, which it changes, on a copy of their schema.
+
+    Raises:
+        UserError: an architecture that does not exist, or a setting that it does not have.
+    """
+    OmegaConf.set_struct(settings, False)
+    model = settings.get("model") if isinstance(settings, DictConfig) else None
+    model = model if isinstance(model, DictConfig) else DictConfig({})  # what is none is refused by the merge
+    architecture = model.pop("architecture", "transformer")  # older files know no other, and do not say
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"model.architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
+    schema = _schema(architecture)
+    for name in model:
+        if name not in schema.model:
+            others = [kind for kind in ARCHITECTURES if name in _schema(kind).model]
+            if not others:
+                raise UserError(f"model.{name}: {unknown(f'model.{name}', _names())}")
+            raise UserError(
+                f"model.{name}: is a setting of model.architecture={others[0]}; this model is of architecture "
+                f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}. Where it is the "
+                "experiment that sets it, take another experiment, or none"
+            )
+    return cast(DictConfig, OmegaConf.merge(schema, settings))
+
+
+def _make_mergeable(node: DictConfig) -> None:
+    # OmegaConf makes nodes of frozen dataclasses read-only, and Hydra could not compose onto them.
+    node._set_flag("readonly", None)
+    for name in node:
+        child = node._get_node(name)
+        if _is_section(child):
+            _make_mergeable(child)
+        elif isinstance(child, DictConfig):
+            child._set_flag("struct", False)  # a dictionary whose keys the user chooses
+
+
+@cache
+def _keys() -> list[str]:
+    """Every setting by its full name."""
+
+    names = [name for architecture in ARCHITECTURES for name, _ in _leaves(_schema(architecture))]
+    return list(dict.fromkeys([*names, "model.architecture"]))
+
+
+def _leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting in the schema by its full name, and its node."""
+    for name in section:
+        child = section._get_node(name)
+        if _is_section(child):
+            yield from _leaves(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _names() -> list[str]:
+    """Everything that may stand before an equals sign."""
+    return [*_keys(), *groups()]
+
+
+@cache
+def _dictionaries() -> list[str]:
+    """The settings whose keys the user chooses: `race.contenders.mine=[…]` sets one of them."""
+    schema = _schema("transformer")
+    return [name for name in _keys() if isinstance(OmegaConf.select(schema, name), DictConfig)]
+
+
+@cache
+def _texts() -> list[str]:
+    """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is."""
+
+    texts = [name for name, node in _leaves(_schema("transformer")) if isinstance(node, StringNode)]
+    return [*texts, "corpus.data_files."]
+
+
+def _is_text(key: str) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _texts())
+
+
+def _quoted(word: str) -> str:
+    """The word as Hydra's grammar takes it: the value of a setting that is a text may have any character."""
+    key, equals, value = word.partition("=")
+    if not equals or not _is_text(key) or not value:
+        return word
+    try:
+        meant = OverridesParser.create().parse_override(word)
+        is_as_written = meant.is_sweep_override() is False and (
+            meant.value() is None or isinstance(meant.value(), dict | list)
+        )
+        if is_as_written or (isinstance(meant.value(), str) and re.search(r"""['"\\]|\$\{""", value)):
+            return word  # null; what is refused later; a value that the user has quoted
+        if meant.value() == value:
+            return word
+    except HydraException:
+        pass
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _is_section(node: Any) -> TypeGuard[DictConfig]:
+    return isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node))
+
+
+def _parse(overrides: Sequence[str], own_words: Sequence[str] = ()) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            if text.startswith("-"):
+                raise UserError(
+                    f"{text}: no such option; settings are key=value, and --help lists what there is"
+                ) from error
+            key, equals, _ = text.partition("=")
+            if equals and re.fullmatch(r"[\w.]+", key) and not key.startswith("race.contenders"):
+                known = [*_names(), *own_words]
+                if key not in known and not any(key.startswith(f"{name}.") for name in _dictionaries()):
+                    raise UserError(f"{key}: {unknown(key, known)}") from error
+                raise UserError(f"{text}: the value can't be read. {quoting(text)}") from error
+            raise UserError(f"{text}: is not of the form key=value or group=option. {quoting(text)}") from error
+    return parsed
+
+
+def _check_name(override: Override, own_words: Sequence[str]) -> None:
+    """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
+    word, key, value = str(override.input_line), override.key_or_group, override.value()
+    if ("_target_" in word and not (_is_text(key) and isinstance(value, str))) or "${hydra:" in word:
+        raise UserError(f"{word}: _target_ and ${{hydra:…}} are not settings and are never run")
+    if override.is_sweep_override():
+        raise UserError(f"{word}: one value at a time; a value with a comma in it needs quotes: '{key}=\"a,b\"'")
+    known_groups, keys = groups(), _keys()
+    if key in known_groups:
+        options = known_groups[key]
+        if value not in options or override.package is not None:
+            near = nearest(str(value), options)
+            hint = f" Did you mean {key}={near}?" if near else ""
+            raise UserError(f"{word}: no such option.{hint} There is: {', '.join(options)}.")
+    elif section := [name for name in keys if name.startswith(f"{key}.")]:
+        raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
+    elif key not in keys and not any(key.startswith(f"{name}.") for name in _dictionaries()):
+        raise UserError(f"{key}: {unknown(key, [*_names(), *own_words])}")
+    if override.type is not OverrideType.CHANGE:
+        raise UserError(f"{word}: settings are neither added nor removed; write {key}=<value>")
+
+
+def _build(node: DictConfig, prefix: str) -> Any:
+    """The node as its dataclass, parts before the whole: so a ValueError's field gets the right full name."""
+    for name in node:
+        child = node._get_node(name)
+        if _is_section(child):
+            _build(child, f"{prefix}{name}.")
+    try:
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, _names())) from error
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error

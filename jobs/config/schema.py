@@ -1,0 +1,152 @@
+"""The settings of a run: every part of the pipeline owns its settings; `Config` only nests them."""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.config import TransformerConfig
+from pipeline.data.batches import BatchConfig
+from pipeline.data.clean import CleanConfig
+from pipeline.data.corpus import CorpusConfig
+from pipeline.data.tokenizer import TokenizerConfig
+from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import EvaluateConfig
+from pipeline.generate.beam import BeamConfig
+from pipeline.secrets import redacted
+from pipeline.sweep.config import SweepConfig
+from pipeline.tasks.build import TaskName
+from pipeline.tracking.uploader import TrackingConfig
+from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
+from pipeline.train.loop import TrainConfig
+from pipeline.train.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from model.build import ModelConfig
+else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by the section's key `architecture`
+    ModelConfig = Any
+
+MAX_SEED = 2**32 - 1  # NumPy's limit
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the workers run: on a Ray of this machine alone, or on an existing cluster.
+
+    Attributes:
+        address: Ray's: `auto` for the cluster this machine belongs to, `host:port`, or none for a local Ray.
+        num_workers: how many train together, at most. On the command line [2,8] means 8, and min_workers=2.
+        min_workers: as nodes leave and come, a training goes on with as many workers as there is room for, at least
+            these. None: always num_workers.
+        max_failures: how often workers may die, hang or not start before the training gives up.
+        hang_minutes: after which a worker that comes to no other micro-batch, or ten times as long to no end of a
+            validation or a checkpoint, is taken for hung; the workers are ended and started again. 0: never.
+    """
+
+    address: str | None = None
+    num_workers: int = 1
+    min_workers: int | None = None
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+    hang_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers: must be at least 1, not {self.num_workers}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers: must be from 1 to num_workers ({self.num_workers}), not {self.min_workers}")
+        if self.hang_minutes < 0:
+            raise ValueError(f"hang_minutes: must be at least 0, not {self.hang_minutes}")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker: must be more than 0, not {self.cpus_per_worker}")
+        # One process drives one device: half a GPU or two would break the engines' rank-to-device rule.
+        if self.gpus_per_worker not in (0, 1):
+            raise ValueError(f"gpus_per_worker: must be 0 or 1, not {self.gpus_per_worker}; add workers for more GPUs")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures: must be at least 0, not {self.max_failures}")
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how many workers a training begins, where there is no room for more."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+
+@dataclass(frozen=True)
+class RaceConfig:
+    """What `transloom race` compares.
+
+    Attributes:
+        contenders: by name, the words (key=value, group=option) that a contender adds to the common settings.
+        lengths: of the sentences, in tokens, on which training speed is measured.
+    """
+
+    contenders: dict[str, list[str]] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+
+    def __post_init__(self) -> None:
+        for name in self.contenders:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"contenders: names become names of runs: letters, digits, . _ - only, not {name!r}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths: must be at least 1 each, not {self.lengths}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a pipeline run depends on.
+
+    In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are.
+    `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
+    on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL: what is
+    finished is copied there, and what is missing in `output_dir` is fetched from there.
+    """
+
+    task: TaskName = TaskName.translation
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=TransformerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: BeamConfig = field(default_factory=BeamConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    race: RaceConfig = field(default_factory=RaceConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = 1
+    name: str | None = None
+    output_dir: str = "outputs"
+    storage: str | None = None
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must be from 0 to {MAX_SEED}, not {self.seed}")
+        if self.storage is not None and (shown := redacted(self.storage)) != self.storage:
+            raise ValueError(f"storage: {shown} has a password or token in it; set it in the environment instead")
+        if self.storage is not None and not re.fullmatch(r"\w+://.+", self.storage):
+            raise ValueError(f"storage: {self.storage!r} is no address; give s3://bucket/folder or another fsspec URL")
+        if self.resume is not None and not self.resume.strip():
+            raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
+
+
+def refuse_idle_workers(config: Config) -> Config:
+    """The configuration itself.
+
+    Raises:
+        UserError: some of its workers would never have a micro-batch.
+    """
+    workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
+    if workers > micro_batches:
+        raise UserError(
+            f"cluster.num_workers: {workers} workers can't share a step of {micro_batches} micro-batches; raise "
+            "batch.tokens or lower batch.micro_tokens"
+        )
+    return config

@@ -1,0 +1,63 @@
+"""One node of the local cluster, for as long as this process lives, with its options as JSON:
+`python -m jobs.ray_cluster.local_node <options>`.
+
+`ray start` can't do it: on Linux it takes 127.0.0.1 for a mistake, and puts another of the machine's addresses there.
+So a node is made here as `ray start --block` makes it, with the address that is meant.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+HOST = "127.0.0.1"
+# Of every Ray that this project starts; must be set before ray is imported.
+NODE_ENVIRONMENT = {
+    # All its processes keep to 127.0.0.1, not to the machine's address in the network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # No processes that are started before there is work: ours has an environment of its own, and needs others.
+    "RAY_prestart_worker_first_driver": "0",
+    # How long Ray's processes may take to come up. Its own 30 s are too few where a machine is busy.
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_gcs_server_port_wait_time_s": "120",
+}
+
+
+def main(options: dict[str, Any]) -> None:
+    """Starts Ray's processes, and ends them when this one gets SIGTERM or is killed.
+
+    Args:
+        options: gcs_port, temp_dir and cpus; dashboard_port for the head alone.
+    """
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
+
+    is_head = "dashboard_port" in options
+    common = {
+        "node_ip_address": HOST,
+        "num_cpus": options["cpus"],
+        "temp_dir": options["temp_dir"],
+        "dashboard_agent_listen_port": 0,
+    }
+    if is_head:
+        params = RayParams(
+            **common,
+            gcs_server_port=options["gcs_port"],
+            include_dashboard=True,
+            dashboard_host=HOST,
+            dashboard_port=options["dashboard_port"],
+            no_monitor=True,  # nothing here scales by itself
+        )
+    else:
+        # The head has the machine's GPUs.
+        params = RayParams(**common, gcs_address=f"{HOST}:{options['gcs_port']}", num_gpus=0)
+    node = Node(params, head=is_head, shutdown_at_exit=True, spawn_reaper=True)
+    write_ray_address(node.gcs_address, options["temp_dir"])  # where a job finds its cluster
+    while not node.dead_processes():
+        time.sleep(1)
+    sys.exit(f"Ray's processes ended: {[kind for kind, _ in node.dead_processes()]}")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

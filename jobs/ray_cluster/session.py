@@ -1,0 +1,296 @@
+"""Ray: starting or joining a cluster, spreading tasks over it, and what its workers need in their environment."""
+
+import errno
+import logging
+import os
+import stat
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from jobs.ray_cluster.watch import ended_by_loss, refusal
+from jobs.remote.clusters import keep_ray_token_private
+from jobs.runs.stopping import ended_by_sigterm
+from jobs.terminal.console import console
+from pipeline.disk import disk_trouble, free_bytes
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from jobs.config.schema import ClusterConfig
+
+# glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
+# training step on a CPU. Read when a process starts, so they must be in the workers' environment.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    # oneDNN prepares a kernel for every shape of a product; by default it forgets all but the last 1024, which are
+    # fewer than training comes by.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+}
+
+ANSWER_SECONDS = 10.0
+RAY_BYTES = 1 << 20  # without so much room Ray's own files end its start
+LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
+
+
+@contextmanager
+def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
+
+    Args:
+        meanwhile: imports what comes next, while Ray's processes start; not called where a cluster is joined.
+    Raises:
+        Terminated: SIGTERM ended the block.
+        UserError: there is no cluster at the address, it can never place the workers, or it was lost meanwhile.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A process of Ray Train's that tells workers of nodes which are to go; ours do not ask it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # The driver asks the workers so often how they are: a training's end is noticed the sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # For a dashboard; and the log of the controller, which is in this process, would go to the terminal.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    if not config.address:
+        keep_ray_token_private()
+        os.environ.update(NODE_ENVIRONMENT)
+    import ray  # takes seconds: only once the configuration is known to be good
+
+    from jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, without_messages
+
+    with ended_by_sigterm():
+        if config.address:
+            _refuse_silent(config.address)
+            try:
+                _init_ray(config.address)
+            except Exception as error:
+                raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
+        else:
+            _start_ray(meanwhile)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        try:
+            with (
+                ended_by_sigterm(),  # again: ray.init installs a handler of its own, which ends without a word
+                _ended_by_loss(config),
+                without_messages(WORKER_DIED, *NODE_DIED),  # jobs/training/attempts.py says what came of it
+            ):
+                refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
+    """Ends the block where Ray's processes are gone: those of the command's own Ray, or else the cluster's head node or
+    this machine's node."""
+    import ray
+
+    from jobs.ray_cluster.patches import dead_processes
+
+    kept = "Finished stages and checkpoints are kept"
+    if not config.address:
+        return ended_by_loss(dead_processes, f"{kept}: the same command goes on from there")
+    context = ray.get_runtime_context()
+    addresses = {f"the cluster's head node ({context.gcs_address})": context.gcs_address}
+    here = [node for node in living_nodes() if node["NodeID"] == context.get_node_id()]
+    addresses |= {f"this machine's node of the cluster ({node_address(node)})": node_address(node) for node in here}
+
+    def silent() -> str | None:
+        return next((name for name, address in addresses.items() if refusal(address)), None)
+
+    return ended_by_loss(silent, f"{kept}: once the cluster is up again, the same command goes on from there")
+
+
+def _start_ray(meanwhile: Callable[[], object]) -> None:
+    """Starts a Ray that is this command's alone, where need be at a second attempt.
+
+    Raises:
+        UserError: the second one fails, too.
+    """
+    from jobs.ray_cluster.patches import few_processes
+
+    for is_last in (False, True):
+        try:
+            with few_processes(meanwhile):
+                _init_ray("local")
+            return
+        except Exception as error:  # Ray raises a bare one where a process of its own does not come up in time
+            if is_last and (message := disk_trouble(error) or _full_temp_folder()):
+                raise UserError(message) from error
+            if is_last:
+                raise UserError(
+                    f"Ray did not start on this machine (is it very busy, or out of memory?): {error} Try again"
+                ) from error
+            console.print(f"Ray did not start on this machine ({error}); it is started once more")
+
+
+def _full_temp_folder() -> str | None:
+    """What is wrong where Ray's own files, or its shared memory, have no room: Ray tells nothing of it."""
+    for place in (os.environ.get("RAY_TMPDIR") or private_temp_folder() or tempfile.gettempdir(), "/dev/shm"):
+        free = free_bytes(Path(place))
+        if free is not None and free < RAY_BYTES:
+            return disk_trouble(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place))
+    return None
+
+
+def private_temp_folder() -> str | None:
+    """Where a Ray of the command's own keeps its sockets and logs: transloom-user-<number>/ray in TMPDIR, or else in
+    /tmp. By itself Ray makes a folder `ray` there, which every user of the machine may write. None where RAY_TMPDIR
+    names a folder.
+
+    Ray opens its own folder to all, so the one above it is closed. The folder stays, for the logs.
+    """
+    if os.environ.get("RAY_TMPDIR"):
+        return None
+    root = os.environ.get("TMPDIR") or "/tmp"
+    if len(root) > LONGEST_ROOT or not os.access(root, os.W_OK):
+        root = "/tmp"
+    folder = Path(root, f"transloom-user-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    state = folder.lstat()
+    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):  # somebody else was there first
+        folder = Path(tempfile.mkdtemp(prefix="transloom-", dir=root))
+    folder.chmod(0o700)
+    return str(folder / "ray")
+
+
+def _init_ray(address: str) -> None:
+    import ray
+
+    from jobs.ray_cluster.patches import in_a_group_of_their_own, job_config, redacted_command
+
+    with in_a_group_of_their_own(), redacted_command():
+        ray.init(
+            address=address,
+            _temp_dir=private_temp_folder() if address == "local" else None,
+            job_config=job_config(),
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,  # rank 0 reports progress through a file of the run's folder
+        )
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray asks for minutes where nobody listens, and `auto` may also mean a Ray that is another command's alone.
+
+    Raises:
+        UserError: nobody answers there.
+    """
+    from jobs.ray_cluster.patches import bootstrap_address
+
+    if "://" in address:  # Ray's client, which has limits of its own
+        return
+    found = bootstrap_address(address)
+    if found is None:  # Ray itself says what is wrong
+        return
+    if reason := refusal(found, ANSWER_SECONDS):
+        raise UserError(
+            f"cluster.address: no Ray cluster answers at {address!r} ({found}: {reason}). Start one "
+            "(transloom cluster up), or leave it out (cluster.address=null) for a Ray of this command's own"
+        )
+
+
+def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:
+    """Ray waits for ever for resources that never come, which looks like a hang.
+
+    Args:
+        nodes: the resources that each of the cluster's nodes has when it is idle.
+    Raises:
+        UserError: the workers don't fit.
+    """
+    each = worker_resources(config)
+    for kind, amount in each.items():
+        needed, have = amount * config.fewest_workers, sum(node.get(kind, 0) for node in nodes)
+        if needed > have + 1e-6:
+            raise UserError(
+                f"cluster.num_workers: {config.fewest_workers} workers of {amount:g} {kind} need {needed:g}, but the "
+                f"cluster has {have:g}; lower cluster.num_workers or cluster.{kind.lower()}s_per_worker"
+            )
+    room = room_for_workers(config, nodes)
+    if room < config.fewest_workers:
+        worker = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        has = "; ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in each) for node in nodes)
+        raise UserError(
+            f"cluster.num_workers: a worker of {worker} must fit on one node, and the cluster's nodes ({has}) have "
+            f"room for {room} of {config.fewest_workers}; lower cluster.num_workers or what a worker takes"
+        )
+
+
+def room_for_workers(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers fit on nodes that have these resources when they are idle."""
+    each = worker_resources(config)
+    return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
+
+
+def worker_resources(config: "ClusterConfig") -> dict[str, float]:
+    """The resources that one worker takes."""
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return {kind: amount for kind, amount in each.items() if amount}
+
+
+def spare_cpus(config: "ClusterConfig") -> int:
+    """Whole CPUs that a task can have beside the training workers. What several nodes have left may be spread over
+    them, and a task that needs more than any one of them has would wait for ever: there it is 1 at most."""
+    import ray
+
+    spare = int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
+    return spare if len(living_nodes()) == 1 else min(spare, 1)
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes that are there now, as Ray describes them."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_address(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+
+
+def start_on_nodes(
+    nodes: Sequence[Mapping[str, Any]],
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    **options: Any,
+) -> list[Any]:
+    """Starts a Ray task on each node, called with the node's arguments; their futures, in the nodes' order."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0, **options)(function)
+    return [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*its)
+        for node, its in zip(nodes, arguments, strict=True)
+    ]
+
+
+def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0) -> Iterator[Any]:
+    """As `map`, in Ray tasks of one CPU each; results in the order of the items, at most two for each CPU under way.
+
+    Raises:
+        whatever the function raised.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    environment = {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
+    remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env=environment)(function)
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    under_way: deque[Any] = deque()
+    try:
+        for item in items:
+            under_way.append(remote.remote(item))
+            if len(under_way) >= most:
+                yield ray.get(under_way.popleft())
+        while under_way:
+            yield ray.get(under_way.popleft())
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None

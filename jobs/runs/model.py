@@ -1,0 +1,261 @@
+"""The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.config.compose import read_config
+from jobs.runs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    TRAINING_FILE,
+    Run,
+    find_run,
+    locked,
+    stage_folder,
+    this_process,
+    user_of,
+)
+from jobs.terminal.printable import printable
+from pipeline.compare.course import COUNTED, validation_course
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.tracking.spool import read_points
+from pipeline.train.loop import Average
+
+MODEL_FILE = "config.json"  # of the model's folder, written last
+
+
+def called(run: Run) -> str:
+    """What commands find the run by: its name where it is in the default output folder, else its folder."""
+    return run.name if run.folder.absolute().parent == Path("outputs").absolute() / "runs" else str(run.folder)
+
+
+def steps_of_model(run: Run) -> list[int]:
+    """The steps whose snapshots the run's model is the average of: the last or the best validations (section 6.1 of the
+    paper) or, of a training that has not ended, snapshots.
+
+    Raises:
+        UserError: there is no snapshot yet, and no model of snapshots that are gone.
+    """
+    config = run.config.train
+    training = run.training
+    if training is not None:
+        bleu = {int(one["step"]): one["bleu"] for one in training["validations"]}
+    else:
+        known = {point.step: point.value for point in read_points(run.folder) if point.key == "validation/bleu"}
+        bleu = {step: known.get(step, -1.0) for step in _snapshots(run)}
+    if not bleu:
+        if written := _written(run).get("steps"):
+            return list(written)
+        raise UserError(_no_snapshot(run))
+    if config.average_of is Average.best:
+        return sorted(sorted(bleu, key=lambda step: -bleu[step])[: config.average])
+    return sorted(bleu)[-config.average :]
+
+
+def _snapshots(run: Run) -> list[int]:
+    from pipeline.train.checkpoint import list_weights
+
+    return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / "weights")]
+
+
+def _no_snapshot(run: Run) -> str:
+    what = f"the run {run.name} has no snapshot of its weights yet, so there is no model: the first snapshot is that of"
+    what += f" step {min(run.config.train.validate_every, run.config.train.max_steps):,} (train.validate_every)"
+    if (owner := user_of(run.folder)) not in (None, this_process()):
+        return f"{what}. The run is in use by {owner}: wait for it"
+    return f"{what}. Train on: transloom train resume={called(run)}"
+
+
+def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
+    """What `training.json` says of a training that has ended. Of one that has not, or had not at `step`, the same
+    figures up to there, from the points that were logged; its "reason" is None.
+
+    Args:
+        step: None: the end, or the newest snapshot of the model.
+    """
+    training = run.training
+    if training is not None and step in (None, training["step"]):
+        return training
+    step = max(steps_of_model(run)) if step is None else step
+    moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, "bleu": 0.0}])
+    counted = {name: moments[0][name] if moments else 0.0 for name in COUNTED}
+    known = _validations(run) if training is None else training["validations"]
+    return {
+        **{name: value if name == "seconds" else round(value) for name, value in counted.items()},
+        "step": step,
+        "validations": [one for one in known if one["step"] <= step],
+        "world_size": training["world_size"] if training else run.config.cluster.num_workers,
+        "reason": None,
+    }
+
+
+def _validations(run: Run) -> list[dict[str, float]]:
+    series: dict[int, dict[str, float]] = {}
+    for point in read_points(run.folder):
+        kind, _, name = point.key.partition("/")
+        if kind == "validation":
+            series.setdefault(point.step, {"step": point.step})[name] = point.value
+    return [one for _, one in sorted(series.items()) if {"loss", "bleu"} <= one.keys()]
+
+
+def _written(run: Run) -> dict[str, Any]:
+    """What the model's folder says of itself; nothing where there is none."""
+    file = run.folder / "model" / MODEL_FILE
+    return read_json(file) if file.exists() else {}
+
+
+def model_is_current(run: Run) -> bool:
+    """Whether the model folder is there and is the average that it should be by now.
+
+    Raises:
+        UserError: there is no snapshot yet, or a manifest is damaged.
+    """
+    steps = steps_of_model(run)
+    return _is_of(_written(run), steps, _hashes(run, steps))
+
+
+def _is_of(written: Mapping[str, Any], steps: Sequence[int], hashes: Mapping[str, str]) -> bool:
+    # A step that was trained again has other weights. Snapshots that were removed, for room, can't have changed.
+    return written.get("steps") == list(steps) and hashes.items() <= written.get("snapshots", {}).items()
+
+
+def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
+    """Of the snapshots that are there, by their folders' names."""
+    from pipeline.train.checkpoint import read_manifest, snapshot_path
+
+    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    return {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
+
+
+def export_model(run: Run) -> Path:
+    """The run's model as a folder, which is made anew where it is not the average that it should be by now. For whoever
+    holds the run's lock.
+
+    Raises:
+        UserError: snapshots are missing or damaged.
+    """
+    from pipeline.generate.translator import save_model
+    from pipeline.train.checkpoint import average_weights, snapshot_path
+
+    config, folder = run.config, run.folder / "model"
+    steps = steps_of_model(run)
+    hashes = _hashes(run, steps)
+    written = _written(run)
+    if _is_of(written, steps, hashes):
+        return folder
+    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    if missing := [path.name for path in paths if path.name not in hashes]:
+        fewer = f"average fewer (transloom evaluate resume={called(run)} train.average={len(hashes)}), "
+        older = (
+            f" {folder} is of steps {in_words(written['steps'])}; a copy of it translates."
+            if "steps" in written
+            else ""
+        )
+        raise UserError(
+            f"the model of the run {run.name} should be the average of steps {in_words(steps)}, but of its snapshots "
+            f"there is no {', '.join(missing)} in {run.folder / 'weights'}: bring them back, {fewer if hashes else ''}"
+            f"or train on for new ones: transloom train resume={called(run)} train.max_steps=<more>.{older}"
+        )
+    about = {
+        "run": run.name,
+        "steps": steps,
+        "snapshots": hashes,
+        "source_language": config.corpus.source_language,
+        "target_language": config.corpus.target_language,
+        "precision": config.precision.dtype.value,
+    }
+    weights = average_weights(paths)
+    try:
+        save_model(folder, config.model, weights, stage_folder(run.folder, "tokenizer"), about)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror or error}. It should be made anew") from error
+    return folder
+
+
+def run_of(model: Path) -> Run | None:
+    """The run whose model this folder is; None of a copy."""
+    folder = model.absolute().parent
+    is_run = model.absolute().name == "model" and (folder / CONFIG_FILE).exists() and (folder / PREPARED_FILE).exists()
+    return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
+
+
+@contextmanager
+def whole_records(name: str) -> Iterator[None]:
+    """For reading what a run's folder says of itself.
+
+    Raises:
+        UserError: a file in it lacks what a run writes there, or can't be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise UserError(
+            f"{name}: what the folder says of itself is damaged ({type(error).__name__}: {error}). Restore "
+            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and model/{MODEL_FILE} from a copy, or give a folder model/"
+        ) from error
+
+
+def find_model(name_or_path: str, root: Path) -> Path:
+    """A model folder, named itself or by its run. That of a run is made anew where its training has gone on since. Says
+    on standard error which steps it is the average of.
+
+    Raises:
+        UserError: there is no such run, no model and no snapshot to make one of, or it can't be made anew.
+    """
+    model = Path(name_or_path)
+    note = ""
+    with whole_records(name_or_path):
+        run = run_of(model)
+        if not (model / MODEL_FILE).exists() or run:
+            folder = run.folder if run else find_run(name_or_path, root)
+            run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+            model = folder / "model"
+            note = _bring_up_to_date(run)
+    if steps := _steps_of(model):
+        of = f"of the run {run.name}" if run else str(model)
+        told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"
+        print(printable(told), file=sys.stderr)
+    return model
+
+
+def _steps_of(model: Path) -> list[int]:
+    """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
+    try:
+        return [step for step in read_json(model / MODEL_FILE)["steps"] if isinstance(step, int)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _bring_up_to_date(run: Run) -> str:
+    """What is to be said of the run's model, which is now as new as it can be.
+
+    Raises:
+        UserError: there is none, and none can be made.
+    """
+    written = _written(run)
+    if written and run.training is None and not _snapshots(run):
+        return ""  # of a run's folder that was copied without its snapshots
+    ended = "" if run.training else "; its training has not ended"
+    if model_is_current(run):
+        return ended
+    owner = user_of(run.folder)
+    if owner and not written:
+        raise UserError(f"the run {run.name} has no model yet, and is in use by {owner}: wait for it")
+    if owner:
+        return f"; the run has newer snapshots, but is in use by {owner}: the model is made anew after that{ended}"
+    try:
+        with locked(run.folder):
+            export_model(run)
+    except OSError as error:
+        raise UserError(f"the model of the run {run.name} is out of date and can't be made anew: {error}") from error
+    return f"; made anew, it was of steps {in_words(written['steps'])}{ended}" if "steps" in written else ended
+
+
+def in_words(steps: Sequence[int]) -> str:
+    return ", ".join(f"{step:,}" for step in steps)

@@ -1,0 +1,277 @@
+"""What a run reports: to the tracker (MLflow), and to the person in front of the terminal."""
+
+import platform
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jobs.config.compose import read_config, to_dict
+from jobs.config.schema import Config
+from jobs.remote.package import submission
+from jobs.runs.model import in_words, training_of
+from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_config, stage_folder
+from jobs.terminal.console import clock, console
+from model.build import architecture_of
+from pipeline.data.lines import read_lines
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.figures.curves import draw_curves
+from pipeline.files import MANIFEST, read_json
+from pipeline.generate.translator import count_saved
+from pipeline.processor import processor_name
+from pipeline.secrets import redacted
+from pipeline.tracking.spool import last_status, read_points
+from pipeline.tracking.tracker import SpoolTracker
+from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
+
+# MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
+# list of runs shows all that there are; the others are in the run's training.json and result.json.
+AT_THE_END = 0
+
+
+@contextmanager
+def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Iterator[MlflowTracker]:
+    """The run's tracker, told what the run is and what it is fed; closed with how the block ends.
+
+    Args:
+        keep_status: the block does not train, so a training that has not ended stays KILLED or FAILED.
+    """
+    config = own_config(run)
+    root = run.folder.parent.parent
+    is_to_train = run.training is None and not keep_status and run.folder.parent.name == "runs"  # no sweep does
+    done = "FINISHED"
+    if keep_status and run.training is None:
+        before = last_status(run.folder)
+        done = before if before in ("FAILED", "FINISHED") else "KILLED"
+    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared), is_to_train)
+    tracker.log_params(_params(config))
+    tracker.log_artifact(run.folder / CONFIG_FILE)
+    counts = prepared.corpus.manifest["counts"]
+    for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        name, digest = _dataset(config, prepared.corpus.folder, split)
+        pairs = {"pairs": counts["splits"][split]["pairs"]}
+        tracker.log_dataset(name, digest, str(prepared.corpus.folder), pairs, context)
+    threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
+    status = "FAILED"
+    try:
+        yield tracker
+        status = done
+    except KeyboardInterrupt:  # SIGTERM, too
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+
+
+def end_dead_runs(root: Path, uri: str) -> None:
+    """Runs and sweeps of an output folder that no process works on any more, and that nobody closed, for their command
+    was killed or its machine went down, become KILLED in MLflow. A lock tells nothing for sure of another machine's
+    runs, and another machine may have gone on with those of a storage: these stay as they are, until a command goes on
+    with them here."""
+    for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
+        folder = record.parent
+        if last_status(folder) not in (None, "RUNNING") or not was_used_here(folder):
+            continue
+        with suppress(UserError, OSError, ValueError, KeyError), locked(folder):
+            config = read_config(folder / CONFIG_FILE)
+            if config.storage is None and config.tracking.enabled and end_dead_run(folder, uri):
+                console.print(f"MLflow      the run {folder.name} is KILLED: the command that ran it is gone")
+
+
+def was_used_here(folder: Path) -> bool:
+    """Whether the process that held a run's lock last was one of this machine."""
+    lock = folder / LOCK_FILE
+    return lock.exists() and lock.read_bytes().decode(errors="replace").endswith(f" on {socket.gethostname()}")
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """The settings in the order in which a run's page lists them, without those that make no run better or worse:
+    where its files and reports go. All of them are in config.yaml."""
+    settings = to_dict(config)
+    for key in ("tracking", "race", "sweep", "output_dir", "storage", "name", "resume"):
+        del settings[key]
+    first = ("model", "schedule", "optimizer", "batch", "train", "seed")
+    return {key: settings[key] for key in first} | settings
+
+
+def _tell_page(run: Run, tracker: MlflowTracker) -> None:
+    """Prints where the run's page is, once a server has made it; `transloom jobs` reads it in the log. On a terminal it
+    would get into the line of progress, and the command's end says where to look."""
+    uri = tracking_uri(run.config.tracking, run.folder.parent.parent)
+    if uri.startswith("http") and not sys.stdout.isatty() and (run_id := tracker.run_id(timeout=300.0)):
+        server = re.sub("(?<=://)[^/@]*@", "", uri)
+        experiment = read_json(run.folder / RUN_RECORD)["experiment_id"]
+        console.print(f"MLflow      {run_url(server, experiment, run_id)}")
+
+
+def _dataset(config: Config, corpus: Path, split: str) -> tuple[str, str]:
+    """Name and hash of a split, by which its scores are tied to it."""
+    return f"{config.corpus.name} {split}", read_json(corpus / MANIFEST)["files"][f"{split}.target"]["sha256"]
+
+
+def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
+    """Where everything came from, so that the number at the end can be trusted."""
+    versions = {
+        name: metadata.version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "sacrebleu", "sentencepiece")
+    }
+    return {
+        "corpus": run.config.corpus.name,
+        "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
+        "corpus.hash": prepared.corpus.manifest["key"],
+        **_cleaning(prepared),
+        "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
+        "shards.hash": prepared.shards.manifest["key"],
+        "mlflow.source.git.commit": code_revision(),
+        "environment.python": platform.python_version(),
+        "environment.machine": f"{platform.machine()}, {processor_name()}",
+        "environment.command": redacted(submission().get("command") or " ".join(["transloom", *sys.argv[1:]])),
+        **{f"environment.{name}": version for name, version in versions.items()},
+    }
+
+
+def _cleaning(prepared: Prepared) -> dict[str, str]:
+    """What became of the training pairs; of a corpus prepared before it was recorded, nothing."""
+    counts = prepared.corpus.manifest["counts"]
+    if "read" not in counts:
+        return {}
+    dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
+    return {"corpus.pairs_read": str(counts["read"]), "corpus.pairs_left_out": dropped or "none"}
+
+
+def code_revision() -> str:
+    """The revision of the code that runs, with a mark if it was changed; its version where it is no checkout. A
+    submitted job was told."""
+    if told := submission().get("revision"):
+        return told
+    file = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", file.parent, *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # an environment may lie in a checkout of something else
+        return git("rev-parse", "HEAD").strip() + (" with changes" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        with suppress(metadata.PackageNotFoundError):
+            return f"version {metadata.version('transloom')}"
+        return "unknown"  # a copy of the code, in an environment that has what it needs but not itself
+
+
+def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
+    """A validation's scores, tied to its snapshot, and some of its translations."""
+    tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / "weights" / f"step_{step:08d}")})
+    corpus = stage_folder(run.folder, "corpus")
+    scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
+    tracker.log_metrics(scores, step, f"step-{step}", _dataset(run.config, corpus, "validation"))
+    sources, references = [list(read_lines(corpus / f"validation.{side}")) for side in ("source", "target")]
+    places = sample_places(len(sources))
+    tracker.log_table(
+        {
+            "step": [step] * len(places),
+            "source": [sources[i].decode() for i in places],
+            "reference": [references[i].decode() for i in places],
+            "translation": [found.hypotheses[i] for i in places],
+        },
+        "validation_samples",
+    )
+
+
+def sample_places(total: int, count: int = 5) -> list[int]:
+    """Places of a few sentences from all over a set, not its best ones."""
+    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
+
+
+def report_training(run: Run, tracker: MlflowTracker) -> None:
+    training = run.training
+    assert training is not None
+    tracker.log_metrics(
+        {
+            "training/seconds": round(training["seconds"], 1),
+            "training/target_tokens": training["target_tokens"],
+            "training/target_tokens_per_second": round(training["target_tokens"] / max(training["seconds"], 1e-9)),
+        },
+        AT_THE_END,
+    )
+    results = [read_json(file) for file in (run.folder / "evaluation").glob("*/result.json")]
+    own = [one for one in results if one.get("is_own_search", True) and one.get("training_ended", True)]
+    if own:  # the one that test/bleu is of
+        latest = max(own, key=lambda result: max(result["steps_averaged"]))
+        if latest.get("step", max(latest["steps_averaged"])) < training["step"]:
+            steps = in_words(latest["steps_averaged"])
+            since = f"{steps}; the training went on to step {training['step']:,} since: evaluate again"
+            tracker.set_tags({"test.steps": since})
+    _draw(run, tracker)
+
+
+def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
+    """Scores with their signatures, the translations, and the averaged model tied to its scores. Scores of another
+    search than the run's own, or of a training that has not ended, have names of their own and replace none."""
+    apart = names_apart(result)
+    step, steps = result["step"], in_words(result["steps_averaged"])
+    name = f"averaged-{step}"
+    signatures = {f"signature.{metric}": one["signature"] for metric, one in result["test"].items()}
+    ended = "" if result["training_ended"] else f"; the training has not ended, step {step:,}"
+    tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", f"test{apart}.search": result["search"]})
+    if result["is_own_search"]:
+        tracker.set_tags(signatures | {"mlflow.note.content": _note(run, training_of(run, step), result)})
+    tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
+    corpus = stage_folder(run.folder, "corpus")
+    for split, prefix in (("test", f"test{apart}/"), ("validation", f"averaged{apart}/validation_")):
+        scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
+        tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
+    test = result["test"]
+    more = {f"{metric}_half_width": one.get("half_width") for metric, one in test.items()}
+    more |= {"length_ratio": test["bleu"].get("length_ratio"), "seconds": result["seconds"]["test"]}
+    known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
+    tracker.log_metrics(known, AT_THE_END)
+    columns = list(zip(*result["samples"], strict=True))
+    tracker.log_table(
+        dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), f"test_samples{apart}"
+    )
+    artifacts = f"evaluation{apart}"
+    for split in ("validation", "test"):
+        tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", artifacts)
+    tracker.log_artifact(Path(result["folder"]) / "result.json", artifacts)
+    _draw(run, tracker)  # again, for now there is the averaged model's BLEU
+
+
+def names_apart(result: Mapping[str, Any]) -> str:
+    """What the names in MLflow have that are not of the run's own search at the end of its training: _<search>,
+    _step<n> or both; nothing for those that are."""
+    search = "" if result["is_own_search"] else f"_{result['label']}"
+    return search + ("" if result["training_ended"] else f"_step{result['step']}")
+
+
+def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
+    config, model = run.config, run.config.model
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
+    pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
+    bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
+    steps = in_words(result["steps_averaged"])
+    so_far = "" if result["training_ended"] else "has not ended: "
+    speed = training["target_tokens"] / max(training["seconds"], 1e-9)
+    lines = {
+        "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`), {result['search']}",
+        "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
+        f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
+        "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
+        "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, "
+        f"{training['target_tokens']:,} target tokens, {speed:,.0f}/s",
+        "Translate": f"`transloom translate {run.name} < your_text`",
+        "Folder": f"`{run.folder}`",
+    }
+    return "\n".join(f"- {what}: {said}" for what, said in lines.items())
+
+
+def _draw(run: Run, tracker: MlflowTracker) -> None:
+    path = run.folder / "figures" / "curves.png"
+    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    tracker.log_figure(path)

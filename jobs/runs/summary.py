@@ -1,0 +1,150 @@
+"""What a job prints when it is done: stages with their times, scores, samples, where things lie, what to do next."""
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jobs.remote.package import submission
+from jobs.runs.model import called, in_words, training_of
+from jobs.runs.workspace import Run
+from jobs.terminal.console import clock, console, table
+from pipeline.data.clean import RULES, CleanConfig
+from pipeline.data.prepare import Prepared
+from pipeline.processor import processor_name
+
+
+def print_prepared(prepared: Prepared) -> None:
+    rows = []
+    for name in ("corpus", "tokenizer", "shards"):
+        stage = getattr(prepared, name)
+        rows.append([name, _seconds(None if stage.skipped else stage.seconds), str(stage.folder)])
+    console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
+    splits = prepared.corpus.manifest["counts"]["splits"]
+    tokens = prepared.shards.manifest["counts"]["splits"]
+    rows = [
+        [
+            split,
+            f"{splits[split]['pairs']:,}",
+            f"{tokens[split]['source_tokens']:,}",
+            f"{tokens[split]['target_tokens']:,}",
+        ]
+        for split in splits
+    ]
+    counts = prepared.tokenizer.manifest["counts"]
+    asked = counts["requested_vocab_size"]
+    less = f", of {asked:,} asked for: the corpus has no more to give" if counts["vocab_size"] < asked else ""
+    console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
+    console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
+
+
+# Of a corpus whose lines belong together less than one in a hundred pairs breaks a rule, for the limits are wide. More
+# than one in twenty is the sign of shifted lines, of a wrong file, or of a limit that does not fit the language.
+LARGE_SHARE = 0.05
+
+
+def print_cleaning(prepared: Prepared) -> None:
+    """What was read of the training pairs, held out and left out, by which rule, with an example of each; a warning
+    where that is much. Says nothing of a corpus that was prepared when this was not recorded yet."""
+    manifest = prepared.corpus.manifest
+    counts, settings = manifest["counts"], dataclasses.asdict(CleanConfig()) | manifest["config"]["clean"]
+    if "read" not in counts:
+        return
+    read, dropped = counts["read"], counts["dropped"]
+    left_out = sum(dropped.values())
+    parts = [f"{counts['splits']['train']['pairs']:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
+    held_out = counts["held_out"]
+    parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
+    console.print(f"Cleaned     {read:,} training pairs read: {', '.join(parts)}")
+    rows = [
+        [
+            rule,
+            f"{number:,}",
+            " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES.get(rule, ()) if key in settings),
+        ]
+        for rule, number in sorted(dropped.items(), key=lambda item: -item[1])
+    ]
+    if rows:
+        console.print(table("\nLeft out", ["rule", "pairs", "setting"], rows, right=(1,)))
+        console.print("\nExamples", style="bold")
+        for rule, _, _ in rows:
+            console.print(f"  {rule}: {counts['examples'][rule]}")
+    unasked = left_out - dropped.get("duplicate", 0)
+    if unasked > LARGE_SHARE * read:
+        rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
+        question = (
+            "are validation and test parts of train, or does train repeat itself?"
+            if rule == "contaminated"
+            else "do the lines of both sides belong together, and do the limits fit the languages?"
+        )
+        console.print(
+            f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the "
+            f"examples: {question}"
+        )
+    if kept := counts["contaminated"] - dropped.get("contaminated", 0):
+        console.print(
+            f"\nwarning: {kept:,} of the training pairs have a sentence that stands in validation or test, and stay "
+            "(clean.decontaminate=false): scores on these sets are too good"
+        )
+    if shared := counts["test_in_validation"]:
+        console.print(
+            f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
+            "validation, too: the choice of settings by validation has seen them"
+        )
+
+
+def _word(value: Any) -> str:
+    value = value.value if isinstance(value, Enum) else value
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "done before" if seconds is None else clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def print_stages(stages: Mapping[str, float | None]) -> None:
+    rows = [[name, _seconds(seconds)] for name, seconds in stages.items()]
+    console.print(table("\nStages", ["stage", "time"], rows, right=(1,)))
+
+
+def print_result(run: Run, result: Mapping[str, Any]) -> None:
+    """Scores with signatures, five translations, how fast it was, where it lies."""
+    training = training_of(run, result["step"])
+    rows = [
+        [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
+        for split in ("test", "validation")
+        for metric, one in result[split].items()
+    ]
+    title = f"\nScores of the averaged model, {result['search']}"
+    console.print(table(title, ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
+    console.print("\nFive translations of the test set", style="bold")
+    for source, reference, said in result["samples"]:
+        console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
+    seconds = max(training["seconds"], 1e-9)
+    workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
+    decoded = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
+    console.print(
+        f"Trained {training['step']:,} steps in {clock(seconds)}: "
+        f"{training['source_tokens'] / seconds:,.0f} source + {training['target_tokens'] / seconds:,.0f} target "
+        f"tokens/s without padding, {training['target_tokens']:,} target tokens in all "
+        f"({platform.machine()}, {processor_name()}, {workers}).\n"
+        f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
+    )
+    console.print(f"Run          {run.name}")
+    console.print(f"Model        {run.folder / 'model'} (average of steps {in_words(result['steps_averaged'])})")
+    if not result["training_ended"]:
+        console.print(f"Training     has not ended; to go on: transloom train resume={called(run)}")
+    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
+    console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
+    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
+
+
+def print_next(*commands: str) -> None:
+    """What is sensible next; in a job that was submitted nothing, for it is where it was submitted that it is told."""
+    if submission():
+        return
+    console.print("\nNext:", style="bold")
+    for command in commands:
+        console.print(f"  {command}")

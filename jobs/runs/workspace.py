@@ -1,0 +1,423 @@
+"""A run's folder: which one belongs to a configuration, who is using it, and going on with an earlier one."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.config.compose import from_dict, read_config, to_dict, to_yaml
+from jobs.config.schema import Config, refuse_idle_workers
+from jobs.terminal.console import StatusLine, console, counter
+from jobs.training.precision import with_precision
+from model.build import architecture_of
+from pipeline.data.prepare import Prepared
+from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import tokenizer_for
+from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
+from pipeline.generate.beam import BeamConfig
+from pipeline.secrets import HIDDEN, redacted
+from pipeline.storage.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
+
+TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
+WORKERS_FOLDER, RESTART_FILE, STACKS_FOLDER = "workers", "restart", "stacks"  # of the attempt; of those that hung
+
+LOOK_SECONDS = 0.5
+IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format
+
+# What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
+# would make it another run.
+CHANGEABLE = (
+    "cluster.",
+    "tracking.",
+    "decode.",
+    "evaluate.",
+    "engine.",
+    "train.max_steps",
+    "train.max_minutes",
+    "train.patience",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.average",
+    "train.max_skipped",
+    "train.spike_factor",
+    "train.on_divergence",
+    "train.max_rollbacks",
+    "output_dir",
+    "storage",
+    "name",
+    "resume",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and what came of it, in one folder."""
+
+    name: str
+    folder: Path
+    config: Config
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How the training ended; None while it has not."""
+        path = self.folder / TRAINING_FILE
+        return read_json(path) if path.exists() else None
+
+
+def output_dir(config: Config) -> Path:
+    return Path(config.output_dir).absolute()
+
+
+def identity(config: Config, prepared: Prepared) -> str:
+    """The hash of what the trained weights depend on. The same words on the same data find the same run again, also
+    when settings have been added since: only what differs from the defaults counts."""
+    settings = without_defaults(config)
+    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep"):
+        settings.pop(key, None)
+    for key in ("output_dir", "storage", "name", "resume"):
+        settings.pop(key, None)
+    settings["cluster"] = {
+        key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
+    }
+    return hash_of(
+        {
+            "format": IDENTITY_FORMAT,
+            "architecture": architecture_of(config.model),
+            "settings": settings,
+            "shards": prepared.shards.manifest["key"],
+        }
+    )
+
+
+def run_folder(config: Config, prepared: Prepared) -> Path:
+    """The folder of the run that this configuration names, there or not."""
+    name = config.name or f"{config.corpus.name}-{identity(config, prepared)[:8]}"
+    return output_dir(config) / "runs" / name
+
+
+def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
+    """Whether there is such a run, in its folder or in the storage, from where it is fetched.
+
+    Args:
+        key: what the identity of a run in the storage must be; None: anything.
+    Raises:
+        UserError: see `fetch_run`.
+    """
+    record = folder / PREPARED_FILE
+    if config.storage and not record.exists():
+        bring_from(config.storage, folder, key)
+    return record.exists()
+
+
+def bring_from(url: str, folder: Path, key: str | None = None) -> list[str]:
+    """Fetches what a storage has of a run and its folder has not, and says what that was.
+
+    Returns:
+        names of what is damaged there.
+    Raises:
+        UserError: see `fetch_run`.
+    """
+    status = StatusLine()
+    came = fetch_run(url, folder, key, counter(status))
+    status.clear()
+    if came.files:
+        checkpoint = f"checkpoint step_{came.step:08d}" if came.step >= 0 else "no new checkpoint"
+        size = f"{came.size_bytes / 1e6:,.1f} MB"
+        console.print(
+            f"Fetched     the run {folder.name} from {redacted(url)}: {checkpoint}, {came.files} files, {size}"
+        )
+    return came.damaged
+
+
+def bring_stage(config: Config, folder: Path) -> bool:
+    """Whether a finished stage that is not here was fetched from the storage.
+
+    Raises:
+        UserError: see `fetch_stage`.
+    """
+    if config.storage is None:
+        return False
+    status = StatusLine()
+    try:
+        return fetch_stage(config.storage, folder, counter(status))
+    finally:
+        status.clear()
+
+
+def has_run(config: Config, prepared: Prepared) -> bool:
+    """Whether the run that this configuration names was begun before, here or in the storage."""
+    folder = run_folder(config, prepared)
+    return (
+        bring_run(config, folder, None if config.resume else identity(config, prepared))
+        and (folder / CONFIG_FILE).exists()
+    )
+
+
+def run_for(config: Config, prepared: Prepared) -> Run:
+    """The run that this configuration names; a new one gets its folder, and its precision where that is `auto`. Only
+    its owner changes an old one. A new run on a cluster is made inside a Ray session.
+
+    Raises:
+        UserError: `name` names a run of another configuration, or the data of a resumed run have changed; see
+            `bring_run`.
+    """
+    key = identity(config, prepared)
+    folder = run_folder(config, prepared)
+    stages = {stage: str(getattr(prepared, stage).folder) for stage in STAGES}
+    record = folder / PREPARED_FILE
+    if not bring_run(config, folder, None if config.resume else key):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, {"identity": key, **stages})
+    known = read_json(record)
+    if config.resume and Path(known["shards"]).name != Path(stages["shards"]).name:  # the folder may have been moved
+        raise UserError(
+            f"resume: the data of the run {folder.name} have changed: its shards are {known['shards']}, and now they "
+            f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
+        )
+    if not config.resume and known["identity"] != key:
+        raise UserError(
+            f"name: the run {folder.name} exists and was made with other settings or data (see "
+            f"{folder / CONFIG_FILE}); choose another name, or go on with it as it is: transloom train "
+            f"resume={folder.name}"
+        )
+    run = Run(folder.name, folder, with_precision(config, folder / CONFIG_FILE))
+    if not (folder / CONFIG_FILE).exists():
+        _write_config(run)
+    return run
+
+
+def own_config(run: Run) -> Config:
+    """The run's settings with the search and BLEU's tokenizer that the run was begun with: its config.yaml and MLflow
+    keep them, whatever a later command searches and scores with."""
+    file = run.folder / CONFIG_FILE
+    if not file.exists():
+        return run.config
+    begun = read_config(file)
+    return replace(run.config, decode=begun.decode, evaluate=begun.evaluate)
+
+
+def own_search(run: Run) -> BeamConfig:
+    return own_config(run).decode
+
+
+def own_tokenizer(run: Run) -> str:
+    own = own_config(run)
+    return tokenizer_for(own.corpus.target_language, own.evaluate)
+
+
+def _write_config(run: Run) -> None:
+    text = to_yaml(own_config(run))  # workers read it; none needs a password: the data are prepared by then
+    with atomic_write(run.folder / CONFIG_FILE) as file:
+        file.write(text.encode())
+
+
+def stage_folder(run_folder: Path, stage: str) -> Path:
+    """The folder of a stage ("corpus", "tokenizer" or "shards") that a run was made from: in the output folder that the
+    run is in, which may have been moved since; else where it was then."""
+    folder = Path(read_json(run_folder / PREPARED_FILE)[stage])
+    beside = run_folder.absolute().parent.parent / STAGES[stage] / folder.name
+    return beside if beside.exists() else folder
+
+
+def prepared_before(config: Config) -> Prepared | None:
+    """What the run to be resumed was prepared from, if it is all still there, or in the storage."""
+    assert config.resume is not None
+    run = find_run(config.resume, output_dir(config))
+    folders = {stage: stage_folder(run, stage) for stage in STAGES}
+    for folder in folders.values():
+        if not (folder / MANIFEST).exists():
+            bring_stage(config, folder)
+    if not all((folder / MANIFEST).exists() for folder in folders.values()):
+        return None
+    stages = {name: Stage(folder, read_json(folder / MANIFEST), True, 0.0) for name, folder in folders.items()}
+    return Prepared(**stages)
+
+
+def resumed(config: Config, words: Sequence[str]) -> Config:
+    """The configuration of the run that `config.resume` names, with those of the words that may change it.
+
+    Args:
+        config: composed from the words alone.
+        words: overrides as they were given.
+    Raises:
+        UserError: there is no such run, or a word would make it another run.
+    """
+    assert config.resume is not None
+    if "/" not in config.resume:
+        bring_run(config, output_dir(config) / "runs" / config.resume)
+    folder = find_run(config.resume, output_dir(config))
+    refuse_other_name(config, folder.name)
+    changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
+    refuse_lost_password(changed)
+    return replace(changed, name=folder.name, resume=folder.name, output_dir=str(folder.parent.parent))
+
+
+def refuse_other_name(config: Config, name: str | None) -> None:
+    """
+    Raises:
+        UserError: the words name what is resumed anew.
+    """
+    if config.name is not None and config.name != name:
+        raise UserError(
+            f"name: what is resumed keeps its name, {name}, and can't become {config.name}. Leave name= out; for "
+            f"another run give its settings without resume= and with name={config.name}"
+        )
+
+
+def refuse_lost_password(config: Config) -> None:
+    """
+    Raises:
+        UserError: the configuration is one of before, and its server's password was not kept with it.
+    """
+    if HIDDEN in (config.tracking.uri or ""):
+        raise UserError(
+            f"tracking.uri: the password in {config.tracking.uri} is not kept with the run; give tracking.uri again, "
+            "or leave it out of the address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
+def with_changes(
+    before: Config, config: Config, words: Sequence[str], changeable: Sequence[str] = CHANGEABLE
+) -> Config:
+    """A run's settings, with those that the words change when it is resumed. Which cluster it runs on is not the run's
+    to say, but the words'.
+
+    Args:
+        before: the run's settings.
+        config: composed from the words alone.
+        words: overrides as they were given.
+        changeable: settings, and sections with a dot at the end, that may change.
+    Raises:
+        UserError: a word would make it another run.
+    """
+    settings, given = to_dict(before), to_dict(config)
+    settings["cluster"]["address"] = given["cluster"]["address"]
+    for word in words:
+        key = word.partition("=")[0]
+        section, _, field = key.partition(".")
+        if not _is_changeable(key, changeable):
+            raise UserError(
+                f"{key}: can't change when a run is resumed, since it would be another run. These can: "
+                f"{', '.join(one.rstrip('.') for one in changeable)}. For the rest start a new run"
+            )
+        if field:
+            settings[section][field] = given[section][field]
+        else:
+            settings[section] = given[section]
+    return refuse_idle_workers(from_dict(settings))
+
+
+def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:
+    """Whether a setting, or all of a section, may differ between a run and its resumption."""
+    return any(key == one or f"{key.partition('.')[0]}." == one for one in changeable)
+
+
+def only_resumed(config: Config) -> Config:
+    """A configuration that was resolved elsewhere, held against the run that it is to go on with. A run that was
+    stopped before it began is begun.
+
+    Raises:
+        UserError: it would be another run.
+    """
+    if config.resume is None or not (
+        bring_run(config, output_dir(config) / "runs" / config.resume)
+        and (output_dir(config) / "runs" / config.resume / CONFIG_FILE).exists()
+    ):
+        return replace(config, resume=None)
+    folder = find_run(config.resume, output_dir(config))
+    before = to_dict(read_config(folder / CONFIG_FILE))
+    now = to_dict(with_precision(config, folder / CONFIG_FILE))
+    for section, value in now.items():
+        fields = value if isinstance(value, dict) else {"": value}
+        own = before[section] if isinstance(value, dict) else {"": before[section]}
+        for field in fields.keys() | own.keys():
+            key = f"{section}.{field}".rstrip(".")
+            if fields.get(field) != own.get(field) and not _is_changeable(key):
+                raise UserError(
+                    f"{key}: is another one than that of the run {config.resume} in {folder}, so it can't go on with it"
+                )
+    return config
+
+
+def find_run(name_or_path: str, root: Path) -> Path:
+    """The folder of a run, by its name under `root`/runs or by its path.
+
+    Raises:
+        UserError: there is no such run; names the latest ones.
+    """
+    for folder in (root / "runs" / name_or_path, Path(name_or_path).absolute()):
+        if (folder / CONFIG_FILE).exists():
+            return folder
+    runs = sorted((root / "runs").glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    known = ", ".join(path.parent.name for path in runs[:5]) or "none yet"
+    raise UserError(f"there is no run {name_or_path!r} in {root / 'runs'}; the latest there: {known}")
+
+
+@contextmanager
+def only_owner(run: Run) -> Iterator[None]:
+    """Holds the run's lock; its config.yaml is now this configuration, but for the search, which stays its own.
+
+    Raises:
+        UserError: another process has the lock.
+    """
+    with locked(run.folder):
+        _write_config(run)
+        yield
+
+
+def this_process() -> str:
+    """How this process names itself in a lock."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def user_of(run_folder: Path) -> str | None:
+    """The process that holds a run's lock, as it names itself; None where none does."""
+    path = run_folder / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return path.read_bytes().decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+    return None
+
+
+@contextmanager
+def locked(run_folder: Path) -> Iterator[None]:
+    """Holds a run's lock, which goes with the process however it ends.
+
+    Raises:
+        UserError: another process has it.
+    """
+    path = run_folder / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:  # somebody may only look who has it
+                    time.sleep(0.05)
+                    continue
+                owner = path.read_bytes().decode(errors="replace").strip()
+                raise UserError(
+                    f"the run {run_folder.name} is in use by {owner}; wait for it, or choose another name="
+                ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, this_process().encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,270 @@
+"""What comes of a sweep: the best configuration as an experiment, pictures, its own page in MLflow, a summary."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.config.compose import read_config, recorded
+from jobs.config.schema import Config
+from jobs.runs.report import open_tracker, report_evaluation
+from jobs.runs.workspace import CONFIG_FILE, Run, find_run, only_owner, output_dir
+from jobs.sweep.population import history_in_words, history_of, own_cost, print_history
+from jobs.sweep.table import in_words, short_names, shown_value
+from jobs.terminal.console import clock, console, table
+from jobs.training.evaluate import evaluate_stage
+from pipeline.data.prepare import Prepared
+from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
+from pipeline.files import atomic_write
+from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
+from pipeline.sweep.seeds import Chance, chance_of
+from pipeline.sweep.study import Record, State, Study, importances
+from pipeline.tracking.uploader import MlflowTracker
+
+# Groups that say where a training runs and what is reported, not what is trained.
+NOT_OF_AN_EXPERIMENT = ("experiment", "sweep", "tracking")
+SECTIONS = (
+    *("corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "engine", "train"),
+    *("decode", "evaluate", "cluster", "seed"),
+)
+
+
+# What a file of settings can't say of a population's best.
+CHANGED = (
+    "# Its settings changed while it trained: these are the last ones, and a run of this file is another training.\n"
+    "# What came before is in result.json, under history; the model itself is that of the run {run}.\n"
+)
+
+
+def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: str, best: Record) -> None:
+    """An experiment's file: the groups' options that the sweep had, and every setting of its best trial."""
+    settings = recorded(config)
+    groups = [{f"override /{group}": one} for group, one in choices.items() if group not in NOT_OF_AN_EXPERIMENT]
+    content = {"defaults": [*groups, "_self_"], **{name: settings[name] for name in SECTIONS}}
+    del content["cluster"]["address"]  # where it runs next is for whoever runs it to say
+    note = f"# The best of the sweep {sweep}, trial {best.number}: validation BLEU {best.bleu:.2f}.\n"
+    note += CHANGED.format(run=best.run) if best.generation else ""
+    with atomic_write(file) as out:
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        out.write(f"# @package _global_\n{note}# {in_words(best.point)}\n{text}".encode())
+
+
+def evaluate_trial(sweep: Run, name: str, prepared: Prepared) -> dict[str, Any]:
+    """Validation and test scores of a trained trial's averaged model, also on its page."""
+    folder = find_run(name, output_dir(sweep.config))
+    # Of the sweep, for in the file the server's password is left out.
+    config = replace(read_config(folder / CONFIG_FILE), tracking=sweep.config.tracking)
+    run = Run(name, folder, config)
+    with only_owner(run), open_tracker(run, prepared) as tracker:
+        result, _ = evaluate_stage(run)
+        report_evaluation(run, result, tracker)
+    return {split: result[split] for split in ("validation", "test")}
+
+
+def report_sweep(
+    sweep: Run,
+    study: Study,
+    best: Record,
+    seeds: Sequence[Record],
+    tests: Mapping[str, Mapping[str, Any]],
+    tracker: MlflowTracker,
+) -> dict[str, Any]:
+    """The result as JSON values; with its pictures it goes to the sweep's page."""
+    records = list(study.records.values())
+    names = [one.name for one in study.parameters]
+    history = history_of(study.records, best, sweep.config)
+    # What a member of a population came to is not by its own settings alone.
+    shares, tokens = ({}, 0) if history else importances(records, study.parameters)
+    ranked = sorted(
+        records,
+        key=lambda one: (one is best, one.generation, one.state is State.finished, one.bleu or -1.0),
+        reverse=True,
+    )
+    second = next((one.bleu for one in ranked if one is not best and one.state is State.finished), None)
+    chance = chance_of([one.bleu for one in (best, *seeds) if one.bleu is not None], second) if seeds else None
+    result = {
+        "sweep": sweep.name,
+        "corpus": sweep.config.corpus.name,
+        "parameters": names,
+        "trials": [_row(one) for one in ranked],
+        "best": {**_row(best), "test": tests[best.run]["test"], "averaged": tests[best.run]["validation"]},
+        "importance": {"shares": shares, "tokens": tokens},
+        "spent": spent(records, best, sweep.config),
+        "history": history,
+        "seeds": [{**_row(one), **tests.get(one.run, {})} for one in seeds],
+        "chance": vars(chance) if chance else None,
+    }
+    figures = sweep.folder / "figures"
+    title = f"{sweep.name} ({sweep.config.corpus.name})"
+    if history:
+        pictures = [draw_population(study.records, study.parameters, best, figures / "population.png", title)]
+    else:
+        pictures = [draw_parallel(records, study.parameters, best, figures / "parallel.png", title)]
+        pictures.append(draw_cost(records, best, figures / "cost.png", title, study.grace))
+    if shares:
+        pictures.append(draw_importance(shares, tokens, figures / "importance.png", title))
+    if chance:
+        pictures.append(draw_seeds(chance, figures / "seeds.png", title))
+    for picture in pictures:
+        tracker.log_figure(picture)
+    tracker.log_artifact(sweep.folder / "best.yaml")
+    _log_table(sweep, result, tracker)
+    metrics = {"sweep/best_validation_bleu": best.bleu, "sweep/trials": len(records)}
+    metrics |= {f"sweep/{key}": value for key, value in result["spent"].items()}
+    metrics["sweep/best_test_bleu"] = tests[best.run]["test"]["bleu"]["value"]
+    if chance:
+        metrics |= {"sweep/seeds_mean_bleu": chance.mean, "sweep/seeds_deviation": chance.deviation}
+    tracker.log_metrics({key: value for key, value in metrics.items() if value is not None}, len(records))
+    tracker.set_tags(
+        {f"sweep.best.{name}": shown_value(value) for name, value in best.point.items()}
+        | {"sweep.best": best.run, "mlflow.note.content": _note(result)}
+    )
+    return result
+
+
+def _places(result: Mapping[str, Any]) -> list[str]:
+    """The columns that say which trial it is."""
+    return ["trial", *(["generation", "member", "parent"] if result.get("history") else [])]
+
+
+def _row(one: Record) -> dict[str, Any]:
+    return {
+        "trial": one.number,
+        "run": one.run,
+        **({"generation": one.generation, "member": one.member, "parent": one.parent} if one.generation else {}),
+        "point": one.point,
+        "state": one.state.value,
+        "bleu": one.bleu,
+        "target_tokens": one.tokens,
+        "seconds": one.seconds,
+        "failure": one.failure,
+    }
+
+
+def spent(records: Sequence[Record], best: Record, config: Config) -> dict[str, float]:
+    """Target tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends: as many
+    tokens as the best, each at its own speed. In a population none ends early."""
+    each = config.cluster.num_workers * (config.cluster.gpus_per_worker or config.cluster.cpus_per_worker) / 3600
+    ran = [one for one in records if one.tokens]
+    if best.generation:
+        costs = [own_cost({one.number: one for one in records}, one) for one in ran]
+        return {
+            "target_tokens": sum(tokens for tokens, _ in costs),
+            "device_hours": each * sum(seconds for _, seconds in costs),
+        }
+    return {
+        "target_tokens": sum(one.tokens for one in ran),
+        "full_target_tokens": len(ran) * best.tokens,
+        "device_hours": each * sum(one.seconds for one in ran),
+        "full_device_hours": each * sum(one.seconds * best.tokens / one.tokens for one in ran),
+    }
+
+
+def _log_table(sweep: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
+    file = sweep.folder / "tables" / "trials.json"
+    file.unlink(missing_ok=True)  # rows are only ever added to a table, and this one is made anew
+    rows = result["trials"]
+    columns: dict[str, list[Any]] = {
+        key: [one[key] for one in rows] for key in (*_places(result), "run", "state", "bleu")
+    }
+    columns |= {name: [one["point"].get(name) for one in rows] for name in result["parameters"]}
+    columns |= {key: [one[key] for one in rows] for key in ("target_tokens", "seconds")}
+    tracker.log_table(columns, "trials")
+
+
+def _note(result: Mapping[str, Any]) -> str:
+    best = result["best"]
+    test = best["test"]["bleu"]
+    lines = [
+        f"{len(result['trials'])} trials on {result['corpus']}. The best is trial {best['trial']}: "
+        f"{in_words(best['point'])}; validation BLEU {best['bleu']:.2f}, test BLEU {test['value']:.2f} "
+        f"(`{test['signature']}`).",
+        _saved(result["spent"]),
+        *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"])]),
+    ]
+    if result["chance"]:
+        lines.append(verdict_on(Chance(**result["chance"])))
+    return "\n\n".join(lines)
+
+
+def verdict_on(chance: Chance) -> str:
+    """What the spread over seeds says of the best one's lead; nothing where the scores are too low for that."""
+    if are_too_low(chance.scores):
+        return f"{chance.spread()} Below {LEAST_BLEU:g} BLEU no model translates: whether one leads can't be told."
+    return chance.verdict()
+
+
+def millions(count: float) -> str:
+    return f"{count / 1e6:.2f} million"
+
+
+def _saved(spent: Mapping[str, float]) -> str:
+    hours = f"{spent['device_hours']:.3g} device-hours"
+    said = f"Spent {millions(spent['target_tokens'])} target tokens and {hours} of training"
+    if "full_target_tokens" not in spent:
+        return f"{said}."
+    share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
+    return (
+        f"{said}; every trial to its end would have been {millions(spent['full_target_tokens'])} tokens and about "
+        f"{spent['full_device_hours']:.3g} device-hours: stopping early saved {1 - share:.0%}."
+    )
+
+
+def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
+    """The trials, the best first, what matters, what chance does, and where everything lies."""
+    names, places = result["parameters"], _places(result)
+    rows = [
+        [
+            *("-" if one[key] is None else str(one[key]) for key in places),
+            *(shown_value(one["point"][name]) if name in one["point"] else "-" for name in names),
+            "" if one["bleu"] is None else f"{one['bleu']:.2f}",
+            f"{one['target_tokens']:,}",
+            clock(one["seconds"]),
+            one["state"] + (f": {one['failure']}" if one["failure"] else ""),
+        ]
+        for one in result["trials"]
+    ]
+    columns = [*places, *short_names(names), "validation BLEU", "target tokens", "training", ""]
+    count = len(names) + len(places) - 1
+    console.print(table(f"\n{sweep.name}", columns, rows, right=(0, count + 1, count + 2, count + 3)))
+    if result.get("history"):
+        print_history(result["history"], names, short_names(names))
+    if shares := result["importance"]["shares"]:
+        tokens = millions(result["importance"]["tokens"])
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        console.print(
+            f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens} target tokens): {parts}"
+        )
+    console.print(f"\n{_saved(result['spent'])}")
+    best = result["best"]
+    test = best["test"]["bleu"]
+    console.print(f"\nThe best: trial {best['trial']}, {in_words(best['point'])}", style="bold")
+    console.print(
+        f"validation BLEU {best['bleu']:.2f}; of its averaged model {best['averaged']['bleu']['value']:.2f}, and test "
+        f"BLEU {test['value']:.2f} ({test['signature']})\nThe test set was translated by no other trial: the best was "
+        "chosen on the validation set."
+    )
+    if result["chance"]:
+        _print_seeds(result)
+    console.print(f"\nRun          {best['run']}")
+    console.print(f"Experiment   {sweep.folder / 'best.yaml'}")
+    console.print(f"Pictures     {sweep.folder / 'figures'}")
+    console.print(f"Figures      {sweep.folder / 'result.json'}")
+
+
+def _print_seeds(result: Mapping[str, Any]) -> None:
+    rows = []
+    for one in (result["best"], *result["seeds"]):
+        said = f"{one['test']['bleu']['value']:.2f}" if one.get("test") else ""
+        rows.append([str(one["point"].get("seed", "its own")), f"{one['bleu']:.2f}", said, one["run"]])
+    tested = [one["test"]["bleu"]["value"] for one in (result["best"], *result["seeds"]) if one.get("test")]
+    console.print(
+        table("\nThe best with other seeds", ["seed", "validation BLEU", "test BLEU", "run"], rows, (0, 1, 2))
+    )
+    console.print(verdict_on(Chance(**result["chance"])))
+    if len(tested) > 1:
+        mean, deviation = statistics.mean(tested), statistics.stdev(tested)
+        console.print(f"Test BLEU {mean:.2f}, standard deviation {deviation:.2f}, over {len(tested)} seeds.")

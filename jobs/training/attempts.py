@@ -1,0 +1,296 @@
+"""Attempts: a training goes on through the loss of workers and nodes, and through hangs.
+
+An attempt is one group of workers. `train_in_attempts` starts the next one from the newest checkpoint when a worker has
+died or hangs, when a node is going away, or when there is room for more workers. `Watch` looks after the attempt that
+is under way.
+"""
+
+import dataclasses
+import logging
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from jobs.config.schema import ClusterConfig
+from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus, start_on_nodes
+from jobs.runs.workspace import RESTART_FILE, STACKS_FOLDER, STOP_FILE, TRAINING_FILE, WORKERS_FOLDER, Run
+from jobs.terminal.console import console
+from jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
+from jobs.training.trainer import cause_of, make_trainer
+from jobs.training.worker import train_worker
+from pipeline.disk import disk_trouble
+from pipeline.errors import UserError
+from pipeline.train.checkpoint import newest_checkpoint
+
+MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ever again: it would look like a hang
+SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it takes those that fit
+SECONDS_BEFORE_GROWTH = 30.0  # of steps, before a training makes way for more workers: nodes often come in a row
+SLOW_PHASES = 10.0  # starting, validating and saving may take so many times the limit of a step
+SECONDS_TO_START = 180.0  # at least, for the workers' processes to come up once they have their places
+SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
+
+log = logging.getLogger(__name__)
+
+
+def train_in_attempts(run: Run, with_spare: bool) -> None:
+    """Has workers train until they end; what is written into the run's file `stop`, which the caller has emptied, lets
+    them save a checkpoint and end before that.
+
+    Args:
+        with_spare: validations may be made on CPUs that are free beside the workers.
+    Raises:
+        UserError: what a worker refused, the retries are used up, or the cluster has no room for the workers.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from jobs.ray_cluster.patches import is_startup_timeout
+
+    (run.folder / TRAINING_FILE).unlink(missing_ok=True)
+    failures = 0
+    room_by = time.monotonic() + 60 * MINUTES_WITHOUT_ROOM
+    number = 0
+    while not (run.folder / STOP_FILE).stat().st_size:
+        number += 1
+        num_workers = _workers_for_now(run, room_by)
+        cluster = dataclasses.replace(run.config.cluster, num_workers=num_workers, min_workers=None)
+        with Watch(run, number, cluster) as watch:
+            try:
+                outcome = watch.train(with_spare)
+                if "user_error" in outcome:
+                    raise UserError(outcome["user_error"])
+                if outcome.get("reason") != "stopped" or not watch.makes_way_for:
+                    return
+                reason, is_failure = watch.makes_way_for, False
+            except TrainingFailedError as error:
+                if message := disk_trouble(error, run.folder):
+                    raise UserError(message) from error
+                if is_startup_timeout(error):  # somebody else was quicker
+                    if time.monotonic() > room_by:
+                        raise _no_room(run) from error
+                    continue
+                reason = watch.hang or watch.makes_way_for or cause_of(error)
+                is_failure = bool(watch.hang or not watch.makes_way_for)  # not of a node that went as it had announced
+                failures += is_failure
+                if failures > run.config.cluster.max_failures:
+                    raise UserError(
+                        "training failed, and no retries are left "
+                        f"(cluster.max_failures={run.config.cluster.max_failures}): {reason}. "
+                        "Checkpoints are kept: the same command goes on from the newest"
+                    ) from error
+        newest = newest_checkpoint(run.folder / "checkpoints")
+        start = f"goes on from {newest.name}" if newest else "begins anew: there is no checkpoint yet"
+        tries = f" (failure {failures} of {run.config.cluster.max_failures} allowed)" if is_failure else ""
+        console.print(f"Restart     {reason.partition(chr(10))[0]}; the training {start}{tries}")
+        room_by = time.monotonic() + 60 * MINUTES_WITHOUT_ROOM
+
+
+def _workers_for_now(run: Run, room_by: float) -> int:
+    """How many workers the next attempt has. Waits for room, on nodes that others hold only where the number is fixed.
+
+    Raises:
+        UserError: there is none by then.
+    """
+    cluster = run.config.cluster
+    settled_at = time.monotonic() + SECONDS_FOR_MORE
+    while not (run.folder / STOP_FILE).stat().st_size:
+        room = room_for_workers(cluster, _resources(of_all=cluster.min_workers is None))
+        if room >= cluster.num_workers:
+            break
+        if cluster.min_workers is not None and room >= cluster.min_workers and time.monotonic() > settled_at:
+            return room
+        if time.monotonic() > room_by:
+            raise _no_room(run)
+        time.sleep(REST_SECONDS)
+    return cluster.num_workers
+
+
+def _no_room(run: Run) -> UserError:
+    cluster = run.config.cluster
+    return UserError(
+        f"cluster.num_workers: for {MINUTES_WITHOUT_ROOM} minutes the cluster had no room for "
+        f"{cluster.fewest_workers} workers any more; was a machine lost? Checkpoints are kept: "
+        f"the same command goes on from the newest, resume={run.name} cluster.num_workers=<fewer> with what is left"
+    )
+
+
+def _resources(of_all: bool = False) -> list[dict[str, float]]:
+    """The resources of each node that stays: those that are free, or all that the node has."""
+    from jobs.ray_cluster.patches import draining_nodes, free_resources
+
+    going = draining_nodes()
+    nodes = [node for node in living_nodes() if node["NodeID"] not in going]
+    if of_all:
+        return [node["Resources"] for node in nodes]
+    free = free_resources()
+    return [free.get(node["NodeID"], {}) for node in nodes]
+
+
+class Watch:
+    """Looks after one attempt, in a thread: ends its workers where one hangs, and has them save a checkpoint and make
+    way where a node is going away or there is room for more workers.
+
+    Attributes:
+        hang: which workers hung or did not start, in words; None: none did.
+        makes_way_for: why the workers were asked to make way, in words; None: they were not.
+    """
+
+    def __init__(self, run: Run, number: int, cluster: ClusterConfig) -> None:
+        self.hang: str | None = None
+        self.makes_way_for: str | None = None
+        self._run, self._number, self._cluster = run, number, cluster
+        # A folder of this attempt's own: workers of one before, on a node that was cut off, miss theirs and end.
+        self._folder = run.folder / WORKERS_FOLDER / f"{number}-{uuid.uuid4().hex}"
+        self._limit = 60 * run.config.cluster.hang_minutes
+        self._workers: list[Worker] = []
+        self._placed_at = float("inf")
+        self._give_up: Callable[[], object] = lambda: None
+        self._seen: dict[int, _Sign] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        shutil.rmtree(self._folder.parent, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / RESTART_FILE).write_bytes(b"")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._make_way("the attempt is over")  # for workers that Ray did not end: it may be lost
+
+    def train(self, with_spare: bool) -> dict[str, Any]:
+        """What the workers return: "reason", or "user_error".
+
+        Raises:
+            TrainingFailedError: Ray's, a worker died or did not start.
+        """
+        use_gpu = self._cluster.gpus_per_worker > 0
+        spare = spare_cpus(self._cluster) if with_spare and not use_gpu else 0
+        settings = {
+            "folder": str(self._run.folder),
+            "attempt": str(self._folder),
+            "spare_cpus": spare,
+            "hang_seconds": self._limit,
+        }
+        folder = self._run.folder / "ray"
+        trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
+        trainer.on_places, trainer.on_workers = self._set_places, self._set_workers
+        return trainer.fit().return_value or {}
+
+    def _set_places(self, give_up: Callable[[], object]) -> None:
+        """The workers have their CPUs and GPUs, and their processes will now start; `give_up` ends that."""
+        self._give_up, self._placed_at = give_up, time.monotonic()
+
+    def _set_workers(self, workers: list[Worker]) -> None:
+        """The workers are there, and will now start to train."""
+        self._seen = {worker.rank: _Sign() for worker in workers}
+        self._workers = workers
+
+    def _look_on(self) -> None:
+        rest = min(REST_SECONDS, self._limit / 10) if self._limit else REST_SECONDS
+        looks: list[Callable[[], None]] = [self._look_for_hang] if self._limit else []
+        if self._run.config.cluster.address:  # nodes come and go
+            looks += [self._look_for_drain]
+            if self._run.config.cluster.min_workers is not None:
+                looks += [self._look_for_room]
+        while not self._over.wait(rest):
+            if not self.hang:
+                for look in looks if self._workers else [self._look_for_start]:
+                    try:
+                        look()
+                    except Exception:  # of a busy cluster, or of one that is going down, which the training notices
+                        log.debug("the watch over the workers", exc_info=True)
+
+    def _look_for_start(self) -> None:
+        limit = max(SECONDS_TO_START, self._limit)
+        if self._limit and time.monotonic() - self._placed_at > limit:
+            self.hang = (
+                f"the workers' processes did not start within {limit:g} s (cluster.hang_minutes); is a node very busy, "
+                "or short of memory?"
+            )
+            self._give_up()
+
+    def _look_for_hang(self) -> None:
+        now = time.monotonic()
+        beats = read_heartbeats(self._folder)
+        for worker in self._workers:
+            self._seen[worker.rank].take(beats.get(worker.rank), now)
+        signs = self._seen.items()
+        late = {
+            rank
+            for rank, sign in signs
+            if now - sign.alive_at > self._limit * (1 if sign.alive else SLOW_PHASES)
+            or now - sign.step_at > self._limit * (SLOW_PHASES if sign.doing else 1)
+        }
+        if late:
+            # Where a worker stands still the others wait for it: those that give no sign of life are the cause.
+            silent = [rank for rank, sign in signs if now - sign.alive_at > self._limit / 2]
+            how, hung = ("gave no sign of life", silent) if silent else ("took no step", sorted(late))
+            names = f"worker {hung[0]}" if len(hung) == 1 else f"the workers {', '.join(map(str, hung))}"
+            self.hang = f"{names} {how} for {self._limit:g} s (cluster.hang_minutes)"
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Dumps the stacks of all workers into the run's folder, then ends them, each on its node."""
+        import ray
+
+        folder = self._run.folder / STACKS_FOLDER
+        here = ray.get_runtime_context().get_node_id()
+        by_node: dict[str, list[Worker]] = {}
+        for worker in self._workers:
+            by_node.setdefault(worker.node, []).append(worker)
+        elsewhere = [node for node in living_nodes() if node["NodeID"] in by_node and node["NodeID"] != here]
+        arguments = [(by_node[node["NodeID"]], self._folder, folder, self._number) for node in elsewhere]
+        tasks = start_on_nodes(elsewhere, end_processes, arguments)
+        if here in by_node:
+            end_processes(by_node[here], self._folder, folder, self._number)
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_FOR_NODE)
+        self.hang = f"{self.hang}; the stacks are in {folder}"
+
+    def _look_for_drain(self) -> None:
+        from jobs.ray_cluster.patches import draining_nodes
+
+        going = draining_nodes()
+        ranks = [str(worker.rank) for worker in self._workers if worker.node in going]
+        if ranks:
+            self._make_way(f"a node is going away (worker {', '.join(ranks)})")
+
+    def _look_for_room(self) -> None:
+        if any(sign.step_at - sign.first_step_at < SECONDS_BEFORE_GROWTH for sign in self._seen.values()):
+            return
+        more = room_for_workers(self._cluster, _resources())
+        missing = self._run.config.cluster.num_workers - self._cluster.num_workers
+        if more and missing:
+            self._make_way(f"there is room for {self._cluster.num_workers + min(more, missing)} workers now")
+
+    def _make_way(self, reason: str) -> None:
+        if self.makes_way_for is None:
+            with suppress(OSError):
+                (self._folder / RESTART_FILE).write_bytes(reason.encode())
+            self.makes_way_for = reason
+
+
+class _Sign:
+    """What was last seen of a worker, and when, by this process's monotonic clock: no other clock is trusted."""
+
+    def __init__(self) -> None:
+        self.alive, self.steps, self.doing = 0, 0, "starting"
+        self.alive_at = self.step_at = time.monotonic()
+        self.first_step_at = float("inf")
+
+    def take(self, beat: dict[str, Any] | None, now: float) -> None:
+        if beat is None:
+            return
+        if beat["alive"] != self.alive:
+            self.alive, self.alive_at = beat["alive"], now
+        if (beat["steps"], beat["doing"]) != (self.steps, self.doing):
+            if beat["steps"] and not self.steps:
+                self.first_step_at = now
+            self.steps, self.doing, self.step_at = beat["steps"], beat["doing"], now

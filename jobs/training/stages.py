@@ -1,0 +1,34 @@
+"""Run: the whole pipeline. Finished stages are skipped, an unfinished training goes on from its newest checkpoint."""
+
+from typing import Any
+
+from jobs.config.schema import Config
+from jobs.runs.report import open_tracker, report_evaluation, report_training
+from jobs.runs.stored import stored
+from jobs.runs.workspace import Run, has_run, only_owner, output_dir, run_for
+from jobs.training.evaluate import evaluate_stage, evaluated_before
+from jobs.training.train import is_trained, train_stage
+from pipeline.data.prepare import Prepared
+from pipeline.tracking.uploader import is_reported
+
+
+def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:
+    """What is left of a run, in a Ray session: its result, and the seconds of training and of evaluation, None where
+    that was done before."""
+    with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
+        training = train_stage(run)
+        report_training(run, tracker)
+        result, evaluation = evaluate_stage(run)
+        report_evaluation(run, result, tracker)
+    return result, training, evaluation
+
+
+def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
+    """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
+    if not has_run(config, prepared):
+        return None
+    run = run_for(config, prepared)
+    with only_owner(run), stored(run):
+        reported = not config.tracking.enabled or is_reported(config.tracking, output_dir(config), run.folder)
+        result = evaluated_before(run) if reported and is_trained(run) else None
+    return (run, result) if result else None

@@ -1,0 +1,104 @@
+"""Train: has workers train a run to its end (jobs/training/attempts.py), and says how it went."""
+
+import time
+from pathlib import Path
+
+from jobs.runs.stopping import Terminated, on_sigterm
+from jobs.runs.workspace import (
+    PROGRESS_FILE,
+    STOP_FILE,
+    Run,
+    stage_folder,
+)
+from jobs.terminal.console import begin_stage, console, following
+from jobs.training.attempts import train_in_attempts
+from jobs.training.precision import warn_of_slow_precision
+from jobs.training.prepare import refuse_long_sentences
+from pipeline.data.lines import read_lines
+from pipeline.data.tokenizer import MODEL_FILE
+from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
+from pipeline.files import sha256_file
+from pipeline.train.checkpoint import newest_checkpoint, read_manifest
+
+SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
+
+
+def train_stage(run: Run) -> float | None:
+    """Trains a run until it is finished, from its newest checkpoint if it has one; seconds, None if it was finished.
+
+    SIGTERM lets the workers save a checkpoint of the step that they are at. Where they do not end within
+    SECONDS_TO_STOP, since one hangs or none has come up, the command ends without them.
+
+    Raises:
+        UserError: what a worker refused, or the retries were used up.
+        Terminated: SIGTERM came.
+    """
+    if is_trained(run):
+        return None
+    refuse_too_long(run)
+    refuse_unspaced_targets(run)
+    warn_of_slow_precision(run.config)
+    begin_stage("train")
+    started_at = time.monotonic()
+    checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
+    if checkpoint is not None:
+        refuse_exchanged_tokenizer(run, checkpoint)
+        console.print(f"  going on from {checkpoint.name}")
+    stop_file = run.folder / STOP_FILE
+    stop_file.write_bytes(b"")  # before SIGTERM may write into the file
+    with (
+        following(run.folder / PROGRESS_FILE),
+        on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
+    ):
+        train_in_attempts(run, with_spare=True)
+    if stop_file.stat().st_size:
+        newest = newest_checkpoint(run.folder / "checkpoints")
+        kept = f"with the checkpoint {newest.name}" if newest else "before its first step"
+        raise Terminated(f"the run {run.name} was stopped, {kept}; resume={run.name} goes on from there")
+    return time.monotonic() - started_at
+
+
+def refuse_too_long(run: Run) -> None:
+    """Before the hours of training, not in their midst; see `refuse_long_sentences`."""
+    refuse_long_sentences(run.config, stage_folder(run.folder, "corpus"), stage_folder(run.folder, "shards"))
+
+
+def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
+    """
+    Raises:
+        UserError: the run's tokenizer is not the one that the checkpoint was trained with: the ids of its embeddings
+            would mean other pieces.
+    """
+    trained_with = read_manifest(checkpoint).get("tokenizer")
+    file = stage_folder(run.folder, "tokenizer") / MODEL_FILE
+    present = sha256_file(file)
+    if trained_with not in (None, present):
+        raise UserError(
+            f"{file}: has the SHA-256 {present}, and {checkpoint.name} of the run {run.name} was trained with the "
+            f"tokenizer {trained_with}. Bring that file back, or start a new run"
+        )
+
+
+def refuse_unspaced_targets(run: Run) -> None:
+    """
+    Raises:
+        UserError: BLEU would look for words between spaces where the language has none, and choose by 0 against 0.
+    """
+    config = run.config
+    if config.evaluate.tokenize is None:
+        tokenize = tokenizer_for(config.corpus.target_language)
+        file = stage_folder(run.folder, "corpus") / "validation.target"
+        where = f"corpus.target_language: is {config.corpus.target_language}, but the validation set's target"
+        advice = "for example corpus.target_language=zh, or evaluate.tokenize=zh"
+        refuse_unspaced(read_lines(file), tokenize, where, advice)
+
+
+def is_trained(run: Run) -> bool:
+    """Whether the training has ended, and would not go on for the limits that the configuration has now."""
+    done, config = run.training, run.config.train
+    if done is None:
+        return False
+    is_out_of_time = done["reason"] == "max_minutes" and 0 < config.max_minutes * 60 <= done["seconds"]
+    has_lost_patience = done["reason"] == "patience" and 0 < config.patience <= done["patience"]
+    return has_lost_patience or is_out_of_time or done["step"] >= config.max_steps

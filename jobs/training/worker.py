@@ -1,0 +1,239 @@
+"""A training worker: what each rank does, from the run's folder to the loop's end.
+
+It is told nothing but that folder: config.yaml in it is the resolved configuration.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.config.compose import read_config
+from jobs.config.schema import Config
+from jobs.runs.environment import log_safely
+from jobs.runs.report import report_validation
+from jobs.runs.stopping import watched
+from jobs.runs.workspace import (
+    CONFIG_FILE,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    RESTART_FILE,
+    STOP_FILE,
+    TRAINING_FILE,
+    Run,
+    stage_folder,
+)
+from jobs.training.heartbeat import Heartbeat
+from pipeline.disk import disk_trouble
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.processor import processor_vendor
+from pipeline.tracking.spool import read_points
+
+if TYPE_CHECKING:
+    from model.build import Model
+
+PRODUCTS_FILE = "products.json"
+
+
+def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One worker, from its start to the end of training. What is the user's to mend, such as a full disk, is returned,
+    since Ray would retry on an exception."""
+    try:
+        attempt = Path(settings["attempt"])
+        return _train(Path(settings["folder"]), attempt, settings["spare_cpus"], settings["hang_seconds"])
+    except UserError as error:
+        return {"user_error": str(error)}
+    except Exception as error:
+        if message := disk_trouble(error, Path(settings["folder"])):
+            return {"user_error": message}
+        raise
+
+
+def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict[str, Any]:
+    import torch
+    from ray.train.torch import get_device
+
+    from model.build import build_model
+    from model.kernels.linear import Products, use_products
+    from pipeline.data.shards import open_shards
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.ranks import on_rank_zero, rank, world_size
+    from pipeline.train.checkpoint import resume
+    from pipeline.train.engine import make_engine
+    from pipeline.train.loop import TrainState, train
+    from pipeline.train.objective import TranslationObjective
+    from pipeline.train.optimizer import Precision
+
+    heartbeat = Heartbeat(attempt, rank(), hang_seconds)
+    config = read_config(folder / CONFIG_FILE)
+    log_safely()
+    logging.basicConfig(level=logging.WARNING)
+    device = get_device()
+    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
+    torch.manual_seed(config.seed)  # the initial weights
+    model = build_model(config.model, tokenizer.vocab_size)
+    objective = TranslationObjective(model, config.train.label_smoothing).train()
+    objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
+
+    initial, saved = resume(folder / "checkpoints")
+    state = TrainState(**saved or {})
+    state.seconds = on_rank_zero(lambda: max(state.seconds, logged_seconds(folder)))
+    if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
+        state.products = on_rank_zero(lambda: _products(folder, model))
+    use_products(Products(*state.products))
+    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
+    del initial
+    reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
+    started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
+    reason = train(
+        config.train,
+        config.batch,
+        config.schedule,
+        model=model,
+        engine=engine,
+        pairs=open_shards(stage_folder(folder, "shards"), "train"),
+        seed=config.seed,
+        state=state,
+        folder=folder,
+        about={
+            "engine": f"{config.engine.name.value} {config.engine.zero_stage}",
+            "identity": read_json(folder / PREPARED_FILE)["identity"],
+            "tokenizer": tokenizer.sha256,
+        },
+        validate=_validation(config, folder, device, spare, heartbeat),
+        reports=reports,
+        stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
+        text=lambda ids: tokenizer.decode([list(ids)])[0],
+    )
+    reports.flush()
+    if rank() == 0 and reason != "stopped":
+        write_json(
+            folder / TRAINING_FILE,
+            {
+                **dataclasses.asdict(state),
+                "reason": reason,
+                "patience": config.train.patience,
+                "world_size": world_size(),
+                "this_attempt": started,
+            },
+        )
+    return {"reason": reason}
+
+
+def _asked_to_stop(stop: Path, restart: Path, heartbeat: Heartbeat, is_first: bool) -> Callable[[], bool]:
+    """Asked after each step: whether the command is to end, or the workers are to make way for another attempt."""
+    looks = [watched(file) for file in (stop, restart)] if is_first else []
+
+    def is_asked() -> bool:
+        heartbeat.advance()
+        return any([look() for look in looks])
+
+    return is_asked
+
+
+def logged_seconds(folder: Path) -> float:
+    """The seconds of training that the run has logged, over all attempts; 0 where there are none. A checkpoint does not
+    know of what came between it and a kill."""
+    return max((point.value for point in read_points(folder) if point.key == "train/seconds"), default=0.0)
+
+
+def _products(folder: Path, model: "Model") -> list[bool]:
+    """The quicker products, measured once in a run: one that begins anew before its first checkpoint keeps them."""
+    from model.kernels.linear import quicker_products
+
+    file = folder / PRODUCTS_FILE
+    if not file.exists():
+        write_json(file, list(quicker_products(model, processor_vendor())))
+    return read_json(file)
+
+
+def _validation(
+    config: Config, folder: Path, device: Any, spare: int, heartbeat: Heartbeat
+) -> Callable[[int, Path], Any]:
+    """Validation in a Ray task where the workers leave a CPU free, else by the workers in turn with training."""
+    from pipeline.ranks import on_rank_zero
+
+    if not spare:
+        return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
+
+    import ray
+    from ray.exceptions import RayTaskError
+
+    task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
+
+    def result(handle: Any) -> Any:
+        try:
+            return ray.get(handle)
+        except RayTaskError as error:  # its text is the task's whole traceback
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    def begin(step: int, snapshot: Path) -> Callable[[], Any]:
+        handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
+
+        def wait() -> Any:
+            heartbeat.begin("waiting for a validation")
+            return on_rank_zero(lambda: result(handle[0]))
+
+        return wait
+
+    return begin
+
+
+def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any) -> Any:
+    """Loss and BLEU of a snapshot on the validation set; inside the process group of the workers, their common work."""
+    import torch
+
+    from model.build import build_model
+    from model.packed_linear import pack_linears
+    from pipeline.data.lines import read_lines
+    from pipeline.data.shards import open_shards
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.evaluate.tokenizers import tokenizer_for
+    from pipeline.evaluate.validate import validate
+    from pipeline.train.checkpoint import load_weights
+    from pipeline.train.optimizer import TORCH_DTYPES
+
+    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
+    model = build_model(config.model, tokenizer.vocab_size)
+    model.load_state_dict(load_weights(snapshot))
+    model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
+    references = [line.decode() for line in read_lines(stage_folder(folder, "corpus") / "validation.target")]
+    beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
+    pairs = open_shards(stage_folder(folder, "shards"), "validation")
+    tokenize = tokenizer_for(config.corpus.target_language, config.evaluate)
+    return validate(model, tokenizer, pairs, references, config.batch, beam, tokenize)
+
+
+def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool) -> Any:
+    """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
+    from pipeline.tracking.tracker import SpoolTracker
+    from pipeline.train.loop import Reports
+
+    def begin(fresh: Mapping[str, Any]) -> None:
+        if doing := fresh.get("doing"):
+            heartbeat.begin(doing)
+
+    if not is_first:
+        return Reports(metrics=lambda *_: None, validated=lambda *_: None, progress=begin)
+    tracker = SpoolTracker(folder)
+    shown: dict[str, Any] = {"max_steps": config.train.max_steps, "max_minutes": config.train.max_minutes}
+
+    def validated(step: int, found: Any) -> None:
+        report_validation(tracker, Run(folder.name, folder, config), step, found)
+
+    def progress(fresh: Mapping[str, Any]) -> None:
+        begin(fresh)
+        shown["doing"] = None
+        if "validation_bleu" in fresh:
+            shown["validation_step"] = fresh["step"]
+        shown.update(
+            {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
+        )
+        with suppress(OSError):  # a line to look at is no reason to end
+            write_json(folder / PROGRESS_FILE, shown)
+
+    return Reports(tracker.log_metrics, validated, progress, tracker.flush)

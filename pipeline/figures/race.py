@@ -1,0 +1,78 @@
+"""The picture of a race: BLEU against time and against floating-point operations, speed against sentence length."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, ORANGE, WIDTH_PIXELS
+from pipeline.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), ("#CC79A7", "D"), ("#000000", "v"))  # Okabe and Ito, as there
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the picture shows of one contender; one entry a validation, but for the last.
+
+    Attributes:
+        seconds: of training until then. flops: floating-point operations until then. bleu: on the validation set.
+        speed: sentence length in tokens → target tokens per second in training.
+    """
+
+    seconds: Sequence[float]
+    flops: Sequence[float]
+    bleu: Sequence[float]
+    speed: Mapping[int, float]
+
+
+def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
+    """Draws a PNG of 1000 pixels' width: above, validation BLEU against minutes of training and against
+    floating-point operations; below, target tokens per second against sentence length."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplot_mosaic([["time", "flops"], ["speed", "speed"]])
+    panels["flops"].sharey(panels["time"])
+    costs = [flops for course in courses.values() for flops in course.flops]
+    power = 3 * int(math.log10(max(costs, default=1.0)) // 3)
+    for (name, course), (color, marker) in zip(courses.items(), STYLES, strict=False):
+        style = {"color": color, "marker": marker, "markersize": 5, "lw": 1.8, "label": name}
+        panels["time"].plot([seconds / 60 for seconds in course.seconds], course.bleu, **style)
+        panels["flops"].plot([flops / 10**power for flops in course.flops], course.bleu, **style)
+        panels["speed"].plot(list(course.speed), list(course.speed.values()), **style)
+    best = max((bleu for course in courses.values() for bleu in course.bleu), default=1.0)
+    panels["time"].set_ylim(0, best * 1.08 + 1)
+    panels["time"].set_ylabel("validation BLEU (0 to 100)")
+    panels["time"].set_xlabel("minutes of training")
+    panels["flops"].set_xlabel(f"training cost (10$^{{{power}}}$ floating-point operations)")
+    panels["flops"].tick_params(labelleft=False)
+    for name in ("time", "flops"):
+        panels[name].set_xlim(left=0)
+    _finish_speed(panels["speed"], sorted({length for course in courses.values() for length in course.speed}))
+    for axes in panels.values():
+        axes.grid(color="#e6e6e6")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines, labels = panels["time"].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=12)
+    figure.suptitle(title, fontsize=14, x=0.01, y=0.985, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return path
+
+
+def _finish_speed(axes: "Axes", lengths: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xlabel("sentence length (tokens on each side; as many tokens in every step)")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
+    axes.set_ylabel("target tokens per second\nin training, one worker")
+    axes.yaxis.set_major_formatter(lambda speed, _: f"{speed:,.0f}")
