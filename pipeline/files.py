@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, and the folder that a stage fills once."""
+"""Files and folders that are whole or absent: atomic writes, hashes, and the folder that a stage fills once."""
 
 import dataclasses
 import errno
@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.secrets import redacted
-from pipeline.untrusted import NotWellFormed, open_plain
+from pipeline.untrusted import NotReadable, NotWellFormed, inside, open_plain
 
 MANIFEST = "manifest.json"
 
@@ -52,6 +52,95 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def sealed_folder(folder: Path, is_kept: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """Gives an empty folder that becomes `folder` when the block ends, with all of it on the disk, and leaves nothing
+    behind when the block raises. The block writes the manifest last.
+
+    Args:
+        is_kept: asked where another folder has the name by then: whether that one stays. Otherwise it is replaced.
+    """
+    _remove_abandoned(folder)
+    temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _sync(temporary)
+        while not _rename(temporary, folder) and not is_kept():
+            shutil.rmtree(replaced, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process was faster
+                os.rename(folder, replaced)
+        fsync_folder(folder.parent)
+    finally:
+        for left in (temporary, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Whether it could be done: not where a folder with contents has the name already."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    for file in _files_below(folder):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    for path, _, _ in os.walk(folder):
+        fsync_folder(Path(path))
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what writers of this folder left when they were killed: those of this host whose process is gone."""
+    prefix = f"{folder.name}.tmp-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        process = left.name.removeprefix(prefix).split("-")[0]
+        if not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def measured_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a manifest says of the files below its folder: by name, "bytes" and "sha256"."""
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in _files_below(folder)
+    }
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def damaged_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], with_hashes: bool = True
+) -> Iterator[tuple[str, str]]:
+    """The names of the files that are not what a manifest says was written, each with a sentence about it.
+
+    Args:
+        files: by name, "bytes" and "sha256", of which one may be missing. The names may be anybody's.
+        with_hashes: the files are read; otherwise their sizes alone are compared, in milliseconds.
+    """
+    for name, written in files.items():
+        file = folder / name
+        try:
+            with open_plain(inside(folder, name)) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                if size != written.get("bytes", size):
+                    yield name, f"{file} is damaged: {size} bytes instead of {written['bytes']}"
+                elif with_hashes and hashlib.file_digest(opened, "sha256").hexdigest() != written.get("sha256"):
+                    yield name, f"{file} is damaged: its SHA-256 is not what was written"
+        except FileNotFoundError as error:
+            yield name, f"{file} can't be read: {error.strerror}"
+        except NotReadable as error:
+            yield name, str(error)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -159,35 +248,19 @@ def stage(
             root.mkdir(parents=True, exist_ok=True)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(f"can't make the folder {root}: {error.strerror}. Set output_dir elsewhere.") from error
-        _remove_abandoned(folder)
-        temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-        temporary.mkdir()
-        try:
+        with sealed_folder(folder, is_kept=lambda: _verified_manifest(folder, key) is not None) as temporary:
             counts = build(temporary)
             manifest = {
                 "key": key,
                 "config": config,
                 "inputs": inputs,
                 "counts": counts,
-                "files": {path.relative_to(temporary).as_posix(): _sealed(path) for path in _files_below(temporary)},
+                "files": measured_files(temporary),
                 "elapsed_seconds": round(time.monotonic() - started_at, 3),
             }
             write_json(temporary / MANIFEST, redacted(manifest))
-            _install(temporary, folder, key)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     # Read back, so that a stage just built and a stage skipped give the same plain JSON values.
     return Stage(folder, read_json(folder / MANIFEST), skipped=False, seconds=time.monotonic() - started_at)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sealed(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _verified_manifest(folder: Path, key: str) -> dict[str, Any] | None:
@@ -195,38 +268,10 @@ def _verified_manifest(folder: Path, key: str) -> dict[str, Any] | None:
     stay a matter of milliseconds.)"""
     try:
         manifest = read_json(folder / MANIFEST)
-        complete = manifest["key"] == key and all(
-            (folder / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items()
-        )
+        complete = manifest["key"] == key and not any(damaged_files(folder, manifest["files"], with_hashes=False))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if complete else None
-
-
-def _install(temporary: Path, folder: Path, key: str) -> None:
-    while True:
-        try:
-            os.rename(temporary, folder)  # fails where a folder with contents has the name already
-            fsync_folder(folder.parent)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        if _verified_manifest(folder, key) is not None:
-            return  # another process was faster; its result is as good as ours
-        with suppress(FileNotFoundError):  # damaged: out of the way, and try again
-            damaged = folder.with_name(f"{temporary.name}-damaged")
-            os.rename(folder, damaged)
-            shutil.rmtree(damaged)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Removes what builders of this stage left when they were killed: those of this host whose process is gone."""
-    prefix = f"{folder.name}.tmp-{socket.gethostname()}-"
-    for left in folder.parent.glob(f"{prefix}*"):
-        process = left.name.removeprefix(prefix).split("-")[0]
-        if not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def database_uri(file: Path) -> str:

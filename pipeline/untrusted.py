@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -30,16 +30,16 @@ class NotReadable(UserError, OSError):
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of that name in the folder, there or not.
+    """The file of that name below the folder, there or not.
 
     Raises:
-        UserError: the name leads elsewhere, or is that of a link to a file elsewhere.
+        UserError: the name leads elsewhere: it is absolute, climbs by "..", or passes a link to somewhere else.
     """
-    file = folder / name
-    if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
+    file, parts = folder / name, PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or "\0" in name:
         raise NotReadable(f"{folder}: a file named {name!r} would lie elsewhere. Take the folder from another copy")
-    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise NotReadable(f"{file} is a link that leads out of its folder. Put a copy of the file in its place")
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+        raise NotReadable(f"{file} lies elsewhere, behind a link. Put a copy of the file in the link's place")
     return file
 
 

@@ -144,9 +144,16 @@ def trainer_class() -> type:
     from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
     from ray.train.v2._internal.execution.worker_group import state as group_state
     from ray.train.v2._internal.logging.logging import SessionFileHandler
+    from ray.util.placement_group import remove_placement_group
 
     class Workers(WorkerGroup):
+        on_places: Callable[[Callable[[], object]], None]
         on_workers: Callable[[list[Worker]], None]
+
+        def _create_workers(self, num_workers: Any, placement_group: Any, *rest: Any, **options: Any) -> Any:
+            # Ray waits for the processes without a limit; without their placement group it ends them and raises.
+            self.on_places(partial(remove_placement_group, placement_group))
+            return super()._create_workers(num_workers, placement_group, *rest, **options)
 
         def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
             # As Ray's, without the controller's actor: only checkpoints that are reported to Ray need it.
@@ -172,6 +179,16 @@ def trainer_class() -> type:
             )
             self._decorate_worker_log_file_paths(workers)
 
+        def shutdown(self) -> None:
+            # The torch hook of Ray 2.60 raises where Ray ended a worker for memory: OutOfMemoryError is no
+            # RayActorError. The group's places would stay reserved, and the next attempt would wait for them.
+            try:
+                super().shutdown()
+            except Exception:
+                if self.has_started():
+                    self.abort()
+                raise
+
     class FixedNumber(FixedScalingPolicy):
         """Asks nobody for machines: there is no autoscaler."""
 
@@ -182,6 +199,8 @@ def trainer_class() -> type:
 
     class Trainer(TorchTrainer):
         is_alone = False  # whether Ray is this command's own
+        # When the workers have their places; called with what gives these up.
+        on_places: Callable[[Callable[[], object]], None] = staticmethod(lambda give_up: None)
         on_workers: Callable[[list[Worker]], None] = staticmethod(lambda workers: None)  # when their processes are up
 
         def _create_default_callbacks(self) -> Any:
@@ -199,7 +218,8 @@ def trainer_class() -> type:
                 logger.propagate = False
             if self.is_alone:
                 arguments["scaling_policy"] = FixedNumber(self.scaling_config)
-            group = type("Workers", (Workers,), {"on_workers": staticmethod(self.on_workers)})
+            told = {"on_places": staticmethod(self.on_places), "on_workers": staticmethod(self.on_workers)}
+            group = type("Workers", (Workers,), told)
             controller = type("Controller", (TrainController,), {"worker_group_cls": group})(**arguments)
             # Not asyncio.run, which takes Ctrl-C for itself.
             loop = asyncio.new_event_loop()

@@ -39,6 +39,7 @@ MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ev
 SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it takes those that fit
 SECONDS_BEFORE_GROWTH = 30.0  # of steps, before a training makes way for more workers: nodes often come in a row
 SLOW_PHASES = 10.0  # starting, validating and saving may take so many times the limit of a step
+SECONDS_TO_START = 180.0  # at least, for the workers' processes to come up once they have their places
 SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class Watch:
     way where a node is going away or there is room for more workers.
 
     Attributes:
-        hang: which workers hung, in words; None: none did.
+        hang: which workers hung or did not start, in words; None: none did.
         makes_way_for: why the workers were asked to make way, in words; None: they were not.
     """
 
@@ -154,6 +155,8 @@ class Watch:
         self._folder = run.folder / WORKERS_FOLDER / f"{number}-{uuid.uuid4().hex}"
         self._limit = 60 * run.config.cluster.hang_minutes
         self._workers: list[Worker] = []
+        self._placed_at = float("inf")
+        self._give_up: Callable[[], object] = lambda: None
         self._seen: dict[int, _Sign] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
@@ -186,8 +189,12 @@ class Watch:
         }
         folder = self._run.folder / RAY_FOLDER
         trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
-        trainer.on_workers = self._set_workers
+        trainer.on_places, trainer.on_workers = self._set_places, self._set_workers
         return trainer.fit().return_value or {}
+
+    def _set_places(self, give_up: Callable[[], object]) -> None:
+        """The workers have their CPUs and GPUs, and their processes will now start; `give_up` ends that."""
+        self._give_up, self._placed_at = give_up, time.monotonic()
 
     def _set_workers(self, workers: list[Worker]) -> None:
         """The workers are there, and will now start to train."""
@@ -202,12 +209,21 @@ class Watch:
             if self._run.config.cluster.min_workers is not None:
                 looks += [self._look_for_room]
         while not self._over.wait(rest):
-            if self._workers and not self.hang:
-                for look in looks:
+            if not self.hang:
+                for look in looks if self._workers else [self._look_for_start]:
                     try:
                         look()
                     except Exception:  # of a busy cluster, or of one that is going down, which the training notices
                         log.debug("the watch over the workers", exc_info=True)
+
+    def _look_for_start(self) -> None:
+        limit = max(SECONDS_TO_START, self._limit)
+        if self._limit and time.monotonic() - self._placed_at > limit:
+            self.hang = (
+                f"the workers' processes did not start within {limit:g} s (cluster.hang_minutes); is a node very busy, "
+                "or short of memory?"
+            )
+            self._give_up()
 
     def _look_for_hang(self) -> None:
         now = time.monotonic()

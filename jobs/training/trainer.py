@@ -10,6 +10,7 @@ from jobs.config.schema import ClusterConfig
 from jobs.ray_cluster.session import ALLOCATOR, worker_resources
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
+SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its message, where it has ended a process
 
 
 def import_trainer() -> None:
@@ -66,11 +67,20 @@ def make_trainer(
 def cause_of(error: BaseException) -> str:
     """What went wrong first: of a worker that died, the others know only that it answers no more."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    ended = [rank for rank, failure in failures.items() if SHORT_OF_MEMORY in str(failure)]
+    start_failure = getattr(error, "controller_failure", error)
+    if ended or (not failures and SHORT_OF_MEMORY in str(start_failure)):
+        worker = f"worker {min(ended)}" if ended else "a worker that started"
+        return (
+            f"Ray ended {worker}, since the memory of its node was nearly full. Less is needed with a smaller "
+            "batch.micro_tokens, or with fewer workers on a node: a larger cluster.cpus_per_worker, or a smaller "
+            "cluster.num_workers"
+        )
     firsts = {rank: one for rank, one in failures.items() if not LOST_PEER.search(str(one))}
     if failures and not firsts:
         return "a worker was lost, and the others could not go on without it"
     if not firsts:
-        return str(getattr(error, "controller_failure", error)).partition("\n")[0]
+        return str(start_failure).partition("\n")[0]
     worker = min(firsts)
     if "process has died" in str(firsts[worker]):
         return f"the process of worker {worker} died; was it killed, or was memory short?"

@@ -10,17 +10,16 @@ import errno
 import logging
 import os
 import secrets
-import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipeline import untrusted
 from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, hash_of, read_json, sha256_file, write_json
+from pipeline.files import MANIFEST, damaged_files, hash_of, read_json, sealed_folder, write_json
 from pipeline.progress import Progress, no_progress
 from pipeline.secrets import redacted
 
@@ -153,11 +152,10 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         Damaged: the path does not lie below `folder`: the name is absolute, climbs by "..", or passes a link.
     """
-    path = folder / name
-    parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"the name {name!r} in a storage leads out of {folder}")
-    return path
+    try:
+        return untrusted.inside(folder, name)
+    except untrusted.NotReadable as error:
+        raise Damaged(f"the name {name!r} in a storage leads out of {folder}") from error
 
 
 def listing(url: str) -> dict[str, int]:
@@ -233,23 +231,16 @@ def pull(url: str, folder: Path, marker: str = MANIFEST, progress: Progress = no
     files = listing(url)
     if marker not in files:
         return False
-    with explain_full_disk(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            for name in files:
-                file = inside(temporary, name)
-                pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} (MB)", progress)
-            for name in trouble(temporary, marker):
-                file = inside(temporary, name)  # this name is the marker's, which may be anybody's
-                with suppress(FileNotFoundError):
-                    pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} again (MB)", progress)
-            if wrong := trouble(temporary, marker):
-                raise Damaged(f"{redacted(url)} is damaged: {', '.join(wrong)} not as written")
-            if not folder.exists():
-                os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with explain_full_disk(folder), sealed_folder(folder, is_kept=(folder / marker).exists) as temporary:
+        for name in files:
+            file = inside(temporary, name)
+            pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} (MB)", progress)
+        for name in trouble(temporary, marker):
+            file = inside(temporary, name)  # this name is the marker's, which may be anybody's
+            with suppress(FileNotFoundError):
+                pull_file(f"{url}/{name}", file, f"fetching {folder.name}/{name} again (MB)", progress)
+        if wrong := trouble(temporary, marker):
+            raise Damaged(f"{redacted(url)} is damaged: {', '.join(wrong)} not as written")
     return True
 
 
@@ -269,14 +260,11 @@ def trouble(folder: Path, marker: str) -> list[str]:
     try:
         about = read_json(folder / marker)
         files = about.get("files")
-        hashes = about.get("sha256", {}) if files is None else {name: one["sha256"] for name, one in files.items()}
-        return [name for name, sha in hashes.items() if not _is_file_of(folder / name, sha)]
+        if files is None:  # a model's config.json
+            files = {name: {"sha256": sha256} for name, sha256 in about.get("sha256", {}).items()}
+        return [name for name, _ in damaged_files(folder, files)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [marker]
-
-
-def _is_file_of(file: Path, sha256: str) -> bool:
-    return file.is_file() and sha256_file(file) == sha256
 
 
 def remove(url: str, marker: str = MANIFEST) -> None:

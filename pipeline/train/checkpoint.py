@@ -25,10 +25,10 @@ from torch import Tensor
 
 from pipeline.disk import free_space
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, atomic_write, fsync_folder, read_json, sha256_file
+from pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
 from pipeline.ranks import on_rank_zero
 from pipeline.train.optimizer import EngineState
-from pipeline.untrusted import inside, open_plain, read_small
+from pipeline.untrusted import inside, read_small
 
 STATE = "state.safetensors"
 TRAINER = "trainer.json"
@@ -180,18 +180,8 @@ def verify(path: Path) -> dict[str, Any]:
         UserError: naming the first file that is missing or damaged.
     """
     manifest = read_manifest(path)
-    for name, written in manifest["files"].items():
-        file = inside(path, name)
-        try:
-            with open_plain(file) as opened:
-                size = os.fstat(opened.fileno()).st_size
-                if size != written["bytes"]:
-                    raise UserError(f"{file} is damaged: {size} bytes instead of {written['bytes']}")
-                sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise UserError(f"{file} can't be read: {error.strerror}") from error
-        if sha256 != written["sha256"]:
-            raise UserError(f"{file} is damaged: its SHA-256 is not what was written")
+    for _, damage in damaged_files(path, manifest["files"]):
+        raise UserError(damage)
     return manifest
 
 
@@ -282,24 +272,13 @@ def _step_of(path: Path) -> int:
 
 def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapping[str, Any]) -> Path:
     final = snapshot_path(folder, step)
-    temporary = folder / f"{final.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("step_*.tmp*"):  # by a writer that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        _seal(temporary, {**about, "step": step})
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        if final.exists():  # a run that went back has come here again
-            os.rename(final, replaced)
-        os.rename(temporary, final)
-        shutil.rmtree(replaced, ignore_errors=True)
-        fsync_folder(folder)
-        with atomic_write(folder / LATEST) as file:
-            file.write(f"{final.name}\n".encode())
+        remove_unfinished(folder)
+        with sealed_folder(final) as temporary:  # a run that went back may come here again
+            write(temporary)
+            _seal(temporary, {**about, "step": step})
+        point_to(final)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final} could not be written: {error}. What was written before it is kept. Free some space on that "
             f"disk ({free_space(folder)}), or set output_dir to a folder on a larger one, then give the same command "
@@ -309,21 +288,19 @@ def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapp
 
 
 def _seal(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes the manifest of all files in the folder, and has everything reach the disk."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        files[path.name] = _measure(path)
-    with open(folder / MANIFEST, "wb") as file:
-        file.write(_sealed_manifest({**about, "files": files}))
-        file.flush()
-        os.fsync(file.fileno())
-    fsync_folder(folder)
+    (folder / MANIFEST).write_bytes(_sealed_manifest({**about, "files": measured_files(folder)}))
 
 
-def _measure(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a writer of checkpoints or snapshots that was killed has left: a run has one writer at a time."""
+    for left in folder.glob("step_*.tmp*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def point_to(path: Path) -> None:
+    """Names a checkpoint or snapshot as the latest."""
+    with atomic_write(path.with_name(LATEST)) as file:
+        file.write(f"{path.name}\n".encode())
 
 
 def _sealed_manifest(body: dict[str, Any]) -> bytes:

@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.files import atomic_write, fsync_folder
-from pipeline.train.checkpoint import LATEST, list_weights, snapshot_path, verify
+from pipeline.files import sealed_folder
+from pipeline.train.checkpoint import LATEST, list_weights, point_to, remove_unfinished, snapshot_path, verify
 
 
 def inherit(parent: Path, step: int, folder: Path) -> None:
@@ -23,30 +23,23 @@ def inherit(parent: Path, step: int, folder: Path) -> None:
         return
     checkpoint = snapshot_path(parent / "checkpoints", step)
     verify(checkpoint)
+    for unfinished in (folder / "weights", folder / "checkpoints"):
+        remove_unfinished(unfinished)
     for snapshot in list_weights(parent / "weights"):  # which the average of the last ones, and of the best, asks for
         if snapshot.name <= own.name:
             _copy(snapshot, folder / "weights" / snapshot.name)
     _copy(checkpoint, own)
-    with atomic_write(own.with_name(LATEST)) as file:
-        file.write(f"{own.name}\n".encode())
+    point_to(own)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A folder under another name until all of it is there. Files are linked where the disk can do that: whatever is in
-    a finished checkpoint or snapshot is never written again, only removed."""
+    """Files are linked where the disk can do that: whatever is in a finished checkpoint or snapshot is never written
+    again, only removed."""
     if target.exists():
         return
-    temporary = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for path in source.iterdir():
-        copy = temporary / path.name
-        try:
-            os.link(path, copy)
-        except OSError:
-            shutil.copyfile(path, copy)
-            with open(copy, "rb") as file:
-                os.fsync(file.fileno())
-    fsync_folder(temporary)
-    os.rename(temporary, target)
-    fsync_folder(target.parent)
+    with sealed_folder(target) as folder:
+        for path in source.iterdir():
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)

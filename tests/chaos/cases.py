@@ -118,7 +118,7 @@ CASES = {
     27: Case("SIGSTOP to a worker", faults.hang_worker, 0),
     28: Case("SIGTERM to the command", faults.terminate, 0),
     29: Case("A node drains", faults.drain_node, 0),
-    30: Case("A worker takes 3 GB of memory more", faults.balloon),
+    30: Case("A worker takes 8 GB of memory more", faults.balloon),
     31: Case("The clock jumps an hour ahead, then behind", faults.jump_clock),
     32: Case("2, then 1, then 3 workers", faults.change_workers, 0),
     33: Case(

@@ -88,8 +88,8 @@ def kill_in_checkpoint(place: Place, i: int, step: int) -> Injection:
     command = start(place, name, "cluster.max_failures=1")
     workers = sorted(wait_for_step(place, command, name, max(1, at - 3)), key=lambda worker: worker.pid)
     folder = place.run(name) / "checkpoints"
-    saved, being_saved = folder / f"step_{at:08d}", folder / f"step_{at:08d}.tmp"
-    while not being_saved.exists() and not saved.exists() and command.process.poll() is None:
+    saved = folder / f"step_{at:08d}"
+    while not list(folder.glob(f"{saved.name}*")) and command.process.poll() is None:
         time.sleep(0.0005)
     time.sleep(place.rng.uniform(0, place.save_seconds))
     is_half = not saved.exists()
@@ -432,13 +432,14 @@ def _lost_at_drain(place: Place, name: str, before: int) -> int:
 
 
 def balloon(place: Place, i: int, step: int) -> Injection:
-    """A worker takes 3 GB; Ray is told to end processes from 1.5 GB above what the machine uses now."""
+    """A worker takes 8 GB; Ray is told to end processes from 4 GB above what the machine uses now. The training itself
+    takes 2 of them, so that there is room for the workers that start in the place of the lost ones."""
     name, memory = f"balloon-{i}", psutil.virtual_memory()
-    if memory.available < 6 << 30:
-        raise NotPossible("less than 6 GB of memory are free")
-    limit = (memory.total - memory.available + (3 << 29)) / memory.total
+    if memory.available < 10 << 30:
+        raise NotPossible("less than 10 GB of memory are free")
+    limit = (memory.total - memory.available + (4 << 30)) / memory.total
     flag = place.folder / f"{name}.grown"
-    fault = {"balloon": {"call": max(2, step), "bytes": 3 << 30, "flag": str(flag)}}
+    fault = {"balloon": {"call": max(2, step), "bytes": 8 << 30, "flag": str(flag)}}
     environment = {"RAY_memory_usage_threshold": f"{limit:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
     command = start(place, name, "cluster.max_failures=2", faults=fault, added=environment)
     workers = wait_for_step(place, command, name, 1)
@@ -446,9 +447,10 @@ def balloon(place: Place, i: int, step: int) -> Injection:
         time.sleep(0.01)
     grown_at, before = time.monotonic(), logged(place, name)
     while all(is_alive(worker) for worker in workers) and command.process.poll() is None:
-        assert time.monotonic() - grown_at < 60, "nothing ended a worker that took 3 GB"
+        assert time.monotonic() - grown_at < 60, "nothing ended a worker that took 8 GB"
         time.sleep(0.02)
     outcome = command.wait()
+    assert "Ray ended worker" in outcome.out + outcome.err, f"Ray ended no worker for memory: {last_words(outcome)}"
     if outcome.code == 2:
         assert "memory" in outcome.err, f"memory is not named: {last_words(outcome)}"
         return Injection()

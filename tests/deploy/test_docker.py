@@ -109,13 +109,13 @@ def test_compose_opens_mlflow_on_loopback_and_postgresql_to_mlflow_alone(compose
 
 def test_compose_and_kubernetes_run_the_same_servers(compose):
     mlflow, postgresql = compose["services"]["mlflow"], compose["services"]["postgresql"]
-    assert postgresql["image"] == kubernetes_services.POSTGRESQL_IMAGE
     documents = kubernetes_services.postgresql(None) + kubernetes_services.mlflow("transloom", "transloom", None)
     there = {
         one["kind"]: one["spec"]["template"]["spec"]["containers"][0]
         for one in documents
         if one["kind"] in ("Deployment", "StatefulSet")
     }
+    assert postgresql["image"] == there["StatefulSet"]["image"]
     environment = {one["name"]: one["value"] for one in there["Deployment"]["env"] if "value" in one}
     assert set(mlflow["environment"]) == set(environment)
     for name in set(environment) - {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_SERVER_ALLOWED_HOSTS"}:

@@ -1,6 +1,7 @@
 """Attempts, without Ray: how often workers are started again, with how many, and when the watch ends an attempt."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs.config.compose import load_config
@@ -219,6 +221,36 @@ def test_a_worker_that_hangs_is_ended_with_its_stack(tmp_path, monkeypatch, is_f
     assert ("stopped" in text) if is_frozen else ("stands_still" in text)
 
 
+def test_workers_that_never_start_are_given_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attempts, "SECONDS_TO_START", 0.3)
+    seconds = {}
+
+    def never_starts(trainer: Any) -> None:
+        time.sleep(0.6)  # waiting for places has a limit of Ray's own
+        given_up, started_at = threading.Event(), time.monotonic()
+        trainer.on_places(given_up.set)
+        assert given_up.wait(20)
+        seconds["until given up"] = time.monotonic() - started_at
+        does_not_start(trainer)
+
+    def starts_late(trainer: Any) -> dict[str, str]:
+        given_up = threading.Event()
+        trainer.on_places(given_up.set)
+        trainer.on_workers([Worker(0, "a", 0), Worker(1, "a", 0)])
+        assert not given_up.wait(0.6)
+        return finishes(trainer)
+
+    cluster = Cluster(monkeypatch, tmp_path, {"a": 2}, [never_starts, starts_late])
+    cluster.train(num_workers=2, max_failures=1, hang_minutes=0.2 / 60)
+    assert cluster.num_workers == [2, 2]
+    assert 0.3 <= seconds["until given up"] < 10
+    (restart,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Restart")]
+    assert "did not start within 0.3 s (cluster.hang_minutes)" in restart and "(failure 1 of 1 allowed)" in restart
+
+    with pytest.raises(UserError, match=r"\(cluster\.max_failures=0\): .*did not start"):
+        Cluster(monkeypatch, tmp_path, {"a": 2}, [never_starts]).train(max_failures=0, hang_minutes=0.2 / 60)
+
+
 def test_slow_phases_may_take_ten_times_as_long():
     sign = attempts._Sign()
     sign.take({"alive": 1, "steps": 3, "doing": "validating"}, now=100.0)
@@ -264,6 +296,55 @@ def test_processes_are_ended_where_one_is_gone(tmp_path, monkeypatch):
         end_processes([Worker(0, "a", gone.pid), Worker(1, "a", process.pid)], tmp_path, tmp_path / "stacks", 2)
         assert process.wait(10) < 0
     assert "gone" in (tmp_path / "stacks" / "attempt_2_rank_0.txt").read_text()
+
+
+def test_workers_that_ray_ended_for_memory_leave_no_places_reserved(monkeypatch):
+    """The next attempt would wait for the places until it gives up."""
+    from ray.exceptions import OutOfMemoryError
+    from ray.train.v2._internal.execution import controller
+    from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
+
+    groups: list[Any] = []
+
+    class Controller:
+        worker_group_cls: Any
+
+        async def run(self) -> None:
+            groups.append(object.__new__(self.worker_group_cls))
+
+        def get_result(self) -> None:
+            pass
+
+    class Hook(WorkerGroupCallback):
+        def before_worker_group_shutdown(self, worker_group: Any) -> None:
+            raise OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.")
+
+    monkeypatch.setattr(controller, "TrainController", Controller)
+    monkeypatch.setattr(logging.getLogger("ray.train"), "handlers", [logging.NullHandler()])
+    trainer = object.__new__(ray_patches.trainer_class())
+    trainer._initialize_and_run_controller()
+    (group,) = groups
+    removed: list[str] = []
+    places = SimpleNamespace(shutdown=lambda: removed.append("the places"))
+    group._worker_group_state = WorkerGroupState(0.0, cast(Any, places), [], cast(Any, None))
+    group._callbacks, group._worker_group_context, group._world_rank_to_ongoing_poll = [Hook()], None, {}
+    with pytest.raises(OutOfMemoryError):
+        group.shutdown()
+    assert removed == ["the places"] and not group.has_started()
+
+
+MEMORY = RuntimeError(
+    "A worker health check failed.\nWorker info: Worker(...)\n"
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.1) was 3.1GB"
+)
+
+
+def test_a_shortage_of_memory_is_named_with_what_helps():
+    causes = [cause_of(WorkerGroupError("x", failures)) for failures in ({0: DIED, 1: MEMORY}, {0: LOST, 1: MEMORY})]
+    causes += [cause_of(ControllerError(MEMORY))]
+    assert all("memory" in cause and "batch.micro_tokens" in cause and "\n" not in cause for cause in causes)
+    assert all("cluster.num_workers" in cause and "cluster.cpus_per_worker" in cause for cause in causes)
+    assert causes[0] == causes[1] and "ended worker 1," in causes[0] and "a worker that started" in causes[2]
 
 
 def test_the_cause_is_what_came_first():

@@ -4,18 +4,23 @@ import copy
 import io
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command import ROOT
 from crd import document_schemas, errors, job_schema
+from setuptools import find_namespace_packages
 
 from jobs.__main__ import main
 from jobs.config.compose import load_config, read_config
+from jobs.remote import kubernetes_services as services
 from jobs.remote.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
 from pipeline.errors import UserError
+from pipeline.files import hash_of
 
 SETTINGS = KubernetesConfig(image="registry.example/transloom:1")
 GPUS = ("experiment=paper_base_en_de", "cluster=gpu", "cluster.num_workers=8")
@@ -148,6 +153,37 @@ def test_ray_asks_for_a_token_that_is_nowhere_in_the_manifests():
         env = {one["name"]: one for one in pod["spec"]["containers"][0]["env"]}
         assert env["RAY_AUTH_MODE"]["value"] == "token"
         assert env["RAY_AUTH_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "transloom-ray", "key": "auth_token"}}
+
+
+# SHA-256 of the canonical JSON, as it was when Python made the documents. What changes in manifests/ on purpose changes
+# these, too.
+PLAIN = ("registry.example/transloom:1", "transloom", "200Gi", None, True, False)
+OWN = ("r.example/t:2", "team-a", "5Ti", "fast", True, True)
+SNAPSHOTS = {
+    PLAIN: "29f8cead053e2cc1c8a2486928b16e2cb5b8172068d7b2d3ff0d1d4198eda724",
+    OWN: "5e3feaeb66627493adb7156431648b125185f2b55930e4c69323e114b83d04e1",
+    (*PLAIN[:4], False, False): "104fe99297b6f3bf88d7ec2f8b468a27c5a9559ea7c0222f1aceb1cb4b6708b7",
+    (*PLAIN[:2], "1Gi", "nfs", False, True): "7d04c742d2531f576efc43f1e350f6e99cf8cfe6061f587bc88d782a0afc6616",
+}
+
+
+@pytest.mark.parametrize("settings", SNAPSHOTS)
+def test_what_jobs_share_is_as_it_was(settings):
+    image, namespace, volume, storage_class, with_mlflow, needs_the_outside = settings
+    documents = [services.outputs_claim(volume, storage_class), *services.ray_network_policies(needs_the_outside)]
+    if with_mlflow:
+        documents += services.postgresql(storage_class) + services.mlflow(image, namespace, storage_class)
+    assert hash_of(documents) == SNAPSHOTS[settings]
+
+
+def test_operators_find_the_manifests_and_installations_have_them():
+    files = sorted(file.name for file in services.MANIFESTS.iterdir())
+    assert files == ["mlflow.yaml", "network.yaml", "outputs.yaml", "postgresql.yaml"]
+    assert (ROOT / "deploy" / "kubernetes").resolve() == services.MANIFESTS.resolve()
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        setuptools = tomllib.load(file)["tool"]["setuptools"]
+    packages = find_namespace_packages(str(ROOT), **setuptools["packages"]["find"])
+    assert "jobs.remote.manifests" in packages and "*.yaml" in setuptools["package-data"]["*"]
 
 
 def test_no_secret_is_in_the_manifests():
