@@ -20,7 +20,7 @@ from pipeline.data.hub import load_rows
 from pipeline.errors import UserError
 from pipeline.files import hash_of, sha256_file
 from pipeline.progress import Progress, no_progress
-from pipeline.storage import GLOB, fetch_file, is_url
+from pipeline.storage.files import GLOB, fetch_file, is_url
 
 SPLITS = ("train", "validation", "test")
 # Folders of Python's library that are tests, or are no part of it.

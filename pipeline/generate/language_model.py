@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.packing import Layout
-from pipeline.decode import Decoding
+from pipeline.generate.beam import Decoding
 
 
 class Continuation(Decoding, Protocol):

@@ -51,7 +51,9 @@ def translation(
         references = [line.decode() for line in read_lines(folder_of("corpus") / "validation.target")]
         pairs = open_pairs(folder_of("shards"), "validation")
         quick = dataclasses.replace(search, beam=validation_beam)
-        return validate(trained, tokenizer, pairs, references, batch, quick, tokenize)
+        evaluation = validate(trained, tokenizer, pairs, references, batch, quick, tokenize)
+        sources = [line.decode() for line in read_lines(folder_of("corpus") / "validation.source")]
+        return dataclasses.replace(evaluation, samples=_samples(sources, references, evaluation.outputs))
 
     def text(column: str, ids: Sequence[int]) -> str:
         return tokenizer.decode([list(ids[:-1])])[0]  # without </s>
@@ -105,15 +107,18 @@ def evaluate_translation(
     hypotheses = translate_in_tasks(
         model, sources, search, map_tasks, lambda done: progress(f"translating {split}", done, len(sources))
     )
-    places = sample_places(len(sources))
-    columns = {"source": sources, "reference": references, "translation": hypotheses}
     return Evaluation(
         loss=None,
         scores=score(hypotheses, references, in_full=split == "test", tokenize=tokenize),
         num_examples=len(sources),
         outputs=hypotheses,
-        samples={name: [lines[i] for i in places] for name, lines in columns.items()},
+        samples=_samples(sources, references, hypotheses),
     )
+
+
+def _samples(sources: Sequence[str], references: Sequence[str], translations: Sequence[str]) -> dict[str, list[str]]:
+    columns = {"source": sources, "reference": references, "translation": translations}
+    return {name: [lines[i] for i in sample_places(len(sources))] for name, lines in columns.items()}
 
 
 def sample_places(total: int, count: int = 5) -> list[int]:
