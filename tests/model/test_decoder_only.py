@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import model.attention
-from jobs.config import load_config
+from jobs.config.compose import load_config
 from model.config import Activation, DecoderConfig, Norm, Normalization, Positions
 from model.decoder_only import DecoderOnly
 from model.flops import count_parameters, multiply_adds
