@@ -337,8 +337,8 @@ class SelfAttention(nn.Module):
         return self.output(from_heads(context.reshape(len(context), self.num_heads, -1, context.shape[-1]), grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
-        """How much `forward`, which takes the same, takes of each token, (B, H, L queries, L keys); rows of padding mean
-        nothing."""
+        """How much `forward`, which takes the same, takes of each token, (B, H, L queries, L keys); rows of padding
+        mean nothing."""
         query, key, _ = self._to_heads(self._project(x, grid.rotation), grid)
         weights = attention_weights(query, key, self._bias(grid, causal))
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
