@@ -122,7 +122,8 @@ REFUSED = {
     # a hint is of the same section, or is none: the section's settings are named
     "tokenizer.path=a": ["tokenizer.path: no such setting. tokenizer has vocab_size, "],
     "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
-    "model.layers=2": ["model.layers: no such setting. model has "],
+    "model.depth=2": ["model.depth: no such setting. model has "],
+    "model.layers=2": ["model.layers: is a setting of model.architecture=decoder_only"],
     "train.max_step=2": ["Did you mean train.max_steps?"],
     "warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
     "optimizer.warmup_steps=10": ["Did you mean schedule.warmup_steps?"],
