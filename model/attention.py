@@ -104,8 +104,8 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
 
     window = (-1, 0) if causal else (-1, -1)
     lengths = target.ends, source.ends, target.shape[1], source.shape[1]
-    is_grouped = key.shape[1] < query.shape[1]
-    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, enable_gqa=is_grouped))
+    grouped = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}  # unknown to older versions of torch
+    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, **grouped))
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,7 +44,10 @@ def report_run(output_dir: Path, name: str, quality: float, *words: str) -> str:
             if step % VALIDATE_EVERY == 0:
                 scores, hypotheses = _scores(corpus, "validation", quality * step / STEPS)
                 evaluation = Evaluation(
-                    loss, {key: Score(**values) for key, values in scores.items()}, samples=_samples(corpus, hypotheses)
+                    loss,
+                    {key: Score(**values) for key, values in scores.items()},
+                    len(hypotheses),
+                    samples=_samples(corpus, hypotheses),
                 )
                 report_validation(worker, run, step, evaluation)
                 validations.append({"step": step, **evaluation.values()})

@@ -301,6 +301,7 @@ def test_processes_are_ended_where_one_is_gone(tmp_path, monkeypatch):
 
 def test_workers_that_ray_ended_for_memory_leave_no_places_reserved(monkeypatch):
     """The next attempt would wait for the places until it gives up."""
+    import ray
     from ray.exceptions import OutOfMemoryError
     from ray.train.v2._internal.execution import controller
     from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
@@ -329,8 +330,11 @@ def test_workers_that_ray_ended_for_memory_leave_no_places_reserved(monkeypatch)
     places = SimpleNamespace(shutdown=lambda: removed.append("the places"))
     group._worker_group_state = WorkerGroupState(0.0, cast(Any, places), [], cast(Any, None))
     group._callbacks, group._worker_group_context, group._world_rank_to_ongoing_poll = [Hook()], None, {}
-    with pytest.raises(OutOfMemoryError):
-        group.shutdown()
+    try:
+        with pytest.raises(OutOfMemoryError):
+            group.shutdown()
+    finally:
+        ray.shutdown()  # Ray Train's code has started one
     assert removed == ["the places"] and not group.has_started()
 
 

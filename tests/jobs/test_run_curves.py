@@ -9,9 +9,9 @@ def test_the_curves_have_the_averaged_models_bleu_once_there_is_one(tmp_path, mo
     drawn = []
     draw = report.draw_curves
 
-    def note(points, path, title):
+    def note(points, path, *about):
         drawn.append({point.key for point in points})
-        return draw(points, path, title)
+        return draw(points, path, *about)
 
     monkeypatch.setattr(report, "draw_curves", note)
     report_run(tmp_path, "one", 0.9)

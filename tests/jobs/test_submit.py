@@ -170,7 +170,7 @@ def test_jobs_are_listed_with_what_became_of_them(place, twice):
     (run,) = [run for run in _runs(place) if run.info.run_name == twice[1][0]]
     row = next(line.split() for line in said.split("\n") if line.startswith(twice[1][0]))
     assert row[1:5] == ["succeeded", "run", "evaluate", "40/40"]
-    assert re.fullmatch(r"\d+\.\d\d", row[5]) and row[6] == "test"
+    assert row[5] == "BLEU" and re.fullmatch(r"\d+\.\d\d", row[6]) and row[7] == "test"
     assert row[-1].startswith("http://127.0.0.1:") and run.info.run_id in row[-1]
     assert place.transloom("logs", twice[0][0]).count("Stage: train") == 1
     assert "no such job on the cluster local; the newest there: " in place.transloom("logs", "hole", code=2)

@@ -89,14 +89,13 @@ def test_each_pair_once_an_epoch_and_the_same_steps_at_every_world_size(world_si
     for i in range(length):
         together = [n for rank in ranks for n in pairs_of(rank[i])]
         assert sorted(together) == sorted(pairs_of(alone[i]))
-        assert {(rank[i].source_tokens, rank[i].target_tokens) for rank in ranks} == {
-            (alone[i].source_tokens, alone[i].target_tokens)
-        }
+        assert all(rank[i].tokens == alone[i].tokens for rank in ranks)
+        assert {rank[i].loss_count for rank in ranks} == {alone[i].tokens["target"]}
         assert len({len(rank[i].batches) for rank in ranks}) == 1
         counted = [
             int(b.labels.numel()) for rank in ranks for b, w in zip(rank[i].batches, rank[i].shares, strict=True) if w
         ]
-        assert sum(counted) == alone[i].target_tokens
+        assert sum(counted) == alone[i].tokens["target"]
 
 
 def test_a_micro_batch_has_the_same_seed_on_whichever_rank_it_falls() -> None:
