@@ -39,8 +39,8 @@ class ClusterConfig:
             these. None: always num_workers.
         max_failures: how often workers may die, hang or not start before the training gives up.
         hang_minutes: after which a worker that comes to no other micro-batch, or ten times as long to no end of a
-            validation or a checkpoint, is taken for hung; the workers are ended and started again. So are those whose processes do not come up in
-            that time, three minutes at least. 0: never.
+            validation or a checkpoint, is taken for hung; the workers are ended and started again. So are those whose
+            processes do not come up in that time, three minutes at least. 0: never.
     """
 
     address: str | None = None
