@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import JOBS, print_help, print_jobs
+from jobs.cli import print_help, print_jobs
+from jobs.command_table import COMMANDS
 from jobs.runs.environment import prepare_process
 from jobs.runs.stopping import EXIT_CODE, Terminated
 from jobs.terminal.printable import printable
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if job in ("-h", "--help", "help"):
             print_jobs()
             return 0
-        if job not in JOBS:
+        if job not in COMMANDS:
             raise UserError(_unknown(job))
         if "-h" in rest or "--help" in rest:
             print_help(job)
@@ -60,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unknown(job: str) -> str:
     if "=" in job:
         return f"{job}: settings come after the job, for example: transloom run {job}"
-    nearest = difflib.get_close_matches(job, JOBS, n=1)
-    return f"{job}: no such job.{f' Did you mean {nearest[0]}?' if nearest else ''} The jobs are: {', '.join(JOBS)}."
+    nearest = difflib.get_close_matches(job, COMMANDS, n=1)
+    return (
+        f"{job}: no such job.{f' Did you mean {nearest[0]}?' if nearest else ''} The jobs are: {', '.join(COMMANDS)}."
+    )
 
 
 def _full_output(error: BaseException) -> str | None:

@@ -11,8 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from model.dropout import Dropout
 from model.kernels.linear import Linear
 from model.packing import Layout, from_grid, to_grid
+
+LONG = 64  # tokens of the longest sentence from which on torch's own causal attention is quicker, there and back
 
 
 class _SoftmaxOverKeys(torch.autograd.Function):
@@ -62,24 +65,38 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor
     return _SoftmaxOverKeys.apply(torch.matmul(key, query.transpose(-1, -2)), bias, scale)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: nn.Module | None = None) -> Tensor:
     """softmax(query key^T / sqrt(K) + bias) value, equation 1 of the paper.
 
-    Explicit products: on a CPU the backward of torch's scaled_dot_product_attention takes longer than all of this.
+    Explicit products: on a CPU the backward of torch's scaled_dot_product_attention takes longer than all of this,
+    up to LONG tokens.
 
     Args:
-        query: (..., Lq, K). key, value: (..., Lk, K). bias: as for `attention_weights`.
+        query: (..., Lq, K). key, value: (..., Lk, K). bias: as for `attention_weights`. dropout: of the weights.
     Returns:
         (..., Lq, K)
     """
-    return torch.matmul(attention_weights(query, key, bias), value)
+    weights = attention_weights(query, key, bias)
+    return torch.matmul(weights if dropout is None else dropout(weights), value)
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` where each token sees itself and what stands before it, without (L, L) weights in memory.
+
+    Args:
+        query: (B, H, L, K). key, value: (B, G, L, K), each head for H / G heads of queries.
+    Returns:
+        (B, H, L, K)
+    """
+    is_grouped = key.shape[1] < query.shape[1]
+    return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=is_grouped)
 
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", source: "Grid", causal: bool) -> Tensor:
     """The same on packed tokens, without a grid: flash attention of sentences of any length, on a GPU.
 
     Args:
-        query: (N target tokens, H, K). key, value: (N source tokens, H, K). target, source: may be the same side.
+        query: (N target tokens, H, K). key, value: (N source tokens, G, K). target, source: may be the same side.
     Returns:
         (N target tokens, H, K)
     """
@@ -87,7 +104,8 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
 
     window = (-1, 0) if causal else (-1, -1)
     lengths = target.ends, source.ends, target.shape[1], source.shape[1]
-    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window))
+    is_grouped = key.shape[1] < query.shape[1]
+    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, enable_gqa=is_grouped))
 
 
 def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,6 +138,11 @@ class Grid:
     def shape(self) -> tuple[int, int]:
         """(B, L)"""
         return self.layout.grid
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sentence; L may be one more."""
+        return int(self.layout.lengths.max())
 
     @property
     def has_packed_kernel(self) -> bool:
@@ -189,30 +212,70 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """Where hypotheses of different lengths go on.
+
+    Attributes:
+        positions: (R,) of each one's next token.
+        bias: (R, 1, 1, L) hides what stands behind it from it; L is the longest one's tokens with the next.
+    """
+
+    positions: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def of(lengths: Tensor, longest: int, dtype: torch.dtype) -> "Ragged":
+        """Of hypotheses with so many tokens, (R,), the longest of which has `longest`."""
+        behind = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
+        return Ragged(lengths, padding_bias(behind, dtype))
+
+
 class KeyValueCache:
-    """Keys (R, H, room, K) and values (R, H, room, V) of the tokens decoded so far; the room doubles when full."""
+    """Keys (R, G, room, K) and values (R, G, room, V) of the tokens decoded so far, which stand from 0 on; the room
+    doubles when full. Behind the end of a shorter row are finite numbers that mean nothing.
+
+    Attributes:
+        length: of the longest row.
+    """
 
     def __init__(self) -> None:
         self.length = 0
         self._room: list[Tensor] = []
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds one position, key (R, H, K) and value (R, H, V); returns all: (R, H, length, K), (R, H, length, V)."""
+    def fill(self, keys: Tensor, values: Tensor, length: int) -> None:
+        """Takes up the first tokens of all rows: keys (R, G, L, K) and values (R, G, L, V), L at least `length`."""
+        self._room = [part[:, :, :length] for part in (keys, values)]
+        self.length = length
+
+    def append(self, key: Tensor, value: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Adds one token to each row, key (R, G, K) and value (R, G, V).
+
+        Args:
+            positions: (R,) of the tokens; None: behind `length` for all.
+        Returns:
+            all keys (R, G, length, K) and values (R, G, length, V).
+        """
         if not self._room or self.length == self._room[0].shape[2]:
             larger = max(16, 2 * self.length)
-            room = [one.new_empty(*one.shape[:2], larger, one.shape[2]) for one in (key, value)]
+            room = [part.new_zeros(*part.shape[:2], larger, part.shape[2]) for part in (key, value)]
             for new, old in zip(room, self._room, strict=bool(self._room)):
                 new[:, :, : self.length] = old
             self._room = room
-        for one, new in zip(self._room, (key, value), strict=True):
-            one[:, :, self.length] = new
+        rows = None if positions is None else torch.arange(len(key), device=key.device)
+        for part, new in zip(self._room, (key, value), strict=True):
+            if positions is None:
+                part[:, :, self.length] = new
+            else:
+                part[rows, :, positions] = new
         self.length += 1
-        keys, values = (one[:, :, : self.length] for one in self._room)
+        keys, values = (part[:, :, : self.length] for part in self._room)
         return keys, values
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from what was row rows[r]; rows (R',), R' may be smaller."""
-        self._room = [one.index_select(0, rows) for one in self._room]
+    def reorder(self, rows: Tensor, length: int | None = None) -> None:
+        """Row r goes on from what was row rows[r]; rows (R',). `length`: of the longest of them, where it changes."""
+        self._room = [part.index_select(0, rows) for part in self._room]
+        self.length = self.length if length is None else length
 
 
 class SelfAttention(nn.Module):
@@ -230,11 +293,13 @@ class SelfAttention(nn.Module):
         value_width: int,
         key_value_heads: int | None = None,
         bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
         self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for them all
-        self.key_width = key_width
+        self.key_width, self.value_width = key_width, value_width
+        self.dropout = Dropout(dropout) if dropout else None  # of the weights
         self.widths = [num_heads * key_width, self.key_value_heads * key_width, self.key_value_heads * value_width]
         self.query_key_value = Linear(d_model, sum(self.widths), bias)
         self.output = Linear(num_heads * value_width, d_model, bias)
@@ -248,20 +313,32 @@ class SelfAttention(nn.Module):
         """H / G"""
         return self.num_heads // self.key_value_heads
 
-    def forward(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
-        """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it."""
-        if grid.has_packed_kernel and self.has_one_width:
-            projected = self._project(x, grid.rotation)
-            query, key, value = projected.view(len(x), 3, self.num_heads, -1).unbind(1)
+    def forward(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
+        """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it.
+
+        Args:
+            state: of `start`, takes the tokens up, so that `step` goes on behind them.
+        """
+        projected = self._project(x, grid.rotation)
+        dropout = self.dropout if self.training else None
+        # No kernel drops weights in the same way everywhere, so the weights are written out where some are dropped.
+        if grid.has_packed_kernel and self.key_width == self.value_width and dropout is None:
+            if state is not None:
+                state.fill(*self._to_heads(projected, grid)[1:], grid.longest)
+            query, key, value = (part.view(len(x), -1, self.key_width) for part in projected.split(self.widths, dim=1))
             return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
-        query, key, value = self._queries_keys_values(x, grid)
-        # Padding stands behind a sentence's end, so the causal bias hides it from every real token.
-        context = attend(query, key, value, self._bias(grid, causal))
-        return self.output(from_heads(context.view(len(context), self.num_heads, -1, context.shape[-1]), grid))
+        query, key, value = self._to_heads(projected, grid)
+        if state is not None:
+            state.fill(key, value, grid.longest)
+        if causal and grid.shape[1] >= LONG and dropout is None and self.key_width == self.value_width:
+            context = attend_causal(query.view(len(query), self.num_heads, -1, self.key_width), key, value)
+        else:  # padding stands behind a sentence's end, so the causal bias hides it from every real token
+            context = attend(query, key, value, self._bias(grid, causal), dropout)
+        return self.output(from_heads(context.reshape(len(context), self.num_heads, -1, context.shape[-1]), grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool) -> Tensor:
         """How much `forward` takes of each token, (B, H, L queries, L keys); rows of padding mean nothing."""
-        query, key, _ = self._queries_keys_values(x, grid)
+        query, key, _ = self._to_heads(self._project(x, grid.rotation), grid)
         weights = attention_weights(query, key, self._bias(grid, causal))
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
 
@@ -277,9 +354,8 @@ class SelfAttention(nn.Module):
         heads = projected[:, :turned].view(len(x), -1, self.key_width)
         return torch.cat((rotate(heads, rotation).flatten(1), projected[:, turned:]), dim=1)
 
-    def _queries_keys_values(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (N, d_model) -> (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
-        projected = self._project(x, grid.rotation)
+    def _to_heads(self, projected: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_project` returned: (N, widths) -> (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
         if self.has_one_width:
             query, key, value = to_heads(projected, grid, 3)
         elif self.key_value_heads == self.num_heads:
@@ -291,17 +367,24 @@ class SelfAttention(nn.Module):
             query = query.view(len(key), self.key_value_heads, -1, self.key_width)
         return query, key, value
 
-    def step(self, x: Tensor, cache: KeyValueCache, rotation: Tensor | None = None) -> Tensor:
-        """One more token of each hypothesis, all at one position: x (R, d_model) -> (R, d_model).
+    def start(self) -> KeyValueCache:
+        """The state of decoding before the first token."""
+        return KeyValueCache()
+
+    def step(
+        self, x: Tensor, state: KeyValueCache, rotation: Tensor | None = None, ragged: Ragged | None = None
+    ) -> Tensor:
+        """One more token of each hypothesis: x (R, d_model) -> (R, d_model).
 
         Args:
-            rotation: (1, K) of the position.
+            rotation: (1 or R, K) of the positions.
+            ragged: where the hypotheses are of different lengths; None: all are at one position.
         """
         query, key, value = self._project(x, rotation).split(self.widths, dim=1)
         key, value = (part.view(len(x), self.key_value_heads, -1) for part in (key, value))  # (R, G, K)
-        keys, values = cache.append(key, value)
+        keys, values = state.append(key, value, None if ragged is None else ragged.positions)
         query = query.view(len(x), self.key_value_heads, self.queries_per_key, self.key_width)
-        return self.output(attend(query, keys, values, None).flatten(1))
+        return self.output(attend(query, keys, values, None if ragged is None else ragged.bias).flatten(1))
 
 
 class CrossAttention(nn.Module):

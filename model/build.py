@@ -1,16 +1,18 @@
 """From a configuration to its model: the one place that knows them all."""
 
-from model.config import RecurrentConfig, TransformerConfig
+from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from model.decoder_only import DecoderOnly
 from model.recurrent import Recurrent
 from model.transformer import Transformer
 
-ModelConfig = TransformerConfig | RecurrentConfig
-Model = Transformer | Recurrent
+ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
+Model = Transformer | Recurrent | DecoderOnly
 
 # What configurations and model folders call them.
-ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {
+ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[DecoderConfig]] = {
     "transformer": TransformerConfig,
     "lstm": RecurrentConfig,
+    "decoder_only": DecoderConfig,
 }
 
 
@@ -21,6 +23,8 @@ def build_model(config: ModelConfig, vocab_size: int) -> Model:
             return Transformer(config, vocab_size)
         case RecurrentConfig():
             return Recurrent(config, vocab_size)
+        case DecoderConfig():
+            return DecoderOnly(config, vocab_size)
 
 
 def architecture_of(config: ModelConfig) -> str:

@@ -1,7 +1,12 @@
 """The shapes of models. The vocabulary's size is not here: it comes from the tokenizer."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+NORM_EPSILON = 1e-5  # torch's
 
 
 class Norm(Enum):
@@ -21,10 +26,12 @@ class Normalization(Enum):
 
 class Activation(Enum):
     """What stands between the two products of a feed-forward layer: max(0, x) (equation 2), GELU (Hendrycks and Gimpel
-    2016), or SiLU gated by a third product (SwiGLU, Shazeer 2020)."""
+    2016) exactly or by its approximation with tanh, which GPT-2 has, or SiLU gated by a third product (SwiGLU, Shazeer
+    2020)."""
 
     relu = "relu"
     gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
     swiglu = "swiglu"
 
 
@@ -70,9 +77,7 @@ class TransformerConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_ff", "num_heads", "encoder_layers", "decoder_layers", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        _check(self, ("d_model", "d_ff", "num_heads", "encoder_layers", "decoder_layers", "max_positions"))
         if self.d_k is None and self.d_model % self.num_heads:
             raise ValueError(f"d_model: {self.d_model} is not divisible by num_heads: {self.num_heads}; or set d_k")
         for name in ("d_k", "d_v"):
@@ -82,10 +87,12 @@ class TransformerConfig:
             raise ValueError(f"d_model: must be even for sinusoidal positions, not {self.d_model}")
         if self.positions is Positions.rotary and self.key_width % 2:
             raise ValueError(f"d_k: must be even for rotary positions, not {self.key_width}")
-        if self.key_value_heads is not None and (self.key_value_heads < 1 or self.num_heads % self.key_value_heads):
-            raise ValueError(f"key_value_heads: must divide num_heads ({self.num_heads}), not {self.key_value_heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout: must be in [0, 1), not {self.dropout}")
+        _check_heads(self)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return self.encoder_layers, self.decoder_layers
 
     @property
     def is_of_the_paper(self) -> bool:
@@ -98,8 +105,8 @@ class TransformerConfig:
         ) and self.positions is not Positions.rotary
 
     @property
-    def has_one_width(self) -> bool:
-        """Whether queries, keys and values are equally wide, as kernels on packed tokens need them."""
+    def has_packed_attention(self) -> bool:
+        """Whether kernels on packed tokens compute all of its attention on a GPU in 16 bits."""
         return self.key_width == self.value_width and self.shared_heads == self.num_heads
 
     @property
@@ -116,6 +123,18 @@ class TransformerConfig:
     def value_width(self) -> int:
         """d_v, whether it is given or not."""
         return self.d_v or self.key_width
+
+    @property
+    def norm_epsilon(self) -> float:
+        """What normalisations add to the variance."""
+        return NORM_EPSILON
+
+    def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
+        """Of the forward pass per (source token, target token), without attention's own products."""
+        layer, keys_and_values = _layer_multiply_adds(self)
+        query_and_output = self.d_model * self.num_heads * (self.key_width + self.value_width)
+        source = self.encoder_layers * layer + self.decoder_layers * keys_and_values
+        return source, self.decoder_layers * (layer + query_and_output) + vocab_size * self.d_model
 
 
 @dataclass(frozen=True)
@@ -135,15 +154,146 @@ class RecurrentConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        _check(self, ("d_model", "encoder_layers", "decoder_layers"))
         if self.d_model % 2:
             raise ValueError(f"d_model: must be even, for the two directions of the encoder, not {self.d_model}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout: must be in [0, 1), not {self.dropout}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return self.encoder_layers, self.decoder_layers
 
     @property
     def max_positions(self) -> None:
         """A recurrent model counts no positions: any length goes."""
         return None
+
+    @property
+    def has_packed_attention(self) -> bool:
+        """No kernel on packed tokens computes its attention."""
+        return False
+
+    def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
+        """Of the forward pass per (source token, target token), without attention's own products. An LSTM has four
+        gates, each a product with its input and one with its state."""
+        square = self.d_model**2
+        direction = 4 * (self.d_model // 2) * (self.d_model + self.d_model // 2)
+        source = self.encoder_layers * 2 * direction + square  # the keys
+        # A layer above the bottom one also reads the context.
+        bottom, above, output = 8 * square, 12 * square, 2 * square
+        return source, bottom + (self.decoder_layers - 1) * above + output + vocab_size * self.d_model
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model of `decoder_only.py`; the defaults are GPT-2's smallest (Radford et al. 2019, table 2).
+
+    Attributes:
+        key_value_heads: heads of keys and values, each shared by as many heads of queries; None: num_heads.
+        d_ff: with SwiGLU each of the two inner products is so wide.
+        dropout: of embeddings, of attention's weights, and of what each sublayer adds.
+        norm_epsilon: what normalisations add to the variance.
+        rotary_base: the angle of a head's pair i turns by rotary_base^(-2i / width) a position.
+        bias: whether products and normalisations have one.
+        max_positions: the context: tokens of the longest text.
+        tied: whether the embedding is the output projection too.
+
+    Raises:
+        ValueError: if the numbers do not make a model, naming the field.
+    """
+
+    layers: int = 12
+    d_model: int = 768
+    d_ff: int = 3072
+    num_heads: int = 12
+    key_value_heads: int | None = None
+    dropout: float = 0.1
+    norm: Norm = Norm.pre
+    normalization: Normalization = Normalization.layer
+    norm_epsilon: float = NORM_EPSILON
+    activation: Activation = Activation.gelu_tanh
+    positions: Positions = Positions.learned
+    rotary_base: float = 10000.0
+    max_positions: int = 1024
+    bias: bool = True
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self, ("layers", "d_model", "d_ff", "num_heads", "max_positions"))
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model: {self.d_model} is not divisible by num_heads: {self.num_heads}")
+        if self.positions is Positions.rotary and self.key_width % 2:
+            raise ValueError(f"d_model: must be even for each of num_heads with rotary positions, not {self.key_width}")
+        if self.positions is Positions.sinusoidal and self.d_model % 2:
+            raise ValueError(f"d_model: must be even for sinusoidal positions, not {self.d_model}")
+        _check_heads(self)
+        for name in ("norm_epsilon", "rotary_base"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return (self.layers,)
+
+    @property
+    def has_packed_attention(self) -> bool:
+        """Whether kernels on packed tokens compute its attention on a GPU in 16 bits; they drop no weights."""
+        return self.dropout == 0.0
+
+    @property
+    def shared_heads(self) -> int:
+        """key_value_heads, whether it is given or not."""
+        return self.key_value_heads or self.num_heads
+
+    @property
+    def key_width(self) -> int:
+        """Of a head's queries and keys."""
+        return self.d_model // self.num_heads
+
+    @property
+    def value_width(self) -> int:
+        """Of a head's values."""
+        return self.key_width
+
+    def multiply_adds(self, vocab_size: int, length: int = 0) -> tuple[int, int]:
+        """Of the forward pass per (source token, token); there is no source.
+
+        Args:
+            length: tokens of a text, for attention's own products, 2 * length * d_model a layer (Chowdhery et al. 2022,
+                appendix B: the masked half is counted). 0: they are left out.
+        """
+        layer = _layer_multiply_adds(self)[0] + 2 * length * self.d_model
+        return 0, self.layers * layer + vocab_size * self.d_model
+
+
+def _check(config: Any, counts: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a count below 1, or a dropout that is no probability.
+    """
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: must be at least 1, not {getattr(config, name)}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise ValueError(f"dropout: must be in [0, 1), not {config.dropout}")
+
+
+def _check_heads(config: "TransformerConfig | DecoderConfig") -> None:
+    """
+    Raises:
+        ValueError: heads of keys that can't be shared out among those of queries.
+    """
+    heads = config.key_value_heads
+    if heads is not None and (heads < 1 or config.num_heads % heads):
+        raise ValueError(f"key_value_heads: must divide num_heads ({config.num_heads}), not {heads}")
+
+
+def _layer_multiply_adds(config: "TransformerConfig | DecoderConfig") -> tuple[int, int]:
+    """Per token: of self-attention's projections and feed-forward, and of the keys and values among them."""
+    # Queries, keys, values and output: between the model's width and that of all heads together
+    widths = config.key_width + config.value_width
+    query_and_output = config.d_model * config.num_heads * widths
+    keys_and_values = config.d_model * config.shared_heads * widths
+    products = 3 if config.activation is Activation.swiglu else 2
+    return query_and_output + keys_and_values + products * config.d_model * config.d_ff, keys_and_values

@@ -5,50 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, Grid, KeyValueCache, SelfAttention
-from model.config import Activation, Norm, Normalization, TransformerConfig
+from model.attention import CrossAttention, Grid, KeyValueCache, Ragged, SelfAttention
+from model.config import Activation, DecoderConfig, Norm, Normalization, TransformerConfig
+from model.dropout import Dropout
 from model.kernels.linear import Linear
-
-
-class _AddDropped(torch.autograd.Function):
-    """x + dropout(change), from one random byte an element: torch's bernoulli_ takes 13 % of a training step on a CPU,
-    and a product with a mask of zeros and ones in x's own type is the quickest way to apply it."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor | None, change: Tensor, threshold: int) -> Tensor:
-        words = torch.empty((change.numel() + 7) // 8, dtype=torch.int64, device=change.device).random_(-(2**63), None)
-        random = words.view(torch.uint8)[: change.numel()].view(change.shape)
-        keep = torch.ge(random, threshold, out=torch.empty_like(change))
-        ctx.save_for_backward(keep)
-        ctx.scale = 256 / (256 - threshold)
-        if x is None:
-            return (change * keep).mul_(ctx.scale)
-        return torch.addcmul(x, change, keep, value=ctx.scale)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        (keep,) = ctx.saved_tensors
-        return grad if ctx.needs_input_grad[0] else None, (grad * keep).mul_(ctx.scale), None
-
-
-class Dropout(nn.Module):
-    """Zeroes elements with the given probability while training, and scales the others by 1 / (1 - p).
-
-    On a CPU the probability is rounded to a multiple of 1/256, and the scale follows the rounded one.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, change: Tensor, x: Tensor | None = None) -> Tensor:
-        """change with dropout, added to x if there is one: any shape -> the same."""
-        threshold = round(self.probability * 256)
-        if self.training and threshold and change.device.type == "cpu":
-            return _AddDropped.apply(x, change, threshold)
-        if self.training and threshold:
-            change = nn.functional.dropout(change, self.probability)
-        return change if x is None else x + change
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
@@ -58,10 +18,10 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
 
-def rotations(length: int, width: int) -> Tensor:
-    """The cosines, then the sines, of pos / 10000^(2i / width) (RoPE, section 3.2.2): (length, width)."""
+def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
+    """The cosines, then the sines, of pos / base^(2i / width) (RoPE, section 3.2.2): (length, width)."""
     position = torch.arange(length, dtype=torch.float64)[:, None]
-    angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(base) / width))
     return torch.cat((angle.cos(), angle.sin()), dim=1).float()
 
 
@@ -99,11 +59,11 @@ class RootMeanSquareNorm(nn.Module):
         return _RootMeanSquare.apply(x, self.weight, self.eps)
 
 
-def make_normalization(config: TransformerConfig) -> nn.Module:
+def make_normalization(config: TransformerConfig | DecoderConfig) -> nn.Module:
     """(N, d_model) -> (N, d_model)"""
     if config.normalization is Normalization.rms:
-        return RootMeanSquareNorm(config.d_model)
-    return nn.LayerNorm(config.d_model, bias=config.bias)
+        return RootMeanSquareNorm(config.d_model, config.norm_epsilon)
+    return nn.LayerNorm(config.d_model, config.norm_epsilon, bias=config.bias)
 
 
 class FeedForward(nn.Module):
@@ -125,6 +85,8 @@ class FeedForward(nn.Module):
                 return self.outer(inner.relu_())  # in place: nothing else reads what `inner` returned
             case Activation.gelu:
                 return self.outer(nn.functional.gelu(inner))
+            case Activation.gelu_tanh:
+                return self.outer(nn.functional.gelu(inner, approximate="tanh"))
             case Activation.swiglu:
                 gate, up = inner.chunk(2, dim=1)
                 return self.outer(nn.functional.silu(gate) * up)
@@ -134,7 +96,7 @@ class Residual(nn.Module):
     """The frame of a sublayer: LayerNorm(x + Dropout(sublayer(x))) (section 3.1, post-norm), or
     x + Dropout(sublayer(LayerNorm(x))) (pre-norm). Used as enter → the sublayer → leave."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig | DecoderConfig) -> None:
         super().__init__()
         self.norm = make_normalization(config)
         self.dropout = Dropout(config.dropout)
@@ -150,26 +112,38 @@ class Residual(nn.Module):
         return x if self.is_pre else self.norm(x)
 
 
-def heads_of(config: TransformerConfig) -> tuple[int, int, int, int, int, bool]:
+def heads_of(config: TransformerConfig | DecoderConfig) -> tuple[int, int, int, int, int, bool]:
     """What an attention is made of."""
     widths = config.key_width, config.value_width
     return config.d_model, config.num_heads, *widths, config.shared_heads, config.bias
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward (figure 1, left)."""
+class SelfAttentionLayer(nn.Module):
+    """Self-attention and feed-forward: the encoder's layer (figure 1, left), and with `causal` a language model's.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    Args:
+        dropout: of attention's weights, which the paper does not have.
+    """
+
+    def __init__(self, config: TransformerConfig | DecoderConfig, causal: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(*heads_of(config))
+        self.causal = causal
+        self.self_attention = SelfAttention(*heads_of(config), dropout=dropout)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation, config.bias)
         self.around_attention = Residual(config)
         self.around_feed_forward = Residual(config)
 
-    def forward(self, x: Tensor, source: Grid) -> Tensor:
-        """x: (N source tokens, d_model) -> the same."""
+    def forward(self, x: Tensor, grid: Grid, state: KeyValueCache | None = None) -> Tensor:
+        """x: (N, d_model) -> the same. The state, if there is one, takes the tokens up for `step`."""
         frame = self.around_attention
-        x = frame.leave(x, self.self_attention(frame.enter(x), source, causal=False))
+        x = frame.leave(x, self.self_attention(frame.enter(x), grid, self.causal, state))
+        frame = self.around_feed_forward
+        return frame.leave(x, self.feed_forward(frame.enter(x)))
+
+    def step(self, x: Tensor, state: KeyValueCache, rotation: Tensor | None, ragged: Ragged | None) -> Tensor:
+        """One more token of each hypothesis: x (R, d_model) -> the same; the rest as in `SelfAttention.step`."""
+        frame = self.around_attention
+        x = frame.leave(x, self.self_attention.step(frame.enter(x), state, rotation, ragged))
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))
 
@@ -198,7 +172,7 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x: Tensor,
-        cache: KeyValueCache,
+        state: KeyValueCache,
         keys: Tensor,
         values: Tensor,
         bias: Tensor | None,
@@ -206,7 +180,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """One more token of each hypothesis: x (R, d_model); the rest as in the attentions' own `step`."""
         frame = self.around_self_attention
-        x = frame.leave(x, self.self_attention.step(frame.enter(x), cache, rotation))
+        x = frame.leave(x, self.self_attention.step(frame.enter(x), state, rotation))
         frame = self.around_cross_attention
         x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys, values, bias))
         frame = self.around_feed_forward

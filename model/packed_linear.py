@@ -33,7 +33,7 @@ def pack_linears(model: Model) -> Model:
         the model; unchanged where it is packed already, and where this torch has no such operators for its device and
         type.
     """
-    weight = model.embedding.weight
+    weight = model.output_weight
     if model.packed_projection is not None or not _can_pack(weight):
         return model
     for parent in list(model.modules()):

@@ -75,6 +75,18 @@ class Layout:
         return rows.flatten(), places.flatten()
 
 
+def refuse_longer(layout: Layout, max_positions: int) -> None:
+    """
+    Raises:
+        ValueError: a sentence of more than max_positions tokens.
+    """
+    longest = layout.grid[1]
+    if longest > max_positions:  # the grid may have one more than the longest sentence
+        longest = int(layout.lengths.max())
+    if longest > max_positions:
+        raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {max_positions}")
+
+
 class _ToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:

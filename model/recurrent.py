@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from model.attention import attend, padding_bias
 from model.config import RecurrentConfig
-from model.layers import Dropout
+from model.dropout import Dropout
 from model.packing import Layout, from_grid, to_grid
 
 State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, R, d_model)
@@ -120,7 +120,7 @@ class Recurrent(nn.Module):
         Args:
             source: (N source tokens,) ids. target: (N target tokens,) ids, each sentence shifted right by one.
         Returns:
-            (N target tokens, d_model); times `embedding.weight` transposed it gives the logits.
+            (N target tokens, d_model); times `output_weight` transposed it gives the logits.
         """
         memory = self.encode(source, source_layout)
         grid = TimeGrid.of(target_layout)
@@ -172,11 +172,16 @@ class Recurrent(nn.Module):
         """tanh(W [h; context]), equation 5 of Luong et al. 2015: (N, 2 * d_model) -> (N, d_model)."""
         return self.dropout(torch.tanh(self.output(self.dropout(found))))
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the vocabulary, (V, d_model): the embedding."""
+        return self.embedding.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """What `forward` returned, (N, d_model), as logits (N, V)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return nn.functional.linear(hidden, self.output_weight)
 
     def start_decoding(self, source: Tensor, layout: Layout) -> "RecurrentDecoding":
         """Encodes packed source sentences and prepares to decode them, one hypothesis each."""

@@ -11,10 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.attention import Grid, KeyValueCache
+from model.attention import Grid
 from model.config import Norm, Positions, TransformerConfig
-from model.layers import DecoderLayer, Dropout, EncoderLayer, make_normalization, rotations, sinusoids
-from model.packing import Layout
+from model.dropout import Dropout
+from model.layers import DecoderLayer, SelfAttentionLayer, make_normalization, rotations, sinusoids
+from model.packing import Layout, refuse_longer
 
 
 class Transformer(nn.Module):
@@ -39,7 +40,7 @@ class Transformer(nn.Module):
         else:
             self.register_buffer("sinusoids", sinusoids(config.max_positions, d_model), persistent=False)
         self.dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.encoder = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         # Post-norm layers end in a normalisation of their own.
         is_pre = config.norm is Norm.pre
@@ -53,7 +54,7 @@ class Transformer(nn.Module):
         Args:
             source: (N source tokens,) ids. target: (N target tokens,) ids, each sentence shifted right by one.
         Returns:
-            (N target tokens, d_model); times `embedding.weight` transposed it gives the logits.
+            (N target tokens, d_model); times `output_weight` transposed it gives the logits.
         """
         source_grid = self.grid(source_layout)
         target_grid = self.grid(target_layout)
@@ -92,19 +93,20 @@ class Transformer(nn.Module):
         Raises:
             ValueError: a sentence of more than max_positions tokens.
         """
-        longest = layout.grid[1]
-        if longest > self.config.max_positions:  # the grid may have one more than the longest sentence
-            longest = int(layout.lengths.max())
-        if longest > self.config.max_positions:
-            raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {self.config.max_positions}")
+        refuse_longer(layout, self.config.max_positions)
         rotation = self.rotation(layout.positions)
         return Grid(layout, self.config.num_heads, self.embedding.weight.dtype, rotation)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the vocabulary, (V, d_model): the embedding."""
+        return self.embedding.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `forward` returned, (N, d_model), as logits (N, V)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return nn.functional.linear(hidden, self.output_weight)
 
     def start_decoding(self, source: Tensor, layout: Layout) -> "TransformerDecoding":
         """Encodes packed source sentences and prepares to decode them, one hypothesis each."""
@@ -121,7 +123,7 @@ class TransformerDecoding:
         self.bias = grid.padding_bias
         self.layers = cast(Sequence[DecoderLayer], model.decoder)
         self.memories = [layer.cross_attention.keys_and_values(memory, grid) for layer in self.layers]
-        self.caches = [KeyValueCache() for _ in self.layers]
+        self.states = [layer.self_attention.start() for layer in self.layers]
         self.position = 0
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -129,15 +131,15 @@ class TransformerDecoding:
         positions = torch.full_like(tokens, self.position)
         x = self.model.embed(tokens, positions)
         rotation = self.model.rotation(positions[:1])
-        for layer, cache, memory in zip(self.layers, self.caches, self.memories, strict=True):
-            x = layer.step(x, cache, *memory, self.bias, rotation)
+        for layer, state, memory in zip(self.layers, self.states, self.memories, strict=True):
+            x = layer.step(x, state, *memory, self.bias, rotation)
         self.position += 1
         return self.model.logits(self.model.decoder_norm(x))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
         """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
-        for cache in self.caches:
-            cache.reorder(rows)
+        for state in self.states:
+            state.reorder(rows)
         if sentences is not None:
             self.memories = [
                 (keys.index_select(0, sentences), values.index_select(0, sentences)) for keys, values in self.memories

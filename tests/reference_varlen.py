@@ -14,6 +14,7 @@ def reference_varlen(
     max_key: int,
     *,
     window_size: tuple[int, int],
+    enable_gqa: bool = False,
 ) -> Tensor:
     """As its documentation has it, sentence by sentence."""
     assert query_ends.dtype is key_ends.dtype is torch.int32
@@ -22,6 +23,7 @@ def reference_varlen(
     for q0, q1, k0, k1 in zip(query_ends[:-1], query_ends[1:], key_ends[:-1], key_ends[1:], strict=True):
         q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
         assert window_size in ((-1, -1), (-1, 0))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=window_size == (-1, 0))
+        causal = window_size == (-1, 0)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=enable_gqa)
         parts.append(out.transpose(0, 1))
     return torch.cat(parts)

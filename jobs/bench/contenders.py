@@ -70,6 +70,7 @@ def task_of(config: Config, prepared: Prepared) -> Task:
         batch=config.batch,
         optimizer=config.optimizer,
         schedule=config.schedule,
+        total_steps=config.train.max_steps,
         precision=config.precision,
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,

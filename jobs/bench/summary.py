@@ -15,6 +15,7 @@ from jobs.runs.summary import print_next
 from jobs.runs.workspace import output_dir
 from jobs.terminal.console import clock, console, quantity, table
 from pipeline.processor import processor_flags, processor_name
+from pipeline.run_folder import MODEL_FOLDER
 from pipeline.tracking.uploader import MlflowTracker
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that products go by
@@ -60,8 +61,8 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
     console.print(
         f"\nFigures  {folder / 'bench.json'}\nPicture  {folder / 'bench.png'}\nTook     {clock(result['seconds'])}"
     )
-    if (folder / "model").exists():
-        print_next("transloom ui", f"transloom bench {folder / 'model'} part=decode  # the same weights again")
+    if (folder / MODEL_FOLDER).exists():
+        print_next("transloom ui", f"transloom bench {folder / MODEL_FOLDER} part=decode  # the same weights again")
     else:
         print_next("transloom ui")
 

@@ -5,25 +5,23 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.runs.model import find_model, run_of
 from jobs.runs.summary import print_next
 from jobs.runs.workspace import Run, only_owner, output_dir
 from jobs.terminal.console import console
 from pipeline.errors import UserError
 from pipeline.files import hash_of
-from pipeline.tracking.spool import DRIVER_SPOOL
+from pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import sync_run
-
-USAGE = 'usage: transloom attend <run or model folder> "A sentence." ["Its translation."] [log=true] [decode=beam4 …]'
 
 
 def main(argv: list[str]) -> int:
     words, own, settings = sort_words(argv, ["log"])
     config = configuration("attend", settings)
     if len(words) not in (2, 3):
-        raise UserError(USAGE)
+        raise UserError(usage("attend"))
     log = own.get("log", "false")
     if log not in ("true", "false"):
         raise UserError(f"log={log}: with true the pictures go to the run's page in MLflow, too; with false not")
@@ -47,7 +45,7 @@ def main(argv: list[str]) -> int:
 
     translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     maps = attention_maps(translator, sentence, config.decode, translation)
-    root = run.folder / "figures" if run else Path.cwd()
+    root = run.folder / FIGURES_FOLDER if run else Path.cwd()
     pictures = draw_attention(maps, root / "attention" / _folder_name(sentence, maps.translation))
     console.print(f"source       {sentence}\ntranslation  {maps.translation}\n")
     for picture in pictures:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.summary import machine, print_bench, report_bench
-from jobs.cli import ARGUMENTS, configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.config.compose import recorded
 from jobs.config.schema import Config
 from jobs.runs.model import find_model
-from jobs.runs.workspace import PREPARED_FILE, output_dir, stage_folder
+from jobs.runs.workspace import output_dir, stage_folder
 from jobs.terminal.console import StatusLine, clock
 from jobs.training.precision import warn_of_slow_precision, with_precision
 from pipeline.bench.config import BenchConfig, Part
@@ -27,8 +27,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
+from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
 
-USAGE = f"usage: transloom bench {ARGUMENTS['bench']}[key=value …]"
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
     if len(folders) > 1:
-        raise UserError(USAGE)
+        raise UserError(usage("bench"))
     if config.cluster.address:
         raise UserError("cluster.address: the bench measures this machine, with contenders of its own; leave it out")
     if bench.part is Part.decode and not folders:
@@ -87,7 +87,7 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
     from jobs.training.prepare import found_prepared, prepare_stage
 
     corpus = _corpus_of(given)
-    model = read_json(given / "config.json") if given else {}
+    model = read_json(given / MODEL_CONFIG) if given else {}
     tokenize = tokenizer_for(model.get("target_language", config.corpus.target_language), config.evaluate)
     load_tokenizer(tokenize)  # refused now, not after the training
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
 def _name_of(model: Path) -> str:
     """What people call a model: the run or bench in whose folder it is `model`, else by its own folder."""
     folder = model.resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
+    return folder.parent.name if folder.name == MODEL_FOLDER else folder.name
 
 
 def _corpus_of(model: Path | None) -> Path | None:
@@ -141,9 +141,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
     about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
     about |= {"run": folder.name, "steps": [bench.steps_in_all]}
     weights = folder / WEIGHTS_FILE
-    save_model(folder / "model", config.model, load_file(weights), prepared.tokenizer.folder, about)
+    save_model(folder / MODEL_FOLDER, config.model, load_file(weights), prepared.tokenizer.folder, about)
     weights.unlink()
-    return folder / "model"
+    return folder / MODEL_FOLDER
 
 
 def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from pipeline.errors import UserError
 from pipeline.progress import MapTasks
+from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
 
 if TYPE_CHECKING:
     from jobs.compare.systems import Gathered
     from jobs.config.schema import Config
 
-USAGE = "usage: transloom compare <run or file> <run or file> … [references=<file>] [query='<filter of MLflow>']"
 OWN = ("references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
 MAX_PROCESSES = 8
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     started_at = time.monotonic()
     words, own, settings = sort_words(argv, OWN)
     if not words and "query" not in own:
-        raise UserError(USAGE)
+        raise UserError(usage("compare"))
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
-        raise UserError(f"there is only {words[0]} to compare; name two at least. {USAGE}")
+        raise UserError(f"there is only {words[0]} to compare; name two at least. {usage('compare')}")
     files = own.get("references"), own.get("source"), own.get("train")
     gathered = gather(words, root, *files, own.get("target_language"), config.evaluate.tokenize)
     if comet:
@@ -88,20 +88,20 @@ def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
     from jobs.terminal.console import console
     from pipeline.files import read_json
     from pipeline.tracking.mlflow_store import find_runs
-    from pipeline.tracking.uploader import RUN_RECORD, local_store, tracking_uri
+    from pipeline.tracking.uploader import local_store, tracking_uri
 
     uri = tracking_uri(config.tracking, root)
     if uri == local_store(root) and not (root / "mlflow.db").exists():
         raise UserError(f"query: there is no MLflow store in {root}; name the runs, or give tracking.uri=")
-    here = {read_json(path)["run_id"]: path.parent.name for path in root.glob(f"runs/*/{RUN_RECORD}")}
+    here = {read_json(path)["run_id"]: path.parent.name for path in root.glob(f"{RUNS_FOLDER}/*/{RUN_RECORD}")}
     found = find_runs(uri, config.tracking.experiment, criteria)
     # Races, benches and comparisons are runs of MLflow's, too.
     missing = [name for run_id, name in found if run_id not in here]
     if missing:
-        console.print(f"Left out, for they are not in {root / 'runs'}: {', '.join(missing)}")
+        console.print(f"Left out, for they are not in {root / RUNS_FOLDER}: {', '.join(missing)}")
     names = [here[run_id] for run_id, _ in found if run_id in here]
     if not names:
-        raise UserError(f"query={criteria}: finds no run that is in {root / 'runs'}")
+        raise UserError(f"query={criteria}: finds no run that is in {root / RUNS_FOLDER}")
     return names
 
 

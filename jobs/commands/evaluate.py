@@ -12,6 +12,7 @@ from jobs.runs.workspace import has_run, only_owner, run_for
 from jobs.training.evaluate import evaluate_stage
 from jobs.training.prepare import found_prepared
 from pipeline.errors import UserError
+from pipeline.run_folder import MODEL_FOLDER
 
 
 def main(argv: list[str]) -> int:
@@ -30,5 +31,5 @@ def main(argv: list[str]) -> int:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
-    print_next(f"transloom translate {shlex.quote(str(run.folder / 'model'))} < your_text", "transloom ui")
+    print_next(f"transloom translate {shlex.quote(str(run.folder / MODEL_FOLDER))} < your_text", "transloom ui")
     return 0

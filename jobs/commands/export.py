@@ -4,16 +4,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.runs.model import find_model
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 
-USAGE = (
-    "usage: transloom export <run or model folder> <output folder> format=ctranslate2 [quantization=int8]\n"
-    "       transloom export <run or model folder> <output folder> format=huggingface"
-)
 Choice = TypeVar("Choice", bound=Enum)
 
 
@@ -23,7 +19,7 @@ def main(argv: list[str]) -> int:
     words, own, settings = sort_words(argv, ("format", "quantization"))
     config = configuration("export", settings)
     if len(words) != 2 or "format" not in own:
-        raise UserError(USAGE)
+        raise UserError(usage("export"))
     folder = Path(words[1])
     to = _choice("format", own["format"], Format)
     quantization = _choice("quantization", own.get("quantization", "float32"), Quantization)

@@ -1,14 +1,19 @@
 """Jobs: list what was submitted to a cluster, and how far it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from jobs.cli import sort_words
 from jobs.remote.clusters import choose_cluster
 from pipeline.errors import UserError
+from pipeline.untrusted import parse_yaml
+
+if TYPE_CHECKING:
+    from pipeline.tasks.build import TaskName
 
 SHOWN = 20
-COLUMNS = ("job", "state", "kind", "stage", "step", "BLEU", "workers", "submitted", "MLflow")
+COLUMNS = ("job", "state", "kind", "stage", "step", "score", "workers", "submitted", "MLflow")
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +26,7 @@ def main(argv: list[str]) -> int:
     from jobs.remote.follow import progress_of
     from jobs.runs.summary import print_next
     from jobs.terminal.console import console, table
+    from pipeline.tasks.build import selecting_metric
 
     client = Client(cluster)
     jobs = client.ours()
@@ -31,8 +37,8 @@ def main(argv: list[str]) -> int:
     rows = []
     for job in jobs[:SHOWN]:
         assert job.submission_id is not None
-        progress = progress_of(client.get_job_logs(job.submission_id))
         about = job.metadata or {}
+        progress = progress_of(client.get_job_logs(job.submission_id), selecting_metric(task_of(about)))
         started = datetime.fromtimestamp((job.start_time or 0) / 1000).strftime("%b %d %H:%M")
         rows.append(
             [
@@ -41,7 +47,7 @@ def main(argv: list[str]) -> int:
                 about.get("transloom_job", ""),
                 progress.stage,
                 progress.step,
-                progress.bleu,
+                progress.score,
                 about.get("transloom_workers", ""),
                 started,
                 progress.mlflow,
@@ -53,6 +59,16 @@ def main(argv: list[str]) -> int:
     newest = jobs[0].submission_id
     print_next(f"transloom logs {newest} -f to={cluster.name}")
     return 0
+
+
+def task_of(metadata: Mapping[str, str]) -> "TaskName":
+    """The task of a job that was submitted, by its settings; those of before the setting `task` were translations."""
+    from pipeline.tasks.build import TaskName
+
+    try:
+        return TaskName(parse_yaml(metadata["transloom_config"], "the settings of a job")["task"])
+    except (UserError, LookupError, TypeError, ValueError):
+        return TaskName.translation
 
 
 def known_columns(rows: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:

@@ -27,10 +27,12 @@ from pipeline.errors import UserError
 from pipeline.figures.race import Course, draw_race
 from pipeline.files import hash_of, read_json, write_json
 from pipeline.processor import processor_name
+from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
 RESULT_FILE, PICTURE_FILE = "race.json", "race.png"
-SHARED_SECTIONS = ("corpus", "clean", "tokenizer", "precision", "evaluate", "cluster", "tracking")
+SHARED_SECTIONS = ("task", "corpus", "clean", "tokenizer", "precision", "evaluate", "cluster", "tracking")
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done
-    print_race(result, folder)
+    print_race(result, folder, selecting_metric(config.task))
     print_next("transloom ui", *(f"transloom translate {one['run']} < your_text" for one in result["runs"].values()))
     return 0
 
@@ -119,6 +121,7 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
     for name, run in runs.items():
         console.print(f"{name}: {config.train.max_minutes:g} minutes of training", style="bold")
         finished[name] = run, finish_run(run, prepared)[0]
+    metric = selecting_metric(config.task)
     vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
     console.print("measuring speed by sentence length …")
     precision = next(iter(runs.values())).config.precision
@@ -133,13 +136,13 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
         "workers": config.cluster.num_workers,
         "precision": precision.dtype.value,
         "lengths": config.race.lengths,
-        "runs": {name: _outcome(run, found, vocab_size) for name, (run, found) in finished.items()},
+        "runs": {name: _outcome(run, found, vocab_size, metric) for name, (run, found) in finished.items()},
     }
     for name, one in result["runs"].items():
         one["speed_by_length"] = dict(zip(map(str, config.race.lengths), speeds[name], strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT_FILE, result)
-    _draw(result, folder / PICTURE_FILE)
+    _draw(result, folder / PICTURE_FILE, metric)
     for run, _ in finished.values():
         with only_owner(run), open_tracker(run, prepared) as tracker:
             tracker.log_figure(folder / PICTURE_FILE)
@@ -185,7 +188,7 @@ def _measure_speeds(config: Config, models: Mapping[str, ModelConfig], vocab_siz
     )
 
 
-def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int, metric: Metric) -> dict[str, Any]:
     """What is told of one contender: JSON values."""
     training, model = run.training, run.config.model
     assert training is not None
@@ -201,15 +204,15 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int) -> dict[str, 
         "source_tokens_per_second": counts["source"] / seconds,
         "target_tokens_per_second": counts["target"] / seconds,
         "flops": training_flops(model, vocab_size, counts["source"], counts["target"]),
-        "bleu": {split: result[split]["bleu"] for split in ("test", "validation")},
-        "search": result["search"],
+        metric.name: {split: result[split][metric.name] for split in ("test", "validation")},
+        "search": result.get("search"),
         "steps_averaged": result["steps_averaged"],
-        "curve": _curve(run, vocab_size),
+        "curve": _curve(run, vocab_size, metric),
     }
 
 
-def _curve(run: Run, vocab_size: int) -> list[dict[str, float]]:
-    """Seconds of training, floating-point operations and BLEU at each validation."""
+def _curve(run: Run, vocab_size: int, metric: Metric) -> list[dict[str, float]]:
+    """Seconds of training, floating-point operations and score at each validation."""
     training = run.training
     assert training is not None
     course = validation_course(read_points(run.folder), training["validations"])
@@ -220,27 +223,27 @@ def _curve(run: Run, vocab_size: int) -> list[dict[str, float]]:
             "flops": training_flops(
                 run.config.model, vocab_size, round(one["source_tokens"]), round(one["target_tokens"])
             ),
-            "bleu": one["bleu"],
+            metric.name: one[metric.name],
         }
         for one in course
     ]
 
 
-def _draw(result: Mapping[str, Any], path: Path) -> None:
+def _draw(result: Mapping[str, Any], path: Path, metric: Metric) -> None:
     courses = {
         name: Course(
             seconds=[point["seconds"] for point in one["curve"]],
             flops=[point["flops"] for point in one["curve"]],
-            bleu=[point["bleu"] for point in one["curve"]],
+            scores=[point[metric.name] for point in one["curve"]],
             speed={int(length): speed for length, speed in one["speed_by_length"].items()},
         )
         for name, one in result["runs"].items()
     }
     title = f"{result['corpus']}, {result['max_minutes']:g} minutes of training each, {result['precision']}"
-    draw_race(courses, path, title)
+    draw_race(courses, path, title, metric)
 
 
-def print_race(result: Mapping[str, Any], folder: Path) -> None:
+def print_race(result: Mapping[str, Any], folder: Path, metric: Metric) -> None:
     """A row for each contender, its speeds by sentence length, and where everything lies."""
     runs: Mapping[str, Mapping[str, Any]] = result["runs"]
     rows = [
@@ -252,17 +255,18 @@ def print_race(result: Mapping[str, Any], folder: Path) -> None:
             f"{one['source_tokens_per_second']:,.0f}",
             f"{one['target_tokens_per_second']:,.0f}",
             quantity(one["flops"]) + "FLOP",
-            f"{one['bleu']['validation']['value']:.2f}",
-            f"{one['bleu']['test']['value']:.2f}",
+            metric.shown(one[metric.name]["validation"]["value"]),
+            metric.shown(one[metric.name]["test"]["value"]),
         ]
         for name, one in runs.items()
     ]
     columns = ["", "parameters", "steps", "training", "source tok/s", "target tok/s", "cost"]
-    columns += ["validation BLEU", "test BLEU"]
+    columns += [f"validation {metric.title}", f"test {metric.title}"]
     title = f"\n{result['corpus']}, {result['max_minutes']:g} minutes each"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
-    for signature, search in sorted({(one["bleu"]["test"]["signature"], one.get("search")) for one in runs.values()}):
-        console.print(f"BLEU of the averaged models: {signature}{f'; {search}' if search else ''}")
+    ways = {(one[metric.name]["test"]["signature"], one.get("search") or "") for one in runs.values()}
+    for way in ("; ".join(filter(None, one)) for one in sorted(ways)):
+        console.print(f"{metric.title} of the averaged models{way and f': {way}'}")
     lengths = [str(length) for length in result["lengths"]]
     rows = [[name, *(f"{one['speed_by_length'][length]:,.0f}" for length in lengths)] for name, one in runs.items()]
     title = "\nTarget tokens/s of one worker in training, by sentence length (tokens)"

@@ -2,15 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from jobs.cli import JOBS, configuration, sort_words
+from jobs.cli import configuration, sort_words
+from jobs.command_table import COMMANDS
 from jobs.remote.clusters import choose_cluster
-from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from jobs.remote.submission import for_cluster, submit, with_cluster_settings
+from pipeline.errors import UserError
 
 SUBMITTABLE = ("run", "prepare", "train", "evaluate", "sweep")
 
@@ -55,7 +52,7 @@ def _print_manifests(argv: Sequence[str]) -> int:
 
 
 def _job_of(words: Sequence[str]) -> str:
-    if len(words) == 1 and words[0] in JOBS and words[0] not in SUBMITTABLE:
+    if len(words) == 1 and words[0] in COMMANDS and words[0] not in SUBMITTABLE:
         raise UserError(f"submit: {words[0]} can't be submitted; these can: {', '.join(SUBMITTABLE)}")
     if len(words) != 1 or words[0] not in SUBMITTABLE:
         raise UserError(f"submit: name one job, {', '.join(SUBMITTABLE)}; then its settings: transloom submit run")

@@ -9,14 +9,14 @@ from jobs.cli import configuration, sort_words
 from jobs.config.compose import read_config
 from jobs.config.schema import Config
 from jobs.runs.report import was_used_here
-from jobs.runs.workspace import CONFIG_FILE, bring_from, locked, output_dir, user_of
+from jobs.runs.workspace import bring_from, locked, output_dir, user_of
 from jobs.terminal.console import console
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_RECORD, RUNS_FOLDER, SWEEPS_FOLDER
 from pipeline.secrets import redacted
 from pipeline.tracking.spool import driver_records, last_status
 from pipeline.tracking.uploader import (
-    RUN_RECORD,
     TrackingConfig,
     add_parent,
     is_uploaded,
@@ -89,7 +89,7 @@ def sync_folder(folder: Path, uri: str | None, is_named: bool, away: dict[str, s
 
 def _fetch(folder: Path, config: Config) -> bool:
     """Brings what another machine has added to a run in a storage; whether that is where the run goes on."""
-    if config.storage is None or folder.parent.name != "runs":
+    if config.storage is None or folder.parent.name != RUNS_FOLDER:
         return False
     before = _newest_step(folder)
     bring_from(config.storage, folder)
@@ -97,7 +97,7 @@ def _fetch(folder: Path, config: Config) -> bool:
 
 
 def _newest_step(folder: Path) -> str:
-    return max((path.name for path in (folder / "checkpoints").glob("step_*")), default="")
+    return max((path.name for path in (folder / CHECKPOINTS_FOLDER).glob("step_*")), default="")
 
 
 def _refuse_away(store: str, folder: Path, away: dict[str, str]) -> None:
@@ -117,7 +117,8 @@ def _refuse_away(store: str, folder: Path, away: dict[str, str]) -> None:
 
 def _all(root: Path) -> list[Path]:
     """Sweeps first: their trials are tied to them by the id that they get."""
-    return [record.parent for kind in ("sweeps", "runs") for record in sorted(root.glob(f"{kind}/*/{RUN_RECORD}"))]
+    kinds = (SWEEPS_FOLDER, RUNS_FOLDER)
+    return [record.parent for kind in kinds for record in sorted(root.glob(f"{kind}/*/{RUN_RECORD}"))]
 
 
 def _named(name: str, root: Path) -> Sequence[Path]:
@@ -126,10 +127,10 @@ def _named(name: str, root: Path) -> Sequence[Path]:
     Raises:
         UserError: there is no such run.
     """
-    if (root / "sweeps" / name / RUN_RECORD).exists():
-        trials = [one for one in _all(root) if one.parent.name == "runs" and _sweep_of(one) == name]
-        return [root / "sweeps" / name, *trials]
-    for folder in (root / "runs" / name, Path(name).absolute()):
+    if (root / SWEEPS_FOLDER / name / RUN_RECORD).exists():
+        trials = [one for one in _all(root) if one.parent.name == RUNS_FOLDER and _sweep_of(one) == name]
+        return [root / SWEEPS_FOLDER / name, *trials]
+    for folder in (root / RUNS_FOLDER / name, Path(name).absolute()):
         if (folder / RUN_RECORD).exists():
             return [folder]
     known = ", ".join(one.name for one in _all(root)[:5]) or "none"
@@ -146,5 +147,5 @@ def _sweep_of(folder: Path) -> str | None:
 def _parent_id(folder: Path) -> str | None:
     """The MLflow id of the sweep that a run is a trial of; None where it is none, or the sweep has no id yet."""
     sweep = _sweep_of(folder)
-    record = folder.parent.parent / "sweeps" / (sweep or "") / RUN_RECORD
+    record = folder.parent.parent / SWEEPS_FOLDER / (sweep or "") / RUN_RECORD
     return read_json(record)["run_id"] if sweep and record.exists() else None

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from jobs.cli import configuration, sort_words
+from jobs.cli import configuration, sort_words, usage
 from jobs.runs.model import find_model
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable_word
@@ -11,7 +11,6 @@ from pipeline.data.lines import BOM, existing_file, read_lines
 from pipeline.errors import UserError
 from pipeline.processor import bf16_instructions
 
-USAGE = "usage: transloom translate <model folder or run> [file] [decode=beam4 …] < text > translations"
 LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last
 
 
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> int:
     words, _, settings = sort_words(argv)
     config = configuration("translate", settings)
     if len(words) not in (1, 2):
-        raise UserError(USAGE)
+        raise UserError(usage("translate"))
     folder = find_model(words[0], output_dir(config))
 
     import torch

@@ -2,18 +2,23 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.cli import configuration
+from jobs.config.schema import Config
 from jobs.runs.report import end_dead_runs
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
 from pipeline.secrets import redacted
+from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.relocate import ARTIFACTS, settle_store
-from pipeline.tracking.uploader import RUN_RECORD, local_store, recorded_uri, run_url, tracking_uri, ui_command
-from pipeline.tracking.view import runs_url
+from pipeline.tracking.uploader import local_store, recorded_uri, run_url, tracking_uri, ui_command
+from pipeline.tracking.view import KEY, runs_url, view_key
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)
@@ -36,16 +41,24 @@ def main(argv: list[str]) -> int:
     print(f"MLflow on {server} in a few seconds; Ctrl-C ends it.", flush=True)
     if newest := _newest_run(output_dir, uri):
         experiment_id = newest["experiment_id"]
-        runs = runs_url(server, experiment_id, is_arranged=newest.get("is_arranged", False))
+        runs = runs_url(server, experiment_id, *_arrangement(newest, config))
         print(f"The runs, best first: {runs}", flush=True)
         told = f"The newest run, {newest['run_name']}: {run_url(server, experiment_id, newest['run_id'])}"
         print(printable(told), flush=True)
     os.execvpe(command[0], command, os.environ | environment)
 
 
+def _arrangement(record: Mapping[str, Any], config: Config) -> tuple[Metric, str | None]:
+    """The metric that a run is chosen by, and the key of the arrangement of MLflow's list by it."""
+    if "selects" in record:
+        metric = Metric(**record["selects"])
+        return metric, view_key(metric)
+    return selecting_metric(config.task), KEY if record.get("is_arranged") else None  # of a run of before
+
+
 def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:
     """The record of the run that reported to this store last."""
-    records = sorted(output_dir.glob(f"runs/*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    records = sorted((output_dir / RUNS_FOLDER).glob(f"*/{RUN_RECORD}"), key=lambda path: -path.stat().st_mtime)
     for path in records:
         record = read_json(path)
         if record.get("run_id") and recorded_uri(path.parent, record) == redacted(uri):

@@ -16,7 +16,8 @@ from pipeline.compare.report import Picture, Table, write_report
 from pipeline.compare.sentences import most_different
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
-from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker
+from pipeline.run_folder import RUN_RECORD
+from pipeline.tracking.uploader import MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
 SENTENCES_SHOWN = 50

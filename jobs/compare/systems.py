@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.config.compose import read_config, to_dict
 from jobs.runs.model import model_is_current, steps_of_model, training_of, whole_records
-from jobs.runs.workspace import CONFIG_FILE, Run, find_run, stage_folder
-from jobs.training.evaluate import RESULT_FILE, evaluation_folder
+from jobs.runs.workspace import Run, find_run, stage_folder
+from jobs.training.evaluate import evaluation_folder
 from model.flops import count_parameters, training_flops
 from pipeline.compare.comparison import RunFacts, System
 from pipeline.compare.course import Moment, training_course, validation_course
@@ -24,9 +24,9 @@ from pipeline.evaluate.tokenizers import (
     tokenizer_of,
 )
 from pipeline.files import MANIFEST, hash_of, read_json
+from pipeline.run_folder import CONFIG_FILE, EVALUATION_FOLDER, RESULT_FILE, RUN_RECORD, RUNS_FOLDER
 from pipeline.tracking.spool import read_points
 from pipeline.tracking.tracker import flatten
-from pipeline.tracking.uploader import RUN_RECORD
 
 # Settings that say nothing of the model: where it lies, who is told.
 NOT_COMPARED = ("name", "output_dir", "resume", "tracking.", "race.", "cluster.address")
@@ -175,7 +175,7 @@ def _find_whole(word: str, root: Path) -> "_Evaluated | Path":
     path = Path(word)
     if (path / RESULT_FILE).exists() and (path.absolute().parents[1] / CONFIG_FILE).exists():
         return _evaluated(path.absolute().parents[1], path.absolute(), root)
-    is_run = any((folder / CONFIG_FILE).exists() for folder in (root / "runs" / word, path))
+    is_run = any((folder / CONFIG_FILE).exists() for folder in (root / RUNS_FOLDER / word, path))
     if not is_run and (path.is_file() or Path(f"{word}.gz").is_file()):
         return existing_file(path)
     try:
@@ -187,14 +187,14 @@ def _find_whole(word: str, root: Path) -> "_Evaluated | Path":
 
 def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
     run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-    called = run.name if folder.parent == root / "runs" else str(folder)
+    called = run.name if folder.parent == root / RUNS_FOLDER else str(folder)
     if evaluation is None:
         steps_of_model(run)  # says so where there is nothing to evaluate yet
         evaluation = evaluation_folder(run)
         if evaluation and not model_is_current(run):
             raise UserError(
                 f"the run {run.name} has trained on since its model was made: transloom evaluate resume={called}. To "
-                f"compare an earlier evaluation, name its folder, in {run.folder / 'evaluation'}"
+                f"compare an earlier evaluation, name its folder, in {run.folder / EVALUATION_FOLDER}"
             )
     if evaluation is None or not (evaluation / RESULT_FILE).exists():
         raise UserError(

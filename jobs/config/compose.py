@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from jobs.config.groups import CONF_DIR, groups
 from jobs.config.messages import explain, nearest, quoting, unknown
-from jobs.config.schema import Config, refuse_idle_workers
+from jobs.config.schema import Config, refuse_contradictions
 from model.build import ARCHITECTURES, architecture_of
 from pipeline.data.corpus import SPLITS, CorpusKind, SplitConfig
 from pipeline.errors import UserError
@@ -46,7 +46,7 @@ def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_cha
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
     config = from_dict(_compose(overrides, own_words))
-    return config if are_changes or config.resume else refuse_idle_workers(config)
+    return config if are_changes or config.resume else refuse_contradictions(config)
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:

@@ -17,8 +17,8 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.tasks.build import TaskName
 from pipeline.tracking.uploader import TrackingConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
-from pipeline.train.loop import TrainConfig
-from pipeline.train.schedule import ScheduleConfig
+from pipeline.train.schedule import ScheduleConfig, check_total
+from pipeline.train.session import TrainConfig
 
 if TYPE_CHECKING:
     from model.build import ModelConfig
@@ -39,8 +39,8 @@ class ClusterConfig:
             these. None: always num_workers.
         max_failures: how often workers may die, hang or not start before the training gives up.
         hang_minutes: after which a worker that comes to no other micro-batch, or ten times as long to no end of a
-            validation or a checkpoint, is taken for hung; the workers are ended and started again. So are those whose
-            processes do not come up in that time, three minutes at least. 0: never.
+            validation or a checkpoint, is taken for hung; the workers are ended and started again. So are those
+            whose processes do not come up in that time, three minutes at least. 0: never.
     """
 
     address: str | None = None
@@ -138,11 +138,11 @@ class Config:
             raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
 
 
-def refuse_idle_workers(config: Config) -> Config:
+def refuse_contradictions(config: Config) -> Config:
     """The configuration itself.
 
     Raises:
-        UserError: some of its workers would never have a micro-batch.
+        UserError: some of its workers would never have a micro-batch; the schedule does not fit into the training.
     """
     workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
     if workers > micro_batches:
@@ -150,4 +150,8 @@ def refuse_idle_workers(config: Config) -> Config:
             f"cluster.num_workers: {workers} workers can't share a step of {micro_batches} micro-batches; raise "
             "batch.tokens or lower batch.micro_tokens"
         )
+    try:
+        check_total(config.schedule, config.train.max_steps)
+    except ValueError as error:
+        raise UserError(f"schedule.{error}") from error
     return config

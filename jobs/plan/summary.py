@@ -202,7 +202,7 @@ def _print_paper(plan: Mapping[str, Any]) -> None:
         for one in plan["hardware"]
     ]
     columns = ["", "steps", "step", "time", "device-hours", "FLOP"]
-    title = f"\nBeside the paper's own cost: {paper['name']}, BLEU {paper['bleu']}"
+    title = f"\nBeside the paper's own cost: {paper['name']}, {paper['score']}"
     console.print(table(title, columns, rows, right=(1, 2, 3, 4, 5)))
     console.print(
         f"The paper's FLOP are what its GPUs could have done in the time (9.5 TFLOP/s each); counted as here, its "

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
+from pipeline.evaluate.tokenizers import DEFAULT, SCORING_LIBRARY, load_tokenizer
 
-LIBRARIES = ("deepspeed", "mlflow", "numpy", "ray", "safetensors", "sacrebleu", "sentencepiece", "torch")
+LIBRARIES = ("deepspeed", "mlflow", "numpy", "ray", "safetensors", SCORING_LIBRARY, "sentencepiece", "torch")
 
 
 def versions() -> dict[str, str | None]:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str | None]:
 
 def examine_node(marker: str, tokenize: str = DEFAULT) -> dict[str, Any]:
     """What a node says of itself: its versions, and what is wrong with the folder of the file `marker`, whose content
-    is its name, and with BLEU's tokenizer (None: nothing)."""
+    is its name, and with the scores' tokenizer (None: nothing)."""
     path = Path(marker)
     trouble = None
     try:

@@ -52,7 +52,7 @@ def refuse_missing_tokenizer(config: Config) -> None:
     """Before the hours of training, not at the first validation.
 
     Raises:
-        UserError: BLEU's tokenizer for the target language needs a package that is not installed.
+        UserError: the scores' tokenizer for the target language needs a package that is not installed.
     """
     load_tokenizer(tokenizer_for(config.corpus.target_language, config.evaluate))
 

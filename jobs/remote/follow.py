@@ -9,11 +9,13 @@ from jobs.runs.summary import print_next
 from jobs.terminal.console import StatusLine, console, is_progress
 from jobs.terminal.printable import print_line
 from pipeline.errors import UserError
+from pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from jobs.remote.client import Client
 
 START_SECONDS = 60.0
+NUMBER = r"(-?\d+(?:\.\d+)?)"  # as `Metric.shown` writes a score
 
 
 def follow(client: "Client", job_id: str, is_new: bool = False) -> int:
@@ -86,26 +88,32 @@ def _command(job: str, client: "Client", job_id: str, *more: str) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, as its log tells; empty where it does not. `bleu` says of which set it is."""
+    """How far a job is, as its log tells; empty where it does not. `score` has the metric's title and the set."""
 
     stage: str = ""
     step: str = ""
-    bleu: str = ""
+    score: str = ""
     mlflow: str = ""
 
 
-def progress_of(log: str) -> Progress:
-    """From the newest of the lines that jobs/terminal/console.py and jobs/runs/report.py print."""
+def progress_of(log: str, metric: Metric) -> Progress:
+    """From the newest of the lines that jobs/terminal/console.py, jobs/runs/summary.py and a sweep print.
+
+    Args:
+        metric: that the job's models are chosen by.
+    """
 
     def newest(pattern: str) -> str:
         found = re.findall(pattern, log, re.MULTILINE)
         return found[-1] if found else ""
 
-    test, validation = newest(r"^test bleu +([\d.]+)"), newest(r"validation BLEU ([\d.]+)") or _best_of_trials(log)
+    test = newest(rf"^test {re.escape(metric.name)} +{NUMBER}")
+    validation = newest(rf"validation {re.escape(metric.title)} {NUMBER}") or _best_of_trials(log, metric)
+    score = f"{test} test" if test else f"{validation} validation" if validation else ""
     return Progress(
         stage=newest(r"^Stage: (.+)$"),
         step=_trials_of(log) or newest(r"^  step ([\d,]+/[\d,]+)"),
-        bleu=f"{test} test" if test else f"{validation} validation" if validation else "",
+        score=score and f"{metric.title} {score}",
         mlflow=newest(r"^MLflow +(\S+)$"),
     )
 
@@ -120,5 +128,7 @@ def _trials_of(log: str) -> str:
     return f"{total - left + len(ended)}/{total} trials"
 
 
-def _best_of_trials(log: str) -> str:
-    return max(re.findall(r"^  .*?trial \d+[:,] .*?BLEU ([\d.]+)", log, re.MULTILINE), key=float, default="")
+def _best_of_trials(log: str, metric: Metric) -> str:
+    pattern = rf"^  .*?trial \d+[:,] .*?{re.escape(metric.title)} {NUMBER}"
+    scores = re.findall(pattern, log, re.MULTILINE)
+    return min(scores, key=lambda score: metric.sort_key(float(score)), default="")

@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs.config.compose import to_yaml
 from jobs.config.schema import Config
-from jobs.runs.workspace import CONFIG_FILE
 from pipeline.files import read_json
+from pipeline.run_folder import CONFIG_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 # A list of what goes along, not of what stays behind: so no .env, token, corpus or output can slip through.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs.remote.clusters import Cluster
 from pipeline.errors import UserError
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.untrusted import parse_yaml
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
     from jobs.remote.follow import follow
     from jobs.remote.package import packed
     from jobs.runs.report import code_revision
-    from jobs.runs.workspace import CONFIG_FILE
     from jobs.terminal.console import console
     from pipeline.secrets import redacted
 

@@ -1,5 +1,6 @@
 """The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,30 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config
-from jobs.runs.workspace import (
-    CONFIG_FILE,
-    PREPARED_FILE,
-    TRAINING_FILE,
-    Run,
-    find_run,
-    locked,
-    stage_folder,
-    this_process,
-    user_of,
-)
+from jobs.config.schema import Config
+from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import COUNTED, validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import (
+    CONFIG_FILE,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
+    PREPARED_FILE,
+    RUNS_FOLDER,
+    TRAINING_FILE,
+    WEIGHTS_FOLDER,
+)
+from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
-from pipeline.train.loop import Average
-
-MODEL_FILE = "config.json"  # of the model's folder, written last
+from pipeline.train.session import Average
 
 
 def called(run: Run) -> str:
     """What commands find the run by: its name where it is in the default output folder, else its folder."""
-    return run.name if run.folder.absolute().parent == Path("outputs").absolute() / "runs" else str(run.folder)
+    return run.name if run.folder.absolute().parent == Path("outputs").absolute() / RUNS_FOLDER else str(run.folder)
 
 
 def steps_of_model(run: Run) -> list[int]:
@@ -40,26 +41,37 @@ def steps_of_model(run: Run) -> list[int]:
     Raises:
         UserError: there is no snapshot yet, and no model of snapshots that are gone.
     """
-    config = run.config.train
+    config, metric = run.config.train, selecting_metric(run.config.task)
     training = run.training
     if training is not None:
-        bleu = {int(one["step"]): one["bleu"] for one in training["validations"]}
+        scores = {int(record["step"]): record.get(metric.name) for record in training["validations"]}
     else:
-        known = {point.step: point.value for point in read_points(run.folder) if point.key == "validation/bleu"}
-        bleu = {step: known.get(step, -1.0) for step in _snapshots(run)}
-    if not bleu:
+        key = f"validation/{metric.name}"
+        known = {point.step: point.value for point in read_points(run.folder) if point.key == key}
+        scores = {step: known.get(step) for step in _snapshots(run)}
+    if not scores:
         if written := _written(run).get("steps"):
             return list(written)
         raise UserError(_no_snapshot(run))
     if config.average_of is Average.best:
-        return sorted(sorted(bleu, key=lambda step: -bleu[step])[: config.average])
-    return sorted(bleu)[-config.average :]
+        return sorted(_ranked(scores, metric)[: config.average])
+    return sorted(scores)[-config.average :]
+
+
+def _ranked(scores: Mapping[int, float | None], metric: Metric) -> list[int]:
+    """Steps from the best score to the worst; those without a score, or with one that is no number, come last."""
+
+    def rank(step: int) -> tuple[bool, float]:
+        score = scores[step]
+        return (False, metric.sort_key(score)) if score is not None and math.isfinite(score) else (True, 0.0)
+
+    return sorted(scores, key=rank)
 
 
 def _snapshots(run: Run) -> list[int]:
     from pipeline.train.checkpoint import list_weights
 
-    return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / "weights")]
+    return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / WEIGHTS_FOLDER)]
 
 
 def _no_snapshot(run: Run) -> str:
@@ -81,9 +93,10 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     if training is not None and step in (None, training["step"]):
         return training
     step = max(steps_of_model(run)) if step is None else step
-    moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, "bleu": 0.0}])
+    metric = selecting_metric(run.config.task)
+    moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, metric.name: 0.0}])
     counted = {name: moments[0][name] if moments else 0.0 for name in COUNTED}
-    known = _validations(run) if training is None else training["validations"]
+    known = _validations(run, metric) if training is None else training["validations"]
     return {
         **{name: value if name == "seconds" else round(value) for name, value in counted.items()},
         "step": step,
@@ -93,18 +106,39 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     }
 
 
-def _validations(run: Run) -> list[dict[str, float]]:
+def tokens_of(training: Mapping[str, Any]) -> dict[str, int]:
+    """How many tokens a training has seen, by their column: source and target, of a translation."""
+    ending = "_tokens"
+    return {key.removesuffix(ending): count for key, count in training.items() if key.endswith(ending)}
+
+
+def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns of a result's samples. Those of translations are rows in results of before."""
+    samples = result.get("samples") or {}
+    if isinstance(samples, Mapping):
+        return {column: list(values) for column, values in samples.items()}
+    return dict(zip(("source", "reference", "translation"), map(list, zip(*samples, strict=True)), strict=True))
+
+
+def languages(config: Config) -> tuple[str, str] | None:
+    """Source and target language; None of a task that does not translate."""
+    if config.task is not TaskName.translation:
+        return None
+    return config.corpus.source_language, config.corpus.target_language
+
+
+def _validations(run: Run, metric: Metric) -> list[dict[str, float]]:
     series: dict[int, dict[str, float]] = {}
     for point in read_points(run.folder):
         kind, _, name = point.key.partition("/")
         if kind == "validation":
             series.setdefault(point.step, {"step": point.step})[name] = point.value
-    return [one for _, one in sorted(series.items()) if {"loss", "bleu"} <= one.keys()]
+    return [one for _, one in sorted(series.items()) if {"loss", metric.name} <= one.keys()]
 
 
 def _written(run: Run) -> dict[str, Any]:
     """What the model's folder says of itself; nothing where there is none."""
-    file = run.folder / "model" / MODEL_FILE
+    file = run.folder / MODEL_FOLDER / MODEL_CONFIG
     return read_json(file) if file.exists() else {}
 
 
@@ -127,7 +161,7 @@ def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
     """Of the snapshots that are there, by their folders' names."""
     from pipeline.train.checkpoint import read_manifest, snapshot_path
 
-    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
     return {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
 
 
@@ -141,13 +175,13 @@ def export_model(run: Run) -> Path:
     from pipeline.generate.translator import save_model
     from pipeline.train.checkpoint import average_weights, snapshot_path
 
-    config, folder = run.config, run.folder / "model"
+    config, folder = run.config, run.folder / MODEL_FOLDER
     steps = steps_of_model(run)
     hashes = _hashes(run, steps)
     written = _written(run)
     if _is_of(written, steps, hashes):
         return folder
-    paths = [snapshot_path(run.folder / "weights", step) for step in steps]
+    paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
     if missing := [path.name for path in paths if path.name not in hashes]:
         fewer = f"average fewer (transloom evaluate resume={called(run)} train.average={len(hashes)}), "
         older = (
@@ -157,17 +191,18 @@ def export_model(run: Run) -> Path:
         )
         raise UserError(
             f"the model of the run {run.name} should be the average of steps {in_words(steps)}, but of its snapshots "
-            f"there is no {', '.join(missing)} in {run.folder / 'weights'}: bring them back, {fewer if hashes else ''}"
-            f"or train on for new ones: transloom train resume={called(run)} train.max_steps=<more>.{older}"
+            f"there is no {', '.join(missing)} in {run.folder / WEIGHTS_FOLDER}: bring them back, "
+            f"{fewer if hashes else ''}or train on for new ones: "
+            f"transloom train resume={called(run)} train.max_steps=<more>.{older}"
         )
     about = {
         "run": run.name,
         "steps": steps,
         "snapshots": hashes,
-        "source_language": config.corpus.source_language,
-        "target_language": config.corpus.target_language,
         "precision": config.precision.dtype.value,
     }
+    if pair := languages(config):
+        about |= {"source_language": pair[0], "target_language": pair[1]}
     weights = average_weights(paths)
     try:
         save_model(folder, config.model, weights, stage_folder(run.folder, "tokenizer"), about)
@@ -179,7 +214,9 @@ def export_model(run: Run) -> Path:
 def run_of(model: Path) -> Run | None:
     """The run whose model this folder is; None of a copy."""
     folder = model.absolute().parent
-    is_run = model.absolute().name == "model" and (folder / CONFIG_FILE).exists() and (folder / PREPARED_FILE).exists()
+    is_run = model.absolute().name == MODEL_FOLDER and all(
+        (folder / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)
+    )
     return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
 
 
@@ -197,7 +234,8 @@ def whole_records(name: str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
         raise UserError(
             f"{name}: what the folder says of itself is damaged ({type(error).__name__}: {error}). Restore "
-            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and model/{MODEL_FILE} from a copy, or give a folder model/"
+            f"{PREPARED_FILE}, {TRAINING_FILE}, the *.jsonl and {MODEL_FOLDER}/{MODEL_CONFIG} from a copy, or give a "
+            f"folder {MODEL_FOLDER}/"
         ) from error
 
 
@@ -212,10 +250,10 @@ def find_model(name_or_path: str, root: Path) -> Path:
     note = ""
     with whole_records(name_or_path):
         run = run_of(model)
-        if not (model / MODEL_FILE).exists() or run:
+        if not (model / MODEL_CONFIG).exists() or run:
             folder = run.folder if run else find_run(name_or_path, root)
             run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-            model = folder / "model"
+            model = folder / MODEL_FOLDER
             note = _bring_up_to_date(run)
     if steps := _steps_of(model):
         of = f"of the run {run.name}" if run else str(model)
@@ -227,7 +265,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
 def _steps_of(model: Path) -> list[int]:
     """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
     try:
-        return [step for step in read_json(model / MODEL_FILE)["steps"] if isinstance(step, int)]
+        return [step for step in read_json(model / MODEL_CONFIG)["steps"] if isinstance(step, int)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -15,21 +15,37 @@ from typing import Any
 from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
-from jobs.runs.model import in_words, training_of
-from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, Run, locked, own_config, stage_folder
+from jobs.runs.model import in_words, languages, samples_of, tokens_of, training_of
+from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
-from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
+from pipeline.evaluate.tokenizers import SCORING_LIBRARY
 from pipeline.figures.curves import draw_curves
 from pipeline.files import MANIFEST, read_json
 from pipeline.generate.translator import count_saved
 from pipeline.processor import processor_name
+from pipeline.run_folder import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    EVALUATION_FOLDER,
+    FIGURES_FOLDER,
+    LOCK_FILE,
+    MODEL_FOLDER,
+    RESULT_FILE,
+    RUN_RECORD,
+    RUNS_FOLDER,
+    SWEEPS_FOLDER,
+    WEIGHTS_FOLDER,
+)
 from pipeline.secrets import redacted
+from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import RUN_RECORD, MlflowTracker, end_dead_run, run_url, tracking_uri
+from pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
+from pipeline.train.checkpoint import snapshot_path
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
 # list of runs shows all that there are; the others are in the run's training.json and result.json.
@@ -45,19 +61,20 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     """
     config = own_config(run)
     root = run.folder.parent.parent
-    is_to_train = run.training is None and not keep_status and run.folder.parent.name == "runs"  # no sweep does
+    is_to_train = run.training is None and not keep_status and run.folder.parent.name == RUNS_FOLDER  # no sweep does
     done = "FINISHED"
     if keep_status and run.training is None:
         before = last_status(run.folder)
         done = before if before in ("FAILED", "FINISHED") else "KILLED"
-    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, _tags(run, prepared), is_to_train)
+    tags, metric = _tags(run, prepared), selecting_metric(config.task)
+    tracker = MlflowTracker(config.tracking, root, run.folder, run.name, tags, is_to_train, metric)
     tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]
     for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
         name, digest = _dataset(config, prepared.corpus.folder, split)
-        pairs = {"pairs": counts["splits"][split]["pairs"]}
-        tracker.log_dataset(name, digest, str(prepared.corpus.folder), pairs, context)
+        unit, size = next(iter(counts["splits"][split].items()))  # pairs, of a translation
+        tracker.log_dataset(name, digest, str(prepared.corpus.folder), {unit: size}, context)
     threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
     try:
@@ -75,7 +92,7 @@ def end_dead_runs(root: Path, uri: str) -> None:
     was killed or its machine went down, become KILLED in MLflow. A lock tells nothing for sure of another machine's
     runs, and another machine may have gone on with those of a storage: these stay as they are, until a command goes on
     with them here."""
-    for record in (*root.glob(f"runs/*/{RUN_RECORD}"), *root.glob(f"sweeps/*/{RUN_RECORD}")):
+    for record in (*root.glob(f"{RUNS_FOLDER}/*/{RUN_RECORD}"), *root.glob(f"{SWEEPS_FOLDER}/*/{RUN_RECORD}")):
         folder = record.parent
         if last_status(folder) not in (None, "RUNNING") or not was_used_here(folder):
             continue
@@ -112,18 +129,23 @@ def _tell_page(run: Run, tracker: MlflowTracker) -> None:
 
 
 def _dataset(config: Config, corpus: Path, split: str) -> tuple[str, str]:
-    """Name and hash of a split, by which its scores are tied to it."""
-    return f"{config.corpus.name} {split}", read_json(corpus / MANIFEST)["files"][f"{split}.target"]["sha256"]
+    """Name and hash of a split, by which its scores are tied to it: of two sides the hash of the target."""
+    files = read_json(corpus / MANIFEST)["files"]
+    last = max(name for name in files if name.partition(".")[0] == split)
+    return f"{config.corpus.name} {split}", files[last]["sha256"]
 
 
 def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
     """Where everything came from, so that the number at the end can be trusted."""
     versions = {
-        name: metadata.version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "sacrebleu", "sentencepiece")
+        name: metadata.version(name)
+        for name in ("torch", "ray", "deepspeed", "mlflow", SCORING_LIBRARY, "sentencepiece")
     }
+    pair = languages(run.config)
     return {
+        "task": run.config.task.value,
         "corpus": run.config.corpus.name,
-        "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
+        **({"languages": "-".join(pair)} if pair else {}),
         "corpus.hash": prepared.corpus.manifest["key"],
         **_cleaning(prepared),
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
@@ -164,44 +186,34 @@ def code_revision() -> str:
         return "unknown"  # a copy of the code, in an environment that has what it needs but not itself
 
 
-def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Any) -> None:
-    """A validation's scores, tied to its snapshot, and some of its translations."""
-    tracker.log_model(f"step-{step}", step, params={"weights": str(run.folder / "weights" / f"step_{step:08d}")})
-    corpus = stage_folder(run.folder, "corpus")
-    scores = {"validation/loss": found.loss, "validation/bleu": found.bleu, "validation/chrf": found.chrf}
-    tracker.log_metrics(scores, step, f"step-{step}", _dataset(run.config, corpus, "validation"))
-    sources, references = [list(read_lines(corpus / f"validation.{side}")) for side in ("source", "target")]
-    places = sample_places(len(sources))
-    tracker.log_table(
-        {
-            "step": [step] * len(places),
-            "source": [sources[i].decode() for i in places],
-            "reference": [references[i].decode() for i in places],
-            "translation": [found.hypotheses[i] for i in places],
-        },
-        "validation_samples",
-    )
-
-
-def sample_places(total: int, count: int = 5) -> list[int]:
-    """Places of a few sentences from all over a set, not its best ones."""
-    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
+def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluation) -> None:
+    """A validation's loss and scores, tied to its snapshot, and its samples."""
+    name = f"step-{step}"
+    tracker.log_model(name, step, params={"weights": str(snapshot_path(run.folder / WEIGHTS_FOLDER, step))})
+    scores = {f"validation/{key}": value for key, value in found.values().items()}
+    dataset = _dataset(run.config, stage_folder(run.folder, "corpus"), "validation")
+    tracker.log_metrics(scores, step, name, dataset)
+    if found.samples:
+        count = len(next(iter(found.samples.values())))
+        columns = {column: list(values) for column, values in found.samples.items()}
+        tracker.log_table({"step": [step] * count, **columns}, "validation_samples")
 
 
 def report_training(run: Run, tracker: MlflowTracker) -> None:
     training = run.training
     assert training is not None
+    column, tokens = list(tokens_of(training).items())[-1]
     tracker.log_metrics(
         {
             "training/seconds": round(training["seconds"], 1),
-            "training/target_tokens": training["target_tokens"],
-            "training/target_tokens_per_second": round(training["target_tokens"] / max(training["seconds"], 1e-9)),
+            f"training/{column}_tokens": tokens,
+            f"training/{column}_tokens_per_second": round(tokens / max(training["seconds"], 1e-9)),
         },
         AT_THE_END,
     )
-    results = [read_json(file) for file in (run.folder / "evaluation").glob("*/result.json")]
+    results = [read_json(file) for file in (run.folder / EVALUATION_FOLDER).glob(f"*/{RESULT_FILE}")]
     own = [one for one in results if one.get("is_own_search", True) and one.get("training_ended", True)]
-    if own:  # the one that test/bleu is of
+    if own:  # the one that the scores test/… are of
         latest = max(own, key=lambda result: max(result["steps_averaged"]))
         if latest.get("step", max(latest["steps_averaged"])) < training["step"]:
             steps = in_words(latest["steps_averaged"])
@@ -211,35 +223,34 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
 
 
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
-    """Scores with their signatures, the translations, and the averaged model tied to its scores. Scores of another
-    search than the run's own, or of a training that has not ended, have names of their own and replace none."""
-    apart = names_apart(result)
+    """Scores with their signatures, the outputs, and the averaged model tied to its scores. Scores of another search
+    than the run's own, or of a training that has not ended, have names of their own and replace none."""
+    apart, metric = names_apart(result), selecting_metric(run.config.task)
     step, steps = result["step"], in_words(result["steps_averaged"])
     name = f"averaged-{step}"
-    signatures = {f"signature.{metric}": one["signature"] for metric, one in result["test"].items()}
+    signatures = {f"signature.{key}": score["signature"] for key, score in result["test"].items() if score["signature"]}
     ended = "" if result["training_ended"] else f"; the training has not ended, step {step:,}"
     tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", f"test{apart}.search": result["search"]})
     if result["is_own_search"]:
         tracker.set_tags(signatures | {"mlflow.note.content": _note(run, training_of(run, step), result)})
-    tracker.log_model(name, step, folder=run.folder / "model", params={"average_of_steps": steps, **signatures})
+    tracker.log_model(name, step, folder=run.folder / MODEL_FOLDER, params={"average_of_steps": steps, **signatures})
     corpus = stage_folder(run.folder, "corpus")
     for split, prefix in (("test", f"test{apart}/"), ("validation", f"averaged{apart}/validation_")):
-        scores = {f"{prefix}{metric}": round(one["value"], 2) for metric, one in result[split].items()}
+        digits = max(2, metric.digits)
+        scores = {f"{prefix}{key}": round(score["value"], digits) for key, score in result[split].items()}
         tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
     test = result["test"]
-    more = {f"{metric}_half_width": one.get("half_width") for metric, one in test.items()}
-    more |= {"length_ratio": test["bleu"].get("length_ratio"), "seconds": result["seconds"]["test"]}
+    more = {f"{key}_half_width": score.get("half_width") for key, score in test.items()}
+    more |= {"length_ratio": test[metric.name].get("length_ratio"), "seconds": result["seconds"]["test"]}
     known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
     tracker.log_metrics(known, AT_THE_END)
-    columns = list(zip(*result["samples"], strict=True))
-    tracker.log_table(
-        dict(zip(("source", "reference", "translation"), map(list, columns), strict=True)), f"test_samples{apart}"
-    )
+    if columns := samples_of(result):
+        tracker.log_table(columns, f"test_samples{apart}")
     artifacts = f"evaluation{apart}"
-    for split in ("validation", "test"):
-        tracker.log_artifact(Path(result["folder"]) / f"{split}.hypotheses", artifacts)
-    tracker.log_artifact(Path(result["folder"]) / "result.json", artifacts)
-    _draw(run, tracker)  # again, for now there is the averaged model's BLEU
+    for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
+        tracker.log_artifact(file, artifacts)
+    tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
+    _draw(run, tracker)  # again, for now there is the averaged model's score
 
 
 def names_apart(result: Mapping[str, Any]) -> str:
@@ -253,25 +264,40 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
-    pairs = ", ".join(f"{counts[split]['pairs']:,} {split}" for split in ("train", "validation", "test"))
-    bleu, chrf = (result["test"][metric]["value"] for metric in ("bleu", "chrf"))
+    unit = next(iter(counts["train"]))  # pairs, of a translation
+    sizes = ", ".join(f"{counts[split][unit]:,} {split}" for split in ("train", "validation", "test"))
+    pair = languages(config)
     steps = in_words(result["steps_averaged"])
     so_far = "" if result["training_ended"] else "has not ended: "
-    speed = training["target_tokens"] / max(training["seconds"], 1e-9)
+    column, tokens = list(tokens_of(training).items())[-1]
     lines = {
-        "Test": f"**BLEU {bleu:.2f}**, chrF {chrf:.2f} (`{result['test']['bleu']['signature']}`), {result['search']}",
-        "Model": f"{architecture_of(model)}, {model.encoder_layers} + {model.decoder_layers} layers, d_model "
-        f"{model.d_model}, {count_saved(run.folder / 'model'):,} parameters, averaged over steps {steps}",
-        "Data": f"{config.corpus.name}, {config.corpus.source_language}-{config.corpus.target_language}: pairs {pairs}",
-        "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, "
-        f"{training['target_tokens']:,} target tokens, {speed:,.0f}/s",
-        "Translate": f"`transloom translate {run.name} < your_text`",
+        "Test": f"{_scores_in_words(result['test'], selecting_metric(config.task))}, {result['search']}",
+        "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
+        f"parameters, averaged over steps {steps}",
+        "Data": f"{config.corpus.name}{f', {pair[0]}-{pair[1]}' if pair else ''}: {unit} {sizes}",
+        "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, {tokens:,} {column} tokens, "
+        f"{tokens / max(training['seconds'], 1e-9):,.0f}/s",
+        **({"Translate": f"`transloom translate {run.name} < your_text`"} if pair else {}),
         "Folder": f"`{run.folder}`",
     }
-    return "\n".join(f"- {what}: {said}" for what, said in lines.items())
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+
+
+def _scores_in_words(scores: Mapping[str, Any], metric: Metric) -> str:
+    """In Markdown: **accuracy 0.91** (`signature`), loss 2.13."""
+    own = scores[metric.name]
+    signature = f" (`{own['signature']}`)" if own["signature"] else ""
+    others = "".join(f", {name} {score['value']:.2f}" for name, score in scores.items() if name != metric.name)
+    return f"**{metric.title} {metric.shown(own['value'])}**{signature}{others}"
+
+
+def _shape_in_words(model: Any) -> str:
+    """6 + 6 layers, d_model 512."""
+    return f"{' + '.join(map(str, model.depths))} layers, d_model {model.d_model}"
 
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
-    path = run.folder / "figures" / "curves.png"
-    draw_curves(read_points(run.folder), path, f"{run.name} ({run.config.corpus.name})")
+    path = run.folder / FIGURES_FOLDER / CURVES_FILE
+    title, metric = f"{run.name} ({run.config.corpus.name})", selecting_metric(run.config.task)
+    draw_curves(read_points(run.folder), path, title, metric)
     tracker.log_figure(path)

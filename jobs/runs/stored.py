@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from jobs.runs.workspace import Run, bring_from, stage_folder
 from jobs.terminal.console import StatusLine, console, counter
 from pipeline.data.prepare import Prepared
+from pipeline.run_folder import STAGES
 from pipeline.secrets import redacted
-from pipeline.storage.mirror import STAGES, Mirror, push_stages
+from pipeline.storage.mirror import Mirror, push_stages
 
 
 @contextmanager

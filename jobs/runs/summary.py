@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.remote.package import submission
-from jobs.runs.model import called, in_words, training_of
+from jobs.runs.model import called, in_words, samples_of, tokens_of, training_of
 from jobs.runs.workspace import Run
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.prepare import Prepared
 from pipeline.processor import processor_name
+from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
+from pipeline.tasks.build import selecting_metric
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -110,35 +112,46 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 
 
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
-    """Scores with signatures, five translations, how fast it was, where it lies."""
+    """Scores with signatures, samples, how fast it was, where it lies."""
     training = training_of(run, result["step"])
+    metric = selecting_metric(run.config.task)
     rows = [
-        [f"{split} {metric}", f"{one['value']:.2f}", one["signature"]]
+        [
+            f"{split} {name}",
+            metric.shown(score["value"]) if name == metric.name else f"{score['value']:.2f}",
+            score["signature"],
+        ]
         for split in ("test", "validation")
-        for metric, one in result[split].items()
+        for name, score in result[split].items()
     ]
     title = f"\nScores of the averaged model, {result['search']}"
-    console.print(table(title, ["score", "value", "sacreBLEU signature"], rows, right=(1,)))
-    console.print("\nFive translations of the test set", style="bold")
-    for source, reference, said in result["samples"]:
-        console.print(f"  source       {source}\n  reference    {reference}\n  translation  {said}\n")
+    console.print(table(title, ["score", "value", "signature"], rows, right=(1,)))
+    if columns := samples_of(result):
+        width = max(len(name) for name in columns)
+        console.print("\nSamples of the test set", style="bold")
+        for texts in zip(*columns.values(), strict=True):
+            for name, text in zip(columns, texts, strict=True):
+                console.print(f"  {name:<{width}}  {text}")
+            console.print()
     seconds = max(training["seconds"], 1e-9)
     workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
-    decoded = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
+    tokens = tokens_of(training)
+    column = list(tokens)[-1]
+    speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
+    evaluated = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
     console.print(
-        f"Trained {training['step']:,} steps in {clock(seconds)}: "
-        f"{training['source_tokens'] / seconds:,.0f} source + {training['target_tokens'] / seconds:,.0f} target "
-        f"tokens/s without padding, {training['target_tokens']:,} target tokens in all "
-        f"({platform.machine()}, {processor_name()}, {workers}).\n"
-        f"Translated the test set at {decoded:,.0f} sentences/s, start of the workers included.\n"
+        f"Trained {training['step']:,} steps in {clock(seconds)}: {speeds} tokens/s without padding, "
+        f"{tokens[column]:,} {column} tokens in all ({platform.machine()}, {processor_name()}, {workers}).\n"
+        f"Evaluated on the test set at {evaluated:,.0f} sentences/s, start of the workers included.\n"
     )
     console.print(f"Run          {run.name}")
-    console.print(f"Model        {run.folder / 'model'} (average of steps {in_words(result['steps_averaged'])})")
+    console.print(f"Model        {run.folder / MODEL_FOLDER} (average of steps {in_words(result['steps_averaged'])})")
     if not result["training_ended"]:
         console.print(f"Training     has not ended; to go on: transloom train resume={called(run)}")
-    console.print(f"Checkpoints  {run.folder / 'checkpoints'}")
-    console.print(f"Translations {Path(result['folder']) / 'test.hypotheses'}")
-    console.print(f"Curves       {run.folder / 'figures' / 'curves.png'}")
+    console.print(f"Checkpoints  {run.folder / CHECKPOINTS_FOLDER}")
+    if (outputs := Path(result["folder"]) / "test.hypotheses").exists():
+        console.print(f"Outputs      {outputs}")
+    console.print(f"Curves       {run.folder / FIGURES_FOLDER / CURVES_FILE}")
 
 
 def print_next(*commands: str) -> None:

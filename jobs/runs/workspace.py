@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import from_dict, read_config, to_dict, to_yaml
-from jobs.config.schema import Config, refuse_idle_workers
+from jobs.config.schema import Config, refuse_contradictions
 from jobs.terminal.console import StatusLine, console, counter
 from jobs.training.precision import with_precision
 from model.build import architecture_of
@@ -20,11 +20,19 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.generate.beam import BeamConfig
+from pipeline.run_folder import (  # noqa: F401  (those of a training are imported from here by others)
+    CONFIG_FILE,
+    LOCK_FILE,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    RESTART_FILE,
+    RUNS_FOLDER,
+    STAGES,
+    STOP_FILE,
+    TRAINING_FILE,
+)
 from pipeline.secrets import HIDDEN, redacted
-from pipeline.storage.mirror import CONFIG_FILE, PREPARED_FILE, STAGES, fetch_run, fetch_stage
-
-TRAINING_FILE, PROGRESS_FILE, LOCK_FILE, STOP_FILE = "training.json", "progress.json", "lock", "stop"
-WORKERS_FOLDER, RESTART_FILE, STACKS_FOLDER = "workers", "restart", "stacks"  # of the attempt; of those that hung
+from pipeline.storage.mirror import fetch_run, fetch_stage
 
 LOOK_SECONDS = 0.5
 IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format
@@ -99,7 +107,7 @@ def identity(config: Config, prepared: Prepared) -> str:
 def run_folder(config: Config, prepared: Prepared) -> Path:
     """The folder of the run that this configuration names, there or not."""
     name = config.name or f"{config.corpus.name}-{identity(config, prepared)[:8]}"
-    return output_dir(config) / "runs" / name
+    return output_dir(config) / RUNS_FOLDER / name
 
 
 def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
@@ -194,8 +202,8 @@ def run_for(config: Config, prepared: Prepared) -> Run:
 
 
 def own_config(run: Run) -> Config:
-    """The run's settings with the search and BLEU's tokenizer that the run was begun with: its config.yaml and MLflow
-    keep them, whatever a later command searches and scores with."""
+    """The run's settings with the search and the scoring that the run was begun with: its config.yaml and MLflow keep
+    them, whatever a later command searches and scores with."""
     file = run.folder / CONFIG_FILE
     if not file.exists():
         return run.config
@@ -251,7 +259,7 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
     """
     assert config.resume is not None
     if "/" not in config.resume:
-        bring_run(config, output_dir(config) / "runs" / config.resume)
+        bring_run(config, output_dir(config) / RUNS_FOLDER / config.resume)
     folder = find_run(config.resume, output_dir(config))
     refuse_other_name(config, folder.name)
     changed = with_changes(read_config(folder / CONFIG_FILE), config, words)
@@ -311,7 +319,7 @@ def with_changes(
             settings[section][field] = given[section][field]
         else:
             settings[section] = given[section]
-    return refuse_idle_workers(from_dict(settings))
+    return refuse_contradictions(from_dict(settings))
 
 
 def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:
@@ -327,8 +335,8 @@ def only_resumed(config: Config) -> Config:
         UserError: it would be another run.
     """
     if config.resume is None or not (
-        bring_run(config, output_dir(config) / "runs" / config.resume)
-        and (output_dir(config) / "runs" / config.resume / CONFIG_FILE).exists()
+        bring_run(config, output_dir(config) / RUNS_FOLDER / config.resume)
+        and (output_dir(config) / RUNS_FOLDER / config.resume / CONFIG_FILE).exists()
     ):
         return replace(config, resume=None)
     folder = find_run(config.resume, output_dir(config))
@@ -352,12 +360,12 @@ def find_run(name_or_path: str, root: Path) -> Path:
     Raises:
         UserError: there is no such run; names the latest ones.
     """
-    for folder in (root / "runs" / name_or_path, Path(name_or_path).absolute()):
+    for folder in (root / RUNS_FOLDER / name_or_path, Path(name_or_path).absolute()):
         if (folder / CONFIG_FILE).exists():
             return folder
-    runs = sorted((root / "runs").glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = sorted((root / RUNS_FOLDER).glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     known = ", ".join(path.parent.name for path in runs[:5]) or "none yet"
-    raise UserError(f"there is no run {name_or_path!r} in {root / 'runs'}; the latest there: {known}")
+    raise UserError(f"there is no run {name_or_path!r} in {root / RUNS_FOLDER}; the latest there: {known}")
 
 
 @contextmanager

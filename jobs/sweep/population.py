@@ -7,7 +7,10 @@ from jobs.config.schema import Config
 from jobs.sweep.table import shown_value
 from jobs.terminal.console import console, table
 from pipeline.errors import UserError
+from pipeline.sweep.space import parse_space
 from pipeline.sweep.study import Record, lineage
+from pipeline.tasks.task import Metric
+from pipeline.train.schedule import NEED_TOTAL
 
 
 def share_of(config: Config) -> int:
@@ -16,7 +19,8 @@ def share_of(config: Config) -> int:
 
 
 def refuse_uneven(config: Config) -> None:
-    """A generation ends where a validation is due, and all its members at the same step.
+    """A generation ends where a validation is due, and all its members at the same step. Each generation is a training
+    with a train.max_steps of its own, so that a curve which ends with the training would end with every generation.
 
     Raises:
         UserError: naming the setting.
@@ -25,6 +29,13 @@ def refuse_uneven(config: Config) -> None:
     for name in ("max_minutes", "patience"):
         if getattr(train, name):
             raise UserError(f"train.{name}: the members of a population train for equally many steps; set it to 0")
+    choices = [one.choices for one in parse_space(config.sweep.space) if one.name == "schedule.name"]
+    for name in NEED_TOTAL:
+        if config.schedule.name is name or any(name.value in values for values in choices):
+            raise UserError(
+                f"schedule.name: the curve of {name.value} ends with train.max_steps, which grows with each generation "
+                "of a population; take inverse_sqrt, noam or constant"
+            )
     if train.max_steps % (generations * train.validate_every):
         raise UserError(
             f"sweep.generations: {generations} of them cut train.max_steps={train.max_steps} into shares of "
@@ -54,22 +65,25 @@ def history_of(records: Mapping[int, Record], best: Record, config: Config) -> l
             "trial": one.number,
             "run": one.run,
             "point": one.point,
-            "bleu": one.bleu,
+            best.metric.name: one.score,
         }
         for one in lineage(records, best.number)
     ]
 
 
-def history_in_words(history: Sequence[Mapping[str, Any]]) -> list[str]:
+def history_in_words(history: Sequence[Mapping[str, Any]], metric: Metric) -> list[str]:
     """A line for each generation."""
     return [
-        f"steps {one['from_step']:,} to {one['to_step']:,} (trial {one['trial']}, BLEU {one['bleu']:.2f}): "
+        f"steps {one['from_step']:,} to {one['to_step']:,} (trial {one['trial']}, "
+        f"{metric.title} {metric.shown(one[metric.name])}): "
         + ", ".join(f"{name}={shown_value(value)}" for name, value in one["point"].items())
         for one in history
     ]
 
 
-def print_history(history: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> None:
+def print_history(
+    history: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str], metric: Metric
+) -> None:
     """The best's settings by step, as a table."""
     rows = [
         [
@@ -77,9 +91,9 @@ def print_history(history: Sequence[Mapping[str, Any]], names: Sequence[str], co
             f"{one['to_step']:,}",
             str(one["trial"]),
             *(shown_value(one["point"][name]) for name in names),
-            f"{one['bleu']:.2f}",
+            metric.shown(one[metric.name]),
         ]
         for one in history
     ]
-    heads = ["from step", "to", "trial", *columns, "validation BLEU"]
+    heads = ["from step", "to", "trial", *columns, f"validation {metric.title}"]
     console.print(table("\nHow the best was trained", heads, rows, right=(0, 1, 2, len(heads) - 1)))

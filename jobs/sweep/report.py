@@ -17,11 +17,12 @@ from jobs.sweep.table import in_words, short_names, shown_value
 from jobs.terminal.console import clock, console, table
 from jobs.training.evaluate import evaluate_stage
 from pipeline.data.prepare import Prepared
-from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
 from pipeline.files import atomic_write
 from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
 from pipeline.sweep.seeds import Chance, chance_of
 from pipeline.sweep.study import Record, State, Study, importances
+from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.uploader import MlflowTracker
 
 # Groups that say where a training runs and what is reported, not what is trained.
@@ -45,7 +46,9 @@ def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: st
     groups = [{f"override /{group}": one} for group, one in choices.items() if group not in NOT_OF_AN_EXPERIMENT]
     content = {"defaults": [*groups, "_self_"], **{name: settings[name] for name in SECTIONS}}
     del content["cluster"]["address"]  # where it runs next is for whoever runs it to say
-    note = f"# The best of the sweep {sweep}, trial {best.number}: validation BLEU {best.bleu:.2f}.\n"
+    metric, score = best.metric, best.score
+    assert score is not None
+    note = f"# The best of the sweep {sweep}, trial {best.number}: validation {metric.title} {metric.shown(score)}.\n"
     note += CHANGED.format(run=best.run) if best.generation else ""
     with atomic_write(file) as out:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
@@ -73,18 +76,19 @@ def report_sweep(
     tracker: MlflowTracker,
 ) -> dict[str, Any]:
     """The result as JSON values; with its pictures it goes to the sweep's page."""
+    metric = study.metric
     records = list(study.records.values())
     names = [one.name for one in study.parameters]
     history = history_of(study.records, best, sweep.config)
     # What a member of a population came to is not by its own settings alone.
-    shares, tokens = ({}, 0) if history else importances(records, study.parameters)
+    shares, tokens = ({}, 0) if history else importances(records, study.parameters, metric)
     ranked = sorted(
         records,
-        key=lambda one: (one is best, one.generation, one.state is State.finished, one.bleu or -1.0),
+        key=lambda one: (one is best, one.generation, one.state is State.finished, -one.sort_key),
         reverse=True,
     )
-    second = next((one.bleu for one in ranked if one is not best and one.state is State.finished), None)
-    chance = chance_of([one.bleu for one in (best, *seeds) if one.bleu is not None], second) if seeds else None
+    second = next((one.score for one in ranked if one is not best and one.state is State.finished), None)
+    chance = chance_of([one.score for one in (best, *seeds) if one.score is not None], second) if seeds else None
     result = {
         "sweep": sweep.name,
         "corpus": sweep.config.corpus.name,
@@ -105,22 +109,22 @@ def report_sweep(
         pictures = [draw_parallel(records, study.parameters, best, figures / "parallel.png", title)]
         pictures.append(draw_cost(records, best, figures / "cost.png", title, study.grace))
     if shares:
-        pictures.append(draw_importance(shares, tokens, figures / "importance.png", title))
+        pictures.append(draw_importance(shares, tokens, figures / "importance.png", title, metric))
     if chance:
-        pictures.append(draw_seeds(chance, figures / "seeds.png", title))
+        pictures.append(draw_seeds(chance, figures / "seeds.png", title, metric))
     for picture in pictures:
         tracker.log_figure(picture)
     tracker.log_artifact(sweep.folder / "best.yaml")
-    _log_table(sweep, result, tracker)
-    metrics = {"sweep/best_validation_bleu": best.bleu, "sweep/trials": len(records)}
+    _log_table(sweep, result, tracker, metric)
+    metrics = {f"sweep/best_validation_{metric.name}": best.score, "sweep/trials": len(records)}
     metrics |= {f"sweep/{key}": value for key, value in result["spent"].items()}
-    metrics["sweep/best_test_bleu"] = tests[best.run]["test"]["bleu"]["value"]
+    metrics[f"sweep/best_test_{metric.name}"] = tests[best.run]["test"][metric.name]["value"]
     if chance:
-        metrics |= {"sweep/seeds_mean_bleu": chance.mean, "sweep/seeds_deviation": chance.deviation}
+        metrics |= {f"sweep/seeds_mean_{metric.name}": chance.mean, "sweep/seeds_deviation": chance.deviation}
     tracker.log_metrics({key: value for key, value in metrics.items() if value is not None}, len(records))
     tracker.set_tags(
         {f"sweep.best.{name}": shown_value(value) for name, value in best.point.items()}
-        | {"sweep.best": best.run, "mlflow.note.content": _note(result)}
+        | {"sweep.best": best.run, "mlflow.note.content": _note(result, metric)}
     )
     return result
 
@@ -137,7 +141,7 @@ def _row(one: Record) -> dict[str, Any]:
         **({"generation": one.generation, "member": one.member, "parent": one.parent} if one.generation else {}),
         "point": one.point,
         "state": one.state.value,
-        "bleu": one.bleu,
+        one.metric.name: one.score,
         "target_tokens": one.tokens,
         "seconds": one.seconds,
         "failure": one.failure,
@@ -163,38 +167,32 @@ def spent(records: Sequence[Record], best: Record, config: Config) -> dict[str, 
     }
 
 
-def _log_table(sweep: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
+def _log_table(sweep: Run, result: Mapping[str, Any], tracker: MlflowTracker, metric: Metric) -> None:
     file = sweep.folder / "tables" / "trials.json"
     file.unlink(missing_ok=True)  # rows are only ever added to a table, and this one is made anew
     rows = result["trials"]
     columns: dict[str, list[Any]] = {
-        key: [one[key] for one in rows] for key in (*_places(result), "run", "state", "bleu")
+        key: [one[key] for one in rows] for key in (*_places(result), "run", "state", metric.name)
     }
     columns |= {name: [one["point"].get(name) for one in rows] for name in result["parameters"]}
     columns |= {key: [one[key] for one in rows] for key in ("target_tokens", "seconds")}
     tracker.log_table(columns, "trials")
 
 
-def _note(result: Mapping[str, Any]) -> str:
+def _note(result: Mapping[str, Any], metric: Metric) -> str:
     best = result["best"]
-    test = best["test"]["bleu"]
+    test = best["test"][metric.name]
+    signature = f" (`{test['signature']}`)" if test["signature"] else ""
     lines = [
         f"{len(result['trials'])} trials on {result['corpus']}. The best is trial {best['trial']}: "
-        f"{in_words(best['point'])}; validation BLEU {best['bleu']:.2f}, test BLEU {test['value']:.2f} "
-        f"(`{test['signature']}`).",
+        f"{in_words(best['point'])}; validation {metric.title} {metric.shown(best[metric.name])}, "
+        f"test {metric.title} {metric.shown(test['value'])}{signature}.",
         _saved(result["spent"]),
-        *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"])]),
+        *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"], metric)]),
     ]
     if result["chance"]:
-        lines.append(verdict_on(Chance(**result["chance"])))
+        lines.append(Chance(**result["chance"]).verdict(metric))
     return "\n\n".join(lines)
-
-
-def verdict_on(chance: Chance) -> str:
-    """What the spread over seeds says of the best one's lead; nothing where the scores are too low for that."""
-    if are_too_low(chance.scores):
-        return f"{chance.spread()} Below {LEAST_BLEU:g} BLEU no model translates: whether one leads can't be told."
-    return chance.verdict()
 
 
 def millions(count: float) -> str:
@@ -215,56 +213,57 @@ def _saved(spent: Mapping[str, float]) -> str:
 
 def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     """The trials, the best first, what matters, what chance does, and where everything lies."""
+    metric = selecting_metric(sweep.config.task)
     names, places = result["parameters"], _places(result)
     rows = [
         [
             *("-" if one[key] is None else str(one[key]) for key in places),
             *(shown_value(one["point"][name]) if name in one["point"] else "-" for name in names),
-            "" if one["bleu"] is None else f"{one['bleu']:.2f}",
+            "" if one[metric.name] is None else metric.shown(one[metric.name]),
             f"{one['target_tokens']:,}",
             clock(one["seconds"]),
             one["state"] + (f": {one['failure']}" if one["failure"] else ""),
         ]
         for one in result["trials"]
     ]
-    columns = [*places, *short_names(names), "validation BLEU", "target tokens", "training", ""]
+    columns = [*places, *short_names(names), f"validation {metric.title}", "target tokens", "training", ""]
     count = len(names) + len(places) - 1
     console.print(table(f"\n{sweep.name}", columns, rows, right=(0, count + 1, count + 2, count + 3)))
     if result.get("history"):
-        print_history(result["history"], names, short_names(names))
+        print_history(result["history"], names, short_names(names), metric)
     if shares := result["importance"]["shares"]:
         tokens = millions(result["importance"]["tokens"])
         parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         console.print(
-            f"\nShare of the variance that each explains (fANOVA, BLEU after {tokens} target tokens): {parts}"
+            f"\nShare of the variance that each explains (fANOVA, {metric.title} after {tokens} target tokens): {parts}"
         )
     console.print(f"\n{_saved(result['spent'])}")
     best = result["best"]
-    test = best["test"]["bleu"]
+    test, averaged = (best[kind][metric.name] for kind in ("test", "averaged"))
+    signature = f" ({test['signature']})" if test["signature"] else ""
     console.print(f"\nThe best: trial {best['trial']}, {in_words(best['point'])}", style="bold")
     console.print(
-        f"validation BLEU {best['bleu']:.2f}; of its averaged model {best['averaged']['bleu']['value']:.2f}, and test "
-        f"BLEU {test['value']:.2f} ({test['signature']})\nThe test set was translated by no other trial: the best was "
-        "chosen on the validation set."
+        f"validation {metric.title} {metric.shown(best[metric.name])}; of its averaged model "
+        f"{metric.shown(averaged['value'])}, and test {metric.title} {metric.shown(test['value'])}{signature}\n"
+        "No other trial was tested: the best was chosen on the validation set."
     )
     if result["chance"]:
-        _print_seeds(result)
+        _print_seeds(result, metric)
     console.print(f"\nRun          {best['run']}")
     console.print(f"Experiment   {sweep.folder / 'best.yaml'}")
     console.print(f"Pictures     {sweep.folder / 'figures'}")
     console.print(f"Figures      {sweep.folder / 'result.json'}")
 
 
-def _print_seeds(result: Mapping[str, Any]) -> None:
+def _print_seeds(result: Mapping[str, Any], metric: Metric) -> None:
     rows = []
     for one in (result["best"], *result["seeds"]):
-        said = f"{one['test']['bleu']['value']:.2f}" if one.get("test") else ""
-        rows.append([str(one["point"].get("seed", "its own")), f"{one['bleu']:.2f}", said, one["run"]])
-    tested = [one["test"]["bleu"]["value"] for one in (result["best"], *result["seeds"]) if one.get("test")]
-    console.print(
-        table("\nThe best with other seeds", ["seed", "validation BLEU", "test BLEU", "run"], rows, (0, 1, 2))
-    )
-    console.print(verdict_on(Chance(**result["chance"])))
-    if len(tested) > 1:
-        mean, deviation = statistics.mean(tested), statistics.stdev(tested)
-        console.print(f"Test BLEU {mean:.2f}, standard deviation {deviation:.2f}, over {len(tested)} seeds.")
+        tested = metric.shown(one["test"][metric.name]["value"]) if one.get("test") else ""
+        rows.append([str(one["point"].get("seed", "its own")), metric.shown(one[metric.name]), tested, one["run"]])
+    scores = [one["test"][metric.name]["value"] for one in (result["best"], *result["seeds"]) if one.get("test")]
+    columns = ["seed", f"validation {metric.title}", f"test {metric.title}", "run"]
+    console.print(table("\nThe best with other seeds", columns, rows, (0, 1, 2)))
+    console.print(Chance(**result["chance"]).verdict(metric))
+    if len(scores) > 1:
+        mean, deviation = metric.shown(statistics.mean(scores)), metric.shown(statistics.stdev(scores))
+        console.print(f"Test {metric.title} {mean}, standard deviation {deviation}, over {len(scores)} seeds.")

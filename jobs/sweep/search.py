@@ -25,6 +25,7 @@ from pipeline.files import hash_of, read_json, write_json
 from pipeline.sweep.config import Sampler, SweepConfig
 from pipeline.sweep.space import corner_points, parse_space
 from pipeline.sweep.study import Record, State, Study, earlier_trials
+from pipeline.tasks.build import selecting_metric
 
 STUDY_FILE, RESULT_FILE, BEST_FILE = "study.db", "result.json", "best.yaml"
 SECONDS_FOR_ID = 10.0  # that the first trials wait for the id of the sweep's run in MLflow
@@ -107,7 +108,7 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
         if config.sweep.seeds:
             again, settings = _seeds(sweep, best, best_config)
             search(again, settings, replace(best_config, name=None), "seeds of the best")
-            seeds = [one for one in again.records.values() if one.bleu is not None]
+            seeds = [one for one in again.records.values() if one.score is not None]
             runs += [one.run for one in seeds if one.state is State.finished]
         # The test set is looked at for the best alone: who chooses among all by it would have nothing to test with.
         tests = {name: evaluate_trial(sweep, name, prepared) for name in runs}
@@ -119,15 +120,18 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
 
 
 def _study(sweep: Run, shards: str) -> Study:
-    config = sweep.config
+    config, metric = sweep.config, selecting_metric(sweep.config.task)
     earlier: list[Record] = []
     for name in config.sweep.warm_start:
         folder = find_sweep(name, output_dir(config))
-        if read_config(folder / CONFIG_FILE).sweep.sampler is Sampler.pbt:
+        before = read_config(folder / CONFIG_FILE)
+        if before.task is not config.task:
+            raise UserError(f"sweep.warm_start: {name} was of the task {before.task.value}: its scores do not compare")
+        if before.sweep.sampler is Sampler.pbt:
             raise UserError(f"sweep.warm_start: the settings of {name} changed while it trained: they can't be learned")
         if read_json(folder / RECORD_FILE)["shards"] != shards:
             raise UserError(f"sweep.warm_start: {name} was on other data: its scores would not compare")
-        found = earlier_trials(folder / STUDY_FILE, STUDY_NAME, parse_space(config.sweep.space))
+        found = earlier_trials(folder / STUDY_FILE, STUDY_NAME, parse_space(config.sweep.space), metric)
         if not found:
             raise UserError(f"sweep.warm_start: {name} has no finished trial with the parameters of this space")
         console.print(f"Learning from {len(found)} trials of {name}")
@@ -135,6 +139,7 @@ def _study(sweep: Run, shards: str) -> Study:
     return Study(
         sweep.folder / STUDY_FILE,
         config.sweep,
+        metric,
         name=STUDY_NAME,
         prefix=f"{sweep.name}-",
         seed=config.seed,
@@ -150,6 +155,7 @@ def _seeds(sweep: Run, best: Record, base: Config) -> tuple[Study, SweepConfig]:
     study = Study(
         sweep.folder / STUDY_FILE,
         settings,
+        selecting_metric(base.task),
         name=f"seeds-of-{best.number}-{len(seeds)}",
         prefix=f"{sweep.name}-{best.number:03d}-seed",
         seed=base.seed,
@@ -183,12 +189,13 @@ def _search(
     if not left:
         return
     console.print(f"{left} of {study.num_trials} trials to go, {at_once} at a time, over {', '.join(names)}")
-    if scores := {one.number: one.bleu for one in study.records.values() if one.bleu is not None}:
-        best = max(scores, key=scores.__getitem__)
-        console.print(f"  the best so far: trial {best}, BLEU {scores[best]:.2f}")
+    best = min(study.records.values(), key=lambda record: record.sort_key, default=None)
+    if best and best.score is not None:
+        score = f"{study.metric.title} {study.metric.shown(best.score)}"
+        console.print(f"  the best so far: trial {best.number}, {score}")
     until = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     known = list(study.records.values())
-    with Board(sweep.name, names, study.num_trials, base.train.max_steps, known) as board:
+    with Board(sweep.name, names, study.num_trials, base.train.max_steps, known, study.metric) as board:
         trials = Trials(
             study, prepared, lambda record: trial_config(base, record), parent, board, until, settings.stop.value
         )
@@ -201,4 +208,4 @@ def _best(study: Study) -> Record:
         reasons = [one.failure for one in study.records.values() if one.failure]
         said = f" The first that failed: {reasons[0]}" if reasons else ""
         raise UserError(f"no trial has come to its end, of {len(study.records)} that began.{said}")
-    return max(finished, key=lambda one: one.bleu or 0.0)
+    return min(finished, key=lambda record: record.sort_key)

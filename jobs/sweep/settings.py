@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.cli import configuration
 from jobs.config.compose import chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
-from jobs.config.schema import Config, refuse_idle_workers
+from jobs.config.schema import Config, refuse_contradictions
 from jobs.remote.package import submission
 from jobs.runs.workspace import CONFIG_FILE, output_dir, refuse_lost_password, with_changes
 from jobs.sweep.population import refuse_uneven, share_of
@@ -23,6 +23,7 @@ CHANGEABLE = ("cluster.", "tracking.", "sweep.trials", "sweep.at_once", "sweep.m
 
 # What a space can't vary: trials share the prepared shards, and their scores must compare.
 FIXED = {
+    "task": "the trials share one task",
     "corpus": "the trials share one corpus",
     "clean": "the trials share one corpus",
     "tokenizer": "the trials share one tokenizer",
@@ -163,4 +164,4 @@ def at_point(config: Config, point: Point) -> Config:
             if not isinstance(section, dict):
                 raise UserError(f"{name}: no such setting; {one} has none in it")
         section[field] = value
-    return refuse_idle_workers(from_dict(settings))
+    return refuse_contradictions(from_dict(settings))

@@ -12,6 +12,7 @@ from jobs.terminal.console import clock, console, table
 from pipeline.files import read_json
 from pipeline.sweep.space import Value
 from pipeline.sweep.study import Record, State
+from pipeline.tasks.task import Metric
 
 PLACES = ("trial", "gen", "member")  # the last two of a population
 MOST_ENDED = 8  # of the trials that have ended, the best ones
@@ -24,13 +25,17 @@ class Board:
         names: the parameters.
         total: how many trials there are to be.
         max_steps: of a whole training.
+        metric: what the trials are scored by.
     """
 
-    def __init__(self, title: str, names: Sequence[str], total: int, max_steps: int, known: Sequence[Record]) -> None:
+    def __init__(
+        self, title: str, names: Sequence[str], total: int, max_steps: int, known: Sequence[Record], metric: Metric
+    ) -> None:
         self._title = title
         self._names = names
         self._total = total
         self._max_steps = max_steps
+        self._metric = metric
         self._records = {one.number: one for one in known if one.state is not State.running}
         self._runs: dict[int, Run] = {}
         self._lock = threading.Lock()  # Live draws in a thread of its own
@@ -61,53 +66,54 @@ class Board:
         self._say(f"trial {record.number} of {self._total}: {place}{in_words(record.point)}{origin}{again}")
 
     def reported(self, record: Record) -> None:
-        tokens, bleu = record.curve[-1]
+        tokens, score = record.curve[-1]
         eta = self._progress(record)[3]
-        self._say(f"trial {record.number}: BLEU {bleu:.2f} at {tokens:,} target tokens{eta and f'  ETA {eta}'}")
+        self._say(f"trial {record.number}: {self._named(score)} at {tokens:,} target tokens{eta and f'  ETA {eta}'}")
 
     def ended(self, record: Record) -> None:
         with self._lock:
             self._records[record.number] = record
             self._runs.pop(record.number, None)
-        bleu = "" if record.bleu is None else f", BLEU {record.bleu:.2f}"
+        score = "" if record.score is None else f", {self._named(record.score)}"
         why = f": {record.failure}" if record.failure else ""
-        self._say(f"trial {record.number}: {record.state.value}{bleu}{why}")
+        self._say(f"trial {record.number}: {record.state.value}{score}{why}")
+
+    def _named(self, score: float) -> str:
+        return f"{self._metric.title} {self._metric.shown(score)}"
 
     def _say(self, text: str) -> None:
         if self._live is None:
             console.print(f"  {text}")
 
     def _progress(self, record: Record) -> list[str]:
-        """Step, BLEU, state, ETA."""
+        """Step, score, state, ETA."""
         try:
             known: Mapping[str, Any] = read_json(self._runs[record.number].folder / PROGRESS_FILE)
         except (OSError, ValueError, KeyError):
             known = {}
-        bleu = "" if record.bleu is None else f"BLEU {record.curve[-1][1]:.2f}"
-        step = f"step {known['step']:,}/{self._max_steps:,}" if "step" in known else ""
+        score = self._metric.shown(record.curve[-1][1]) if record.curve else ""
+        step = f"{known['step']:,}/{self._max_steps:,}" if "step" in known else ""
         eta = f"{clock(known['eta_seconds'])}" if "eta_seconds" in known else ""
-        return [step, bleu, known.get("doing") or ("running" if known else "starting"), eta]
+        return [step, score, known.get("doing") or ("running" if known else "starting"), eta]
 
     def _render(self) -> Text:
         with self._lock:
             records, running = list(self._records.values()), set(self._runs)
         ended = [one for one in records if one.number not in running]
-        best = sorted(ended, key=lambda one: -(one.bleu or 0.0))
+        best = sorted(ended, key=lambda record: record.sort_key)
         rows = []
         for one in sorted((one for one in records if one.number in running), key=lambda one: one.number):
-            step, bleu, state, eta = self._progress(one)
-            cells = [step.removeprefix("step "), bleu.removeprefix("BLEU "), state, eta]
-            rows.append([*_place(one), *values_of(one, self._names), *cells])
+            rows.append([*_place(one), *values_of(one, self._names), *self._progress(one)])
         for one in best[:MOST_ENDED]:
-            bleu = "" if one.bleu is None else f"{one.bleu:.2f}"
-            cells = [f"{one.tokens:,} tok", bleu, one.state.value, ""]
+            score = "" if one.score is None else self._metric.shown(one.score)
+            cells = [f"{one.tokens:,} tok", score, one.state.value, ""]
             rows.append([*_place(one), *values_of(one, self._names), *cells])
         places = PLACES if any(one.generation for one in records) else PLACES[:1]
-        columns = [*places, *short_names(self._names), "step", "BLEU", "state", "ETA"]
+        columns = [*places, *short_names(self._names), "step", self._metric.title, "state", "ETA"]
         count = len(self._names) + len(places) - 1
         title = f"{self._title}: {len(ended)} of {self._total} trials ended"
-        if best and best[0].bleu is not None:
-            title += f", the best with BLEU {best[0].bleu:.2f}"
+        if best and best[0].score is not None:
+            title += f", the best with {self._named(best[0].score)}"
         shown = table(title, columns, rows or [[""] * len(columns)], right=(0, count + 1, count + 2, count + 4))
         shown.no_wrap, shown.overflow = True, "ellipsis"
         return shown

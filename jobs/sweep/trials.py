@@ -87,12 +87,12 @@ class Trials:
             share = run.config.train.max_steps // record.generation
             inherit(parent, share * (record.generation - 1), run.folder)
 
-    def report(self, number: int, tokens: int, bleu: float) -> bool:
+    def report(self, number: int, tokens: int, score: float) -> bool:
         """Notes a validation; whether the trial is to stop."""
         record = self.study.records[number]
         if tokens <= record.tokens:  # a trial that goes on tells all it had before
             return False
-        is_to_stop = self.study.report(number, tokens, bleu)
+        is_to_stop = self.study.report(number, tokens, score)
         self._board.reported(record)
         if is_to_stop:
             self.stopped.add(number)

@@ -3,6 +3,7 @@ stop is the study's to say.
 """
 
 import logging
+import math
 import os
 import threading
 import uuid
@@ -25,6 +26,8 @@ from jobs.training.train import is_trained, refuse_too_long, refuse_unspaced_tar
 from pipeline.disk import disk_trouble, is_disk_message
 from pipeline.errors import UserError
 from pipeline.sweep.study import State
+from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
 POLL_SECONDS = 0.5
@@ -41,18 +44,20 @@ QUIET = {
 }
 
 
-def validation_curve(folder: Path) -> list[tuple[int, int, float]]:
-    """(step, target tokens, BLEU) of the validations of a run so far. Tokens are logged every few steps: where a
-    validation is not at one of them, those of the steps since are estimated."""
-    series: dict[str, dict[int, float]] = {"validation/bleu": {}, "train/target_tokens": {}}
+def validation_curve(folder: Path, metric: Metric) -> list[tuple[int, int, float]]:
+    """(step, target tokens, score) of the validations of a run so far; those whose score is no number are left out.
+    Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
+    estimated."""
+    scores = f"validation/{metric.name}"
+    series: dict[str, dict[int, float]] = {scores: {}, "train/target_tokens": {}}
     for point in read_points(folder):
-        if point.key in series:
+        if point.key in series and math.isfinite(point.value):
             series[point.key][point.step] = point.value
     curve = []
-    for step, bleu in sorted(series["validation/bleu"].items()):
+    for step, score in sorted(series[scores].items()):
         known = max((one for one in series["train/target_tokens"] if one <= step), default=None)
         if known:
-            curve.append((step, round(series["train/target_tokens"][known] * step / known), bleu))
+            curve.append((step, round(series["train/target_tokens"][known] * step / known), score))
     return curve
 
 
@@ -63,6 +68,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         folder = Path(config["folder"])
         self._run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
+        self._metric = selecting_metric(self._run.config.task)
         self._is_sweep_to_stop = watched(Path(config["stop"]))
         (folder / STOP_FILE).write_bytes(b"")
         self._told = 0
@@ -92,14 +98,14 @@ class TrialActor(tune.Trainable):
                 self._stop()
             if self._error is not None:
                 raise self._error  # Tune starts the trial again, which goes on from its newest checkpoint
-            curve = validation_curve(self._run.folder)[self._told :]
+            curve = validation_curve(self._run.folder, self._metric)[self._told :]
             if curve and (is_over or curve[0][0] < self._run.config.train.max_steps):
                 self._told += 1
-                step, tokens, bleu = curve[0]
+                step, tokens, score = curve[0]
                 is_last = is_over and len(curve) == 1
-                return {"step": step, "tokens": tokens, "bleu": bleu, "done": is_last, "failure": self._failure}
+                return {"step": step, "tokens": tokens, "score": score, "done": is_last, "failure": self._failure}
             if is_over:
-                return {"step": 0, "tokens": 0, "bleu": 0.0, "done": True, "failure": self._failure}
+                return {"step": 0, "tokens": 0, "score": 0.0, "done": True, "failure": self._failure}
 
     def cleanup(self) -> None:
         """Lets the workers of a trial that was stopped save a checkpoint and end, so that the run can be gone on with.
@@ -117,7 +123,7 @@ class StudySearcher(Searcher):
     killed, nor report by target tokens."""
 
     def __init__(self, trials: Trials, stop_file: Path) -> None:
-        super().__init__(metric="bleu", mode="max")
+        super().__init__(metric="score", mode="max" if trials.study.metric.higher_is_better else "min")
         self._of_study = trials
         self._stop_file = stop_file
         self.numbers: dict[str, int] = {}  # Tune's id → the study's number
@@ -151,7 +157,7 @@ class StudySearcher(Searcher):
             self._of_study.end(number, State.stopped)
         elif not self._of_study.is_to_go_on(number):
             if result["tokens"]:
-                self._of_study.study.report(number, result["tokens"], result["bleu"])
+                self._of_study.study.report(number, result["tokens"], result["score"])
             self._of_study.end(number, State.finished)
 
     def save(self, checkpoint_path: str) -> None:
@@ -174,7 +180,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
-        is_to_stop = self._trials.report(number, result["tokens"], result["bleu"])
+        is_to_stop = self._trials.report(number, result["tokens"], result["score"])
         return TrialScheduler.STOP if is_to_stop else TrialScheduler.CONTINUE
 
     def __getstate__(self) -> dict[str, Any]:

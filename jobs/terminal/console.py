@@ -17,6 +17,7 @@ from rich.text import Text
 from jobs.terminal.printable import printable, printable_word
 from pipeline.files import read_json
 from pipeline.secrets import redacted
+from pipeline.tasks.task import Metric
 
 
 class SafeConsole(Console):
@@ -124,7 +125,7 @@ def quantity(value: float) -> str:
 
 
 @contextmanager
-def following(progress_file: Path) -> Iterator[None]:
+def following(progress_file: Path, metric: Metric) -> Iterator[None]:
     """Shows what rank 0 writes into `progress_file` until the block ends. What an earlier attempt wrote is removed, for
     the clocks of two machines can't tell which is older."""
     stop = threading.Event()
@@ -141,7 +142,7 @@ def following(progress_file: Path) -> Iterator[None]:
             is_news = any(fresh.get(key) != seen.get(key) for key in ("validation_step", "rolled_back_from"))
             seen.clear()
             seen.update(fresh)
-            status.show(training_line(seen), now=is_news or is_last)
+            status.show(training_line(seen, metric), now=is_news or is_last)
 
     def follow() -> None:
         while not stop.wait(0.5):
@@ -159,8 +160,12 @@ def following(progress_file: Path) -> Iterator[None]:
         status.clear()
 
 
-def training_line(progress: Mapping[str, Any]) -> str:
-    """The progress of a training in one line."""
+def training_line(progress: Mapping[str, Any], metric: Metric) -> str:
+    """The progress of a training in one line.
+
+    Args:
+        metric: that the validation's score is one of.
+    """
     parts = [f"  step {progress.get('step', 0):,}/{progress.get('max_steps', 0):,}"]
     if progress.get("max_minutes"):
         parts.append(f"{clock(progress.get('seconds', 0.0))} of {clock(60 * progress['max_minutes'])}")
@@ -168,13 +173,14 @@ def training_line(progress: Mapping[str, Any]) -> str:
         parts += [
             f"loss {progress['loss']:.3f}",
             f"lr {progress['learning_rate']:.2e}",
-            f"{progress['source_tokens_per_second']:,.0f} source + "
-            f"{progress['target_tokens_per_second']:,.0f} target tok/s",
+            f"{_token_speeds(progress)} tok/s",
             f"padding {progress['padding_share']:.1%}",
             f"{quantity(progress['model_flops_per_second'])}FLOP/s",
         ]
-    if "validation_bleu" in progress:
-        parts.append(f"validation BLEU {progress['validation_bleu']:.2f} at {progress['validation_step']:,}")
+    # A worker of before writes the score under the metric's own name.
+    score = progress.get("validation_score", progress.get(f"validation_{metric.name}"))
+    if score is not None:
+        parts.append(f"validation {metric.title} {metric.shown(score)} at {progress['validation_step']:,}")
     if progress.get("rollbacks"):
         last = f", the last from step {progress['rolled_back_from']:,}" if "rolled_back_from" in progress else ""
         parts.append(f"rollbacks {progress['rollbacks']}{last}")
@@ -183,6 +189,13 @@ def training_line(progress: Mapping[str, Any]) -> str:
     if progress.get("doing"):
         parts.append(f"{progress['doing']} …")
     return "  ".join(parts)
+
+
+def _token_speeds(progress: Mapping[str, Any]) -> str:
+    """9,000 source + 9,100 target: tokens a second of each column."""
+    ending = "_tokens_per_second"
+    speeds = {key.removesuffix(ending): speed for key, speed in progress.items() if key.endswith(ending)}
+    return " + ".join(f"{speed:,.0f} {column}" for column, speed in speeds.items())
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> Text:

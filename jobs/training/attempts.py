@@ -17,13 +17,22 @@ from typing import Any
 
 from jobs.config.schema import ClusterConfig
 from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus, start_on_nodes
-from jobs.runs.workspace import RESTART_FILE, STACKS_FOLDER, STOP_FILE, TRAINING_FILE, WORKERS_FOLDER, Run
+from jobs.runs.workspace import Run
 from jobs.terminal.console import console
 from jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
 from jobs.training.trainer import cause_of, make_trainer
 from jobs.training.worker import train_worker
 from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
+from pipeline.run_folder import (
+    CHECKPOINTS_FOLDER,
+    RAY_FOLDER,
+    RESTART_FILE,
+    STACKS_FOLDER,
+    STOP_FILE,
+    TRAINING_FILE,
+    WORKERS_FOLDER,
+)
 from pipeline.train.checkpoint import newest_checkpoint
 
 MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ever again: it would look like a hang
@@ -81,7 +90,7 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
                         f"(cluster.max_failures={run.config.cluster.max_failures}): {reason}. "
                         "Checkpoints are kept: the same command goes on from the newest"
                     ) from error
-        newest = newest_checkpoint(run.folder / "checkpoints")
+        newest = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
         start = f"goes on from {newest.name}" if newest else "begins anew: there is no checkpoint yet"
         tries = f" (failure {failures} of {run.config.cluster.max_failures} allowed)" if is_failure else ""
         console.print(f"Restart     {reason.partition(chr(10))[0]}; the training {start}{tries}")
@@ -178,7 +187,7 @@ class Watch:
             "spare_cpus": spare,
             "hang_seconds": self._limit,
         }
-        folder = self._run.folder / "ray"
+        folder = self._run.folder / RAY_FOLDER
         trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
         trainer.on_places, trainer.on_workers = self._set_places, self._set_workers
         return trainer.fit().return_value or {}

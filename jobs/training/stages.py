@@ -6,7 +6,7 @@ from jobs.config.schema import Config
 from jobs.runs.report import open_tracker, report_evaluation, report_training
 from jobs.runs.stored import stored
 from jobs.runs.workspace import Run, has_run, only_owner, output_dir, run_for
-from jobs.training.evaluate import evaluate_stage, evaluated_before
+from jobs.training.evaluate import evaluate_stage, is_evaluated, kept_result
 from jobs.training.train import is_trained, train_stage
 from pipeline.data.prepare import Prepared
 from pipeline.tracking.uploader import is_reported
@@ -30,5 +30,5 @@ def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]
     run = run_for(config, prepared)
     with only_owner(run), stored(run):
         reported = not config.tracking.enabled or is_reported(config.tracking, output_dir(config), run.folder)
-        result = evaluated_before(run) if reported and is_trained(run) else None
+        result = kept_result(run) if reported and is_trained(run) and is_evaluated(run) else None
     return (run, result) if result else None

@@ -3,13 +3,9 @@
 import time
 from pathlib import Path
 
+from jobs.runs.model import languages
 from jobs.runs.stopping import Terminated, on_sigterm
-from jobs.runs.workspace import (
-    PROGRESS_FILE,
-    STOP_FILE,
-    Run,
-    stage_folder,
-)
+from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import begin_stage, console, following
 from jobs.training.attempts import train_in_attempts
 from jobs.training.precision import warn_of_slow_precision
@@ -19,6 +15,8 @@ from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
 from pipeline.files import sha256_file
+from pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
+from pipeline.tasks.build import selecting_metric
 from pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
@@ -41,19 +39,20 @@ def train_stage(run: Run) -> float | None:
     warn_of_slow_precision(run.config)
     begin_stage("train")
     started_at = time.monotonic()
-    checkpoint = newest_checkpoint(run.folder / "checkpoints")  # warns of damaged ones, here where a person sees it
+    # Warns of damaged ones, here where a person sees it.
+    checkpoint = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
     if checkpoint is not None:
         refuse_exchanged_tokenizer(run, checkpoint)
         console.print(f"  going on from {checkpoint.name}")
     stop_file = run.folder / STOP_FILE
     stop_file.write_bytes(b"")  # before SIGTERM may write into the file
     with (
-        following(run.folder / PROGRESS_FILE),
+        following(run.folder / PROGRESS_FILE, selecting_metric(run.config.task)),
         on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
     ):
         train_in_attempts(run, with_spare=True)
     if stop_file.stat().st_size:
-        newest = newest_checkpoint(run.folder / "checkpoints")
+        newest = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
         kept = f"with the checkpoint {newest.name}" if newest else "before its first step"
         raise Terminated(f"the run {run.name} was stopped, {kept}; resume={run.name} goes on from there")
     return time.monotonic() - started_at
@@ -83,10 +82,11 @@ def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
 def refuse_unspaced_targets(run: Run) -> None:
     """
     Raises:
-        UserError: BLEU would look for words between spaces where the language has none, and choose by 0 against 0.
+        UserError: the scores would look for words between spaces where the target language has none, and choose by 0
+            against 0.
     """
     config = run.config
-    if config.evaluate.tokenize is None:
+    if languages(config) and config.evaluate.tokenize is None:
         tokenize = tokenizer_for(config.corpus.target_language)
         file = stage_folder(run.folder, "corpus") / "validation.target"
         where = f"corpus.target_language: is {config.corpus.target_language}, but the validation set's target"

@@ -3,11 +3,11 @@
 It is told nothing but that folder: config.yaml in it is the resolved configuration.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,30 +57,30 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     import torch
     from ray.train.torch import get_device
 
-    from model.build import build_model
+    from model.flops import training_flops
     from model.kernels.linear import Products, use_products
-    from pipeline.data.shards import open_shards
-    from pipeline.data.tokenizer import Tokenizer
     from pipeline.ranks import on_rank_zero, rank, world_size
+    from pipeline.tasks.build import make_task
     from pipeline.train.checkpoint import resume
     from pipeline.train.engine import make_engine
-    from pipeline.train.loop import TrainState, train
-    from pipeline.train.objective import TranslationObjective
+    from pipeline.train.loop import train
     from pipeline.train.optimizer import Precision
+    from pipeline.train.schedule import learning_rate
+    from pipeline.train.session import Session, TrainState
 
     heartbeat = Heartbeat(attempt, rank(), hang_seconds)
     config = read_config(folder / CONFIG_FILE)
     log_safely()
     logging.basicConfig(level=logging.WARNING)
     device = get_device()
-    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
+    task = make_task(config, partial(stage_folder, folder))
     torch.manual_seed(config.seed)  # the initial weights
-    model = build_model(config.model, tokenizer.vocab_size)
-    objective = TranslationObjective(model, config.train.label_smoothing).train()
+    model = task.model()
+    objective = task.objective(model).train()
     objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
     initial, saved = resume(folder / "checkpoints")
-    state = TrainState(**saved or {})
+    state = TrainState.of(saved or {})
     state.seconds = on_rank_zero(lambda: max(state.seconds, logged_seconds(folder)))
     if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
         state.products = on_rank_zero(lambda: _products(folder, model))
@@ -88,33 +88,35 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
     del initial
     reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
-    started = {"from_step": state.step, "seconds": state.seconds, "target_tokens": state.target_tokens}
-    reason = train(
+    before = {f"{column}_tokens": count for column, count in state.tokens.items()}
+    started = {"from_step": state.step, "seconds": state.seconds, **before}
+    session = Session(
         config.train,
-        config.batch,
-        config.schedule,
-        model=model,
         engine=engine,
-        pairs=open_shards(stage_folder(folder, "shards"), "train"),
-        seed=config.seed,
         state=state,
         folder=folder,
-        about={
+        metadata={
             "engine": f"{config.engine.name.value} {config.engine.zero_stage}",
             "identity": read_json(folder / PREPARED_FILE)["identity"],
-            "tokenizer": tokenizer.sha256,
+            "tokenizer": task.tokenizer,
         },
+        selects=task.selects,
         validate=_validation(config, folder, device, spare, heartbeat),
         reports=reports,
+        flops=lambda tokens: training_flops(model.config, model.vocab_size, *tokens.values()),
         stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
-        text=lambda ids: tokenizer.decode([list(ids)])[0],
     )
+
+    def rate(step: int) -> float:
+        return learning_rate(config.schedule, step, config.train.max_steps, model.config.d_model)
+
+    reason = train(session, task, config.batch, config.seed, rate)
     reports.flush()
     if rank() == 0 and reason != "stopped":
         write_json(
             folder / TRAINING_FILE,
             {
-                **dataclasses.asdict(state),
+                **state.summary(),
                 "reason": reason,
                 "patience": config.train.patience,
                 "world_size": world_size(),
@@ -184,34 +186,26 @@ def _validation(
 
 
 def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any) -> Any:
-    """Loss and BLEU of a snapshot on the validation set; inside the process group of the workers, their common work."""
+    """The evaluation of a snapshot on the validation set; in the process group of the workers their common work."""
     import torch
 
-    from model.build import build_model
     from model.packed_linear import pack_linears
-    from pipeline.data.lines import read_lines
-    from pipeline.data.shards import open_shards
-    from pipeline.data.tokenizer import Tokenizer
-    from pipeline.evaluate.tokenizers import tokenizer_for
-    from pipeline.evaluate.validate import validate
+    from pipeline.tasks.build import make_task
     from pipeline.train.checkpoint import load_weights
     from pipeline.train.optimizer import TORCH_DTYPES
 
-    tokenizer = Tokenizer.load(stage_folder(folder, "tokenizer"))
-    model = build_model(config.model, tokenizer.vocab_size)
+    task = make_task(config, partial(stage_folder, folder))
+    model = task.model()
     model.load_state_dict(load_weights(snapshot))
-    model = pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
-    references = [line.decode() for line in read_lines(stage_folder(folder, "corpus") / "validation.target")]
-    beam = dataclasses.replace(config.decode, beam=config.train.validation_beam)
-    pairs = open_shards(stage_folder(folder, "shards"), "validation")
-    tokenize = tokenizer_for(config.corpus.target_language, config.evaluate)
-    return validate(model, tokenizer, pairs, references, config.batch, beam, tokenize)
+    return task.validate(
+        pack_linears(model.to(device or torch.device("cpu"), TORCH_DTYPES[config.precision.dtype]).eval())
+    )
 
 
 def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool) -> Any:
     """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
     from pipeline.tracking.tracker import SpoolTracker
-    from pipeline.train.loop import Reports
+    from pipeline.train.session import Reports
 
     def begin(fresh: Mapping[str, Any]) -> None:
         if doing := fresh.get("doing"):
@@ -228,7 +222,7 @@ def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool)
     def progress(fresh: Mapping[str, Any]) -> None:
         begin(fresh)
         shown["doing"] = None
-        if "validation_bleu" in fresh:
+        if "validation_score" in fresh:
             shown["validation_step"] = fresh["step"]
         shown.update(
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}

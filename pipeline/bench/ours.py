@@ -8,8 +8,8 @@ from torch import Tensor
 
 from model.kernels.linear import quicker_products, use_products
 from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.data.batches import Step, ahead, iterate_steps
-from pipeline.data.shards import open_shards
+from pipeline.data.batches import Step, ahead
+from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.processor import processor_vendor
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import make_engine
@@ -36,6 +36,6 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
         if rank() == 0:
             save_file(weights, path)
 
-    pairs = open_shards(Path(task.shards), "train")
-    steps = iterate_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
+    pairs = open_pairs(Path(task.shards), "train")
+    steps = pair_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
     return Trainer(ahead(steps, device), take, save)

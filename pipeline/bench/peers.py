@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import Norm, TransformerConfig
-from model.layers import DecoderLayer, EncoderLayer, sinusoids
+from model.layers import DecoderLayer, SelfAttentionLayer, sinusoids
 from model.transformer import Transformer
 from pipeline.bench.task import Task, Trainer, initial_model
 from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
-from pipeline.data.shards import PairDataset, open_shards
+from pipeline.data.pairs import open_pairs
 from pipeline.data.tokenizer import BOS_ID, PAD_ID
+from pipeline.tasks.task import Examples
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 
@@ -46,31 +47,33 @@ class PaddedStep:
     """One optimizer step."""
 
     batches: list[PaddedBatch]
-    source_tokens: int
-    target_tokens: int
+    tokens: dict[str, int]
+
+    @property
+    def loss_count(self) -> int:
+        return self.tokens["target"]
 
 
-def padded_steps(pairs: PairDataset, config: BatchConfig, seed: int) -> Iterator[PaddedStep]:
+def padded_steps(pairs: Examples, config: BatchConfig, seed: int) -> Iterator[PaddedStep]:
     """The steps of `iterate_steps` for one worker, padded."""
     epoch = 0
     while True:
-        plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, config, seed, epoch)
+        plan = plan_epoch(pairs.lengths, config, seed, epoch)
         for first in range(0, len(plan), config.micro_batches):
             micro = plan[first : first + config.micro_batches]
             yield PaddedStep(
                 [_padded(pairs, indices) for indices in micro],
-                int(sum(pairs.source_lengths[part].sum() for part in micro)),
-                int(sum(pairs.target_lengths[part].sum() for part in micro)),
+                dict(zip(pairs.columns, pairs.lengths[np.concatenate(micro)].sum(axis=0).tolist(), strict=True)),
             )
         epoch += 1
 
 
-def _padded(pairs: PairDataset, indices: np.ndarray) -> PaddedBatch:
+def _padded(pairs: Examples, indices: np.ndarray) -> PaddedBatch:
     def pad(sentences: list[np.ndarray]) -> Tensor:
         tensors = [torch.from_numpy(ids.astype(np.int64)) for ids in sentences]
         return pad_sequence(tensors, batch_first=True, padding_value=PAD_ID)
 
-    source, labels = pad([pairs.source(i) for i in indices]), pad([pairs.target(i) for i in indices])
+    source, labels = (pad([pairs.get(column, i) for i in indices]) for column in pairs.columns)
     target = labels.roll(1, dims=1)
     target[:, 0] = BOS_ID
     return PaddedBatch(source, target, labels)
@@ -125,7 +128,7 @@ def copy_weights(ours: Transformer, plain: PlainTransformer) -> None:
     """Gives the control our weights, so that both begin at the same point."""
     plain.embedding.load_state_dict(ours.embedding.state_dict())
     theirs: Any = plain.transformer
-    for layer, other in zip(cast(list[EncoderLayer], ours.encoder), theirs.encoder.layers, strict=True):
+    for layer, other in zip(cast(list[SelfAttentionLayer], ours.encoder), theirs.encoder.layers, strict=True):
         attention = layer.self_attention.query_key_value
         _copy_attention(attention.weight, attention.bias, layer.self_attention.output, other.self_attn)
         _copy_feed_forward(layer, other)
@@ -152,7 +155,7 @@ def _copy_attention(weight: Tensor, bias: Tensor, output: nn.Linear, theirs: Any
     theirs.out_proj.load_state_dict(output.state_dict())
 
 
-def _copy_feed_forward(layer: EncoderLayer | DecoderLayer, theirs: Any) -> None:
+def _copy_feed_forward(layer: SelfAttentionLayer | DecoderLayer, theirs: Any) -> None:
     theirs.linear1.load_state_dict(layer.feed_forward.inner.state_dict())
     theirs.linear2.load_state_dict(layer.feed_forward.outer.state_dict())
 
@@ -196,7 +199,7 @@ def _trainer(task: Task, device: torch.device, model: nn.Module, logits: Callabl
         for batch in step.batches:
             with torch.autocast(device.type, dtype=dtype, enabled=is_mixed):
                 loss = criterion(logits(batch.source, batch.target).flatten(0, 1), batch.labels.flatten())
-            (loss / step.target_tokens).backward()
+            (loss / step.loss_count).backward()
             total += loss.detach()
         if adam.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), adam.clip_norm)
@@ -205,5 +208,5 @@ def _trainer(task: Task, device: torch.device, model: nn.Module, logits: Callabl
         optimizer.zero_grad(set_to_none=True)
         return total
 
-    steps = padded_steps(open_shards(Path(task.shards), "train"), task.batch, task.seed)
+    steps = padded_steps(open_pairs(Path(task.shards), "train"), task.batch, task.seed)
     return Trainer(ahead(cast(Iterator[Step], steps), device), take)  # made in the background, as ours are

@@ -30,6 +30,7 @@ class Task:
 
     Attributes:
         shards: folder of the tokenised corpus. vocab_size: of its tokenizer.
+        total_steps: of the whole training, for the schedule alone: a bench takes as many as it has time for.
         use_gpu: one GPU for each member, else the CPU.
     """
 
@@ -39,6 +40,7 @@ class Task:
     batch: BatchConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    total_steps: int
     precision: PrecisionConfig
     label_smoothing: float
     seed: int

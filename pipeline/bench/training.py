@@ -40,9 +40,10 @@ def make_member(task: Task) -> tuple[Callable[[int | Weights], Burst | None], Re
         for _ in range(request):
             taken += 1
             step = next(trainer.steps)
-            total += trainer.take(step, learning_rate(task.schedule, taken, task.model.d_model))
-            source_tokens += step.source_tokens
-            target_tokens += step.target_tokens
+            rate = learning_rate(task.schedule, taken, task.total_steps, task.model.d_model)
+            total += trainer.take(step, rate)
+            source_tokens += step.tokens["source"]
+            target_tokens += step.tokens["target"]
         _synchronize(device)
         return Burst(
             seconds=time.monotonic() - started_at,

@@ -24,6 +24,7 @@ from pipeline.evaluate.significance import (
 from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.files import hash_of
 from pipeline.progress import MapTasks, Progress, no_progress
+from pipeline.tasks.build import TaskName, selecting_metric
 
 
 @dataclass(frozen=True)
@@ -209,5 +210,6 @@ def _reach(runs: Mapping[str, RunFacts], asked: float | None) -> dict[str, Any] 
         return None
     if asked is not None and asked > max(best.values()):
         raise UserError(f"reach={asked:g}: no run reached that; the best validation BLEU is {max(best.values()):.2f}")
+    metric = selecting_metric(TaskName.translation)
     bleu = asked if asked is not None else math.floor(100 * min(best.values())) / 100
-    return {"bleu": bleu, "runs": {name: first_reaching(runs[name].validations, bleu) for name in best}}
+    return {"bleu": bleu, "runs": {name: first_reaching(runs[name].validations, metric, bleu) for name in best}}

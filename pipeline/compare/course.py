@@ -1,10 +1,11 @@
-"""How a training went: losses and BLEU by steps, tokens and time, out of the points that the run logged."""
+"""How a training went: losses and scores by steps, tokens and time, out of the points that the run logged."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import Point
 
 COUNTED = ("seconds", "source_tokens", "target_tokens")  # since the training's start, over all its attempts
@@ -23,11 +24,11 @@ def training_course(points: Iterable[Point]) -> list[Moment]:
 
 
 def validation_course(points: Iterable[Point], validations: Sequence[Mapping[str, Any]]) -> list[Moment]:
-    """Every validation of a training: step, `COUNTED`, loss, BLEU. Between two logged points, what is counted grows
-    evenly.
+    """Every validation of a training: step, `COUNTED`, loss and scores. Between two logged points, what is counted
+    grows evenly.
 
     Args:
-        validations: of the run's `training.json`: step, loss and bleu of each.
+        validations: of the run's `training.json`: step, loss and the scores by their metrics' names.
     Returns:
         nothing where the points are gone.
     """
@@ -36,7 +37,7 @@ def validation_course(points: Iterable[Point], validations: Sequence[Mapping[str
         return []
     moments = []
     for one in validations:
-        moment = {"step": one["step"], "loss": one["loss"], "bleu": one["bleu"]}
+        moment = dict(one)
         for name in COUNTED:
             known = series[f"train/{name}"]
             steps = sorted(known)
@@ -45,9 +46,9 @@ def validation_course(points: Iterable[Point], validations: Sequence[Mapping[str
     return moments
 
 
-def first_reaching(course: Iterable[Moment], bleu: float) -> Moment | None:
-    """The first validation with this BLEU or more; None where there was none."""
-    return next((moment for moment in course if moment["bleu"] >= bleu), None)
+def first_reaching(course: Iterable[Moment], metric: Metric, score: float) -> Moment | None:
+    """The first validation with this score or a better one; None where there was none."""
+    return next((moment for moment in course if not metric.is_better(score, moment[metric.name])), None)
 
 
 def _series(points: Iterable[Point]) -> dict[str, dict[int, float]]:

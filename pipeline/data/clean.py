@@ -8,8 +8,8 @@ from enum import Enum
 
 from pipeline.data.lines import MAX_LINE_BYTES
 from pipeline.data.overlap import Sides, pair_hash
-from pipeline.data.pairs import SentencePair, collapse_whitespace
-from pipeline.data.words import count_words
+from pipeline.data.pairs import SentencePair
+from pipeline.data.words import collapse_whitespace, count_words
 
 # Which settings of CleanConfig each rule goes by.
 RULES = {

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.data.clean import shortened
 from pipeline.data.lines import read_lines
-from pipeline.data.shards import open_shards
+from pipeline.data.pairs import open_pairs
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
 
@@ -24,15 +24,15 @@ def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) 
     longest = max(counts["longest_source"], counts["longest_target"])
     if longest <= limit:
         return
-    pairs = open_shards(shards, split)
-    sizes = np.maximum(pairs.source_lengths, pairs.target_lengths)
+    pairs = open_pairs(shards, split)
+    sizes = pairs.lengths.max(axis=1)
     lines = zip(*(read_lines(corpus / f"{split}.{side}") for side in ("source", "target")), strict=True)
     num_bytes = np.empty(len(sizes), np.int64)
     place, text = int(sizes.argmax()), ""
     for i, (source, target) in enumerate(lines):
         num_bytes[i] = max(len(source), len(target))
         if i == place:
-            text = (source if pairs.source_lengths[i] >= pairs.target_lengths[i] else target).decode()
+            text = (source if pairs.lengths[i, 0] >= pairs.lengths[i, 1] else target).decode()
     message = (
         f"{key}: {limit} is less than the longest sentence of corpus.{split}, {longest} tokens, {num_bytes[place]:,} "
         f"bytes: {shortened(text)} ({(sizes > limit).sum():,} of {len(sizes):,} pairs are longer than {limit}). "

@@ -1,6 +1,20 @@
-"""The unit of a corpus: a sentence and its translation."""
+"""Pairs: a sentence and its translation, as text, as token ids, and as a packed batch."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.packing import Layout
+from pipeline.data.batches import BatchConfig, Step, iterate_steps
+from pipeline.data.packing import filler, pack
+from pipeline.data.shards import SIDES, Columns, open_shards
+from pipeline.data.tokenizer import BOS_ID
+from pipeline.tasks.task import Examples
 
 
 class SentencePair(NamedTuple):
@@ -10,10 +24,65 @@ class SentencePair(NamedTuple):
     target: str
 
 
-def collapse_whitespace(text: str) -> str:
-    """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
+@dataclass(frozen=True)
+class PairBatch:
+    """One micro-batch of packed pairs, then sentences of <pad> as filler. Letters: S source, T target tokens; M of the
+    T are real.
 
-    Other spaces inside stay as they are: a no-break space belongs to French punctuation.
+    Attributes:
+        source: (S,) ids, each sentence ending in </s>.
+        target: (T,) ids the decoder reads: <s> and all but the last of each sentence.
+        labels: (M,) ids the decoder should say: each sentence with its </s>; none for the filler behind them.
+        source_tokens: how many of S are real.
     """
-    # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
-    return b" ".join(text.strip().encode().split()).decode()
+
+    source: Tensor
+    source_layout: Layout
+    target: Tensor
+    target_layout: Layout
+    labels: Tensor
+    source_tokens: int
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same on another device; does not wait for it."""
+        if device.type == "cpu":
+            return self
+        # Only from pinned memory does a copy run beside the computation.
+        source, target, labels = (
+            x.pin_memory().to(device, non_blocking=True) for x in (self.source, self.target, self.labels)
+        )
+        source_layout, target_layout = self.source_layout.to(device), self.target_layout.to(device)
+        return PairBatch(source, source_layout, target, target_layout, labels, self.source_tokens)
+
+    @property
+    def padding_share(self) -> float:
+        """What part of both sides' padded grids, where attention works, is padding or filler."""
+        cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
+        return 1.0 - (self.source_tokens + self.labels.numel()) / cells
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.source_tokens:,} source and {len(self.labels):,} target tokens"
+
+
+def collate_pairs(pairs: Examples, rows: Sequence[int] | np.ndarray) -> PairBatch:
+    """Packs the pairs of these rows."""
+    sources = [pairs.get("source", row) for row in rows]
+    labels = [pairs.get("target", row) for row in rows]
+    source_filler, target_filler = filler([[len(x) for x in sources], [len(x) for x in labels]])
+    source, source_layout = pack(sources, source_filler)
+    label_row, target_layout = pack(labels, target_filler)
+    target = label_row.roll(1)
+    target[target_layout.positions == 0] = BOS_ID
+    label_row = label_row[: sum(len(x) for x in labels)]
+    return PairBatch(source, source_layout, target, target_layout, label_row, sum(len(x) for x in sources))
+
+
+def pair_steps(pairs: Examples, config: BatchConfig, seed: int, **place: Any) -> Iterator[Step]:
+    """`iterate_steps` of pairs; `place` are its other arguments by name."""
+    return iterate_steps(pairs, collate_pairs, "target", config, seed, **place)
+
+
+def open_pairs(folder: Path, split: str) -> Columns:
+    """The tokenised pairs of a split: see `open_shards`."""
+    return open_shards(folder, split, SIDES)

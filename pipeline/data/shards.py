@@ -1,7 +1,7 @@
-"""Tokenised sentence pairs on disk, read back through memory maps.
+"""Tokenised examples on disk, read back through memory maps.
 
-A shard is four .npy files: the tokens of all its source sentences one after another and the length of each, and
-the same for the target. Sentences end with </s>, and lengths count it.
+A shard has two .npy files for each column: the tokens of all its sentences one after another, and the length of each.
+A pair has the columns source and target. Sentences end with </s>, and lengths count it.
 """
 
 from collections.abc import Iterator
@@ -106,38 +106,38 @@ def tokenize_shard(task: ShardTask) -> ShardCounts:
     return ShardCounts(task.pairs, total["source"], total["target"], longest["source"], longest["target"])
 
 
-class PairDataset:
-    """The tokenised pairs of one split, over all of its shards, in the corpus's order.
+class Columns:
+    """The examples of one split, over all of its shards, in the corpus's order: named columns of token ids.
 
     Attributes:
-        source_lengths, target_lengths: [num_pairs] int32, tokens of each sentence, </s> included.
+        columns: their names.
+        lengths: (examples, columns) int32, tokens of each, </s> included.
     """
 
-    def __init__(self, folder: Path, split: str, num_shards: int) -> None:
+    def __init__(self, folder: Path, split: str, num_shards: int, columns: tuple[str, ...]) -> None:
         names = [shard_name(split, index) for index in range(num_shards)]
-        self._source = _Side(folder, names, "source")
-        self._target = _Side(folder, names, "target")
-        self.source_lengths = self._source.lengths
-        self.target_lengths = self._target.lengths
+        self.columns = columns
+        self._columns = {column: _Column(folder, names, column) for column in columns}
+        self.lengths = np.stack([column.lengths for column in self._columns.values()], axis=1)
 
     def __len__(self) -> int:
-        return len(self.source_lengths)
+        return len(self.lengths)
 
-    def source(self, index: int) -> np.ndarray:
-        """[source_lengths[index]] token ids, a view of the memory map."""
-        return self._source[index]
+    def lengths_of(self, column: str) -> np.ndarray:
+        """(examples,) int32."""
+        return self._columns[column].lengths
 
-    def target(self, index: int) -> np.ndarray:
-        """[target_lengths[index]] token ids, a view of the memory map."""
-        return self._target[index]
+    def get(self, column: str, row: int) -> np.ndarray:
+        """(length,) token ids, a view of the memory map."""
+        return self._columns[column][row]
 
 
-class _Side:
-    """One language of a split. Sentence i lies in the shard and at the offset that the lengths tell."""
+class _Column:
+    """One column of a split. Its array i lies in the shard and at the offset that the lengths tell."""
 
-    def __init__(self, folder: Path, names: list[str], side: str) -> None:
-        self._tokens = [np.load(folder / f"{name}.{side}_tokens.npy", mmap_mode="r") for name in names]
-        lengths = [np.load(folder / f"{name}.{side}_lengths.npy") for name in names]
+    def __init__(self, folder: Path, names: list[str], column: str) -> None:
+        self._tokens = [np.load(folder / f"{name}.{column}_tokens.npy", mmap_mode="r") for name in names]
+        lengths = [np.load(folder / f"{name}.{column}_lengths.npy") for name in names]
         self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
         self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), [len(part) for part in lengths])
         # int64: the tokens of one shard would fit into int32, but nothing keeps them from growing.
@@ -149,8 +149,8 @@ class _Side:
         return self._tokens[self._shard_of[index]][start : start + self.lengths[index]]
 
 
-def open_shards(folder: Path, split: str) -> PairDataset:
-    """The pairs of "train", "validation" or "test" in a finished shards folder.
+def open_shards(folder: Path, split: str, columns: tuple[str, ...]) -> Columns:
+    """The examples of "train", "validation" or "test" in a finished shards folder.
 
     Raises:
         UserError: the folder is not a finished one, or has no such split.
@@ -161,4 +161,4 @@ def open_shards(folder: Path, split: str) -> PairDataset:
         raise UserError(f"{folder} holds no finished shards: run the prepare job first") from None
     if split not in splits:
         raise UserError(f"{folder} has no split {split!r}, only {', '.join(splits)}")
-    return PairDataset(folder, split, splits[split]["shards"])
+    return Columns(folder, split, splits[split]["shards"], columns)

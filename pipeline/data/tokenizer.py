@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 
 from pipeline.data.lines import count_lines, read_lines
-from pipeline.data.pairs import collapse_whitespace
+from pipeline.data.words import collapse_whitespace
 from pipeline.errors import UserError
 from pipeline.files import atomic_write, sha256_file
 from pipeline.untrusted import read_small

@@ -37,3 +37,12 @@ def count_words(text: str) -> int:
         return len(text.encode().split())
     # Punctuation is left behind where the characters about it are taken out: it is no word.
     return words + sum(any(map(str.isalnum, word)) for word in rest.split())
+
+
+def collapse_whitespace(text: str) -> str:
+    """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
+
+    Other spaces inside stay as they are: a no-break space belongs to French punctuation.
+    """
+    # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
+    return b" ".join(text.strip().encode().split()).decode()

@@ -1,28 +1,11 @@
 """BLEU, chrF, TER by sacreBLEU, counted on the raw reference lines, with the signature that makes them comparable."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluate.significance import half_width, make_metric
 from pipeline.evaluate.tokenizers import DEFAULT
-
-
-@dataclass(frozen=True)
-class Score:
-    """A corpus score from 0 to 100 (TER can be more), and sacreBLEU's signature of how it was counted.
-
-    `details` is sacreBLEU's own line: for BLEU the n-gram precisions, brevity penalty and lengths. `half_width` is that
-    of the 95 % confidence interval, where it was asked for; `length_ratio`, of BLEU, the translations' words over the
-    references'.
-    """
-
-    name: str
-    value: float
-    signature: str
-    details: str
-    half_width: float | None = None
-    length_ratio: float | None = None
+from pipeline.tasks.task import Score
 
 
 def score(

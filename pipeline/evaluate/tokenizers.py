@@ -7,6 +7,7 @@ from functools import cache
 
 from pipeline.errors import UserError
 
+SCORING_LIBRARY = "sacrebleu"  # the distribution, whose version decides about scores
 DEFAULT = "13a"  # mteval's, for languages that write spaces between words
 TOKENIZERS = (
     *(DEFAULT, "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"),

@@ -1,12 +1,14 @@
 """Pictures of a run, drawn from the points that it logged."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.files import atomic_write
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import Point
 
 if TYPE_CHECKING:
@@ -21,13 +23,14 @@ SMOOTHED_FROM = 40  # points; below, the curve is drawn as it is
 Series = dict[int, float]  # step -> value
 
 
-def draw_curves(points: Iterable[Point], path: Path, title: str) -> Path:
+def draw_curves(points: Iterable[Point], path: Path, title: str, metric: Metric) -> Path:
     """Draws a PNG of 1000 pixels' width, one panel above the other, all against training steps: the losses (nats per
-    target token) with the learning rate; the validation BLEU with its best value; tokens per second. A panel without
+    target token) with the learning rate; the validation scores with the best one; tokens per second. A panel without
     points is left out.
 
     Args:
         title: names the run and its corpus.
+        metric: of the scores.
     Raises:
         ValueError: if no point belongs in any panel.
     """
@@ -39,12 +42,12 @@ def draw_curves(points: Iterable[Point], path: Path, title: str) -> Path:
     panels: list[tuple[int, Callable[[Axes, dict[str, Series]], None]]] = []
     if "train/loss" in series or "validation/loss" in series:
         panels.append((3, _draw_losses))
-    if "validation/bleu" in series:
-        panels.append((3, _draw_bleu))
+    if f"validation/{metric.name}" in series:
+        panels.append((3, partial(_draw_scores, metric)))
     if "train/target_tokens_per_second" in series:
         panels.append((2, _draw_speed))
     if not panels:
-        raise ValueError("no loss, BLEU or speed among the points: nothing to draw")
+        raise ValueError(f"no loss, {metric.title} or speed among the points: nothing to draw")
 
     heights = [height for height, _ in panels]
     figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 1.1 * sum(heights) + 1), layout="constrained")
@@ -101,20 +104,36 @@ def _draw_losses(axes: "Axes", series: dict[str, Series]) -> None:
     _put_legend(axes, lines)
 
 
-def _draw_bleu(axes: "Axes", series: dict[str, Series]) -> None:
-    bleu = series["validation/bleu"]
-    steps, scores = list(bleu), list(bleu.values())
-    best = int(np.argmax(scores))
-    axes.plot(steps, scores, color=ORANGE, marker="o", markersize=4, lw=1.8, label="validation BLEU")
-    axes.plot([steps[best]], [scores[best]], "*", color=GREEN, markersize=15, ls="none")
-    axes.lines[-1].set_label(f"best: {scores[best]:.1f} at step {steps[best]:,}")
-    if averaged := series.get("averaged/validation_bleu"):
+def _draw_scores(metric: Metric, axes: "Axes", series: dict[str, Series]) -> None:
+    scores = series[f"validation/{metric.name}"]
+    best = min(scores, key=lambda step: metric.sort_key(scores[step]))
+    label = f"validation {metric.title}"
+    axes.plot(list(scores), list(scores.values()), color=ORANGE, marker="o", markersize=4, lw=1.8, label=label)
+    axes.plot([best], [scores[best]], "*", color=GREEN, markersize=15, ls="none")
+    axes.lines[-1].set_label(f"best: {metric.shown(scores[best])} at step {best:,}")
+    if averaged := series.get(f"averaged/validation_{metric.name}"):
         value = list(averaged.values())[-1]
-        axes.axhline(value, color=GREY, lw=1.2, ls="--", label=f"averaged weights: {value:.1f}")
-    axes.set_ylabel("BLEU (0 to 100)")
-    axes.set_ylim(0, min(102, max(scores) * 1.12 + 1))
+        axes.axhline(value, color=GREY, lw=1.2, ls="--", label=f"averaged weights: {metric.shown(value)}")
+    axes.set_ylabel(score_label(metric))
+    scale_scores(axes, metric, scores.values())
     axes.spines["right"].set_visible(False)
     _put_legend(axes, axes.get_lines())
+
+
+def score_label(metric: Metric) -> str:
+    """The metric's title with its limits and, where that is so, that lower is better: of an axis."""
+    notes = [f"{metric.limits[0]:g} to {metric.limits[1]:g}"] if metric.limits else []
+    notes += [] if metric.higher_is_better else ["lower is better"]
+    return f"{metric.title} ({', '.join(notes)})" if notes else metric.title
+
+
+def scale_scores(axes: "Axes", metric: Metric, scores: Iterable[float]) -> None:
+    """Lets an upright axis of scores begin at the metric's lower limit and end above the highest score; without limits
+    the axis fits the scores."""
+    if metric.limits:
+        low, high = metric.limits
+        span, highest = high - low, max(scores, default=low)
+        axes.set_ylim(low, min(high + 0.02 * span, low + 1.12 * (highest - low) + 0.01 * span))
 
 
 def _draw_speed(axes: "Axes", series: dict[str, Series]) -> None:

@@ -1,4 +1,4 @@
-"""The picture of a race: BLEU against time and against floating-point operations, speed against sentence length."""
+"""The picture of a race: scores against time and against floating-point operations, speed against sentence length."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, ORANGE, WIDTH_PIXELS
+from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, ORANGE, WIDTH_PIXELS, scale_scores, score_label
 from pipeline.files import atomic_write
+from pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,18 +21,18 @@ class Course:
     """What the picture shows of one contender; one entry a validation, but for the last.
 
     Attributes:
-        seconds: of training until then. flops: floating-point operations until then. bleu: on the validation set.
+        seconds: of training until then. flops: floating-point operations until then. scores: on the validation set.
         speed: sentence length in tokens → target tokens per second in training.
     """
 
     seconds: Sequence[float]
     flops: Sequence[float]
-    bleu: Sequence[float]
+    scores: Sequence[float]
     speed: Mapping[int, float]
 
 
-def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
-    """Draws a PNG of 1000 pixels' width: above, validation BLEU against minutes of training and against
+def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Metric) -> Path:
+    """Draws a PNG of 1000 pixels' width: above, validation scores against minutes of training and against
     floating-point operations; below, target tokens per second against sentence length."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,12 +45,11 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str) -> Path:
     power = 3 * int(math.log10(max(costs, default=1.0)) // 3)
     for (name, course), (color, marker) in zip(courses.items(), STYLES, strict=False):
         style = {"color": color, "marker": marker, "markersize": 5, "lw": 1.8, "label": name}
-        panels["time"].plot([seconds / 60 for seconds in course.seconds], course.bleu, **style)
-        panels["flops"].plot([flops / 10**power for flops in course.flops], course.bleu, **style)
+        panels["time"].plot([seconds / 60 for seconds in course.seconds], course.scores, **style)
+        panels["flops"].plot([flops / 10**power for flops in course.flops], course.scores, **style)
         panels["speed"].plot(list(course.speed), list(course.speed.values()), **style)
-    best = max((bleu for course in courses.values() for bleu in course.bleu), default=1.0)
-    panels["time"].set_ylim(0, best * 1.08 + 1)
-    panels["time"].set_ylabel("validation BLEU (0 to 100)")
+    scale_scores(panels["time"], metric, [score for course in courses.values() for score in course.scores])
+    panels["time"].set_ylabel(f"validation {score_label(metric)}")
     panels["time"].set_xlabel("minutes of training")
     panels["flops"].set_xlabel(f"training cost (10$^{{{power}}}$ floating-point operations)")
     panels["flops"].tick_params(labelleft=False)

@@ -222,7 +222,7 @@ def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int) -> Model:
     """
     file = folder / WEIGHTS
     found = _read_shapes(inside(folder, WEIGHTS))
-    layers = config.encoder_layers + config.decoder_layers
+    layers = sum(config.depths)
     if layers > len(found):
         raise UserError(f"{file} does not fit {CONFIG}: {layers:,} layers, and only {len(found):,} tensors")
     room = config.max_positions or 0

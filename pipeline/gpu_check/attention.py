@@ -109,7 +109,7 @@ def _model(size: AttentionSize, target: Layout, source: Layout) -> Compute:
         model = _copy(weights, device, dtype)
         sides = source_ids.to(device), source.to(device), target_ids.to(device), target.to(device)
         hidden = model(*sides)
-        loss = label_smoothed_cross_entropy(hidden, model.embedding.weight, labels.to(device), smoothing=0.1)
+        loss = label_smoothed_cross_entropy(hidden, model.output_weight, labels.to(device), smoothing=0.1)
         (loss.total / loss.num_tokens).backward()
         return hidden.detach(), _gradients(model.parameters())
 

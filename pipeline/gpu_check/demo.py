@@ -1,28 +1,26 @@
 """The demo of `make demo` on one device in one process: the phrasebook, the training loop, BLEU by beam search."""
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from model.build import build_model
+from model.flops import training_flops
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.shards import open_shards
-from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import tokenizer_for
-from pipeline.evaluate.validate import Validation, validate
 from pipeline.generate.translator import Translator, save_model
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.settings import Demo
+from pipeline.tasks.task import Evaluation
+from pipeline.tasks.translation import translation
 from pipeline.train.checkpoint import average_weights, list_weights, load_weights
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.loop import Reports, TrainState, train
-from pipeline.train.objective import TranslationObjective
+from pipeline.train.loop import train
 from pipeline.train.optimizer import TORCH_DTYPES
+from pipeline.train.schedule import learning_rate
+from pipeline.train.session import Reports, Session, TrainState
 
 MODEL, TEST = "model", "test"  # what is left in the demo's folder: the model's, and the test set's .source and .target
 
@@ -57,7 +55,7 @@ def run_demo(demo: Demo, device: torch.device, folder: Path) -> Outcome:
         "steps": state.seconds,
         "evaluate": time.monotonic() - trained_at,
     }
-    speed = state.target_tokens / state.seconds
+    speed = state.tokens["target"] / state.seconds
     figures = {
         "bleu": bleu.value,
         "signature": bleu.signature,
@@ -82,41 +80,36 @@ def read_test_set(folder: Path) -> tuple[list[str], list[str]]:
 
 def _train(demo: Demo, prepared: Prepared, device: torch.device, folder: Path) -> TrainState:
     """What a worker of a run does, without its spool and its progress file."""
-    tokenizer = Tokenizer.load(prepared.tokenizer.folder)
-    torch.manual_seed(demo.seed)
-    model = build_model(demo.model, tokenizer.vocab_size)
-    objective = TranslationObjective(model, demo.train.label_smoothing).train()
-    engine = make_engine(objective, demo.optimizer, demo.precision, EngineConfig(EngineName.torch), device)
-    state = TrainState()
-    train(
-        demo.train,
-        demo.batch,
-        demo.schedule,
-        model=model,
-        engine=engine,
-        pairs=open_shards(prepared.shards.folder, "train"),
-        seed=demo.seed,
-        state=state,
-        folder=folder,
-        about={},
-        validate=_validation(demo, prepared, tokenizer, device),
-        reports=Reports(*[lambda *_: None] * 3),
+    task = translation(
+        lambda stage: getattr(prepared, stage).folder,
+        model=demo.model,
+        batch=demo.batch,
+        label_smoothing=demo.train.label_smoothing,
+        search=demo.decode,
+        validation_beam=demo.train.validation_beam,
+        tokenize=tokenizer_for(demo.corpus.target_language),
     )
-    return state
+    torch.manual_seed(demo.seed)
+    model = task.model()
+    objective = task.objective(model).train()
+    engine = make_engine(objective, demo.optimizer, demo.precision, EngineConfig(EngineName.torch), device)
 
+    def validate_snapshot(step: int, snapshot: Path) -> Evaluation:
+        trained = task.model()
+        trained.load_state_dict(load_weights(snapshot))
+        return task.validate(trained.to(device, TORCH_DTYPES[demo.precision.dtype]).eval())
 
-def _validation(
-    demo: Demo, prepared: Prepared, tokenizer: Tokenizer, device: torch.device
-) -> Callable[[int, Path], Validation]:
-    pairs = open_shards(prepared.shards.folder, "validation")
-    references = [line.decode() for line in read_lines(prepared.corpus.folder / "validation.target")]
-    beam = replace(demo.decode, beam=demo.train.validation_beam)
-
-    def validate_snapshot(step: int, snapshot: Path) -> Validation:
-        model = build_model(demo.model, tokenizer.vocab_size)
-        model.load_state_dict(load_weights(snapshot))
-        model.to(device, TORCH_DTYPES[demo.precision.dtype]).eval()
-        tokenize = tokenizer_for(demo.corpus.target_language)
-        return validate(model, tokenizer, pairs, references, demo.batch, beam, tokenize)
-
-    return validate_snapshot
+    session = Session(
+        demo.train,
+        engine=engine,
+        state=TrainState(),
+        folder=folder,
+        metadata={},
+        selects=task.selects,
+        validate=validate_snapshot,
+        reports=Reports(*[lambda *_: None] * 3),
+        flops=lambda tokens: training_flops(demo.model, model.vocab_size, *tokens.values()),
+    )
+    total, width = demo.train.max_steps, demo.model.d_model
+    train(session, task, demo.batch, demo.seed, lambda step: learning_rate(demo.schedule, step, total, width))
+    return session.state

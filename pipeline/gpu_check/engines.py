@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from model.transformer import Transformer
-from pipeline.data.batches import Step, ahead, iterate_steps
-from pipeline.data.shards import open_shards
+from pipeline.data.batches import Step, ahead
+from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.random_corpus import write_random_shards
 from pipeline.gpu_check.settings import EngineSize
@@ -72,7 +72,7 @@ def check_loss_scale(size: EngineSize, device: torch.device, folder: Path) -> Ou
     before = engine.weights()
     for index, batch in enumerate(step.batches):
         is_last = index == len(step.batches) - 1
-        engine.forward_backward(batch, scale=OVERFLOW if is_last else 1.0 / step.target_tokens, last=is_last)
+        engine.forward_backward(batch, scale=OVERFLOW if is_last else 1.0 / step.loss_count, last=is_last)
     overflow = engine.step(size.learning_rate)
     after = engine.weights()
     num_changed = sum(not torch.equal(after[name], weight) for name, weight in before.items())
@@ -94,7 +94,7 @@ def check_loss_scale(size: EngineSize, device: torch.device, folder: Path) -> Ou
 def _one_step(size: EngineSize, device: torch.device, folder: Path) -> Step:
     shards = folder / f"random-{size.batch.tokens}-{size.vocab_size}"
     write_random_shards(shards, max(100, size.batch.tokens // 10), size.vocab_size, SEED)
-    steps = iterate_steps(open_shards(shards, "train"), size.batch, SEED, rank=0, world_size=1)
+    steps = pair_steps(open_pairs(shards, "train"), size.batch, SEED, rank=0, world_size=1)
     return next(islice(ahead(steps, device), 1))
 
 
@@ -108,7 +108,7 @@ def _updates(engine: Engine, step: Step, size: EngineSize) -> tuple[list[float],
     """Updates on the same micro-batches, so that the loss of random tokens falls too."""
     losses, results = [], []
     for _ in range(size.updates):
-        losses.append(float(add_gradients(engine, step).sum()) / step.target_tokens)
+        losses.append(float(add_gradients(engine, step).sum()) / step.loss_count)
         results.append(engine.step(size.learning_rate))
     return losses, results
 

@@ -12,9 +12,9 @@ from pipeline.data.corpus import CorpusConfig, CorpusKind
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.generate.beam import BeamConfig
 from pipeline.train.engine import OptimizerConfig, PrecisionConfig
-from pipeline.train.loop import Average, TrainConfig
 from pipeline.train.optimizer import Precision
 from pipeline.train.schedule import ScheduleConfig, ScheduleName
+from pipeline.train.session import Average, TrainConfig
 
 BASE = TransformerConfig(d_model=512, d_ff=2048, num_heads=8, encoder_layers=6, decoder_layers=6, dropout=0.1)
 BIG = TransformerConfig(d_model=1024, d_ff=4096, num_heads=16, encoder_layers=6, decoder_layers=6, dropout=0.3)

@@ -56,6 +56,7 @@ def task_of(kind: Kind, size: TrainingSize, shards: Path, use_gpu: bool) -> Task
         batch=size.batch,
         optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(),
+        total_steps=100_000,  # the paper's, which its schedule does not ask for
         precision=PrecisionConfig(Precision.bf16),
         label_smoothing=0.1,
         seed=SEED,

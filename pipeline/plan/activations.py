@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from model.attention import LONG
 from model.build import ModelConfig
-from model.config import Activation, Norm, RecurrentConfig, TransformerConfig
+from model.config import Activation, DecoderConfig, Norm, RecurrentConfig, TransformerConfig
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8
 # Times d_ff: the activation's output, and what its own gradient needs beside it; SwiGLU's two inner products, the gate,
 # and what they come to.
-INNER = {Activation.relu: 1, Activation.gelu: 2, Activation.swiglu: 4}
+INNER = {Activation.relu: 1, Activation.gelu: 2, Activation.gelu_tanh: 2, Activation.swiglu: 4}
 # Bytes that an LSTM's kernel keeps for each position beside its input and output, for each number of its output's and
 # of its input's width; by the bytes of a number. Measured
 LSTM_WORKSPACE = {4: (40.0, 24.0), 2: (24.2, 20.8)}
@@ -61,6 +62,8 @@ def activation_bytes(config: ModelConfig, batch: MicroBatch) -> float:
             return _transformer(config, batch)
         case RecurrentConfig():
             return _recurrent(config, batch)
+        case DecoderConfig():
+            return _decoder_only(config, batch)
 
 
 def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
@@ -72,7 +75,7 @@ def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     frame = d * (2 * c + mask)
     feed_forward = config.d_ff * c * INNER[config.activation]
     scores = _scores(config, batch)
-    self_attention = (grid * (queries + keys + values) + context) * c + scores
+    self_attention = (grid * (queries + keys + values) + context) * c
     # Queries are the target's, keys and values the source's
     cross_target, cross_source = (grid * queries + context) * c + scores, grid * (keys + values) * c
     embedding = d * (c + mask)
@@ -80,18 +83,44 @@ def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     # Gathers between tokens and grid: of queries, keys and values, of what is read, and of the context, both ways
     index = 0 if batch.is_packed else config.num_heads * INDEX_BYTES
     source = embedding + closing + (3 + 2 + 1 + grid) * index
-    source += config.encoder_layers * (2 * frame + self_attention + feed_forward)
+    source += config.encoder_layers * (2 * frame + self_attention + scores + feed_forward)
     source += config.decoder_layers * cross_source
     target = embedding + closing + (3 + 1 + grid) * index
     target += config.decoder_layers * (3 * frame + self_attention + cross_target + feed_forward)
+    target += config.decoder_layers * _causal_scores(config, batch)
     return source * batch.source_tokens + target * batch.target_tokens
 
 
-def _scores(config: TransformerConfig, batch: MicroBatch) -> float:
+def _decoder_only(config: DecoderConfig, batch: MicroBatch) -> float:
+    """A language model's tokens are target tokens."""
+    c, mask = batch.bytes_per_number, batch.bytes_per_mask if config.dropout else 0
+    d, keys_and_values = config.d_model, 2 * config.shared_heads * config.key_width
+    grid = 1.0 if batch.is_packed else batch.grid
+    frame = d * (2 * c + mask)
+    feed_forward = config.d_ff * c * INNER[config.activation]
+    attention = (grid * (d + keys_and_values) + d) * c + _causal_scores(config, batch)
+    closing = d * c if config.norm is Norm.pre else 0
+    gathers = (3 if config.shared_heads == config.num_heads else config.shared_heads / config.num_heads) + 1 + grid
+    index = 0 if batch.is_packed else gathers * config.num_heads * INDEX_BYTES
+    token = d * (c + mask) + closing + index + config.layers * (2 * frame + attention + feed_forward)
+    return token * batch.target_tokens
+
+
+def _scores(config: TransformerConfig | DecoderConfig, batch: MicroBatch) -> float:
     """Attention's weights, for each query; packed kernels keep a number for each head instead."""
     if batch.is_packed:
         return 4.0 * config.num_heads
     return batch.grid * config.num_heads * batch.longest * batch.bytes_per_number
+
+
+def _causal_scores(config: TransformerConfig | DecoderConfig, batch: MicroBatch) -> float:
+    """The same of tokens that see what stands before them: of long sentences torch's own attention keeps its output in
+    the grid and a number for each head, with the keys of shared heads once for each head of queries. Weights of which
+    some are dropped are there twice, with the mask."""
+    drops = isinstance(config, DecoderConfig) and config.dropout > 0
+    if batch.is_packed or batch.longest < LONG or drops or config.key_width != config.value_width:
+        return _scores(config, batch) * (2 + batch.bytes_per_mask / batch.bytes_per_number if drops else 1)
+    return batch.grid * config.num_heads * (config.value_width * batch.bytes_per_number + 4.0)
 
 
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:

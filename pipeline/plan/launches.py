@@ -8,9 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.build import ModelConfig, build_model
-from model.config import RecurrentConfig, TransformerConfig
+from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from model.losses import label_smoothed_cross_entropy
 from model.packing import Layout
-from pipeline.data.batches import Batch
+from pipeline.data.pairs import PairBatch
 from pipeline.train.objective import TranslationObjective
 
 VOCAB = 16
@@ -43,23 +44,32 @@ NO_WORK = frozenset(
 def launches(config: ModelConfig) -> int:
     """Kernels of a micro-batch's forward and backward pass, gradients' accumulation included. Each layer has as many as
     the one before it, on either side."""
-    base = _dispatched(config, 1, 1)
-    encoder, decoder = _dispatched(config, 2, 1) - base, _dispatched(config, 1, 2) - base
-    return base + (config.encoder_layers - 1) * encoder + (config.decoder_layers - 1) * decoder
+    narrow = _narrow(config)
+    if isinstance(narrow, DecoderConfig):
+        base, deeper = (_dispatched(replace(narrow, layers=layers)) for layers in (1, 2))
+        return base + (config.depths[0] - 1) * (deeper - base)
+    base = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=1))
+    encoder = _dispatched(replace(narrow, encoder_layers=2, decoder_layers=1)) - base
+    decoder = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=2)) - base
+    return base + (config.depths[0] - 1) * encoder + (config.depths[1] - 1) * decoder
 
 
-def _dispatched(config: ModelConfig, encoder_layers: int, decoder_layers: int) -> int:
-    small = replace(_narrow(config), encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+def _dispatched(config: ModelConfig) -> int:
     state = torch.get_rng_state()
     try:
-        objective = TranslationObjective(build_model(small, VOCAB), 0.1).train()
+        model = build_model(config, VOCAB).train()
         row = torch.arange(18) % (VOCAB - 4) + 4
         layout = Layout.of(torch.tensor([4, 5, 6, 3]))  # of unlike lengths, so that there is padding
         with torch.enable_grad(), _Counting() as counting:
-            objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
+            if isinstance(config, DecoderConfig):
+                hidden = model(row, layout)
+                label_smoothed_cross_entropy(hidden, model.output_weight, row, 0.1).total.backward()
+            else:
+                objective = TranslationObjective(model, 0.1)
+                objective(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
     finally:
         torch.set_rng_state(state)
-    return counting.operations + len(list(objective.parameters()))  # each gradient is added up
+    return counting.operations + len(list(model.parameters()))  # each gradient is added up
 
 
 def _narrow(config: ModelConfig) -> ModelConfig:
@@ -69,6 +79,8 @@ def _narrow(config: ModelConfig) -> ModelConfig:
             return replace(config, d_model=2 * config.num_heads, d_ff=4, d_k=2, d_v=value_width, max_positions=8)
         case RecurrentConfig():
             return replace(config, d_model=4)
+        case DecoderConfig():
+            return replace(config, d_model=2 * config.num_heads, d_ff=4, max_positions=8)
 
 
 class _Counting(TorchDispatchMode):

@@ -15,8 +15,8 @@ from pipeline.plan.memory import GPU, Footing, Memory
 from pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
 from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
 from pipeline.plan.training import Training, kernels_of, memory_of
-from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import Precision
+from pipeline.train.session import TrainConfig
 
 STAGES = (0, 1, 2, 3)
 WORKERS = tuple(2**power for power in range(11))  # 1 to 1024

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from torch import distributed as dist
 
 from model.build import ModelConfig, build_model
 from model.flops import training_flops
-from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
-from pipeline.data.shards import PairDataset, open_shards
+from pipeline.data.batches import BatchConfig, Step, ahead
+from pipeline.data.pairs import open_pairs, pair_steps
+from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.processes import peak_bytes
 from pipeline.ranks import rank, world_size
@@ -90,21 +90,20 @@ class Taken:
 
 
 class RandomPairs:
-    """Pairs of random words as long as a corpus's; what `iterate_steps` needs of a PairDataset."""
+    """Pairs of random words as long as a corpus's: `Examples`."""
+
+    columns = SIDES
 
     def __init__(self, lengths: tuple[np.ndarray, np.ndarray], vocab_size: int) -> None:
-        self.source_lengths, self.target_lengths = lengths
+        self.lengths = np.stack(lengths, axis=1)
         longest = int(max(side.max() for side in lengths))
         self._words = np.random.default_rng(0).integers(EOS_ID + 1, vocab_size, longest)
 
     def __len__(self) -> int:
-        return len(self.source_lengths)
+        return len(self.lengths)
 
-    def source(self, index: int) -> np.ndarray:
-        return np.append(self._words[: self.source_lengths[index] - 1], EOS_ID)
-
-    def target(self, index: int) -> np.ndarray:
-        return np.append(self._words[: self.target_lengths[index] - 1], EOS_ID)
+    def get(self, column: str, row: int) -> np.ndarray:
+        return np.append(self._words[: self.lengths[row, SIDES.index(column)] - 1], EOS_ID)
 
 
 def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | Save], Taken | float], int]:
@@ -117,11 +116,8 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
     device = torch.device("cpu")
     objective = TranslationObjective(build_model(probe.model, probe.vocab_size), probe.label_smoothing).train()
     engine = make_engine(objective, probe.optimizer, probe.precision, EngineConfig(name=EngineName.torch), device)
-    if probe.shards:
-        pairs = open_shards(Path(probe.shards), "train")
-    else:
-        pairs = cast(PairDataset, RandomPairs(probe.lengths, probe.vocab_size))
-    plan = ahead(iterate_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
+    pairs = open_pairs(Path(probe.shards), "train") if probe.shards else RandomPairs(probe.lengths, probe.vocab_size)
+    plan = ahead(pair_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
     steps: list[Step] = []
 
     def answer(request: Steps | Reduce | Save) -> Taken | float:
@@ -145,7 +141,7 @@ def _take_steps(engine: Engine, steps: Sequence[Step], probe: Probe) -> Taken:
         update_at = time.monotonic()
         engine.step(1e-6)
         update_seconds += time.monotonic() - update_at
-        flops += training_flops(probe.model, probe.vocab_size, step.source_tokens, step.target_tokens)
+        flops += training_flops(probe.model, probe.vocab_size, *step.tokens.values())
     return Taken(time.monotonic() - started_at, update_seconds, flops, peak_bytes())
 
 

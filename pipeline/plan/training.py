@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.build import ModelConfig
-from model.config import RecurrentConfig, TransformerConfig
+from model.config import RecurrentConfig
 from model.flops import count_parameters
 from pipeline.data.batches import BatchConfig
 from pipeline.plan.activations import MicroBatch, has_onednn_lstm
@@ -14,8 +14,8 @@ from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
 from pipeline.plan.speed import accumulation
 from pipeline.plan.volume import Volume, training_lengths
 from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
+from pipeline.train.session import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,13 @@ def memory_of(
     on_gpu = footing is GPU
     model, batch = training.model, training.batch
     is_fp32 = precision is Precision.fp32
-    has_one_width = isinstance(model, TransformerConfig) and model.has_one_width
     micro_batch = MicroBatch(
         source_tokens=batch.micro_tokens,
         target_tokens=batch.micro_tokens,
         longest=min(training.volume.longest, batch.micro_tokens),
         bytes_per_number=4 if is_fp32 else 2,
         bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,
-        is_packed=on_gpu and not is_fp32 and has_one_width,
+        is_packed=on_gpu and not is_fp32 and model.has_packed_attention,
         has_lstm_kernel=on_gpu or (isinstance(model, RecurrentConfig) and has_onednn_lstm(TORCH_DTYPES[precision])),
     )
     return peak_memory(

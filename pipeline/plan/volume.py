@@ -10,8 +10,7 @@ import numpy as np
 from pipeline.data.batches import BatchConfig, plan_epoch
 from pipeline.data.corpus import CorpusConfig, CorpusKind, text_files
 from pipeline.data.lines import read_lines
-from pipeline.data.pairs import SentencePair
-from pipeline.data.shards import open_shards
+from pipeline.data.pairs import SentencePair, open_pairs
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
 
@@ -62,8 +61,8 @@ def random_lengths(mean: float, longest: int, count: int = 20_000) -> np.ndarray
 def training_lengths(volume: Volume, shards: Path | None, micro_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """(pairs,) tokens of the source's and of the target's sentences: the corpus's own, or random ones like them."""
     if shards is not None:
-        pairs = open_shards(shards, "train")
-        return pairs.source_lengths[:MOST_PLANNED], pairs.target_lengths[:MOST_PLANNED]
+        pairs = open_pairs(shards, "train")
+        return pairs.lengths_of("source")[:MOST_PLANNED], pairs.lengths_of("target")[:MOST_PLANNED]
     longest = min(volume.longest, micro_tokens)
     if volume.pairs is None or volume.source_tokens is None or volume.target_tokens is None:
         means = TOKENS_PER_SENTENCE, TOKENS_PER_SENTENCE
@@ -79,16 +78,17 @@ def prepared_volume(shards: Path, batch: BatchConfig, seed: int) -> Volume:
         UserError: a pair is larger than a micro-batch.
     """
     counts: dict[str, Any] = read_json(shards / MANIFEST)["counts"]["splits"]["train"]
-    pairs = open_shards(shards, "train")
-    source, target = pairs.source_lengths[:MOST_PLANNED], pairs.target_lengths[:MOST_PLANNED]
-    steps = len(plan_epoch(source, target, batch, seed, 0)) / batch.micro_batches
+    pairs = open_pairs(shards, "train")
+    lengths = pairs.lengths[:MOST_PLANNED]
+    source, target = lengths.sum(axis=0)
+    steps = len(plan_epoch(lengths, batch, seed, 0)) / batch.micro_batches
     return Volume(
         pairs=counts["pairs"],
         source_tokens=counts["source_tokens"],
         target_tokens=counts["target_tokens"],
         longest=max(counts["longest_source"], counts["longest_target"]),
-        step_source_tokens=float(source.sum()) / steps,
-        step_target_tokens=float(target.sum()) / steps,
+        step_source_tokens=float(source) / steps,
+        step_target_tokens=float(target) / steps,
         origin=f"counted: the corpus is prepared, {shards}",
         is_exact=True,
     )

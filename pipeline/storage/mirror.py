@@ -21,18 +21,42 @@ from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json, write_json
 from pipeline.progress import Progress, no_progress
+from pipeline.run_folder import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    EVALUATION_FOLDER,
+    LOCK_FILE,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    RAY_FOLDER,
+    RESULT_FILE,
+    RUNS_FOLDER,
+    STAGES,
+    STOP_FILE,
+    WEIGHTS_FOLDER,
+    WORKERS_FOLDER,
+)
 from pipeline.secrets import redacted
 from pipeline.storage import files as storage
 from pipeline.storage.files import Damaged
 from pipeline.tracking.spool import SPOOLS
 
-PREPARED_FILE, CONFIG_FILE = "prepared.json", "config.yaml"
-STAGES = {"corpus": "corpora", "tokenizer": "tokenizers", "shards": "shards"}
 # What is copied as a whole, and the file in it that was written last.
-UNIT = re.compile(r"((checkpoints|weights)/step_\d+|(model)|(evaluation)/[\w.-]+)/.+")
-MARKERS = {"checkpoints": MANIFEST, "weights": MANIFEST, "model": "config.json", "evaluation": "result.json"}
+MARKERS = {
+    CHECKPOINTS_FOLDER: MANIFEST,
+    WEIGHTS_FOLDER: MANIFEST,
+    MODEL_FOLDER: MODEL_CONFIG,
+    EVALUATION_FOLDER: RESULT_FILE,
+}
+UNIT = re.compile(
+    rf"(({CHECKPOINTS_FOLDER}|{WEIGHTS_FOLDER})/step_\d+|({MODEL_FOLDER})|({EVALUATION_FOLDER})/[\w.-]+)/.+"
+)
 # Of this machine alone: locks, Ray's own files, how far the upload to MLflow has come; and what is still being written.
-NOT_STORED = re.compile(r"ray/.*|workers/.*|lock|stop|progress\.json|.*\.uploaded|.*\.tmp\b.*")
+NOT_STORED = re.compile(
+    rf"{RAY_FOLDER}/.*|{WORKERS_FOLDER}/.*|{LOCK_FILE}|{STOP_FILE}|{re.escape(PROGRESS_FILE)}|.*\.uploaded|.*\.tmp\b.*"
+)
 POLL_SECONDS = 2.0
 SECONDS_BETWEEN_FILES = 60.0  # uploads of files that grow, such as the curves, where no checkpoint asks for them
 MAX_BACKOFF_SECONDS = 60.0
@@ -113,7 +137,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
     Raises:
         UserError: the storage can't be read, it holds another run of this name, or checkpoints none of which verifies.
     """
-    place = f"{url}/runs/{folder.name}"
+    place = f"{url}/{RUNS_FOLDER}/{folder.name}"
     with storage.explained("storage", url), explain_full_disk(folder):
         names = storage.listing(place)
         if PREPARED_FILE not in names:
@@ -133,7 +157,7 @@ def fetch_run(url: str, folder: Path, identity: str | None = None, progress: Pro
             came += _fetch_files(place, folder, [name for name in names if not UNIT.fullmatch(name)], is_here)
         damaged, new = [], []
         # The newest checkpoint comes last: until it is here, all of this is done again.
-        for unit in sorted(units, key=lambda unit: (unit.kind == "checkpoints", unit.step)):
+        for unit in sorted(units, key=lambda unit: (unit.kind == CHECKPOINTS_FOLDER, unit.step)):
             if not unit.is_here:
                 try:
                     storage.pull(f"{url}/{unit.name}", unit.folder, unit.marker, progress)
@@ -176,7 +200,7 @@ class Mirror:
             damaged: names of units that the storage has, and that are to be replaced when there are good ones.
         """
         self._url = url
-        self._place = f"{url}/runs/{folder.name}"
+        self._place = f"{url}/{RUNS_FOLDER}/{folder.name}"
         self._folder = folder
         self._stages = [Unit(stage, f"{stage.parent.name}/{stage.name}", MANIFEST) for stage in stages]
         self._damaged = set(damaged)
@@ -244,8 +268,8 @@ class Mirror:
     def _in_order(self) -> list[Unit]:
         """The newest checkpoint is what would be missed most, older ones least."""
         units = sorted(_units(self._folder, _files(self._folder)), key=lambda unit: -unit.step)
-        checkpoints = [unit for unit in units if unit.kind == "checkpoints"]
-        others = [unit for unit in units if unit.kind != "checkpoints"]
+        checkpoints = [unit for unit in units if unit.kind == CHECKPOINTS_FOLDER]
+        others = [unit for unit in units if unit.kind != CHECKPOINTS_FOLDER]
         return [*checkpoints[:1], *others, *self._stages, *checkpoints[1:]]
 
     def _is_missing(self, unit: Unit) -> bool:
@@ -297,9 +321,9 @@ class Mirror:
         another machine's."""
         if self._steps_there is None:
             found = (UNIT.fullmatch(name) for name in storage.listing(self._place))
-            self._steps_there = {f"runs/{self._folder.name}/{one[1]}" for one in found if one and one[2]}
+            self._steps_there = {f"{RUNS_FOLDER}/{self._folder.name}/{one[1]}" for one in found if one and one[2]}
         units = _units(self._folder, _files(self._folder))
-        for kind in ("checkpoints", "weights"):
+        for kind in (CHECKPOINTS_FOLDER, WEIGHTS_FOLDER):
             here = {unit.name: unit for unit in units if unit.kind == kind}
             self._steps_there |= {name for name in here if self._stored.get(name)}
             newest = max(here.values(), key=lambda unit: unit.step, default=None)
@@ -315,7 +339,7 @@ class Mirror:
 def _files(folder: Path) -> Iterator[str]:
     """Names of the files below a folder in which others write and remove."""
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != "ray" and ".tmp" not in name]
+        folders[:] = [name for name in folders if name != RAY_FOLDER and ".tmp" not in name]
         yield from (Path(place, name).relative_to(folder).as_posix() for name in names)
 
 
@@ -325,10 +349,10 @@ def _units(folder: Path, names: Iterable[str]) -> list[Unit]:
     for name in names:
         unit, _, file = name.rpartition("/")
         if UNIT.fullmatch(name) and file == MARKERS.get(unit.partition("/")[0]):
-            found.append(Unit(folder / unit, f"runs/{folder.name}/{unit}", file))
+            found.append(Unit(folder / unit, f"{RUNS_FOLDER}/{folder.name}/{unit}", file))
     return found
 
 
 def _newest(units: Iterable[Unit]) -> int:
     """The step of the newest checkpoint among them; -1 where there is none."""
-    return max((unit.step for unit in units if unit.kind == "checkpoints"), default=-1)
+    return max((unit.step for unit in units if unit.kind == CHECKPOINTS_FOLDER), default=-1)

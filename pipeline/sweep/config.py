@@ -41,7 +41,7 @@ class SweepConfig:
         trials: how many in all; a grid has no more than its points, and pbt always has population x generations.
         at_once: trials under way together; 0: as many as the cluster has room for.
         minutes: after which no trial begins any more, of this command; 0: no limit.
-        stop: which trials end early, by their validation BLEU at equal numbers of target tokens.
+        stop: which trials end early, by their validation score at equal numbers of target tokens.
         grace: share of the training's target tokens (train.max_steps times batch.tokens) that every trial gets.
         reduction: asha's: the rungs lie at grace, grace x reduction, …, and one in `reduction` trials gets to the next.
         seeds: the best is trained with so many seeds in all, its own among them, to see how far chance goes; 0: not.

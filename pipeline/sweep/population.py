@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.sweep.space import Parameter, Point, Value
+from pipeline.tasks.task import Metric
 
 QUARTER = 4  # truncation selection: the worst quarter follows the best
 FACTORS = (0.8, 1.25)  # of the paper's 0.8 and 1.2, so that one takes back the other
@@ -38,18 +39,24 @@ def place_of(number: int, population: int) -> tuple[int, int]:
 
 
 def next_generation(
-    scores: Sequence[float | None], points: Sequence[Point], parameters: Sequence[Parameter], seed: int
+    scores: Sequence[float | None],
+    metric: Metric,
+    points: Sequence[Point],
+    parameters: Sequence[Parameter],
+    seed: int,
 ) -> list[Heir]:
     """Truncation selection and exploration (the paper, section 4.1.1): each of the worst quarter, at least one, and all
     that failed take over from one of the best quarter, and vary its settings; the others go on as they are.
 
     Args:
         scores: of the members of a generation, all of which have ended; None: failed.
+        metric: of the scores.
         points: their settings.
     Returns:
         by member; empty where all have failed.
     """
-    ranked = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: -(scores[i] or 0.0))
+    keys = {i: metric.sort_key(score) for i, score in enumerate(scores) if score is not None}
+    ranked = sorted(keys, key=keys.__getitem__)
     failed = [i for i, score in enumerate(scores) if score is None]
     if not ranked:
         return []

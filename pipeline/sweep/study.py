@@ -4,19 +4,21 @@ Optuna is asked and told by its own names (a study, ask, tell). Everything that 
 of successive halving included, so a sweep that was killed goes on as if it had not been.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
 from pipeline.files import database_uri
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.population import next_generation, place_of
 from pipeline.sweep.space import Parameter, Point, check_point, grid_points, on_grid, parse_space
+from pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     import optuna
@@ -25,7 +27,7 @@ FEWEST_FOR_IMPORTANCE = 6  # trials
 MOST_DRAWS = 1000  # for a point that is new
 DRAWS_APART = 10_000_019  # their seeds, so that no other trial begins at one of them
 SEEDS = 1 << 32  # NumPy's
-RIVALS = 3  # trials that must have come as far before the median of them stops one
+COMPETITORS = 3  # trials that must have come as far before the median of them stops one
 
 
 class State(Enum):
@@ -42,7 +44,8 @@ class Record:
     Attributes:
         number: from 1, in the order in which trials began.
         run: the name of its run.
-        curve: (target tokens seen, validation BLEU), by tokens.
+        metric: what the trial is scored by.
+        curve: (target tokens seen, validation score), by tokens.
         seconds: of training.
         failure: what went wrong, of one that failed.
         generation, member: from 1, of population-based training; else 0.
@@ -52,6 +55,7 @@ class Record:
     number: int
     run: str
     point: Point
+    metric: Metric
     state: State = State.running
     curve: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -61,11 +65,15 @@ class Record:
     parent: int | None = None
 
     @property
-    def bleu(self) -> float | None:
-        """The best that it had; the last in a population, where others go on from there."""
-        if self.generation:
-            return self.curve[-1][1] if self.curve else None
-        return max((bleu for _, bleu in self.curve), default=None)
+    def score(self) -> float | None:
+        """The best that it had; the last in a population, where others go on from there. None before a validation."""
+        eligible = self.curve[-1:] if self.generation else self.curve
+        return min((score for _, score in eligible), key=self.metric.sort_key, default=None)
+
+    @property
+    def sort_key(self) -> float:
+        """Sorts trials from the best to the worst; those without a score come last."""
+        return math.inf if self.score is None else self.metric.sort_key(self.score)
 
     @property
     def tokens(self) -> int:
@@ -77,6 +85,7 @@ class Study:
     """The trials of one sweep. One process at a time.
 
     Attributes:
+        metric: what trials are scored by.
         records: by the trials' numbers.
         left: numbers of those that a process before this one began and did not end.
 
@@ -92,6 +101,7 @@ class Study:
         self,
         file: Path,
         sweep: SweepConfig,
+        metric: Metric,
         *,
         name: str,
         prefix: str,
@@ -103,12 +113,13 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.parameters = parse_space(sweep.space)
+        self.metric = metric
         self._sweep = sweep
         self._prefix = prefix
         self._seed = seed
         self._grace = max(1, int(sweep.grace * tokens))
         self._study = optuna.create_study(
-            storage=_database(file), study_name=name, direction="maximize", load_if_exists=True
+            storage=_database(file), study_name=name, direction=_direction(metric), load_if_exists=True
         )
         if sweep.stop is Stopping.asha:
             self._study.pruner = optuna.pruners.SuccessiveHalvingPruner(self._grace, sweep.reduction)
@@ -172,9 +183,9 @@ class Study:
 
         generation, member = place_of(len(self.records) + 1, self._sweep.population)
         before = self._generation_before()
-        scores = [one.bleu if one.state is State.finished else None for one in before]
+        scores = [one.score if one.state is State.finished else None for one in before]
         seed = self._seed * 100_003 + generation
-        heirs = next_generation(scores, [one.point for one in before], self.parameters, seed)
+        heirs = next_generation(scores, self.metric, [one.point for one in before], self.parameters, seed)
         if not heirs:
             return None
         parent, point = heirs[member - 1]
@@ -199,16 +210,16 @@ class Study:
         last = max(whole, default=1)
         return [one for one in finished if one.generation == last]
 
-    def report(self, number: int, tokens: int, bleu: float) -> bool:
+    def report(self, number: int, tokens: int, score: float) -> bool:
         """Notes a validation; whether the trial is to stop. One that is known already decides nothing."""
         record, trial = self.records[number], self._trials[number]
         if tokens <= record.tokens:
             return False
-        record.curve.append((tokens, bleu))
-        trial.report(bleu, tokens)
+        record.curve.append((tokens, score))
+        trial.report(score, tokens)
         if self._sweep.stop is Stopping.median:
             others = [one.curve for one in self.records.values() if one is not record]
-            return tokens >= self._grace and is_below_median(record.curve, others)
+            return tokens >= self._grace and is_worse_than_median(record.curve, others, self.metric)
         return self._sweep.stop is Stopping.asha and trial.should_prune()
 
     def close(self, number: int, state: State, seconds: float, failure: str | None = None) -> Record:
@@ -216,7 +227,7 @@ class Study:
         from optuna.trial import TrialState
 
         record, trial = self.records[number], self._trials[number]
-        if record.bleu is None:
+        if record.score is None:
             state, failure = State.failed, failure or "it ended before its first validation"
         record.state, record.seconds, record.failure = state, seconds, failure
         trial.set_user_attr("seconds", seconds)
@@ -224,7 +235,7 @@ class Study:
             trial.set_user_attr("failure", failure)
         match state:
             case State.finished:
-                self._study.tell(trial, record.bleu)
+                self._study.tell(trial, record.score)
             case State.stopped:
                 self._study.tell(trial, state=TrialState.PRUNED)
             case _:
@@ -241,7 +252,7 @@ class Study:
         else:  # a process that was killed may have asked for a part of it
             self._study.sampler = self._sampler()
             point = suggest(trial, self.parameters)
-        record = Record(number, f"{self._prefix}{number:03d}", point)
+        record = Record(number, f"{self._prefix}{number:03d}", point, self.metric)
         if self._sweep.sampler is Sampler.pbt:
             record.generation, record.member = place_of(number, self._sweep.population)
         if known is not None:
@@ -292,11 +303,11 @@ class Study:
         parameters = {one.name: one for one in self.parameters}
         known = [(one.params, one.value) for one in self._study.get_trials(deepcopy=False)]
         for one in earlier:
-            if (one.point, one.bleu) not in known:
+            if (one.point, one.score) not in known:
                 distributions = {name: distribution(parameters[name]) for name in one.point}
                 params = dict(one.point)
                 self._study.add_trial(
-                    optuna.trial.create_trial(value=one.bleu, params=params, distributions=distributions)
+                    optuna.trial.create_trial(value=one.score, params=params, distributions=distributions)
                 )
 
 
@@ -338,18 +349,27 @@ def distribution(one: Parameter) -> "optuna.distributions.BaseDistribution":
     return FloatDistribution(one.low, one.high, one.log, one.step)
 
 
-def is_below_median(curve: Sequence[tuple[int, float]], others: Sequence[Sequence[tuple[int, float]]]) -> bool:
+def is_worse_than_median(
+    curve: Sequence[tuple[int, float]], others: Sequence[Sequence[tuple[int, float]]], metric: Metric
+) -> bool:
     """The median stopping rule (Golovin et al. 2017, Vizier, section 3.2.2; with the best instead of the mean so far):
-    whether a trial's best BLEU is below the median of what the others had at as many target tokens. Unlike Optuna's
-    pruner this needs no equal numbers of tokens, which trials with batches of other sizes do not have."""
+    whether a trial's best score is worse than the median of what the others had at as many target tokens. Unlike
+    Optuna's pruner this needs no equal numbers of tokens, which trials with batches of other sizes do not have."""
     tokens = curve[-1][0]
-    reached = [one for one in others if one and one[-1][0] >= tokens]
-    rivals = [max((bleu for seen, bleu in one if seen <= tokens), default=0.0) for one in reached]
-    return len(rivals) >= RIVALS and max(bleu for _, bleu in curve) < statistics.median(rivals)
+    reached = [_best_until(one, tokens, metric) for one in others if one and one[-1][0] >= tokens]
+    competitors = [score for score in reached if score is not None]
+    own = _best_until(curve, tokens, metric)
+    assert own is not None
+    return len(competitors) >= COMPETITORS and metric.is_better(statistics.median(competitors), own)
 
 
-def earlier_trials(file: Path, name: str, parameters: Sequence[Parameter]) -> list[Record]:
-    """The finished trials of another sweep whose points lie in this space.
+def _best_until(curve: Sequence[tuple[int, float]], tokens: int, metric: Metric) -> float | None:
+    """The best score of the first so many tokens; None where there was no validation yet."""
+    return min((score for seen, score in curve if seen <= tokens), key=metric.sort_key, default=None)
+
+
+def earlier_trials(file: Path, name: str, parameters: Sequence[Parameter], metric: Metric) -> list[Record]:
+    """The finished trials of another sweep by the same metric whose points lie in this space.
 
     Raises:
         UserError: there is no such sweep.
@@ -369,11 +389,13 @@ def earlier_trials(file: Path, name: str, parameters: Sequence[Parameter]) -> li
         expected = [parameter.name for parameter in parameters if parameter.is_active(point)]
         fits = all(parameter.holds(point[parameter.name]) for parameter in parameters if parameter.name in point)
         if one.params.keys() == point.keys() == set(expected) and fits and one.value is not None:
-            found.append(Record(one.number, "", point, State.finished, [(0, one.value)]))
+            found.append(Record(one.number, "", point, metric, State.finished, [(0, one.value)]))
     return found
 
 
-def importances(records: Sequence[Record], parameters: Sequence[Parameter]) -> tuple[dict[str, float], int]:
+def importances(
+    records: Sequence[Record], parameters: Sequence[Parameter], metric: Metric
+) -> tuple[dict[str, float], int]:
     """How much of the scores' variance each parameter explains (fANOVA; Hutter, Hoos and Leyton-Brown 2014), largest
     first, and the number of target tokens at which the scores are taken: the most that all trials have seen, for what a
     trial had when it was stopped does not compare with what another had at its end. Parameters that some trials lack
@@ -385,10 +407,10 @@ def importances(records: Sequence[Record], parameters: Sequence[Parameter]) -> t
     if len(scored) < FEWEST_FOR_IMPORTANCE:
         return {}, 0
     tokens = min(one.tokens for one in scored)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction=_direction(metric))
     by_name = {one.name: one for one in parameters}
     for one in scored:
-        value = max((bleu for seen, bleu in one.curve if seen <= tokens), default=one.curve[0][1])
+        value = _best_until(one.curve, max(tokens, one.curve[0][0]), metric)
         distributions = {name: distribution(by_name[name]) for name in one.point}
         study.add_trial(optuna.trial.create_trial(value=value, params=dict(one.point), distributions=distributions))
     if len({one.value for one in study.trials}) < 2:
@@ -397,6 +419,11 @@ def importances(records: Sequence[Record], parameters: Sequence[Parameter]) -> t
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
     )
     return dict(found), tokens
+
+
+def _direction(metric: Metric) -> Literal["maximize", "minimize"]:
+    """Optuna's word for which way is better."""
+    return "maximize" if metric.higher_is_better else "minimize"
 
 
 def _database(file: Path) -> "optuna.storages.RDBStorage":

@@ -1,12 +1,15 @@
 """What a task is made of: types alone. A task is one file beside this one, which makes one `Task`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import nn
+
+from pipeline.progress import MapTasks, Progress
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,16 @@ class Metric:
         title: for people.
         higher_is_better: else the lower the better.
         digits: shown behind the point.
+        limits: the lowest and the highest value that there can be; None where one of them is missing.
+        trivial: of a model that learned nothing; scores that are no better tell no models apart. None: not known.
     """
 
     name: str
     title: str
     higher_is_better: bool = True
     digits: int = 2
+    limits: tuple[float, float] | None = None
+    trivial: float | None = None
 
     def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The first of the records whose value of this metric none betters; None of none."""
@@ -37,6 +44,10 @@ class Metric:
     def is_better(self, value: float, other: float) -> bool:
         """Whether a value betters another one; equal ones do not."""
         return self.sort_key(value) < self.sort_key(other)
+
+    def are_trivial(self, values: Iterable[float]) -> bool:
+        """Whether all of the values are worse than that of a model that learned nothing."""
+        return self.trivial is not None and all(self.is_better(self.trivial, value) for value in values)
 
     def shown(self, value: float) -> str:
         """The value as people read it: 27.31."""
@@ -69,12 +80,14 @@ class Evaluation:
     Attributes:
         loss: in nats a predicted token (or example), without smoothing; None where it was not counted.
         scores: by the metrics' names; the task's `selects` is among them.
+        num_examples: that were evaluated.
         outputs: what the model made of each example, one line each; none where a task makes no text.
         samples: columns of a small table for people.
     """
 
     loss: float | None
     scores: Mapping[str, Score]
+    num_examples: int
     outputs: Sequence[str] = ()
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -114,6 +127,31 @@ class Batch(Protocol):
         """What part of the computation is padding or filler."""
         ...
 
+    @property
+    def in_words(self) -> str:
+        """The batch's size, for people: 2,048 tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a run's model is evaluated, beside what it was trained with.
+
+    Attributes:
+        key: what the results depend on: results of another key have a folder of their own.
+        folder: the beginning of that folder's name.
+        label: a short name for metrics and tags. in_words: for people; empty where there is only one way.
+        settings: for the result's file.
+        is_own: whether the run was begun with it.
+    """
+
+    key: Mapping[str, Any]
+    folder: str
+    label: str
+    in_words: str
+    settings: Mapping[str, Any]
+    is_own: bool
+
 
 @dataclass(frozen=True)
 class Task:
@@ -122,6 +160,7 @@ class Task:
     Attributes:
         selects: the metric that patience, the average of the best, sweeps, figures and MLflow's list go by.
         loss_column: a step's loss is a sum, divided by the number of elements of this column in the step.
+        tokenizer: SHA-256 of what made the examples' tokens; empty where there are none.
         model: a new model with random weights, from torch's global generator.
         objective: of a model the module whose forward(batch) returns a `LossSum`.
         examples: the examples of a split.
@@ -129,18 +168,22 @@ class Task:
         collate: (examples, rows) to a batch; pure, and the same in whatever process.
         validate: a model in evaluation mode, on the validation set; under a process group each rank does its share, and
             gets the whole result.
-        describe: (examples, row) to texts by column, for the files of skipped batches.
+        evaluate: of (model folder, split, map_tasks, progress) the evaluation in full, shared out as tasks that may run
+            elsewhere.
+        text: (column, elements) to text, for the files of skipped batches; None where a column is no text.
         metadata: what a model folder says beside shape and steps.
     """
 
     name: str
     selects: Metric
     loss_column: str
+    tokenizer: str
     model: Callable[[], Any]
     objective: Callable[[Any], nn.Module]
     examples: Callable[[str], Examples]
     collate: Callable[[Examples, Sequence[int] | np.ndarray], Batch]
     validate: Callable[[Any], Evaluation]
+    evaluate: Callable[[Path, str, MapTasks, Progress], Evaluation]
     epoch: Callable[[Examples, int, int], Examples] = lambda examples, seed, epoch: examples
-    describe: Callable[[Examples, int], Mapping[str, str]] = lambda examples, row: {}
+    text: Callable[[str, Sequence[int]], str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

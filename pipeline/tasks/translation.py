@@ -1,5 +1,155 @@
 """Translation: a sentence of one language to a sentence of another."""
 
-from pipeline.tasks.task import Metric
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-BLEU = Metric("bleu", "BLEU")
+import torch
+
+from model.build import ModelConfig, build_model
+from pipeline.data.batches import BatchConfig
+from pipeline.data.lines import read_lines
+from pipeline.data.pairs import collate_pairs, open_pairs
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluate.scores import score
+from pipeline.evaluate.tokenizers import DEFAULT
+from pipeline.evaluate.validate import validate
+from pipeline.generate.beam import BeamConfig
+from pipeline.generate.translator import Translator
+from pipeline.progress import MapTasks, Progress
+from pipeline.tasks.task import Evaluation, Metric, Scoring, Task
+from pipeline.train.objective import TranslationObjective
+
+# Below 1 BLEU next to no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
+BLEU = Metric("bleu", "BLEU", limits=(0.0, 100.0), trivial=1.0)
+LINES_PER_TASK = 500
+
+
+def translation(
+    folder_of: Callable[[str], Path],
+    *,
+    model: ModelConfig,
+    batch: BatchConfig,
+    label_smoothing: float,
+    search: BeamConfig,
+    validation_beam: int,
+    tokenize: str = DEFAULT,
+    metadata: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task on a prepared corpus.
+
+    Args:
+        folder_of: the folder of "corpus", "tokenizer" or "shards".
+        search: of evaluations; validations have the beam `validation_beam`.
+        tokenize: BLEU's tokenizer, see `tokenizer_for`.
+    """
+    tokenizer = Tokenizer.load(folder_of("tokenizer"))
+
+    def validated(trained: Any) -> Evaluation:
+        references = [line.decode() for line in read_lines(folder_of("corpus") / "validation.target")]
+        pairs = open_pairs(folder_of("shards"), "validation")
+        quick = dataclasses.replace(search, beam=validation_beam)
+        evaluation = validate(trained, tokenizer, pairs, references, batch, quick, tokenize)
+        sources = [line.decode() for line in read_lines(folder_of("corpus") / "validation.source")]
+        return dataclasses.replace(evaluation, samples=_samples(sources, references, evaluation.outputs))
+
+    def text(column: str, ids: Sequence[int]) -> str:
+        return tokenizer.decode([list(ids[:-1])])[0]  # without </s>
+
+    return Task(
+        name="translation",
+        selects=BLEU,
+        loss_column="target",
+        tokenizer=tokenizer.sha256,
+        model=lambda: build_model(model, tokenizer.vocab_size),
+        objective=lambda new: TranslationObjective(new, label_smoothing),
+        examples=lambda split: open_pairs(folder_of("shards"), split),
+        collate=collate_pairs,
+        validate=validated,
+        evaluate=partial(evaluate_translation, folder_of, search, tokenize),
+        text=text,
+        metadata=metadata or {},
+    )
+
+
+def translation_scoring(search: BeamConfig, tokenize: str, own_search: BeamConfig, own_tokenize: str) -> Scoring:
+    """A search, and the tokenizer that BLEU counts words by, of an evaluation and of the run's own."""
+    key: dict[str, Any] = {"decode": search}
+    if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
+        key["tokenize"] = tokenize
+    label, in_words = search.label(), search.in_words()
+    if tokenize != own_tokenize:
+        label, in_words = f"{label}-{tokenize}", f"{in_words}, BLEU by {tokenize}"
+    is_own = (search, tokenize) == (own_search, own_tokenize)
+    return Scoring(key, search.label(), label, in_words, dataclasses.asdict(search), is_own)
+
+
+def evaluate_translation(
+    folder_of: Callable[[str], Path],
+    search: BeamConfig,
+    tokenize: str,
+    model: Path,
+    split: str,
+    map_tasks: MapTasks,
+    progress: Progress,
+) -> Evaluation:
+    """Translates a split and scores it on the raw references; of test TER and intervals, too.
+
+    Args:
+        model: its folder, which all tasks see.
+    """
+    corpus = folder_of("corpus")
+    sources, references = (
+        [line.decode() for line in read_lines(corpus / f"{split}.{side}")] for side in ("source", "target")
+    )
+    hypotheses = translate_in_tasks(
+        model, sources, search, map_tasks, lambda done: progress(f"translating {split}", done, len(sources))
+    )
+    return Evaluation(
+        loss=None,
+        scores=score(hypotheses, references, in_full=split == "test", tokenize=tokenize),
+        num_examples=len(sources),
+        outputs=hypotheses,
+        samples=_samples(sources, references, hypotheses),
+    )
+
+
+def _samples(sources: Sequence[str], references: Sequence[str], translations: Sequence[str]) -> dict[str, list[str]]:
+    columns = {"source": sources, "reference": references, "translation": translations}
+    return {name: [lines[i] for i in sample_places(len(sources))] for name, lines in columns.items()}
+
+
+def sample_places(total: int, count: int = 5) -> list[int]:
+    """Places of a few sentences from all over a set, not its best ones."""
+    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
+
+
+def translate_in_tasks(
+    model: Path, lines: list[str], search: BeamConfig, map_tasks: MapTasks, progress: Callable[[int], object]
+) -> list[str]:
+    """Translations in the lines' order, decoded in tasks of some hundred lines each.
+
+    Args:
+        progress: is told how many are done.
+    """
+    # By length, dealt out in turn: every task has as much to do.
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
+    num_tasks = max(2, -(-len(lines) // LINES_PER_TASK))
+    shares = [order[i::num_tasks] for i in range(min(num_tasks, len(lines)))]
+    tasks = [(str(model), [lines[i] for i in share], search) for share in shares]
+    translations = [""] * len(lines)
+    done = 0
+    for share, texts in zip(shares, map_tasks(_translate, tasks), strict=True):
+        for i, text in zip(share, texts, strict=True):
+            translations[i] = text
+        done += len(share)
+        progress(done)
+    return translations
+
+
+def _translate(task: tuple[str, list[str], BeamConfig]) -> list[str]:
+    model, lines, search = task
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Translator.load(Path(model), device).translate(lines, search)

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import UserError
 from pipeline.files import database_file, database_uri
 from pipeline.secrets import redacted
+from pipeline.tasks.task import Metric
 from pipeline.tracking import view as runs_view
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class MlflowStore:
 
     Args:
         record: what `run.json` says of the run: key, run_name, experiment, tags, started_ms, artifact_location and,
-            once it is made, run_id and experiment_id.
+            once it is made, run_id and experiment_id; "selects" is the metric that it is chosen by, where there is one.
     """
 
     def __init__(self, uri: str, record: Mapping[str, Any]) -> None:
@@ -68,14 +69,15 @@ class MlflowStore:
         experiment = self._client.get_experiment_by_name(self._record["experiment"])
         if experiment is None:
             name, location = self._record["experiment"], self._record["artifact_location"]
-            tags = {"mlflow.experimentKind": "custom_model_development", runs_view.TAG: runs_view.shared_view()}
+            tags = {"mlflow.experimentKind": "custom_model_development", **self._arrangement()}
             self.experiment_id = self._client.create_experiment(name, location, tags)
         else:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage != "active":
                 self._client.restore_experiment(self.experiment_id)
-            if experiment.tags.get(runs_view.TAG) != runs_view.shared_view():
-                self._client.set_experiment_tag(self.experiment_id, runs_view.TAG, runs_view.shared_view())
+            for tag, view in self._arrangement().items():
+                if experiment.tags.get(tag) != view:
+                    self._client.set_experiment_tag(self.experiment_id, tag, view)
         # Looked for by its key first: a server may have made it, and its answer been lost.
         key = self._record["key"]
         found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
@@ -88,6 +90,13 @@ class MlflowStore:
         self.run_id = run.info.run_id
         self._models = {}
         return True
+
+    def _arrangement(self) -> dict[str, str]:
+        """The experiment's tag for the list of runs, by the metric that this run is chosen by."""
+        if "selects" not in self._record:  # a bench, a comparison, or a run of before
+            return {}
+        metric = Metric(**self._record["selects"])
+        return {runs_view.view_tag(metric): runs_view.shared_view(metric)}
 
     def refuses(self, error: Exception) -> bool:
         """Whether the error means that the record is at fault, so that sending it again is no use."""
@@ -216,8 +225,9 @@ class MlflowStore:
         if found:
             model_id = found[0].model_id
         else:
+            kind = self._record["tags"].get("task")
             model_id = self._client.create_logged_model(
-                self.experiment_id, valid_name, self.run_id, tags={"step": str(step)}, model_type="translation"
+                self.experiment_id, valid_name, self.run_id, tags={"step": str(step)}, model_type=kind
             ).model_id
         outputs = self._client.get_run(self.run_id).outputs
         if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.run_folder import DRIVER_SPOOL, TRAINING_SPOOL
 from pipeline.secrets import redacted
 from pipeline.untrusted import open_plain
 
-TRAINING_SPOOL = "metrics.jsonl"
-DRIVER_SPOOL = "driver.jsonl"
 SPOOLS = (TRAINING_SPOOL, DRIVER_SPOOL)
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.disk import explain_full_disk
 from pipeline.files import read_json, write_json
+from pipeline.run_folder import DRIVER_SPOOL, TABLES_FOLDER, TRAINING_SPOOL
 from pipeline.secrets import redacted
-from pipeline.tracking.spool import DRIVER_SPOOL, TRAINING_SPOOL, MetricLog
+from pipeline.tracking.spool import MetricLog
 
 MAX_PARAM_CHARS = 500
 DIGEST_CHARS = 12
@@ -83,7 +84,7 @@ class SpoolTracker:
         Raises:
             ValueError: if the columns are not of one length, or not those of the rows before.
         """
-        path = self.run_folder / "tables" / f"{name}.json"
+        path = self.run_folder / TABLES_FOLDER / f"{name}.json"
         table = self._tables.get(name) or (read_json(path) if path.exists() else {"columns": list(columns), "data": []})
         if table["columns"] != list(columns):
             raise ValueError(f"table {name}: columns {list(columns)} added to a table of {table['columns']}")
@@ -98,7 +99,7 @@ class SpoolTracker:
 
     def _write_tables(self) -> None:
         for name in list(self._tables):
-            path = self.run_folder / "tables" / f"{name}.json"
+            path = self.run_folder / TABLES_FOLDER / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
             write_json(path, self._tables[name])
             del self._tables[name]

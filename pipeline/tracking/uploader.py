@@ -1,5 +1,6 @@
 """Reporting a run to MLflow: the driver's tracker, and the thread that uploads what the spools hold."""
 
+import dataclasses
 import getpass
 import logging
 import os
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import database_file, database_uri, read_json, write_json
+from pipeline.run_folder import DRIVER_SPOOL, RUN_RECORD, TRAINING_SPOOL
 from pipeline.search_path import ROOT, search_environment
 from pipeline.secrets import HIDDEN, redacted
+from pipeline.tasks.task import Metric
 from pipeline.tracking.mlflow_store import (
     MAX_METRICS_PER_BATCH,
     MLFLOW_ENVIRONMENT,
@@ -26,20 +29,9 @@ from pipeline.tracking.mlflow_store import (
     system_monitors,
 )
 from pipeline.tracking.relocate import ARTIFACTS, path_of, settle_store
-from pipeline.tracking.spool import (
-    DRIVER_SPOOL,
-    SPOOLS,
-    TRAINING_SPOOL,
-    MetricLog,
-    SpoolReader,
-    driver_records,
-    last_end,
-    last_status,
-    last_written,
-)
+from pipeline.tracking.spool import SPOOLS, MetricLog, SpoolReader, driver_records, last_end, last_status, last_written
 from pipeline.tracking.tracker import SpoolTracker
 
-RUN_RECORD = "run.json"
 STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0
 START_SECONDS = 30.0  # for the workers of a training to come up
@@ -143,6 +135,7 @@ class MlflowTracker(SpoolTracker):
     Args:
         after_training_began: nothing is uploaded before rank 0 has reported for the first time, or half a minute is
             over. MLflow takes seconds of CPU time to import, which the workers need to start.
+        metric: that runs like this one are chosen by; MLflow's list is arranged by it. None: left as it is.
     """
 
     def __init__(
@@ -153,6 +146,7 @@ class MlflowTracker(SpoolTracker):
         run_name: str,
         tags: Mapping[str, str],
         after_training_began: bool = False,
+        metric: Metric | None = None,
     ) -> None:
         super().__init__(run_folder, DRIVER_SPOOL)
         uri = tracking_uri(config, output_dir)
@@ -171,6 +165,7 @@ class MlflowTracker(SpoolTracker):
                 "started_ms": time.time_ns() // 1_000_000,
                 "tracking_uri": redacted(uri),
                 "artifact_location": artifact_location(uri, output_dir),
+                **({"selects": dataclasses.asdict(metric)} if metric else {}),
             }
             write_json(record_file, record)
         self._opened_ms, self._opened_at = time.time_ns() // 1_000_000, time.monotonic()
@@ -293,8 +288,7 @@ class Uploader:
             if self._store.find_run():
                 for reader in self._readers:
                     reader.acknowledge(0)
-                made = {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
-                self._record |= made | {"is_arranged": True}  # see runs_view.py; runs of before have no such experiment
+                self._record |= {"run_id": self._store.run_id, "experiment_id": self._store.experiment_id}
                 write_json(self._folder / RUN_RECORD, self._record)
             self._run_found.set()
         for reader in self._readers:

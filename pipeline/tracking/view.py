@@ -1,24 +1,18 @@
-"""How MLflow's list of runs is arranged for us: the best test BLEU first, with the columns that tell runs apart, and
-the curves that matter.
+"""How MLflow's list of runs is arranged: the best test score first, with the columns that tell runs apart, and the
+curves that matter.
 
-MLflow's Share button keeps an arrangement as a tag of the experiment, and an address names it. That is what we set. The
-form is that of MLflow 3.17's pages, and no promise of theirs: pages that can't read it say so and show the experiment's
-first page.
+MLflow's Share button keeps an arrangement as a tag of the experiment, and an address names it. The tracker sets such a
+tag for each metric that runs of the experiment are chosen by. The form is that of MLflow 3.17's pages, and no promise
+of theirs: pages that can't read it say so and show the experiment's first page.
 """
 
 import json
 from urllib.parse import urlencode
 
+from pipeline.tasks.task import Metric
+
 KEY = "transloom"
-TAG = f"mlflow.sharedViewState.{KEY}"
-BEST_FIRST = "metrics.`test/bleu`"
-WIDTHS = {  # of the columns, in their order, in pixels
-    "attributes.`Run Name`": 280,
-    "runDateAndNestInfo": 125,  # when it was made
-    BEST_FIRST: 90,
-    "metrics.`test/chrf`": 75,
-    "metrics.`validation/bleu`": 110,  # all that most trials of a sweep have
-    "metrics.`averaged/validation_bleu`": 165,
+WIDTHS = {  # of the columns after those of the scores, in their order, in pixels
     "metrics.`training/seconds`": 120,
     "params.`model.architecture`": 125,
     "params.`model.d_model`": 100,
@@ -52,22 +46,41 @@ CURVE = {
 }
 
 
-def shared_view() -> str:
+def view_key(metric: Metric) -> str:
+    """The name of the arrangement by this metric, in addresses: runs of two tasks may share an experiment."""
+    return f"{KEY}-{metric.name}"
+
+
+def view_tag(metric: Metric) -> str:
+    """The experiment's tag that holds the arrangement."""
+    return f"mlflow.sharedViewState.{view_key(metric)}"
+
+
+def shared_view(metric: Metric) -> str:
     """The value of the tag: the list, and the charts of all runs; to these MLflow adds one for each other metric."""
-    time_and_bleu = {
-        axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", "training/seconds"), ("yaxis", "test/bleu"))
+    test, validation = f"test/{metric.name}", f"validation/{metric.name}"
+    time_and_score = {
+        axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", "training/seconds"), ("yaxis", test))
     }
     charts = [
-        {"type": "BAR", "metricKey": "test/bleu"},
-        {"type": "SCATTER", **time_and_bleu},
-        *({**CURVE, "metricKey": key, "selectedMetricKeys": [key]} for key in ("validation/bleu", "train/loss")),
+        {"type": "BAR", "metricKey": test},
+        {"type": "SCATTER", **time_and_score},
+        *({**CURVE, "metricKey": key, "selectedMetricKeys": [key]} for key in (validation, "train/loss")),
     ]
+    widths = {
+        "attributes.`Run Name`": 280,
+        "runDateAndNestInfo": 125,  # when it was made
+        _column(metric): 90,
+        f"metrics.`{validation}`": 110,  # all that most trials of a sweep have
+        f"metrics.`averaged/validation_{metric.name}`": 165,
+        **WIDTHS,
+    }
     view = {
-        "orderByKey": BEST_FIRST,
-        "orderByAsc": False,
-        "selectedColumns": [column for column in WIDTHS if column != "runDateAndNestInfo"],
-        "columnOrder": list(WIDTHS),
-        "columnWidths": WIDTHS,
+        "orderByKey": _column(metric),
+        "orderByAsc": not metric.higher_is_better,
+        "selectedColumns": [column for column in widths if column != "runDateAndNestInfo"],
+        "columnOrder": list(widths),
+        "columnWidths": widths,
         "isAccordionReordered": True,  # else sections are sorted by their names
         "compareRunSections": [SECTION],
         "compareRunCharts": [{**CHART, "uuid": f"{KEY}-{i}", **chart} for i, chart in enumerate(charts)],
@@ -75,12 +88,17 @@ def shared_view() -> str:
     return json.dumps(view)
 
 
-def runs_url(server: str, experiment_id: str, is_arranged: bool) -> str:
+def _column(metric: Metric) -> str:
+    return f"metrics.`test/{metric.name}`"
+
+
+def runs_url(server: str, experiment_id: str, metric: Metric, key: str | None) -> str:
     """The list of an experiment's runs, the best first, in the UI that `server` (http://host:port) serves.
 
     Args:
-        is_arranged: whether the experiment has our tag; without it the list is sorted alone.
+        key: of the arrangement that the experiment has; None: it has none, so the list is sorted alone.
     """
-    sorting = urlencode({"orderByKey": BEST_FIRST, "orderByAsc": "false"})
-    query = f"{f'viewStateShareKey={KEY}' if is_arranged else sorting}&workflowType=machine_learning"
+    ascending = str(not metric.higher_is_better).lower()
+    sorting = urlencode({"orderByKey": _column(metric), "orderByAsc": ascending})
+    query = f"{urlencode({'viewStateShareKey': key}) if key else sorting}&workflowType=machine_learning"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"

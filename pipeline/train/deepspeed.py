@@ -6,7 +6,7 @@ The state is gathered tensor by tensor instead, and is the same for every stage,
 
 import os
 import warnings
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -21,14 +21,19 @@ from pipeline.train.optimizer import (
     KINDS,
     TORCH_DTYPES,
     EngineState,
+    FrozenWeights,
+    Groups,
     LossScale,
     OptimizerConfig,
     Precision,
     PrecisionConfig,
     StepResult,
     adam_arguments,
+    adam_group,
     create_adam_state,
+    set_learning_rate,
     share_scalars,
+    trained_groups,
 )
 from pipeline.train.torch_engine import TorchEngine
 from pipeline.train.uncompiled import keep_uncompiled, plain_import, plain_step
@@ -56,6 +61,7 @@ def make_deepspeed_engine(
     zero_stage: int,
     device: torch.device,
     initial: EngineState | None,
+    groups: Groups,
 ) -> "Stage0Engine | ZeroEngine":
     """See make_engine. Makes a process group of one where there is none."""
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed asks for it
@@ -74,9 +80,9 @@ def make_deepspeed_engine(
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     if zero_stage == 0:
-        engine = Stage0Engine(module, optimizer, precision, device)
+        engine = Stage0Engine(module, optimizer, precision, device, groups)
     else:
-        engine = ZeroEngine(module, optimizer, precision, zero_stage, device)
+        engine = ZeroEngine(module, optimizer, precision, zero_stage, device, groups)
     engine.load_state(initial)
     return engine
 
@@ -103,9 +109,14 @@ class Stage0Engine(TorchEngine):
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        precision: PrecisionConfig,
+        device: torch.device,
+        groups: Groups,
     ) -> None:
-        super().__init__(module, optimizer, precision, device)
+        super().__init__(module, optimizer, precision, device, groups)
         self._deepspeed = _initialize(
             module,
             self._optimizer,
@@ -123,7 +134,7 @@ class Stage0Engine(TorchEngine):
     def step(self, learning_rate: float) -> StepResult:
         if world_size() > 1:
             self._deepspeed.buffered_allreduce_fallback(grads=[self._optimizer.gradient])
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._deepspeed.step()
         return self._optimizer.result
 
@@ -138,16 +149,22 @@ class ZeroEngine:
         precision: PrecisionConfig,
         zero_stage: int,
         device: torch.device,
+        groups: Groups,
     ) -> None:
         self.device = device
         self._stage = zero_stage
         self._loss_scale = LossScale(precision)
-        self._named = dict(module.named_parameters())
+        trained = trained_groups(module, groups)
+        self._named = {name: parameter for named in trained.values() for name, parameter in named.items()}
+        self._frozen = FrozenWeights(module)
         self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
         weights = {name: p.detach().to("cpu", copy=True) for name, p in self._named.items()} if rank() == 0 else {}
         module.to(TORCH_DTYPES[precision.dtype])
         keep_uncompiled(torch.optim.Adam)
-        self._adam = torch.optim.Adam(self._named.values(), **adam_arguments(optimizer))
+        self._adam = torch.optim.Adam(
+            [adam_group(settings, list(named.values())) for settings, named in trained.items()],
+            **adam_arguments(optimizer),
+        )
         self._adam.step = lambda closure=None: plain_step(self._adam)  # which DeepSpeed calls
         size = sum(shape.numel() for shape in self._shapes.values())
         settings = _zero_settings(zero_stage, precision.dtype, optimizer.clip_norm, size)
@@ -162,7 +179,7 @@ class ZeroEngine:
         if self._stage == 3:
             self._flats = list(self._zero.fp32_partitioned_groups_flat)
         else:
-            self._flats = list(self._zero.param_groups[0]["params"])
+            self._flats = [flat for group in self._zero.param_groups for flat in group["params"]]
         for flat in self._flats:
             create_adam_state(self._adam, flat)
         if self._stage != 3:
@@ -188,8 +205,7 @@ class ZeroEngine:
         return not self._is_backward and (self._stage == 1 or (self._stage == 2 and world_size() == 1))
 
     def step(self, learning_rate: float) -> StepResult:
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._adam, learning_rate)
         self._deepspeed.step()
         skipped = not self._deepspeed.was_step_applied()
         norm = float("inf") if skipped else float(self._deepspeed.get_global_grad_norm())
@@ -199,15 +215,17 @@ class ZeroEngine:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        return self._gathered("weights")
+        return {**self._gathered("weights"), **self._frozen.tensors}
 
     def state(self) -> EngineState:
         steps = int(self._adam.state[self._flats[0]]["step"].item())
         tensors = {f"{kind}/{name}": value for kind in KINDS for name, value in self._gathered(kind).items()}
+        tensors |= {f"weights/{name}": value for name, value in self._frozen.tensors.items()}
         return EngineState(tensors, {"adam_step": steps, **self._loss_scale.state()})
 
     def load_state(self, state: EngineState | None) -> None:
-        scalars = share_scalars(state, self._shapes)
+        scalars = share_scalars(state, self._shapes, self._frozen.shapes)
+        self._frozen.load(state, self._whole)
         if scalars is None:
             return
         tensors = state.tensors if state is not None else {}
@@ -219,8 +237,12 @@ class ZeroEngine:
         self._loss_scale.load_state(scalars)
         self._apply_loss_scale()
 
+    def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Within it a parameter is whole; rank 0's value of it stays, where stage 3 shares it out again."""
+        return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0) if self._stage == 3 else nullcontext()
+
     def _gathered(self, kind: str) -> dict[str, Tensor]:
-        """All parameters' values of one of KINDS, on the CPU of rank 0. The other ranks hold one at a time."""
+        """All trained parameters' values of one of KINDS, on the CPU of rank 0. The other ranks hold one at a time."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._named.items():
             value = self._get(kind, parameter)
@@ -265,7 +287,7 @@ class ZeroEngine:
         mine = padded[share * rank() : share * (rank() + 1)]
         if kind == "weights":
             access.safe_set_local_fp32_param(parameter, mine)
-            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            with self._whole(parameter):
                 if rank() == 0:
                     parameter.data.copy_(value)
         else:

@@ -4,7 +4,7 @@ checkpoint and on from there with the data in another order."""
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.data.batches import Step
-from pipeline.data.shards import PairDataset
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
@@ -55,38 +54,37 @@ def keep_batches(
     rollbacks: int,
     step: Step,
     losses: Tensor,
-    pairs: PairDataset,
-    text: Callable[[Sequence[int]], str] | None,
+    text: Callable[[str, Any], str] | None,
 ) -> Path | None:
     """Writes the batches of a skipped step as JSON: the rows of the training shards in each micro-batch of every rank,
-    and the sentences of the micro-batches whose loss is no number (of all where every loss is one). Keeps the files of
+    and the examples of the micro-batches whose loss is no number (of all where every loss is one). Keeps the files of
     the last SKIPPED_KEPT skipped steps. A collective.
 
     Args:
         folder: the run's.
-        losses: (micro-batches of this rank,) summed over their target tokens.
-        text: from token ids to a sentence; None: ids alone.
+        losses: (micro-batches of this rank,) as sums.
+        text: (column, ids) to text; None: ids alone.
     Returns:
         the file; None where it could not be written.
     """
-    numbered = enumerate(zip(step.rows, losses.tolist(), step.weights, strict=True))
+    numbered = enumerate(zip(step.rows, losses.tolist(), step.shares, strict=True))
     own = [
         {"micro_batch": rank() + i * world_size(), "rank": rank(), "loss": _json_number(loss), "rows": rows.tolist()}
-        for i, (rows, loss, weight) in numbered
-        if weight > 0.0
+        for i, (rows, loss, share) in numbered
+        if share > 0.0
     ]
     micro_batches = sorted((one for part in gather(own) for one in part), key=lambda one: one["micro_batch"])
     # A step that is gone over again after a rollback has a name that sorts behind those of before.
     path = folder / SKIPPED_FOLDER / f"{rollbacks:02d}_step_{step_number:08d}.json"
 
-    def sentence(ids: Any) -> dict[str, Any]:
-        ids = ids.tolist()
-        return {"ids": ids} | ({"text": text(ids[:-1])} if text else {})
+    def content(column: str, row: int) -> dict[str, Any]:
+        ids = step.examples.get(column, row).tolist()
+        return {"ids": ids} | ({"text": text(column, ids)} if text else {})
 
     def write() -> bool:
         for one in [one for one in micro_batches if isinstance(one["loss"], str)] or micro_batches:
-            one["pairs"] = [
-                {"row": row, "source": sentence(pairs.source(row)), "target": sentence(pairs.target(row))}
+            one["examples"] = [
+                {"row": row, **{column: content(column, row) for column in step.examples.columns}}
                 for row in one["rows"]
             ]
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.losses import LossSum
-from pipeline.train.optimizer import EngineState, OptimizerConfig, PrecisionConfig, StepResult
+from pipeline.train.optimizer import EngineState, Groups, OptimizerConfig, PrecisionConfig, StepResult, decay_groups
 from pipeline.train.torch_engine import TorchEngine
 
 
@@ -39,8 +39,8 @@ class Engine(Protocol):
     """Takes training steps on one rank's share of the micro-batches.
 
     Every method is a collective: all ranks call it, forward_backward too (under ZeRO 2 and 3 it reduces). Under ZeRO
-    every micro-batch must use every parameter: DeepSpeed reduces those alone that got a gradient, and waits for ever
-    where ranks disagree. The buffers of the module are constants of the model: not saved.
+    every micro-batch must use every parameter that is trained: DeepSpeed reduces those alone that got a gradient, and
+    waits for ever where ranks disagree. The buffers of the module are constants of the model: not saved.
     """
 
     device: torch.device
@@ -92,26 +92,29 @@ def make_engine(
     engine: EngineConfig,
     device: torch.device,
     initial: EngineState | None = None,
+    groups: Groups | None = None,
 ) -> Engine:
     """The engine that trains `module`, whose forward(batch) returns a LossSum; a collective.
 
     Uses torch.distributed's default group where there is one. All ranks start from rank 0's `initial` or, without one,
     from rank 0's weights. The module is moved to `device` and to the compute type; it may be called directly for
-    validation, under ZeRO 3 by all ranks alike.
+    validation, under ZeRO 3 by all ranks alike. Parameters without requires_grad, now and ever after, are frozen: they
+    have weights in `weights()` and the state, but no moments.
 
+    Args:
+        groups: the settings of each parameter that is trained, in place of the optimizer's weight_decay; the same on
+            every rank. None: decay_groups.
     Raises:
-        ValueError: if a parameter is frozen.
+        ValueError: if all parameters are frozen.
         UserError: if `initial` is of another model.
     """
-    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        raise ValueError(f"every parameter of the module must be trained; frozen: {', '.join(frozen)}")
     module.to(device)
+    groups = groups or decay_groups(module, optimizer.weight_decay)
     if engine.name is EngineName.deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when deepspeed is imported
         from pipeline.train.deepspeed import make_deepspeed_engine  # takes seconds
 
-        return make_deepspeed_engine(module, optimizer, precision, engine.zero_stage, device, initial)
-    torch_engine = TorchEngine(module, optimizer, precision, device)
+        return make_deepspeed_engine(module, optimizer, precision, engine.zero_stage, device, initial, groups)
+    torch_engine = TorchEngine(module, optimizer, precision, device, groups)
     torch_engine.load_state(initial)
     return torch_engine

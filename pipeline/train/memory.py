@@ -2,16 +2,16 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import Batch, BatchConfig, make_batch
-from pipeline.data.shards import PairDataset
+from pipeline.data.batches import BatchConfig
 from pipeline.errors import UserError
 from pipeline.ranks import world_size
+from pipeline.tasks.task import Batch
 from pipeline.train.engine import Engine
 
 MESSAGES = ("can't allocate memory", "out of memory", "bad_alloc")  # of torch's allocators, in a RuntimeError
@@ -27,10 +27,7 @@ class OutOfMemory(MemoryError):
     """
 
     def __init__(self, batch: Batch, parts: int, cause: str) -> None:
-        super().__init__(
-            f"a micro-batch of {batch.source_tokens:,} source and {len(batch.labels):,} target tokens does not fit in "
-            f"memory ({cause})"
-        )
+        super().__init__(f"a micro-batch of {batch.in_words} does not fit in memory ({cause})")
         self.parts = parts
 
 
@@ -40,16 +37,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def forward_backward(
-    engine: Engine, batch: Batch, rows: np.ndarray, pairs: PairDataset | None, *, scale: float, last: bool
+    engine: Engine,
+    batch: Batch,
+    rows: np.ndarray,
+    make: Callable[[np.ndarray], Batch] | None,
+    *,
+    scale: float,
+    last: bool,
 ) -> Tensor:
     """The engine's forward_backward. A batch that does not fit is taken in two halves, once. Losses are sums, so the
     gradient is the same up to rounding. Dropout draws on from where the failed attempt left the generator: its masks
     are not those of the undivided batch.
 
     Args:
-        rows: of the batch's pairs in `pairs`; without `pairs` no batch is divided.
+        rows: the batch's examples.
+        make: a batch of rows; None: no batch is divided.
     Returns:
-        the loss, summed over the batch's target tokens: a scalar on the engine's device.
+        the loss, summed over what the batch counts: a scalar on the engine's device.
     Raises:
         OutOfMemory: on this rank alone.
     """
@@ -61,15 +65,15 @@ def forward_backward(
             raise
         cause = _first_line(error)
     # The handler has been left: its traceback held the tensors of the failed attempt.
-    if pairs is None or len(rows) < 2 or not engine.recover():
+    if make is None or len(rows) < 2 or not engine.recover():
         raise OutOfMemory(batch, 2, cause)
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     _warn(cause)
     middle = len(rows) // 2
     try:
-        first = _half(engine, pairs, rows[:middle], scale, False)
-        return first + _half(engine, pairs, rows[middle:], scale, last)
+        first = _half(engine, make(rows[:middle]), scale, False)
+        return first + _half(engine, make(rows[middle:]), scale, last)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -77,8 +81,8 @@ def forward_backward(
     raise OutOfMemory(batch, 4, cause)
 
 
-def _half(engine: Engine, pairs: PairDataset, rows: Sequence[int] | np.ndarray, scale: float, last: bool) -> Tensor:
-    return engine.forward_backward(make_batch(pairs, rows).to(engine.device), scale=scale, last=last).total
+def _half(engine: Engine, batch: Batch, scale: float, last: bool) -> Tensor:
+    return engine.forward_backward(batch.to(engine.device), scale=scale, last=last).total
 
 
 def _first_line(error: BaseException) -> str:
@@ -95,14 +99,14 @@ def explained(error: OutOfMemory, batch: BatchConfig, longest: int) -> Exception
     at which the workers are started anew, for the other ranks wait for this one.
 
     Args:
-        longest: tokens of the longest training pair.
+        longest: tokens of the longest training example.
     """
     fitting = [size for size in range(longest, batch.micro_tokens // error.parts + 1) if batch.tokens % size == 0]
     advice = (
         f"Start a new run with batch.micro_tokens={fitting[-1]}, which holds {1 / error.parts:g} of that at a time"
         if fitting
-        else f"The longest training pair, {longest} tokens, leaves no much smaller budget: lower clean.max_words, or "
-        "take a smaller model"
+        else f"The longest training example, {longest} tokens, leaves no much smaller budget: lower clean.max_words, "
+        "or take a smaller model"
     )
     message = (
         f"batch.micro_tokens: {error}. {advice}; or give each worker more memory. The checkpoints before are untouched"

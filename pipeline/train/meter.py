@@ -2,49 +2,56 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from model.build import Model
-from model.flops import training_flops
 from pipeline.data.batches import Step
 from pipeline.ranks import gather, rank, world_size
 
-SUMS = ("seconds", "steps", "source_tokens", "target_tokens", "padding")
+SUMS = ("seconds", "steps", "tokens", "loss_count", "padding")
 
 
 class Meter:
     """Counts tokens without padding, and time without validation and checkpoints.
 
     Args:
+        flops: of tokens by column the operations that their training took.
         counted: what `state` said when a checkpoint was saved between two reports; the next one covers it, too.
     Attributes:
         gradient_norm: of the last step.
         seconds_per_step: since the last report.
     """
 
-    def __init__(self, model: Model, device: torch.device, counted: Mapping[str, Any] | None = None) -> None:
-        self.model, self.device = model, device
+    def __init__(
+        self,
+        device: torch.device,
+        flops: Callable[[Mapping[str, int]], float],
+        counted: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device, self._flops = device, flops
         self.gradient_norm = math.nan
         self._clear()
         if counted:
             for name in SUMS:
                 setattr(self, name, counted[name])
+            self.tokens = dict(self.tokens)
             losses = counted["losses"]
             # A rank goes on with its own: a sum in another order is not the same to the bit.
             self.loss += losses[rank()] if len(losses) == world_size() else sum(losses) / world_size()
 
     def state(self) -> dict[str, Any]:
         """The sums since the last report, for `counted`; a collective."""
-        return {**{name: getattr(self, name) for name in SUMS}, "losses": gather(float(self.loss))}
+        sums = {name: getattr(self, name) for name in SUMS}
+        return {**sums, "tokens": dict(self.tokens), "losses": gather(float(self.loss))}
 
     def _clear(self) -> None:
         self.seconds, self.steps = 0.0, 0
-        self.source_tokens, self.target_tokens, self.padding = 0, 0, 0.0
+        self.tokens: dict[str, int] = {}
+        self.loss_count, self.padding = 0, 0.0
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def start(self) -> None:
@@ -60,8 +67,9 @@ class Meter:
         elapsed = time.monotonic() - self.started_at
         self.seconds += elapsed
         self.steps += 1
-        self.source_tokens += step.source_tokens
-        self.target_tokens += step.target_tokens
+        for column, count in step.tokens.items():
+            self.tokens[column] = self.tokens.get(column, 0) + count
+        self.loss_count += step.loss_count
         self.padding += sum(one.padding_share for one in step.batches) / len(step.batches)
         self.seconds_per_step = self.seconds / self.steps
         return elapsed
@@ -70,14 +78,12 @@ class Meter:
         """The metrics since the last call, tokens and loss over all ranks; a collective."""
         if world_size() > 1:
             dist.all_reduce(self.loss)
-        flops = training_flops(self.model.config, self.model.vocab_size, self.source_tokens, self.target_tokens)
         metrics = {
-            "loss": float(self.loss) / self.target_tokens,
+            "loss": float(self.loss) / self.loss_count,
             "grad_norm": self.gradient_norm,
-            "source_tokens_per_second": self.source_tokens / self.seconds,
-            "target_tokens_per_second": self.target_tokens / self.seconds,
+            **{f"{column}_tokens_per_second": count / self.seconds for column, count in self.tokens.items()},
             "padding_share": self.padding / self.steps,
-            "model_flops_per_second": flops / self.seconds,
+            "model_flops_per_second": self._flops(self.tokens) / self.seconds,
         }
         self._clear()
         return metrics

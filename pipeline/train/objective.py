@@ -4,7 +4,7 @@ from torch import nn
 
 from model.build import Model
 from model.losses import LossSum, label_smoothed_cross_entropy
-from pipeline.data.batches import Batch
+from pipeline.data.pairs import PairBatch
 
 
 class TranslationObjective(nn.Module):
@@ -16,7 +16,7 @@ class TranslationObjective(nn.Module):
         self.model = model
         self.label_smoothing = label_smoothing
 
-    def forward(self, batch: Batch) -> LossSum:
+    def forward(self, batch: PairBatch) -> LossSum:
         """The loss summed over the batch's target tokens."""
         hidden = self.model(batch.source, batch.source_layout, batch.target, batch.target_layout)
-        return label_smoothed_cross_entropy(hidden, self.model.embedding.weight, batch.labels, self.label_smoothing)
+        return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)

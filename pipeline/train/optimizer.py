@@ -1,5 +1,7 @@
 """Adam on fp32 master weights, the loss scale of fp16, and the state that a checkpoint holds of them."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from math import isfinite
@@ -53,6 +55,7 @@ class PrecisionConfig:
 class OptimizerConfig:
     """Adam (Kingma and Ba 2015) with the paper's numbers (section 5.3); weight decay is decoupled, as in AdamW.
 
+    weight_decay: of the matrices alone, see decay_groups.
     clip_norm: the largest norm of the whole gradient; 0 turns clipping off.
     """
 
@@ -73,6 +76,68 @@ class OptimizerConfig:
                 raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class GroupSettings:
+    """What may differ between parameters.
+
+    lr_scale: factor on the step's learning rate. weight_decay: as in AdamW a step takes the scaled rate times this
+    from each weight.
+
+    Raises:
+        ValueError: if a number makes no sense, naming the field.
+    """
+
+    lr_scale: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr_scale <= 0.0:
+            raise ValueError(f"lr_scale: must be above 0, not {self.lr_scale}; a frozen parameter has no gradient")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay: must be at least 0, not {self.weight_decay}")
+
+
+Groups = Callable[[str, nn.Parameter], GroupSettings]  # by a parameter's name in the module, tied ones once
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> Groups:
+    """Weight decay for the matrices: not for what has one dimension (norms, biases) nor for embeddings (learned
+    positions, and an output matrix that is tied to an embedding)."""
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+
+    def settings(name: str, parameter: nn.Parameter) -> GroupSettings:
+        is_decayed = parameter.ndim > 1 and id(parameter) not in embeddings
+        return GroupSettings(weight_decay=weight_decay if is_decayed else 0.0)
+
+    return settings
+
+
+def trained_groups(module: nn.Module, groups: Groups) -> dict[GroupSettings, dict[str, nn.Parameter]]:
+    """The parameters that are trained, by their settings and their names, in the module's order.
+
+    Raises:
+        ValueError: if all are frozen.
+    """
+    trained: dict[GroupSettings, dict[str, nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            trained.setdefault(groups(name, parameter), {})[name] = parameter
+    if not trained:
+        raise ValueError("module: all parameters are frozen, nothing is left to train")
+    return trained
+
+
+def adam_group(settings: GroupSettings, parameters: list[Any]) -> dict[str, Any]:
+    """A group as torch's optimizers take it."""
+    return {"params": parameters, "weight_decay": settings.weight_decay, "lr_scale": settings.lr_scale}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Of a step, for groups made by adam_group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
 class StepResult(NamedTuple):
     """grad_norm: of the whole gradient, before clipping; inf when skipped. loss_scale: the one that was used."""
 
@@ -85,7 +150,8 @@ class EngineState(NamedTuple):
     """All that training needs to go on, whatever the engine and the number of ranks.
 
     tensors: fp32 on the CPU: "weights/<name>", "exp_avg/<name>" and "exp_avg_sq/<name>" of each parameter, tied ones
-    once; empty on ranks other than 0. scalars: JSON values: the number of updates and the loss scale's state.
+    once, of frozen ones the weights alone; empty on ranks other than 0. scalars: JSON values: the number of updates and
+    the loss scale's state.
     """
 
     tensors: dict[str, Tensor]
@@ -131,12 +197,11 @@ class LossScale:
 
 
 def adam_arguments(config: OptimizerConfig) -> dict[str, Any]:
-    """torch.optim.Adam's arguments; the fused kernel is a single pass over memory, on the CPU too."""
+    """torch.optim.Adam's arguments beside its groups; the fused kernel is a single pass over memory, on the CPU too."""
     return {
         "lr": 0.0,  # set anew at each step
         "betas": (config.beta1, config.beta2),
         "eps": config.eps,
-        "weight_decay": config.weight_decay,
         "decoupled_weight_decay": True,
         "fused": True,
     }
@@ -151,11 +216,55 @@ def create_adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> No
     }
 
 
-def share_scalars(state: EngineState | None, shapes: dict[str, torch.Size]) -> dict[str, Any] | None:
-    """Rank 0's scalars on every rank, once its tensors are found to fit the model; None where it has no state."""
+class FrozenWeights:
+    """The parameters of a module that are not trained. Rank 0 keeps them in fp32 on the CPU, whatever the compute type.
+
+    Made before the module is moved to the compute type.
+
+    Attributes:
+        shapes: by name.
+        tensors: by name; empty on ranks other than 0.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        self.shapes = {name: p.shape for name, p in self._parameters.items()}
+        self.tensors: dict[str, Tensor] = {}
+        if rank() == 0:
+            self.tensors = {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def load(
+        self,
+        state: EngineState | None,
+        gathered: Callable[[nn.Parameter], AbstractContextManager[Any]] = lambda parameter: nullcontext(),
+    ) -> None:
+        """All ranks take over the weights of rank 0's state, which fits the model; without one those of rank 0.
+
+        Args:
+            gathered: within it a parameter that is shared out over the ranks is whole on each of them.
+        """
+        for name, parameter in self._parameters.items():
+            if rank() == 0 and state is not None:
+                self.tensors[name] = state.tensors[f"weights/{name}"]
+            with gathered(parameter):
+                if rank() == 0:
+                    parameter.data.copy_(self.tensors[name])
+                if world_size() > 1:
+                    dist.broadcast(parameter.data, 0)
+
+
+def share_scalars(
+    state: EngineState | None, shapes: dict[str, torch.Size], frozen: dict[str, torch.Size]
+) -> dict[str, Any] | None:
+    """Rank 0's scalars on every rank, once its tensors are found to fit the model; None where it has no state.
+
+    Args:
+        shapes, frozen: of the parameters that are trained, and of those that are not.
+    """
     message: list[Any] = [None, None]
     if rank() == 0 and state is not None:
-        message = [_misfit(state.tensors, shapes), state.scalars]
+        message = [_misfit(state.tensors, shapes, frozen), state.scalars]
     if world_size() > 1:
         dist.broadcast_object_list(message)
     if message[0] is not None:
@@ -163,8 +272,9 @@ def share_scalars(state: EngineState | None, shapes: dict[str, torch.Size]) -> d
     return message[1]
 
 
-def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str | None:
+def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], frozen: dict[str, torch.Size]) -> str | None:
     expected = {f"{kind}/{name}": shape for kind in KINDS for name, shape in shapes.items()}
+    expected |= {f"weights/{name}": shape for name, shape in frozen.items()}
     advice = "Resume with the model's settings that the checkpoint was written with, or start a new run."
     for name in expected.keys() ^ tensors.keys():
         where = "the model but not in the checkpoint" if name in expected else "the checkpoint but not in the model"
@@ -177,7 +287,8 @@ def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str | 
 
 
 class MasterAdam(torch.optim.Adam):
-    """Adam on fp32 master weights that lie in one flat buffer, as do their gradients.
+    """Adam on fp32 master weights that lie in one flat buffer, as do their gradients and moments; frozen parameters are
+    left out. Parameters of the same settings lie side by side: each group is one part of the buffers.
 
     The module's parameters become views: of the masters themselves in fp32, else of one flat copy of them in the
     compute type. So the update, its copy to the compute type, the norm and the reduction are one operation each.
@@ -186,15 +297,19 @@ class MasterAdam(torch.optim.Adam):
     ALIGNMENT = 64  # elements: every parameter starts on a cache line, in 16 bits too
     CHUNK = 4096  # elements: norms are summed chunk by chunk, exact enough in fp32 and the same for all thread counts
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, loss_scale: LossScale, dtype: torch.dtype) -> None:
-        named = dict(module.named_parameters())
-        self.parameters = list(named.values())
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, loss_scale: LossScale, dtype: torch.dtype, groups: Groups
+    ) -> None:
+        trained = trained_groups(module, groups)
+        self.parameters = [parameter for named in trained.values() for parameter in named.values()]
         device = self.parameters[0].device
         self._slices: dict[str, tuple[int, torch.Size]] = {}
-        size = 0
-        for name, parameter in named.items():
-            self._slices[name] = (size, parameter.shape)
-            size += -(-parameter.numel() // self.ALIGNMENT) * self.ALIGNMENT
+        starts, size = [], 0
+        for named in trained.values():
+            starts.append(size)
+            for name, parameter in named.items():
+                self._slices[name] = (size, parameter.shape)
+                size += -(-parameter.numel() // self.ALIGNMENT) * self.ALIGNMENT
         size = -(-size // self.CHUNK) * self.CHUNK
         self.masters = torch.zeros(size, dtype=torch.float32, device=device)
         self.gradient = torch.zeros_like(self.masters)
@@ -209,16 +324,31 @@ class MasterAdam(torch.optim.Adam):
         self._loss_scale = loss_scale
         self.result = StepResult(0.0, False, loss_scale.value)
         keep_uncompiled(torch.optim.Adam)
-        super().__init__([self.masters], **adam_arguments(config))
-        self.masters.grad = self.gradient
-        create_adam_state(self, self.masters)
+        self._flats = {kind: torch.zeros_like(self.masters) for kind in KINDS[1:]}
+        bounds = list(zip(starts, [*starts[1:], size], strict=True))
+        self._parts = [self.masters[start:stop] for start, stop in bounds]
+        super().__init__(
+            [adam_group(settings, [part]) for settings, part in zip(trained, self._parts, strict=True)],
+            **adam_arguments(config),
+        )
+        for part, (start, stop) in zip(self._parts, bounds, strict=True):
+            part.grad = self.gradient[start:stop]
+            moments = {kind: flat[start:stop] for kind, flat in self._flats.items()}
+            self.state[part] = {"step": torch.zeros((), dtype=torch.float32, device=device), **moments}
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return {n: flat[start : start + shape.numel()].view(shape) for n, (start, shape) in self._slices.items()}
 
     def flats(self) -> dict[str, Tensor]:
-        state = self.state[self.masters]
-        return {"weights": self.masters, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        return {"weights": self.masters, **self._flats}
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the parameters that are trained, by name."""
+        return {name: shape for name, (_, shape) in self._slices.items()}
+
+    def updates(self) -> int:
+        """How many have been made."""
+        return int(self.state[self._parts[0]]["step"].item())
 
     def named(self, kind: str) -> dict[str, Tensor]:
         """Copies on the CPU by the parameter's name, of one of KINDS."""
@@ -260,9 +390,12 @@ class MasterAdam(torch.optim.Adam):
             self._copies.copy_(self.masters)
 
     @torch.no_grad()
-    def load(self, state: EngineState | None) -> None:
-        """Take over rank 0's state; without one all ranks take over its weights, with empty moments."""
-        scalars = share_scalars(state, {name: shape for name, (_, shape) in self._slices.items()})
+    def load(self, state: EngineState | None, scalars: dict[str, Any] | None) -> None:
+        """Take over rank 0's state, which fits; without one all ranks take over its weights, with empty moments.
+
+        Args:
+            scalars: of the state, on every rank.
+        """
         for kind, flat in self.flats().items():
             if rank() == 0 and state is not None:
                 for name, view in self._views(flat).items():
@@ -271,5 +404,6 @@ class MasterAdam(torch.optim.Adam):
                 dist.broadcast(flat, 0)
         self._refresh_copies()
         if scalars is not None:
-            self.state[self.masters]["step"].fill_(scalars["adam_step"])
+            for part in self._parts:
+                self.state[part]["step"].fill_(scalars["adam_step"])
             self._loss_scale.load_state(scalars)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from model.build import ModelConfig, build_model
-from pipeline.data.batches import make_batch
-from pipeline.data.shards import PairDataset
+from pipeline.data.pairs import collate_pairs
 from pipeline.data.tokenizer import EOS_ID
+from pipeline.tasks.task import Examples
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
 from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import OptimizerConfig, PrecisionConfig
@@ -27,11 +27,10 @@ class SameLength:
     length: int
     vocab_size: int
 
-    def source(self, index: int) -> np.ndarray:
-        words = np.random.default_rng(index).integers(EOS_ID + 1, self.vocab_size, self.length - 1)
+    def get(self, column: str, row: int) -> np.ndarray:
+        """The same on either side: (length,) ids."""
+        words = np.random.default_rng(row).integers(EOS_ID + 1, self.vocab_size, self.length - 1)
         return np.append(words, EOS_ID)
-
-    target = source
 
 
 def speed_by_length(
@@ -61,7 +60,7 @@ def speed_by_length(
     for done, length in enumerate(lengths):
         progress("measuring speed by sentence length", done, len(lengths))
         count = max(1, tokens // length)
-        batch = make_batch(cast(PairDataset, SameLength(length, vocab_size)), range(count)).to(device)
+        batch = collate_pairs(cast(Examples, SameLength(length, vocab_size)), range(count)).to(device)
         found: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(WARM_UP + ROUNDS):
             for name, engine in engines.items():

@@ -12,11 +12,15 @@ from pipeline.train.optimizer import (
     KINDS,
     TORCH_DTYPES,
     EngineState,
+    FrozenWeights,
+    Groups,
     LossScale,
     MasterAdam,
     OptimizerConfig,
     PrecisionConfig,
     StepResult,
+    set_learning_rate,
+    share_scalars,
 )
 
 
@@ -24,14 +28,20 @@ class TorchEngine:
     """Plain torch: every rank holds everything; one all-reduce of the flat fp32 gradient a step."""
 
     def __init__(
-        self, module: nn.Module, optimizer: OptimizerConfig, precision: PrecisionConfig, device: torch.device
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        precision: PrecisionConfig,
+        device: torch.device,
+        groups: Groups,
     ) -> None:
         self.device = device
         self._module = module
         self._loss_scale = LossScale(precision)
         dtype = TORCH_DTYPES[precision.dtype]
-        self._optimizer = MasterAdam(module, optimizer, self._loss_scale, dtype)
-        module.to(dtype)  # the buffers: the parameters are already
+        self._frozen = FrozenWeights(module)
+        self._optimizer = MasterAdam(module, optimizer, self._loss_scale, dtype, groups)
+        module.to(dtype)  # the buffers and what is frozen: the other parameters are already
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         loss: LossSum = self._module(batch)
@@ -47,20 +57,22 @@ class TorchEngine:
     def step(self, learning_rate: float) -> StepResult:
         if world_size() > 1:
             dist.all_reduce(self._optimizer.gradient)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         return self._optimizer.result
 
     def weights(self) -> dict[str, Tensor]:
-        return self._optimizer.named("weights") if rank() == 0 else {}
+        return {**self._optimizer.named("weights"), **self._frozen.tensors} if rank() == 0 else {}
 
     def state(self) -> EngineState:
-        masters = self._optimizer.masters
-        scalars = {"adam_step": int(self._optimizer.state[masters]["step"].item()), **self._loss_scale.state()}
+        scalars = {"adam_step": self._optimizer.updates(), **self._loss_scale.state()}
         if rank() != 0:
             return EngineState({}, scalars)
         tensors = {f"{kind}/{name}": t for kind in KINDS for name, t in self._optimizer.named(kind).items()}
+        tensors |= {f"weights/{name}": t for name, t in self._frozen.tensors.items()}
         return EngineState(tensors, scalars)
 
     def load_state(self, state: EngineState | None) -> None:
-        self._optimizer.load(state)
+        scalars = share_scalars(state, self._optimizer.shapes(), self._frozen.shapes)
+        self._optimizer.load(state, scalars)
+        self._frozen.load(state)

@@ -297,7 +297,7 @@ def forward_backward(batch, scale, last):
 engine = SimpleNamespace(device=torch.device("cpu"), forward_backward=forward_backward)
 from pipeline.data.batches import Step
 for index in range(4):
-    loop.add_gradients(engine, Step(0, index, [None], [None], [1.0], [0], 2, 2))
+    loop.add_gradients(engine, Step(0, index, None, [None], [None], [1.0], [0], {}, 2))
 print(scales)
 """
     assert in_hooked_process(program, {"nan": [2, 3]}) == "[0.5, nan, nan, 0.5]\n"

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from jobs.config.compose import load_config
 from jobs.runs.report import open_tracker, report_evaluation, report_training, report_validation
 from jobs.runs.workspace import TRAINING_FILE, only_owner, run_for
-from jobs.training.evaluate import sample_places
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import prepare
 from pipeline.evaluate.scores import score
-from pipeline.evaluate.validate import Validation
 from pipeline.files import write_json
+from pipeline.tasks.task import Evaluation, Score
+from pipeline.tasks.translation import sample_places
 from pipeline.tracking.tracker import SpoolTracker
 
 STEPS, VALIDATE_EVERY = 400, 100
@@ -43,9 +43,11 @@ def report_run(output_dir: Path, name: str, quality: float, *words: str) -> str:
             worker.log_metrics({"train/loss": loss, "train/target_tokens_per_second": speed}, step)
             if step % VALIDATE_EVERY == 0:
                 scores, hypotheses = _scores(corpus, "validation", quality * step / STEPS)
-                found = Validation(loss, scores["bleu"]["value"], scores["chrf"]["value"], "", hypotheses)
-                report_validation(worker, run, step, found)
-                validations.append({"step": step, "bleu": found.bleu, "chrf": found.chrf, "loss": found.loss})
+                evaluation = Evaluation(
+                    loss, {key: Score(**values) for key, values in scores.items()}, samples=_samples(corpus, hypotheses)
+                )
+                report_validation(worker, run, step, evaluation)
+                validations.append({"step": step, **evaluation.values()})
         worker.close()
         training = {"step": STEPS, "seconds": STEPS * SECONDS_PER_STEP, "validations": validations, "world_size": 2}
         tokens = {"source_tokens": STEPS * TOKENS_PER_STEP, "target_tokens": STEPS * TOKENS_PER_STEP}
@@ -76,6 +78,12 @@ def _scores(corpus: Path, split: str, quality: float) -> tuple[dict[str, dict], 
     right = round(quality * len(references))
     hypotheses = references[:right] + [line[: len(line) // 2] for line in references[right:]]
     return {name: dataclasses.asdict(one) for name, one in score(hypotheses, references).items()}, hypotheses
+
+
+def _samples(corpus: Path, hypotheses: list[str]) -> dict[str, list[str]]:
+    sources, references = [_lines(corpus / f"validation.{side}") for side in ("source", "target")]
+    columns = {"source": sources, "reference": references, "translation": hypotheses}
+    return {name: [texts[i] for i in sample_places(len(sources))] for name, texts in columns.items()}
 
 
 def _lines(path: Path) -> list[str]:

@@ -21,13 +21,14 @@ from jobs.config.schema import ClusterConfig, Config
 from jobs.ray_cluster import patches as ray_patches
 from jobs.ray_cluster.watch import ended_by_loss
 from jobs.runs.stopping import watched
-from jobs.runs.workspace import RESTART_FILE, STOP_FILE, WORKERS_FOLDER, Run
+from jobs.runs.workspace import Run
 from jobs.training import attempts
 from jobs.training.attempts import train_in_attempts
 from jobs.training.heartbeat import Heartbeat, Worker, end_processes, read_heartbeats
 from jobs.training.trainer import cause_of
 from jobs.training.worker import _asked_to_stop
 from pipeline.errors import UserError
+from pipeline.run_folder import RESTART_FILE, STOP_FILE, WORKERS_FOLDER
 from pipeline.train.engine import PrecisionConfig
 from pipeline.train.optimizer import Precision
 

@@ -5,30 +5,66 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from jobs.__main__ import main
-from jobs.cli import (
-    EXAMPLES,
-    JOBS,
-    NOTHING_ELSE,
-    OWN_EXAMPLES,
-    OWN_OVERRIDES,
-    READS,
-    USUAL_OVERRIDES,
-    WITHOUT_SETTINGS,
-    configuration,
-)
+from jobs.cli import configuration, usage
+from jobs.command_table import COMMANDS, EXAMPLES, USUAL_SETTINGS
 from jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
 from jobs.config.groups import groups
 from jobs.runs.stopping import Terminated
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+HELP = {
+    "jobs --help": """
+usage: transloom jobs [to=<cluster>]
+
+List the jobs of a cluster.
+
+Examples:
+  transloom jobs
+  transloom jobs to=lab
+""",
+    "translate --help": """
+usage: transloom translate <run or model folder> [file] [key=value | group=option] …
+
+Translate text with a trained model: lines in, lines out.
+
+Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.
+  decode  beam4 beam5 greedy
+
+Usual settings:
+  output_dir=<folder>  where everything is written and found
+
+--cfg job prints all settings as they would be used, and their names, and does nothing else.
+
+Examples:
+  transloom translate my-run < text.en > text.de
+  transloom translate outputs/runs/my-run/model text.en decode=greedy > text.de
+""",
+    "ui --help": """
+usage: transloom ui [key=value | group=option] …
+
+Serve MLflow's pages on the runs, on this machine only.
+
+Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.
+  tracking  local off server
+
+Usual settings:
+  tracking.uri=http://host:5000  report to an MLflow server
+  output_dir=<folder>            where everything is written and found
+
+--cfg job prints all settings as they would be used, and their names, and does nothing else.
+
+Examples:
+  transloom ui
+  transloom ui output_dir=/data/outputs
+""",
+}  # by the words
 
 
 @pytest.fixture
@@ -49,13 +85,26 @@ def _raise(error: BaseException):
 def test_no_job_lists_the_jobs_with_a_line_each(words, capsys):
     assert main(words) == 0
     printed = capsys.readouterr().out
-    for name in JOBS:
+    for name in COMMANDS:
         assert len(re.findall(rf"^  {name}  ", printed, re.MULTILINE)) == 1
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_every_job_is_a_module_with_a_main(name):
-    assert find_spec(f"jobs.commands.{name}") is not None
+def test_the_folder_of_commands_is_what_is_listed():
+    assert {path.stem for path in (ROOT / "jobs" / "commands").glob("*.py")} == {*COMMANDS, "__init__"}
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_says_what_it_said(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(words.split()) == 0
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert printed == HELP[words].strip("\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_one_usage_line(name, capsys):
+    main([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"{usage(name)}\n\n")
 
 
 @pytest.mark.parametrize(
@@ -124,21 +173,21 @@ def test_a_bug_keeps_its_traceback(job):
         main(["run"])
 
 
-@pytest.mark.parametrize("name", WITHOUT_SETTINGS)
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not command.has_settings])
 def test_help_of_a_job_without_settings_names_none(name, capsys):
     assert main([name, "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: transloom {name} ") and "experiment" not in printed
 
 
-@pytest.mark.parametrize("name", [name for name in JOBS if name not in WITHOUT_SETTINGS])
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.has_settings])
 def test_help_names_every_group_and_option_that_the_job_reads(name, capsys):
     assert main([name, "model=tiny", "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: transloom {name} ")
     for group, options in groups().items():
         is_shown = re.search(rf"^  {group} +{options[0]}", printed, re.MULTILINE) is not None
-        assert is_shown == (group in READS.get(name, groups()))
+        assert is_shown == (group in (COMMANDS[name].reads or groups()))
         for option in options if is_shown else ():
             assert option.rpartition("/")[0] in printed if "/" in option else option in printed
 
@@ -148,8 +197,8 @@ def test_help_of_a_job_that_reads_little_is_short(capsys):
     printed = capsys.readouterr().out
     assert "tracking.uri=" in printed and "output_dir=" in printed
     assert "corpus" not in printed and "train.max_steps" not in printed
-    known = {*groups(), *(word.partition("=")[0] for word in USUAL_OVERRIDES)}
-    assert all(set(reads) <= known for reads in READS.values())
+    known = {*groups(), *(word.partition("=")[0] for word in USUAL_SETTINGS)}
+    assert all(set(command.reads or ()) <= known for command in COMMANDS.values())
 
 
 def test_help_imports_nothing_heavy():
@@ -159,15 +208,15 @@ def test_help_imports_nothing_heavy():
 
 
 def test_what_help_tells_is_accepted():
-    for word in USUAL_OVERRIDES:
+    for word in USUAL_SETTINGS:
         load_config([re.sub(r"<\w+>", "example", word)])
     for words in EXAMPLES:
         load_config(words.split())
-    for job, own in OWN_OVERRIDES.items():
-        for word in own:
+    for command in COMMANDS.values():
+        for word in command.own_settings:
             if "…" not in word:
                 load_config([re.sub(r"<\w+>", "example", word)])
-        for words in OWN_EXAMPLES[job]:
+        for words in command.examples if command.own_settings else ():
             load_config(shlex.split(words))
 
 
@@ -179,7 +228,7 @@ def test_help_of_a_sweep_names_its_own_settings_and_that_of_a_run_does_not(capsy
     assert "sweep." not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("job", NOTHING_ELSE)
+@pytest.mark.parametrize("job", [name for name, command in COMMANDS.items() if command.refuses_others])
 @pytest.mark.parametrize("word", ["model.d_model=64", "model=small", "train.max_steps=1", "seed=2", "storage=s3://a/b"])
 def test_a_setting_that_means_nothing_to_the_job_is_refused(job, word):
     with pytest.raises(UserError) as refusal:

@@ -150,6 +150,8 @@ REFUSED = {
     # an impossible value
     "model.d_model=130": ["model.d_model: 130 is not divisible by num_heads: 4"],
     "engine.zero_stage=4": ["engine.zero_stage: must be 0, 1, 2 or 3, not 4"],
+    "schedule.final_ratio=1.1": ["schedule.final_ratio: must be from 0 to 1"],
+    "schedule.decay_share=0": ["schedule.decay_share: must be above 0"],
     "cluster.num_workers=0": ["cluster.num_workers: must be at least 1"],
     "cluster.num_workers=1000": ["cluster.num_workers: 1000 workers", "batch.tokens"],
     "cluster.cpus_per_worker=0": ["cluster.cpus_per_worker: must be more than 0"],
@@ -179,6 +181,19 @@ def test_a_mistake_is_refused_by_its_full_name(word):
         load_config([word])
     for part in REFUSED[word]:
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "warmup_stable_decay"])
+def test_a_schedule_that_does_not_fit_into_the_training_is_refused(name):
+    words = [f"schedule={name}", "train.max_steps=100"]
+    with pytest.raises(UserError, match=r"^schedule\.warmup_steps: .*train\.max_steps=100"):
+        load_config([*words, "schedule.warmup_steps=101"])
+    assert load_config([*words, "schedule.warmup_steps=101"], are_changes=True).train.max_steps == 100
+    assert load_config([*words, "schedule.warmup_steps=50"]).schedule.name.value == name
+    assert load_config(["schedule=noam", "schedule.warmup_steps=4000", "train.max_steps=100"])
+    if name == "warmup_stable_decay":
+        with pytest.raises(UserError, match=r"^schedule\.decay_share: .*schedule\.warmup_steps=81"):
+            load_config([*words, "schedule.warmup_steps=81"])
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from jobs.terminal.console import following
 from jobs.training import worker
 from jobs.training.heartbeat import Heartbeat
 from pipeline.files import write_json
+from pipeline.tasks.translation import BLEU
 
 
 @pytest.mark.parametrize("hours", [-1, 0, 1])
@@ -19,7 +20,7 @@ def test_progress_is_shown_whatever_the_clock_of_the_first_rank_says(
 ) -> None:
     real = time.time
     write_json(tmp_path / PROGRESS_FILE, {"step": 70, "max_steps": 100, "time": real() + 7200})  # an earlier attempt's
-    with following(tmp_path / PROGRESS_FILE), monkeypatch.context() as patch:
+    with following(tmp_path / PROGRESS_FILE, BLEU), monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + 3600 * hours)
         heartbeat = Heartbeat(tmp_path, 0, limit=0.0)
         reports = worker._reports(Config(), tmp_path, heartbeat, is_first=True)

@@ -1,15 +1,17 @@
 """A race's contenders are ordinary configurations that differ in what they are compared by, and in nothing else."""
 
 import json
+import re
 import shlex
 import sys
 
 import pytest
 from command import TINY, transloom_here
+from metrics import BLEU, PERPLEXITY
 
 from jobs.__main__ import main
 from jobs.cli import configuration
-from jobs.commands.race import contenders_of
+from jobs.commands.race import contenders_of, print_race
 from jobs.config.messages import CONTENDERS
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.errors import UserError
@@ -66,6 +68,21 @@ def test_the_command_line_has_the_last_word_for_all():
 def test_what_does_not_compare_is_refused_by_name(words, message):
     with pytest.raises(UserError, match=message):
         contenders(*words)
+
+
+@pytest.mark.parametrize(("metric", "signature"), [(BLEU, "nrefs:1|tok:13a"), (PERPLEXITY, "")])
+def test_the_table_has_the_metric_of_the_task(tmp_path, capsys, metric, signature):
+    scores = {split: {"value": value, "signature": signature} for split, value in (("validation", 9.25), ("test", 8.0))}
+    one = dict.fromkeys(("parameters", "steps", "seconds", "flops", "source_tokens_per_second"), 10)
+    one |= {"target_tokens_per_second": 10, "run": "race-a", metric.name: scores, "search": None}
+    result = {"corpus": "demo", "max_minutes": 1, "machine": "x", "workers": 1, "precision": "fp32", "lengths": [8]}
+    print_race(result | {"runs": {"a": one | {"speed_by_length": {"8": 1.0}}}}, tmp_path, metric)
+    out = capsys.readouterr().out
+    head, row = [next(line for line in out.splitlines() if word in line) for word in ("source tok/s", "a   ")]
+    assert re.split(r"\s{2,}", head.strip())[-2:] == [f"validation {metric.title}", f"test {metric.title}"]
+    assert row.split()[-2:] == [metric.shown(9.25), metric.shown(8.0)]
+    assert (f"{metric.title} of the averaged models: nrefs:1|tok:13a" in out) == bool(signature)
+    assert f"{metric.title} of the averaged models\n" in out or signature
 
 
 @pytest.mark.slow

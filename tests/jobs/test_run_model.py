@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.config.compose import load_config, to_yaml
-from jobs.runs.model import find_model, steps_of_model, training_of
+from jobs.runs.model import _ranked, export_model, find_model, steps_of_model, tokens_of, training_of
 from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
-from jobs.training.evaluate import evaluated_before, evaluation_folder
+from jobs.training.evaluate import evaluation_folder, is_evaluated, kept_result
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import MetricLog
 from pipeline.train.checkpoint import save_weights
 
@@ -49,6 +50,17 @@ def end_training(folder: Path, *validated: int) -> None:
     validations = [{"step": step, "bleu": float(step), "loss": 1.0} for step in validated]
     counted = {"step": validated[-1], "seconds": 1.0, "source_tokens": 1, "target_tokens": 1, "world_size": 1}
     write_json(folder / TRAINING_FILE, counted | {"validations": validations})
+
+
+def test_the_best_steps_are_those_of_the_metric_whichever_way_it_goes() -> None:
+    scores = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: float("nan")}
+    assert _ranked(scores, Metric("accuracy", "accuracy")) == [10, 40, 20, 30, 50]
+    assert _ranked(scores, Metric("perplexity", "perplexity", higher_is_better=False)) == [20, 40, 10, 30, 50]
+
+
+def test_tokens_are_named_by_their_columns() -> None:
+    assert tokens_of({"step": 3, "source_tokens": 5, "target_tokens": 7}) == {"source": 5, "target": 7}
+    assert tokens_of({"text_tokens": 9, "seconds": 1.0}) == {"text": 9}
 
 
 def value(model: Path) -> float:
@@ -150,16 +162,21 @@ def test_a_result_says_how_far_the_training_had_come_and_which_search_it_is_of(r
     folder = root / "runs" / "a"
     (folder / TRAINING_FILE).unlink()
     run, greedy = run_with(root), run_with(root, "decode=greedy")
-    assert evaluated_before(run) is None
+    assert not is_evaluated(run) and not (folder / "model").exists(), "asking makes no model"
+    export_model(run)
+    assert not is_evaluated(run)
     for searched in (run, greedy):
         evaluation = evaluation_folder(searched)
         assert evaluation is not None
         evaluation.mkdir(parents=True)
         write_json(evaluation / "result.json", {"steps_averaged": [40, 80]})
-    result, other = evaluated_before(run), evaluated_before(greedy)
-    assert result is not None and other is not None
+    assert is_evaluated(run) and is_evaluated(greedy)
+    result, other = kept_result(run), kept_result(greedy)
     assert (result["step"], result["training_ended"], result["is_own_search"]) == (80, False, True)
     assert (other["search"], other["is_own_search"]) == ("beam 1, length penalty 0", False)
     end_training(folder, 40, 80)  # it had only been killed before it could say so
-    assert (evaluated_before(run) or {})["training_ended"]
+    assert kept_result(run)["training_ended"]
     assert read_json(Path(result["folder"]) / "result.json")["training_ended"], "compare reads it there"
+    snapshot(folder, 120)
+    end_training(folder, 40, 80, 120)
+    assert not is_evaluated(run), "its model should be another one"

@@ -3,22 +3,27 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from command import TINY, Command, transloom_here
+from metrics import BLEU, PERPLEXITY
 from runs import folder_of, mlflow_runs
 
 from jobs.__main__ import main
-from jobs.config.compose import chosen_options, load_config
+from jobs.config.compose import chosen_options, load_config, to_yaml
 from jobs.runs.workspace import Run
-from jobs.sweep.report import spent, verdict_on, write_best
+from jobs.sweep.report import print_sweep, report_sweep, spent, write_best
+from jobs.sweep.search import _best, _study
 from jobs.sweep.settings import at_point, refuse_impossible, sweep_settings
 from jobs.sweep.table import Board
 from pipeline.errors import UserError
+from pipeline.evaluate.significance import LEAST_BLEU
 from pipeline.files import write_json
+from pipeline.sweep.config import Sampler, SweepConfig
 from pipeline.sweep.seeds import chance_of
-from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, State
+from pipeline.sweep.space import Point, parse_space
+from pipeline.sweep.study import Record, State, Study
 
 SPACE = "sweep.space={model.dropout: {choices: [0.1, 0.2]}}"
 
@@ -44,6 +49,7 @@ def refuse(*words: str) -> None:
         (["sweep.space.model.num_heads={choices: [2, 3]}"], r"^sweep\.space: model\..*tried: model\.num_heads=3"),
         (["sweep.space.tokenizer.vocab_size={low: 100, high: 200}"], r"vocab_size can't vary: the trials share one"),
         (["storage=s3://bucket/folder"], r"storage: sweeps and their trials are not copied there"),
+        (["sweep.space.task={choices: [translation]}"], r"^sweep\.space: task can't vary: the trials share one"),
         (["sweep.space.train.max_steps={low: 100, high: 200}"], r"max_steps can't vary: it is the budget"),
         (["sweep.space.model.dropout={low: 1}"], r"^sweep\.space\.model\.dropout: low and high must be numbers"),
         ([SPACE, "sweep.points=[{model.dropout: 0.3}]"], r"^sweep\.points: model\.dropout: 0\.3 is outside"),
@@ -69,7 +75,7 @@ def test_a_trial_is_the_experiment_with_its_points_values():
 )
 def test_the_best_is_an_experiment_that_gives_the_same_training(tmp_path, words):
     config = at_point(load_config(words), {"model.dropout": 0.25, "train.label_smoothing": 0.05})
-    best = Record(3, "mine-003", {"model.dropout": 0.25}, State.finished, [(1000, 21.5)])
+    best = Record(3, "mine-003", {"model.dropout": 0.25}, BLEU, State.finished, [(1000, 21.5)])
     file = tmp_path / "the best.yaml"
     write_best(file, config, chosen_options(words), "mine", best)
     again = load_config([f"experiment={file}"])
@@ -85,9 +91,9 @@ def test_the_best_is_an_experiment_that_gives_the_same_training(tmp_path, words)
 
 def test_what_early_stopping_saved_counts_every_trial_to_its_end():
     config = load_config(["cluster.num_workers=2"])
-    best = Record(1, "a-1", {}, State.finished, [(500, 1.0), (1000, 2.0)], seconds=3600.0)
-    stopped = Record(2, "a-2", {}, State.stopped, [(250, 1.0)], seconds=900.0)
-    failed = Record(3, "a-3", {}, State.failed)
+    best = Record(1, "a-1", {}, BLEU, State.finished, [(500, 1.0), (1000, 2.0)], seconds=3600.0)
+    stopped = Record(2, "a-2", {}, BLEU, State.stopped, [(250, 1.0)], seconds=900.0)
+    failed = Record(3, "a-3", {}, BLEU, State.failed)
     assert spent([best, stopped, failed], best, config) == {
         "target_tokens": 1250,
         "full_target_tokens": 2000,
@@ -113,24 +119,26 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.log_metrics({"validation/bleu": 10.0}, 30)
     tracker.log_metrics({"validation/bleu": 20.0}, 40)
     tracker.close()
-    assert validation_curve(tmp_path) == [(30, 3000, 10.0), (40, 4000, 20.0)]
+    assert validation_curve(tmp_path, BLEU) == [(30, 3000, 10.0), (40, 4000, 20.0)]
     assert logged_seconds(tmp_path) == 4.0
 
 
 def test_a_lead_among_scores_that_are_too_low_is_none():
     low = chance_of([0.30, 0.11, 0.10], second=0.01)
-    assert "can't be told" in verdict_on(low) and "mean 0.17" in verdict_on(low)
-    high = chance_of([30.0, 29.9], second=29.9)
-    assert verdict_on(high) == high.verdict()
+    assert "Below 1 BLEU" in low.verdict(BLEU) and "mean 0.17" in low.verdict(BLEU)
+    assert "Its lead" not in low.verdict(BLEU)
+    assert "Its lead" in chance_of([30.0, 29.9], second=29.9).verdict(BLEU)
+    assert BLEU.trivial == LEAST_BLEU
 
 
 def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path, capsys):
     names = ["model.dropout", "schedule.peak_learning_rate"]
     records = [
-        Record(i, f"a-{i}", {"model.dropout": i / 10}, State.stopped, [(1000 * i, 1.0 * i)]) for i in range(1, 13)
+        Record(i, f"a-{i}", {"model.dropout": i / 10}, BLEU, State.stopped, [(1000 * i, 1.0 * i)]) for i in range(1, 13)
     ]
-    board = Board("mine", names, 20, 600, records)
-    running = Record(13, "a-13", {"model.dropout": 0.2, "schedule.peak_learning_rate": 0.0012345}, curve=[(10, 1.5)])
+    board = Board("mine", names, 20, 600, records, BLEU)
+    point: Point = {"model.dropout": 0.2, "schedule.peak_learning_rate": 0.0012345}
+    running = Record(13, "a-13", point, BLEU, curve=[(10, 1.5)])
     write_json(tmp_path / "progress.json", {"step": 120, "eta_seconds": 75.0})
     with board:
         board.began(running, Run("a-13", tmp_path, load_config([])))
@@ -146,6 +154,107 @@ def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path,
     assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 target" in said
     assert "trial 13: BLEU 1.50 at 10 target tokens  ETA 1:15" in said
     assert "trial 13: failed, BLEU 1.50: it diverged" in said
+
+
+def test_a_score_that_is_no_number_counts_for_nothing(tmp_path):
+    from jobs.sweep.tune import validation_curve
+    from pipeline.tracking.tracker import SpoolTracker
+
+    tracker = SpoolTracker(tmp_path)
+    for step, score in ((20, 30.0), (40, float("nan")), (60, float("inf")), (80, 25.0)):
+        tracker.log_metrics({"train/target_tokens": 100.0 * step, "validation/perplexity": score}, step)
+    tracker.close()
+    assert validation_curve(tmp_path, PERPLEXITY) == [(20, 2000, 30.0), (80, 8000, 25.0)]
+
+
+def test_tune_is_told_which_way_is_better(tmp_path):
+    from jobs.sweep.tune import StudySearcher
+
+    modes = []
+    for metric in (BLEU, PERPLEXITY):
+        trials = SimpleNamespace(study=SimpleNamespace(metric=metric))
+        searcher = StudySearcher(trials, tmp_path / "stop")
+        modes.append((searcher.metric, searcher.mode))
+    assert modes == [("score", "max"), ("score", "min")]
+
+
+class Page(dict):
+    """What is told to a sweep's page in MLflow."""
+
+    def log_metrics(self, metrics, step):
+        self["metrics"] = metrics
+
+    def set_tags(self, tags):
+        self |= tags
+
+    def log_table(self, columns, name):
+        self["table"] = columns
+
+    def log_figure(self, path):
+        self.setdefault("figures", []).append(path.name)
+
+    def log_artifact(self, path):
+        """Nothing."""
+
+
+def reported(folder, metric, monkeypatch, capsys):
+    """A sweep of three trials and two seeds: its result, its page, and what is printed."""
+    config = load_config(["sweep.seeds=3"])
+    monkeypatch.setattr("jobs.sweep.report.selecting_metric", lambda task: metric)
+    sweep = Run("mine", folder, config)
+    space = {"model.dropout": {"choices": [0.1, 0.2, 0.3]}}
+    settings = SweepConfig(space=space, sampler=Sampler.grid, trials=3)
+    study = Study(folder / "study.db", settings, metric, name="sweep", prefix="mine-", seed=1, tokens=1000)
+    for score in (20.0, 12.0, 16.0):
+        record = study.ask()
+        assert record is not None
+        study.report(record.number, 1000, score)
+        study.close(record.number, State.finished, 60.0)
+    best = _best(study)
+    seeds = [Record(i, f"mine-seed{i}", {"seed": i}, metric, State.finished, [(1000, 14.0 + i)]) for i in (1, 2)]
+    score = {"value": 13.0, "signature": "", "details": ""}
+    tests = {
+        name: {split: {metric.name: score} for split in ("test", "validation")} for name in (best.run, "mine-seed1")
+    }
+    page = Page()
+    result = report_sweep(sweep, study, best, seeds, tests, page)
+    print_sweep(sweep, result)
+    return json.loads(json.dumps(result)), page, capsys.readouterr().out
+
+
+def test_a_sweep_by_a_metric_that_is_the_better_the_lower_is_reported_by_it(tmp_path, monkeypatch, capsys):
+    result, page, out = reported(tmp_path, PERPLEXITY, monkeypatch, capsys)
+    assert [(one["trial"], one["perplexity"]) for one in result["trials"]] == [(2, 12.0), (3, 16.0), (1, 20.0)]
+    assert result["best"]["trial"] == 2 and result["chance"]["second"] == 16.0
+    metrics = {
+        name: page["metrics"][f"sweep/{name}"] for name in ("best_validation_perplexity", "best_test_perplexity")
+    }
+    assert list(metrics.values()) == [12.0, 13.0]
+    assert page["metrics"]["sweep/seeds_mean_perplexity"] == pytest.approx((12.0 + 15.0 + 16.0) / 3)
+    assert page["table"]["perplexity"] == [12.0, 16.0, 20.0]
+    assert "validation perplexity 12.0, test perplexity 13.0.\n" in page["mlflow.note.content"]
+    assert "validation perplexity 12.0; of its averaged model 13.0, and test perplexity 13.0\n" in out
+    assert "Its lead over the second, 4.0, is" in out and "BLEU" not in out
+    assert page["figures"] == ["parallel.png", "cost.png", "seeds.png"]
+
+
+def test_a_translations_sweep_has_the_names_that_it_had(tmp_path, monkeypatch, capsys):
+    result, page, _ = reported(tmp_path, BLEU, monkeypatch, capsys)
+    assert [(one["trial"], one["bleu"]) for one in result["trials"]] == [(1, 20.0), (3, 16.0), (2, 12.0)]
+    names = {"sweep/best_validation_bleu", "sweep/best_test_bleu", "sweep/seeds_mean_bleu", "sweep/seeds_deviation"}
+    assert names <= page["metrics"].keys() and page["table"]["bleu"] == [20.0, 16.0, 12.0]
+
+
+def test_a_sweep_learns_from_no_sweep_of_another_task(tmp_path, monkeypatch):
+    folder = tmp_path / "sweeps" / "before"
+    folder.mkdir(parents=True)
+    config = load_config(["sweep=tpe", "sweep.warm_start=[before]", f"output_dir={tmp_path}"])
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write_json(folder / "sweep.json", {"shards": "these"})
+    other = SimpleNamespace(task=SimpleNamespace(value="another"), sweep=config.sweep)
+    monkeypatch.setattr("jobs.sweep.search.read_config", lambda file: other)
+    with pytest.raises(UserError, match=r"^sweep\.warm_start: before was of the task another"):
+        _study(Run("next", folder.with_name("next"), config), "these")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from command import TINY, transloom_here
+from metrics import BLEU
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
 from jobs.config.compose import load_config, to_yaml
@@ -26,6 +27,8 @@ RATE = "schedule.peak_learning_rate"
         (["train.validate_every=300"], r"^sweep\.generations: 4 of them .* into shares of 250 steps"),
         (["train.max_minutes=5"], r"^train\.max_minutes: the members of a population train for equally many steps"),
         (["train.patience=5"], r"^train\.patience: the members"),
+        (["schedule=cosine", "schedule.warmup_steps=100"], r"^schedule\.name: .*cosine"),
+        (["sweep.space.schedule.name={choices: [noam, linear]}"], r"^schedule\.name: .*linear"),
         (["sweep.space.model.num_heads={choices: [1, 2]}"], r"^sweep\.space\.model\.num_heads: can't change in the"),
         (["sweep.space.model.dropout={low: 0.0, high: 1.5}"], r"^sweep\.space: model\.dropout: .*tried: "),
     ],
@@ -40,20 +43,20 @@ def test_a_member_is_trained_to_the_end_of_its_generation():
     refuse_impossible(config)
     assert config.train.max_steps == 600
     point: Point = {RATE: 0.005}
-    steps = [trial_config(config, Record(1, "s", point, generation=g)).train.max_steps for g in (1, 2, 3, 4)]
+    steps = [trial_config(config, Record(1, "s", point, BLEU, generation=g)).train.max_steps for g in (1, 2, 3, 4)]
     assert steps == [150, 300, 450, 600]
-    assert trial_config(config, Record(1, "s", point)).train.max_steps == 600
+    assert trial_config(config, Record(1, "s", point, BLEU)).train.max_steps == 600
 
 
 def test_the_settings_by_step_and_the_cost_are_of_the_lineage():
     config = load_config(["sweep=pbt", "sweep.generations=2", "train.max_steps=1000"])
     records = {
-        1: Record(1, "s-001", {RATE: 0.1}, State.finished, [(500, 3.0)], 10.0, generation=1, member=1),
-        2: Record(2, "s-002", {RATE: 0.2}, State.finished, [(500, 9.0)], 20.0, generation=1, member=2),
-        3: Record(3, "s-003", {RATE: 0.3}, State.finished, [(1000, 8.0)], 45.0, generation=2, member=1, parent=2),
+        1: Record(1, "s-001", {RATE: 0.1}, BLEU, State.finished, [(500, 3.0)], 10.0, generation=1, member=1),
+        2: Record(2, "s-002", {RATE: 0.2}, BLEU, State.finished, [(500, 9.0)], 20.0, generation=1, member=2),
+        3: Record(3, "s-003", {RATE: 0.3}, BLEU, State.finished, [(1000, 8.0)], 45.0, generation=2, member=1, parent=2),
     }
     history = history_of(records, records[3], config)
-    assert history_in_words(history) == [
+    assert history_in_words(history, BLEU) == [
         f"steps 0 to 500 (trial 2, BLEU 9.00): {RATE}=0.2",
         f"steps 500 to 1,000 (trial 3, BLEU 8.00): {RATE}=0.3",
     ]

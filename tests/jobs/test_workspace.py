@@ -125,6 +125,13 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_may_change(root: Path, pr
     assert run_for(config, prepared).folder == root / "runs" / "lent"
 
 
+def test_a_run_whose_warm_up_would_be_longer_than_its_new_total_is_refused(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=cut", "schedule=linear", "schedule.warmup_steps=100"), prepared)
+    words = ["resume=cut", f"output_dir={root}", "train.max_steps=99"]
+    with pytest.raises(UserError, match=r"^schedule\.warmup_steps: 100 .*train\.max_steps=99"):
+        resumed(load_config(words), words)
+
+
 def test_a_run_in_a_folder_that_was_moved_goes_on_with_what_lies_beside_it(
     root: Path, prepared: Prepared, tmp_path: Path
 ) -> None:

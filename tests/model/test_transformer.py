@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from model.attention import attend, causal_bias
 from model.config import Norm, Positions, TransformerConfig
-from model.layers import Dropout, sinusoids
+from model.dropout import Dropout
+from model.layers import sinusoids
 from model.packing import Layout, from_grid, to_grid
 from model.transformer import Transformer
 

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from pipeline.files import read_json
+from pipeline.tasks.task import Metric
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import MlflowTracker, TrackingConfig
 
@@ -19,9 +20,11 @@ def store_of(output_dir: Path):
     return MlflowClient(f"sqlite:///{output_dir}/mlflow.db")
 
 
-def start(output_dir: Path, name: str, uri: str | None = None, **settings) -> MlflowTracker:
+def start(
+    output_dir: Path, name: str, uri: str | None = None, metric: Metric | None = None, **settings
+) -> MlflowTracker:
     config = TrackingConfig(uri=uri, **{"system_metrics": False} | settings)
-    return MlflowTracker(config, output_dir, output_dir / "runs" / name, name, {"corpus": "phrasebook"})
+    return MlflowTracker(config, output_dir, output_dir / "runs" / name, name, {"corpus": "phrasebook"}, metric=metric)
 
 
 def points(client, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from metrics import BLEU, PERPLEXITY
 
 from pipeline.figures import curves as figures
 from pipeline.figures.curves import draw_curves
@@ -45,7 +46,7 @@ def labels(figure: Figure) -> list[str]:
 
 def test_the_whole_picture(tmp_path: Path, drawn: list[Figure]):
     points = [*run_points(), Point("averaged/validation_bleu", 3000, 31.5, 0)]
-    path = draw_curves(points, tmp_path / "figures" / "curves.png", "demo (phrasebook)")
+    path = draw_curves(points, tmp_path / "figures" / "curves.png", "demo (phrasebook)", BLEU)
     assert imread(path).shape[1] == figures.WIDTH_PIXELS
     (figure,) = drawn
     assert figure.get_suptitle() == "demo (phrasebook)"
@@ -54,8 +55,8 @@ def test_the_whole_picture(tmp_path: Path, drawn: list[Figure]):
         "validation loss",
         "learning rate (right)",
         "validation BLEU",
-        "best: 30.0 at step 2,000",
-        "averaged weights: 31.5",
+        "best: 30.00 at step 2,000",
+        "averaged weights: 31.50",
         "target tokens",
         "source tokens",
     ]
@@ -81,29 +82,39 @@ def test_the_whole_picture(tmp_path: Path, drawn: list[Figure]):
     ],
 )
 def test_panels_without_points_are_left_out(tmp_path: Path, drawn: list[Figure], kept: list[str], panels: list[str]):
-    draw_curves([point for point in run_points() if point.key in kept], tmp_path / "a.png", "t")
+    draw_curves([point for point in run_points() if point.key in kept], tmp_path / "a.png", "t", BLEU)
     assert [axes.get_ylabel() for axes in drawn[0].axes] == panels
+
+
+def test_scores_that_are_the_better_the_lower(tmp_path: Path, drawn: list[Figure]):
+    scores = [Point("validation/perplexity", step, value, 0) for step, value in ((1, 90.0), (2, 20.25), (3, 21.0))]
+    draw_curves([*scores, Point("averaged/validation_perplexity", 3, 19.0, 0)], tmp_path / "a.png", "t", PERPLEXITY)
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == "perplexity (lower is better)"
+    assert labels(drawn[0]) == ["validation perplexity", "best: 20.2 at step 2", "averaged weights: 19.0"]
+    low, high = axes.get_ylim()
+    assert 0 < low < 19 and 90 < high < 100
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5, 100.0])
 def test_a_run_of_one_point_can_be_drawn(tmp_path: Path, value: float):
     keys = ("train/loss", "validation/loss", "validation/bleu", "train/target_tokens_per_second", "train/learning_rate")
-    assert draw_curves([Point(key, 1, value, 0) for key in keys], tmp_path / "a.png", "t").stat().st_size > 1000
+    assert draw_curves([Point(key, 1, value, 0) for key in keys], tmp_path / "a.png", "t", BLEU).stat().st_size > 1000
 
 
 def test_a_value_that_is_no_number_is_passed_over_and_the_last_of_a_step_counts(tmp_path: Path, drawn: list[Figure]):
     values = [(1, 5.0), (2, math.nan), (3, math.inf), (4, 1.0), (4, 2.0)]
-    draw_curves([Point("validation/bleu", step, value, 0) for step, value in values], tmp_path / "a.png", "t")
+    draw_curves([Point("validation/bleu", step, value, 0) for step, value in values], tmp_path / "a.png", "t", BLEU)
     assert list(drawn[0].axes[0].get_lines()[0].get_ydata()) == [5.0, 2.0]
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing to draw"):
-        draw_curves([Point("test/bleu", 1, 1.0, 0)], tmp_path / "a.png", "t")
+        draw_curves([Point("test/bleu", 1, 1.0, 0)], tmp_path / "a.png", "t", BLEU)
 
 
 def test_a_smoothed_line_keeps_a_straight_one(tmp_path: Path, drawn: list[Figure]):
     points = [Point("train/target_tokens_per_second", step, 3.0 * step, 0) for step in range(100)]
-    draw_curves(points, tmp_path / "a.png", "t")
+    draw_curves(points, tmp_path / "a.png", "t", BLEU)
     smooth = next(line for line in drawn[0].axes[0].get_lines() if line.get_label() == "target tokens")
     assert list(smooth.get_ydata()) == pytest.approx([3.0 * step for step in range(100)])

@@ -1,5 +1,6 @@
 """Tracking against a real MLflow store: everything is told once, whatever happens to the run."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from stores import CANARY, check_everything_is_there_once, points, report_everyt
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.tasks.task import Metric
+from pipeline.tasks.translation import BLEU
 from pipeline.tracking import uploader as tracking
 from pipeline.tracking import view as runs_view
 from pipeline.tracking.spool import last_end, read_points
@@ -45,14 +48,30 @@ def test_everything_reaches_the_store_once_even_if_it_is_sent_again(output_dir: 
 
 
 def test_the_list_of_runs_is_arranged_also_in_an_experiment_of_before(output_dir: Path):
-    tracker = start(output_dir, "arranged")
+    tracker = start(output_dir, "arranged", metric=BLEU)
     assert tracker.close(timeout=300)
     client = store_of(output_dir)
     experiment_id = client.get_run(tracker.run_id()).info.experiment_id
-    assert client.get_experiment(experiment_id).tags[runs_view.TAG] == runs_view.shared_view()
-    client.set_experiment_tag(experiment_id, runs_view.TAG, "{}")
-    assert start(output_dir, "arranged-again").close(timeout=300)
-    assert client.get_experiment(experiment_id).tags[runs_view.TAG] == runs_view.shared_view()
+    assert client.get_experiment(experiment_id).tags[runs_view.view_tag(BLEU)] == runs_view.shared_view(BLEU)
+    client.set_experiment_tag(experiment_id, runs_view.view_tag(BLEU), "{}")
+    assert start(output_dir, "arranged-again", metric=BLEU).close(timeout=300)
+    assert client.get_experiment(experiment_id).tags[runs_view.view_tag(BLEU)] == runs_view.shared_view(BLEU)
+
+
+def test_two_tasks_in_an_experiment_have_a_list_each(output_dir: Path):
+    perplexity = Metric("perplexity", "perplexity", higher_is_better=False)
+    for metric in (BLEU, perplexity):
+        tracker = start(output_dir, f"by-{metric.name}", metric=metric)
+        assert tracker.close(timeout=300)
+    tags = store_of(output_dir).get_experiment(read_json(tracker.run_folder / "run.json")["experiment_id"]).tags
+    views = {metric.name: json.loads(tags[runs_view.view_tag(metric)]) for metric in (BLEU, perplexity)}
+    assert {name: (view["orderByKey"], view["orderByAsc"]) for name, view in views.items()} == {
+        "bleu": ("metrics.`test/bleu`", False),
+        "perplexity": ("metrics.`test/perplexity`", True),
+    }
+    url = runs_view.runs_url("http://h:5000", "1", perplexity, None)
+    assert "orderByKey=metrics.%60test%2Fperplexity%60&orderByAsc=true" in url
+    assert "viewStateShareKey=transloom-bleu&" in runs_view.runs_url("http://h:5000", "1", BLEU, "transloom-bleu")
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(output_dir: Path):

@@ -50,7 +50,7 @@ def spoil_gradients(loop, steps):
 
     def add_gradients(engine, step, *rest):
         if steps[0] <= next(calls) <= steps[1] and rank() == 0:
-            step = dataclasses.replace(step, target_tokens=float("nan"))
+            step = dataclasses.replace(step, loss_count=float("nan"))
         return usual(engine, step, *rest)
 
     loop.add_gradients = add_gradients
@@ -64,8 +64,8 @@ def record_samples(loop, folder):
     file = open(Path(folder) / f"{os.getpid()}.jsonl", "ab", buffering=0)  # noqa: SIM115
 
     def add_gradients(engine, step, *rest):
-        for batch, weight in zip(step.batches, step.weights, strict=True):
-            if weight:
+        for batch, share in zip(step.batches, step.shares, strict=True):
+            if share:
                 data = batch.source.cpu().numpy().tobytes() + batch.labels.cpu().numpy().tobytes()
                 place = [step.epoch, step.index, hashlib.sha256(data).hexdigest()]
                 file.write(json.dumps(place).encode() + b"\n")

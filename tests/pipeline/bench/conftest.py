@@ -35,6 +35,7 @@ def task(prepared: Prepared) -> Task:
         batch=BatchConfig(512, 256),
         optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(),
+        total_steps=100_000,
         precision=PrecisionConfig(Precision.fp32),
         label_smoothing=0.1,
         seed=1,

@@ -14,8 +14,7 @@ from pipeline.bench.peers import PlainTransformer, copy_weights, padded_steps
 from pipeline.bench.task import Kind, Task, Weights, initial_model
 from pipeline.bench.training import make_matmul, make_member
 from pipeline.bench.turns import take_turns
-from pipeline.data.batches import iterate_steps
-from pipeline.data.shards import open_shards
+from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.data.tokenizer import EOS_ID, PAD_ID
 from pipeline.processes import Meeting
 
@@ -31,10 +30,10 @@ def one_thread():
 
 
 def test_padded_steps_hold_the_pairs_of_ours(task: Task, shards: Path) -> None:
-    pairs = open_shards(shards, "train")
-    ours = islice(iterate_steps(pairs, task.batch, task.seed, rank=0, world_size=1), STEPS)
+    pairs = open_pairs(shards, "train")
+    ours = islice(pair_steps(pairs, task.batch, task.seed, rank=0, world_size=1), STEPS)
     for step, padded in zip(ours, islice(padded_steps(pairs, task.batch, task.seed), STEPS), strict=True):
-        assert (padded.source_tokens, padded.target_tokens) == (step.source_tokens, step.target_tokens)
+        assert (padded.tokens["source"], padded.tokens["target"]) == (step.tokens["source"], step.tokens["target"])
         for batch, other in zip(step.batches, padded.batches, strict=True):
             real = other.labels != PAD_ID
             assert torch.equal(other.labels[real], batch.labels)
@@ -44,13 +43,13 @@ def test_padded_steps_hold_the_pairs_of_ours(task: Task, shards: Path) -> None:
 
 
 def test_tokens_are_counted_without_padding(task: Task, shards: Path) -> None:
-    pairs = open_shards(shards, "train")
+    pairs = open_pairs(shards, "train")
     cells = counted = 0
     for step in islice(padded_steps(pairs, task.batch, task.seed), STEPS):
-        assert step.target_tokens == sum(int((batch.labels != PAD_ID).sum()) for batch in step.batches)
-        assert step.source_tokens == sum(int((batch.source != PAD_ID).sum()) for batch in step.batches)
+        assert step.tokens["target"] == sum(int((batch.labels != PAD_ID).sum()) for batch in step.batches)
+        assert step.tokens["source"] == sum(int((batch.source != PAD_ID).sum()) for batch in step.batches)
         cells += sum(batch.labels.numel() for batch in step.batches)
-        counted += step.target_tokens
+        counted += step.tokens["target"]
     assert counted < cells
 
 
@@ -64,8 +63,8 @@ def test_the_control_equals_ours_with_the_same_weights(task: Task, shards: Path,
     control = PlainTransformer(task.model, task.vocab_size).double().eval()
     copy_weights(ours, control)
     assert sum(one.numel() for one in control.parameters()) == sum(one.numel() for one in ours.parameters())
-    pairs = open_shards(shards, "train")
-    (step,) = islice(iterate_steps(pairs, task.batch, task.seed, rank=0, world_size=1), 1)
+    pairs = open_pairs(shards, "train")
+    (step,) = islice(pair_steps(pairs, task.batch, task.seed, rank=0, world_size=1), 1)
     (padded,) = islice(padded_steps(pairs, task.batch, task.seed), 1)
     for batch, other in zip(step.batches, padded.batches, strict=True):
         hidden = ours(batch.source, batch.source_layout, batch.target, batch.target_layout)[: len(batch.labels)]

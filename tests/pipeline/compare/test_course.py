@@ -1,6 +1,7 @@
 """How a training went, out of its points."""
 
 import pytest
+from metrics import BLEU, PERPLEXITY
 
 from pipeline.compare.course import first_reaching, training_course, validation_course
 from pipeline.tracking.spool import Point
@@ -36,8 +37,17 @@ def test_without_points_there_is_no_course() -> None:
     assert validation_course([], VALIDATIONS) == []
 
 
-def test_the_first_validation_that_reaches_a_bleu() -> None:
+def test_the_first_validation_that_reaches_a_score() -> None:
     course = validation_course(points(10, 20), VALIDATIONS)
-    reached = first_reaching(course, 6.5)
+    reached = first_reaching(course, BLEU, 6.5)
     assert reached is not None and reached["step"] == 15
-    assert first_reaching(course, 7.1) is None
+    assert first_reaching(course, BLEU, 7.1) is None
+
+
+def test_a_score_is_reached_from_above_where_lower_is_better() -> None:
+    validations = [{"step": step, "loss": 3.0, "perplexity": score} for step, score in ((5, 90.0), (15, 20.0))]
+    course = validation_course(points(10, 20), validations)
+    assert [point["perplexity"] for point in course] == [90.0, 20.0]
+    assert first_reaching(course, PERPLEXITY, 20.0) == course[1]
+    assert first_reaching(course, PERPLEXITY, 95.0) == course[0]
+    assert first_reaching(course, PERPLEXITY, 19.9) is None

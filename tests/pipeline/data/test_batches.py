@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps, make_batch, plan_epoch
+from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
+from pipeline.data.pairs import collate_pairs, pair_steps
+from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from pipeline.errors import UserError
 
@@ -14,39 +16,41 @@ from pipeline.errors import UserError
 class Pairs:
     """Pairs in memory; the first token of a source is the pair's number + 4."""
 
+    columns = SIDES
+
     def __init__(self, count: int, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
-        self.source_lengths = random.integers(2, 30, count).astype(np.int32)
-        self.target_lengths = np.maximum(2, self.source_lengths + random.integers(-3, 4, count)).astype(np.int32)
+        source = random.integers(2, 30, count).astype(np.int32)
+        target = np.maximum(2, source + random.integers(-3, 4, count)).astype(np.int32)
+        self.lengths = np.stack((source, target), axis=1)
+        self.source_lengths, self.target_lengths = self.lengths.T  # views
 
     def __len__(self) -> int:
-        return len(self.source_lengths)
+        return len(self.lengths)
 
-    def source(self, index: int) -> np.ndarray:
-        return np.array([index + 4] + [5] * (self.source_lengths[index] - 2) + [EOS_ID], dtype=np.uint16)
-
-    def target(self, index: int) -> np.ndarray:
-        return np.array([index + 4] + [6] * (self.target_lengths[index] - 2) + [EOS_ID], dtype=np.uint16)
+    def get(self, column: str, row: int) -> np.ndarray:
+        side = SIDES.index(column)
+        return np.array([row + 4] + [5 + side] * (self.lengths[row, side] - 2) + [EOS_ID], dtype=np.uint16)
 
 
 CONFIG = BatchConfig(tokens=400, micro_tokens=100)
 
 
 def steps(pairs: Pairs, rank: int, world_size: int, count: int, **start: int) -> list[Step]:
-    stream = iterate_steps(pairs, CONFIG, 7, rank=rank, world_size=world_size, **start)  # type: ignore[arg-type]
+    stream = pair_steps(pairs, CONFIG, 7, rank=rank, world_size=world_size, **start)
     return list(islice(stream, count))
 
 
 def pairs_of(step: Step) -> list[int]:
     """The numbers of the pairs that count."""
-    used = [b for b, weight in zip(step.batches, step.weights, strict=True) if weight]
+    used = [b for b, weight in zip(step.batches, step.shares, strict=True) if weight]
     firsts = [b.source[: b.source_tokens][b.source_layout.positions[: b.source_tokens] == 0] for b in used]
     return [int(token) - 4 for first in firsts for token in first]
 
 
 def test_every_pair_stands_in_exactly_one_micro_batch_within_the_budget() -> None:
     pairs = Pairs(5000)
-    plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed=1, epoch=0)
+    plan = plan_epoch(pairs.lengths, CONFIG, seed=1, epoch=0)
     assert sorted(np.concatenate(plan).tolist()) == list(range(5000))
     for part in plan:
         assert pairs.source_lengths[part].sum() <= 100
@@ -59,7 +63,7 @@ def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
     pairs = Pairs(500)
 
     def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed, epoch)).tolist()
+        return np.concatenate(plan_epoch(pairs.lengths, CONFIG, seed, epoch)).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
@@ -67,7 +71,7 @@ def test_the_plan_depends_on_seed_and_epoch_alone() -> None:
 
 def test_lengths_are_alike_in_a_micro_batch() -> None:
     pairs = Pairs(5000)
-    plan = plan_epoch(pairs.source_lengths, pairs.target_lengths, CONFIG, seed=1, epoch=0)
+    plan = plan_epoch(pairs.lengths, CONFIG, seed=1, epoch=0)
     spread = np.mean([np.ptp(pairs.target_lengths[part]) for part in plan])
     assert spread < 2
 
@@ -90,7 +94,7 @@ def test_each_pair_once_an_epoch_and_the_same_steps_at_every_world_size(world_si
         }
         assert len({len(rank[i].batches) for rank in ranks}) == 1
         counted = [
-            int(b.labels.numel()) for rank in ranks for b, w in zip(rank[i].batches, rank[i].weights, strict=True) if w
+            int(b.labels.numel()) for rank in ranks for b, w in zip(rank[i].batches, rank[i].shares, strict=True) if w
         ]
         assert sum(counted) == alone[i].target_tokens
 
@@ -102,7 +106,7 @@ def test_a_micro_batch_has_the_same_seed_on_whichever_rank_it_falls() -> None:
         found = {}
         for rank in range(world_size):
             for step in steps(pairs, rank, world_size, 5):
-                for b, weight, seed in zip(step.batches, step.weights, step.seeds, strict=True):
+                for b, weight, seed in zip(step.batches, step.shares, step.seeds, strict=True):
                     if weight:
                         found[int(b.source[0])] = seed
         return found
@@ -131,7 +135,7 @@ def test_a_position_at_the_epochs_end_goes_on_with_the_next() -> None:
 
 def test_a_batch_shifts_each_target_by_itself() -> None:
     pairs = Pairs(10)
-    batch = make_batch(pairs, [3, 5])  # type: ignore[arg-type]
+    batch = collate_pairs(pairs, [3, 5])
     first, second = pairs.target_lengths[[3, 5]]
     labels, targets = batch.labels.split([first, second]), batch.target[: first + second].split([first, second])
     for label, target, number in zip(labels, targets, (3, 5), strict=True):
@@ -146,7 +150,7 @@ def test_a_batch_shifts_each_target_by_itself() -> None:
 @pytest.mark.parametrize("chosen", [[3], [3, 5], list(range(64)), list(range(200))])
 def test_filler_makes_sizes_repeat_and_says_nothing(chosen: list[int]) -> None:
     pairs = Pairs(200)
-    batch = make_batch(pairs, chosen)  # type: ignore[arg-type]
+    batch = collate_pairs(pairs, chosen)
     sides = (
         (batch.source, batch.source_layout, pairs.source_lengths[chosen], batch.source_tokens),
         (batch.target, batch.target_layout, pairs.target_lengths[chosen], len(batch.labels)),
@@ -164,25 +168,25 @@ def test_filler_makes_sizes_repeat_and_says_nothing(chosen: list[int]) -> None:
 def test_sentences_of_one_token_can_be_filled() -> None:
     pairs = Pairs(3)
     pairs.source_lengths[:] = pairs.target_lengths[:] = 2
-    assert len(make_batch(pairs, [0, 1, 2]).source) % 64 == 0  # type: ignore[arg-type]
+    assert len(collate_pairs(pairs, [0, 1, 2]).source) % 64 == 0
 
 
 def test_made_ahead_they_are_the_same_steps() -> None:
     pairs = Pairs(300)
-    stream = iterate_steps(pairs, CONFIG, 7, rank=0, world_size=1)  # type: ignore[arg-type]
+    stream = pair_steps(pairs, CONFIG, 7, rank=0, world_size=1)
     for one, other in zip(steps(pairs, 0, 1, 20), ahead(stream, torch.device("cpu")), strict=False):
-        assert (one.epoch, one.index, one.seeds, one.target_tokens) == (
+        assert (one.epoch, one.index, one.seeds, one.tokens["target"]) == (
             other.epoch,
             other.index,
             other.seeds,
-            other.target_tokens,
+            other.tokens["target"],
         )
         assert all(torch.equal(a.source, b.source) for a, b in zip(one.batches, other.batches, strict=True))
 
 
 def test_a_refusal_while_making_ahead_reaches_the_user() -> None:
     with pytest.raises(UserError, match=r"corpus\.train"):
-        next(ahead(iterate_steps(Pairs(0), CONFIG, 7, rank=0, world_size=1), torch.device("cpu")))  # type: ignore[arg-type]
+        next(ahead(pair_steps(Pairs(0), CONFIG, 7, rank=0, world_size=1), torch.device("cpu")))
 
 
 def test_a_pair_larger_than_the_budget_is_refused_by_key() -> None:

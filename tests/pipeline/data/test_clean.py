@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
-from pipeline.data.pairs import SentencePair, collapse_whitespace
+from pipeline.data.pairs import SentencePair
+from pipeline.data.words import collapse_whitespace
 
 
 def clean(pairs, **settings):

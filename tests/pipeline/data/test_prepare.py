@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.data.clean import CleanConfig, Invalid
 from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from pipeline.data.pairs import open_pairs
 from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.shards import open_shards
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.errors import UserError
 
@@ -61,10 +61,10 @@ def test_shards_hold_the_corpus(tmp_path):
                        shard_pairs=64)  # fmt: skip
     tokenizer = Tokenizer.load(prepared.tokenizer.folder)
     for split in SPLITS:
-        pairs = open_shards(prepared.shards.folder, split)
+        pairs = open_pairs(prepared.shards.folder, split)
         for side, read, lengths in (
-            ("source", pairs.source, pairs.source_lengths),
-            ("target", pairs.target, pairs.target_lengths),
+            ("source", pairs.source, pairs.lengths_of("source")),
+            ("target", pairs.target, pairs.lengths_of("target")),
         ):
             lines = (tmp_path / "in" / f"{split}.{side}").read_bytes().split(b"\n")[:-1]
             ids = tokenizer.encode([line.decode() for line in lines])
@@ -159,7 +159,7 @@ def test_one_line_is_one_line_feed_through_all_stages(tmp_path):  # fault 20
     clean = CleanConfig(decontaminate=False)  # the odd line stands in every split
     prepared = prepare(write_corpus(tmp_path / "in", **replaced), clean, TOKENIZER, tmp_path / "out")
     for split in SPLITS:
-        assert len(open_shards(prepared.shards.folder, split)) == 20
+        assert len(open_pairs(prepared.shards.folder, split)) == 20
         for side in ("source", "target"):
             file = prepared.corpus.folder / f"{split}.{side}"
             lines = int(subprocess.run(["wc", "-l", file], capture_output=True, check=True).stdout.split()[0])
@@ -228,8 +228,8 @@ def test_validation_and_test_sets_stay_as_they_came(tmp_path):
         for side in ("source", "target"):
             name = f"{split}.{side}"
             assert (prepared.corpus.folder / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
-        pairs = open_shards(prepared.shards.folder, split)
-        assert pairs.source_lengths.tolist()[0] == 1  # </s> alone
+        pairs = open_pairs(prepared.shards.folder, split)
+        assert pairs.lengths_of("source").tolist()[0] == 1  # </s> alone
         assert len(pairs) == 4
     assert prepared.corpus.manifest["counts"]["dropped"] == {}
 
@@ -430,7 +430,7 @@ def test_multi30k(tmp_path, corpora, source, target):
     assert prepared.tokenizer.manifest["counts"]["vocab_size"] == 10_000
     # The references that scores are counted on are the published lines.
     assert (prepared.corpus.folder / "test.target").read_bytes() == Path(splits["test"].target).read_bytes()
-    tokenizer, pairs = Tokenizer.load(prepared.tokenizer.folder), open_shards(prepared.shards.folder, "validation")
+    tokenizer, pairs = Tokenizer.load(prepared.tokenizer.folder), open_pairs(prepared.shards.folder, "validation")
     lines = (folder / f"val.{target}").read_bytes().split(b"\n")[:-1]
-    decoded = tokenizer.decode([pairs.target(i).tolist() for i in range(1014)])
+    decoded = tokenizer.decode([pairs.get("target", i).tolist() for i in range(1014)])
     assert [text.encode() for text in decoded] == [b" ".join(line.split()) for line in lines]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.data import shards
-from pipeline.data.shards import open_shards, shard_tasks, write_shard
+from pipeline.data.pairs import open_pairs
+from pipeline.data.shards import shard_tasks, write_shard
 from pipeline.errors import UserError
 from pipeline.files import write_json
 
@@ -26,22 +27,22 @@ def write(folder, sizes, vocab_size=65_536):
 @pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 1, 1, 1]])
 def test_pairs_come_back_whatever_the_shards(tmp_path, sizes):
     write(tmp_path, sizes)
-    pairs = open_shards(tmp_path, "train")
+    pairs = open_pairs(tmp_path, "train")
     assert len(pairs) == 5
-    assert [pairs.source(i).tolist() for i in range(5)] == SOURCE
-    assert [pairs.target(i).tolist() for i in range(5)] == TARGET
-    assert pairs.source_lengths.tolist() == [len(ids) for ids in SOURCE]
-    assert pairs.target_lengths.tolist() == [len(ids) for ids in TARGET]
-    assert pairs.source_lengths.dtype == np.int32
+    assert [pairs.get("source", i).tolist() for i in range(5)] == SOURCE
+    assert [pairs.get("target", i).tolist() for i in range(5)] == TARGET
+    assert pairs.lengths_of("source").tolist() == [len(ids) for ids in SOURCE]
+    assert pairs.lengths_of("target").tolist() == [len(ids) for ids in TARGET]
+    assert pairs.lengths_of("source").dtype == np.int32
 
 
 def test_tokens_take_two_bytes_where_they_fit_and_stay_on_disk(tmp_path):
     write(tmp_path, [5], vocab_size=65_536)
-    tokens = open_shards(tmp_path, "train").source(3)
+    tokens = open_pairs(tmp_path, "train").get("source", 3)
     assert tokens.dtype == np.uint16
     assert isinstance(tokens, np.memmap)
     write(tmp_path, [5], vocab_size=65_537)
-    assert open_shards(tmp_path, "train").source(3).dtype == np.int32
+    assert open_pairs(tmp_path, "train").get("source", 3).dtype == np.int32
 
 
 def test_a_full_disk_says_so_however_large_the_shard(tmp_path, monkeypatch):
@@ -76,7 +77,7 @@ def test_tasks_cut_the_corpus_at_line_feeds_only(tmp_path):
 
 def test_unfinished_shards_are_not_opened(tmp_path):
     with pytest.raises(UserError, match="prepare"):
-        open_shards(tmp_path, "train")
+        open_pairs(tmp_path, "train")
     write(tmp_path, [5])
     with pytest.raises(UserError, match="no split 'test'"):
-        open_shards(tmp_path, "test")
+        open_pairs(tmp_path, "test")

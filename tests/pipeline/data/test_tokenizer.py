@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.pairs import collapse_whitespace
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from pipeline.data.words import collapse_whitespace
 from pipeline.errors import UserError
 
 

@@ -9,7 +9,7 @@ import torch
 
 from model.flops import training_flops
 from pipeline.bench.task import Kind
-from pipeline.data.shards import open_shards
+from pipeline.data.pairs import open_pairs
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.gpu_check import training
 from pipeline.gpu_check.random_corpus import LONGEST, write_random_shards
@@ -21,15 +21,15 @@ SIZE = training_size("base", "cpu")
 
 def test_random_sentences_are_as_long_as_real_ones(tmp_path: Path) -> None:
     write_random_shards(tmp_path, 5000, 37_000, seed=1)
-    pairs = open_shards(tmp_path, "train")
-    for lengths in (pairs.source_lengths, pairs.target_lengths):
+    pairs = open_pairs(tmp_path, "train")
+    for lengths in (pairs.lengths_of("source"), pairs.lengths_of("target")):
         assert len(lengths) == 5000 and 25 < lengths.mean() < 30
         assert lengths.min() >= 3 and lengths.max() <= LONGEST
-    assert np.corrcoef(pairs.source_lengths, pairs.target_lengths)[0, 1] > 0.9
+    assert np.corrcoef(pairs.lengths_of("source"), pairs.lengths_of("target"))[0, 1] > 0.9
     for i in (0, 17, 4999):
-        ids = pairs.target(i)
+        ids = pairs.get("target", i)
         assert ids[-1] == EOS_ID and (ids[:-1] > EOS_ID).all() and ids.max() < 37_000
-    assert len(np.unique(pairs.source(0))) > 2
+    assert len(np.unique(pairs.get("source", 0))) > 2
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from model.build import ModelConfig, build_model
-from model.config import Activation, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
+from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
+from model.decoder_only import DecoderOnly
 from model.packing import Layout
 from pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
 
@@ -30,7 +31,8 @@ def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
     layout = Layout.of(torch.tensor(lengths))
     tokens = torch.randint(4, 90, (sum(lengths),))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        keep(model(tokens, layout, tokens, layout))
+        is_language_model = isinstance(model, DecoderOnly)
+        keep(model(tokens, layout) if is_language_model else model(tokens, layout, tokens, layout))
     return sum(storages.values())
 
 
@@ -42,6 +44,16 @@ MODERN: dict[str, Any] = {
     "key_value_heads": 2,
     "bias": False,
 }
+GPT = DecoderConfig(layers=3, d_model=64, d_ff=192, num_heads=4, dropout=0.0)
+LLAMA = replace(
+    GPT,
+    positions=Positions.rotary,
+    normalization=Normalization.rms,
+    activation=Activation.swiglu,
+    key_value_heads=2,
+    bias=False,
+    tied=False,
+)
 CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "fp32": (SHAPE, torch.float32),
     "bf16": (SHAPE, torch.bfloat16),
@@ -57,6 +69,12 @@ CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "grouped queries": (replace(SHAPE, key_value_heads=2), torch.float32),
     "modern": (replace(SHAPE, **MODERN), torch.bfloat16),
     "modern in fp32": (replace(SHAPE, **MODERN), torch.float32),
+    "gpt": (GPT, torch.float32),
+    "gpt in bf16": (GPT, torch.bfloat16),
+    "gpt with dropout": (replace(GPT, dropout=0.1), torch.float32),
+    "post-norm gpt": (replace(GPT, norm=Norm.post, positions=Positions.sinusoidal), torch.bfloat16),
+    "llama": (LLAMA, torch.float32),
+    "llama in bf16": (LLAMA, torch.bfloat16),
     "lstm": (RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2), torch.float32),
     "lstm in bf16": (RecurrentConfig(d_model=128, encoder_layers=2, decoder_layers=2), torch.bfloat16),
     "deep lstm": (RecurrentConfig(d_model=64, encoder_layers=4, decoder_layers=3), torch.float32),
@@ -69,6 +87,12 @@ LENGTHS = pytest.mark.parametrize("lengths", [[16] * 32, [40] * 8 + [36] * 8], i
 @pytest.mark.parametrize("name", CASES)
 @LENGTHS
 def test_what_is_kept_is_what_was_counted(name: str, lengths: list[int]) -> None:
+    check(*CASES[name], lengths)
+
+
+@pytest.mark.parametrize("name", ["fp32", "modern in fp32", "heads of two widths", "gpt", "gpt with dropout", "llama"])
+@pytest.mark.parametrize("lengths", [[128] * 4, [130] * 2 + [120] * 2], ids=["without padding", "with padding"])
+def test_what_is_kept_of_long_texts_is_what_was_counted(name: str, lengths: list[int]) -> None:
     check(*CASES[name], lengths)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.config import TransformerConfig
-from pipeline.data.batches import BatchConfig, iterate_steps
+from pipeline.data.batches import BatchConfig
+from pipeline.data.pairs import pair_steps
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.plan import calibrate as calibration
 from pipeline.plan.calibrate import calibrate
@@ -19,13 +20,13 @@ SHAPE = TransformerConfig(d_model=64, d_ff=128, num_heads=2, encoder_layers=1, d
 
 def test_random_pairs_are_as_long_as_a_corpuss() -> None:
     pairs = RandomPairs((random_lengths(20.0, 100), random_lengths(25.0, 100)), 500)
-    assert pairs.source_lengths.mean() == pytest.approx(20, rel=0.03)
-    assert pairs.target_lengths.mean() == pytest.approx(25, rel=0.03)
-    assert np.corrcoef(pairs.source_lengths, pairs.target_lengths)[0, 1] > 0.9
-    assert min(pairs.source_lengths) >= 2 and max(pairs.target_lengths) <= 100
-    step = next(iterate_steps(pairs, BatchConfig(800, 400), 1, rank=0, world_size=1))  # type: ignore[arg-type]
+    assert pairs.lengths[:, 0].mean() == pytest.approx(20, rel=0.03)
+    assert pairs.lengths[:, 1].mean() == pytest.approx(25, rel=0.03)
+    assert np.corrcoef(pairs.lengths[:, 0], pairs.lengths[:, 1])[0, 1] > 0.9
+    assert min(pairs.lengths[:, 0]) >= 2 and max(pairs.lengths[:, 1]) <= 100
+    step = next(pair_steps(pairs, BatchConfig(800, 400), 1, rank=0, world_size=1))  # type: ignore[arg-type]
     assert step.batches[0].source[: step.batches[0].source_tokens].max() < 500
-    assert len(pairs.source(3)) == pairs.source_lengths[3] and pairs.source(3)[-1] == EOS_ID
+    assert len(pairs.get("source", 3)) == pairs.lengths[:, 0][3] and pairs.get("source", 3)[-1] == EOS_ID
 
 
 @pytest.mark.slow

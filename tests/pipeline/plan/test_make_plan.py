@@ -21,8 +21,8 @@ from pipeline.plan.speed import Work, step_time
 from pipeline.plan.training import Training, memory_alone
 from pipeline.plan.volume import Volume
 from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.loop import TrainConfig
 from pipeline.train.optimizer import Precision
+from pipeline.train.session import TrainConfig
 
 CPU = this_cpu(2, 1, 24e9, ["avx512_bf16"])
 VOLUME = Volume(4_500_000, 135_000_000, 135_000_000, 100, 25_000.0, 25_000.0, "published")

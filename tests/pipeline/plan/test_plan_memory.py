@@ -10,7 +10,8 @@ from ranks import run_ranks
 from model.build import build_model
 from model.config import TransformerConfig
 from model.flops import count_parameters
-from pipeline.data.batches import BatchConfig, iterate_steps
+from pipeline.data.batches import BatchConfig
+from pipeline.data.pairs import pair_steps
 from pipeline.plan.activations import MicroBatch
 from pipeline.plan.memory import GPU, Footing, Memory, loss_bytes, peak_memory
 from pipeline.plan.probe import RandomPairs
@@ -45,7 +46,7 @@ def kept_between_steps(stage: int | None, precision: Precision) -> int:
         objective, OptimizerConfig(), PrecisionConfig(precision), EngineConfig(name, stage or 0), torch.device("cpu")
     )
     pairs = RandomPairs((random_lengths(12.0, 30, 200), random_lengths(12.0, 30, 200)), VOCABULARY)
-    steps = iterate_steps(pairs, BatchConfig(512, 128), 1, rank=rank(), world_size=world_size())  # type: ignore[arg-type]
+    steps = pair_steps(pairs, BatchConfig(512, 128), 1, rank=rank(), world_size=world_size())  # type: ignore[arg-type]
     for _ in range(2):
         add_gradients(engine, next(steps))
         engine.step(1e-4)

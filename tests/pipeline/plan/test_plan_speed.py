@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from model.build import ModelConfig, build_model
-from model.config import Activation, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
+from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
+from model.losses import label_smoothed_cross_entropy
 from model.packing import Layout
-from pipeline.data.batches import Batch
+from pipeline.data.pairs import PairBatch
 from pipeline.plan.hardware import GPUS, this_cpu
 from pipeline.plan.launches import _Counting, launches
 from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
@@ -102,18 +103,22 @@ def test_a_gpu_waits_for_its_kernels_to_be_launched_a_cpu_does_not() -> None:
             bias=False,
         ),
         RecurrentConfig(32, 3, 3),
+        DecoderConfig(3, 64, 64, 4, dropout=0.0),
     ],
-    ids=["paper", "heads of two widths", "modern", "lstm"],
+    ids=["paper", "heads of two widths", "modern", "lstm", "gpt"],
 )
 def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
     """What a profiler sees of a step of the model itself, at its own width and depth."""
-    objective = TranslationObjective(build_model(config, 100), 0.1).train()
+    model = build_model(config, 100).train()
     row = torch.arange(4, 61)
     layout = Layout.of(torch.tensor([14, 15, 16, 12]))
     counting = _Counting()
     with counting:
-        objective(Batch(row, layout, row, layout, row, len(row))).total.backward()
-    seen = counting.operations + len(list(objective.parameters()))
+        if isinstance(config, DecoderConfig):
+            label_smoothed_cross_entropy(model(row, layout), model.output_weight, row, 0.1).total.backward()
+        else:
+            TranslationObjective(model, 0.1)(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
+    seen = counting.operations + len(list(model.parameters()))
     assert launches(config) == pytest.approx(seen, rel=0.03)
 
 

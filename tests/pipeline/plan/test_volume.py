@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.batches import BatchConfig, iterate_steps
+from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import open_shards
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.plan.volume import TOKENS_PER_SENTENCE, estimated_volume, prepared_volume
 
@@ -22,14 +22,14 @@ PHRASES = CorpusConfig(kind=CorpusKind.phrasebook, name="phrases", held_out=20, 
 def test_prepared_shards_are_counted(tmp_path: Path) -> None:
     shards = prepare(PHRASES, CleanConfig(), TokenizerConfig(vocab_size=800), tmp_path).shards.folder
     volume = prepared_volume(shards, BATCH, seed=1)
-    pairs = open_shards(shards, "train")
+    pairs = open_pairs(shards, "train")
     assert volume.is_exact and str(shards) in volume.origin
-    assert (volume.pairs, volume.source_tokens) == (len(pairs), int(pairs.source_lengths.sum()))
-    assert volume.longest == max(pairs.source_lengths.max(), pairs.target_lengths.max())
-    steps = iterate_steps(pairs, BATCH, 1, rank=0, world_size=1)
+    assert (volume.pairs, volume.source_tokens) == (len(pairs), int(pairs.lengths_of("source").sum()))
+    assert volume.longest == max(pairs.lengths_of("source").max(), pairs.lengths_of("target").max())
+    steps = pair_steps(pairs, BATCH, 1, rank=0, world_size=1)
     some = list(islice(steps, 50))
-    assert volume.step_target_tokens == pytest.approx(sum(step.target_tokens for step in some) / 50, rel=0.03)
-    epoch = len([step for step in islice(iterate_steps(pairs, BATCH, 1, rank=0, world_size=1), 500) if not step.epoch])
+    assert volume.step_target_tokens == pytest.approx(sum(step.tokens["target"] for step in some) / 50, rel=0.03)
+    epoch = len([step for step in islice(pair_steps(pairs, BATCH, 1, rank=0, world_size=1), 500) if not step.epoch])
     assert volume.steps_per_epoch == pytest.approx(epoch, abs=1)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from metrics import BLEU, PERPLEXITY
 
 from pipeline.sweep.config import Sampler, Stopping, SweepConfig
 from pipeline.sweep.population import explore, next_generation, place_of
@@ -57,11 +58,11 @@ def test_a_number_is_multiplied_and_moves_by_a_step_at_least():
     assert isinstance(anew, float) and 0.0 < anew <= 0.4
 
 
-@given(members, st.integers())
-def test_the_worst_quarter_and_all_that_failed_go_on_from_the_best_quarter(population, seed):
+@given(members, st.integers(), st.sampled_from([BLEU, PERPLEXITY]))
+def test_the_worst_quarter_and_all_that_failed_go_on_from_the_best_quarter(population, seed, metric):
     scores, points = [score for score, _ in population], [point for _, point in population]
-    heirs = next_generation(scores, points, PARAMETERS, seed)
-    assert heirs == next_generation(scores, points, PARAMETERS, seed)
+    heirs = next_generation(scores, metric, points, PARAMETERS, seed)
+    assert heirs == next_generation(scores, metric, points, PARAMETERS, seed)
     scored = [score for score in scores if score is not None]
     if not scored:
         assert heirs == []
@@ -72,25 +73,25 @@ def test_the_worst_quarter_and_all_that_failed_go_on_from_the_best_quarter(popul
     assert all(scores[i] is None for i in replaced) or scores.count(None) <= quarter
     for i, one in enumerate(heirs):
         if i in replaced:
-            better = sum(score > scores[one.parent] for score in scored)
-            assert better < quarter and (scores[i] is None or scores[i] <= scores[one.parent])
+            better = sum(metric.is_better(score, scores[one.parent]) for score in scored)
+            assert better < quarter and (scores[i] is None or not metric.is_better(scores[i], scores[one.parent]))
         else:
             assert one.point == points[i]
 
 
 def study(file: Path, **settings) -> Study:
     sweep = SweepConfig(**{"space": SPACE, "sampler": Sampler.pbt, "population": 4, "generations": 3, **settings})
-    return Study(file, sweep, name="sweep", prefix="s-", seed=3, tokens=1000)
+    return Study(file, sweep, BLEU, name="sweep", prefix="s-", seed=3, tokens=1000)
 
 
-def end(one: Study, record: Record | None, bleu: float | None) -> None:
+def end(one: Study, record: Record | None, score: float | None) -> None:
     assert record is not None
-    if bleu is not None:
+    if score is not None:
         # The best that it had on the way does not count, for the next one goes on from the end.
-        one.report(record.number, record.generation * 100 - 50, 99.0 - bleu)
-        one.report(record.number, record.generation * 100, bleu)
-    state = State.failed if bleu is None else State.finished
-    one.close(record.number, state, 1.0, "diverged" if bleu is None else None)
+        one.report(record.number, record.generation * 100 - 50, 99.0 - score)
+        one.report(record.number, record.generation * 100, score)
+    state = State.failed if score is None else State.finished
+    one.close(record.number, state, 1.0, "diverged" if score is None else None)
 
 
 def test_a_population_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path):
@@ -137,6 +138,17 @@ def test_the_best_is_of_the_last_generation_that_ended(tmp_path):
     end(one, one.ask(), 5.0)
     assert one.ask() is not None
     assert [record.number for record in one.finalists()] == [1, 2]  # one of the second generation is under way
+
+
+def test_the_best_quarter_of_a_metric_that_is_the_better_the_lower_has_the_lowest():
+    points = [{**dict(zip(SPACE, (4e-3, 2, 0.1, 0.0), strict=True)), "schedule.warmup_steps": i} for i in range(4)]
+    parents = {
+        metric: [child.parent for child in next_generation([0.0, 9.0, 5.0, None], metric, points, PARAMETERS, 1)]
+        for metric in (BLEU, PERPLEXITY)
+    }
+    assert parents == {BLEU: [0, 1, 2, 1], PERPLEXITY: [0, 1, 2, 0]}
+    parents = [child.parent for child in next_generation([0.0, 9.0, 5.0, 7.0], PERPLEXITY, points, PARAMETERS, 1)]
+    assert parents == [0, 0, 2, 3]
 
 
 def test_a_population_that_failed_has_no_heirs(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from torch import distributed as dist
-from toy import Objective, make_batch, make_objective, take_steps
+from toy import FROZEN, Objective, freeze, make_batch, make_objective, slower_below, take_steps
 
 from model.losses import LossSum
 from pipeline.errors import UserError
@@ -30,9 +30,9 @@ class Spoiled(Objective):
         return LossSum(loss.total * self.factor, loss.num_tokens)
 
 
-def make(precision, stage, module=None, initial=None, name=EngineName.deepspeed):
+def make(precision, stage, module=None, initial=None, name=EngineName.deepspeed, groups=None):
     engine = EngineConfig(name, stage)
-    return make_engine(module or make_objective(), OPTIMIZER, PrecisionConfig(precision), engine, CPU, initial)
+    return make_engine(module or make_objective(), OPTIMIZER, PrecisionConfig(precision), engine, CPU, initial, groups)
 
 
 def prepare() -> None:
@@ -111,8 +111,35 @@ def spoil(setups) -> dict:
     return found
 
 
+def run_frozen(setups, name=EngineName.deepspeed) -> dict:
+    """Six steps with frozen parameters and two rates; the last three again from the state before them."""
+    prepare()
+    rank, world_size = ranks_of()
+    found = {}
+    for precision, stage in setups:
+
+        def engine(seed, initial=None, precision=precision, stage=stage):
+            module = make_objective(seed)
+            freeze(module)
+            return make(precision, stage, module, initial, name, slower_below)
+
+        straight = engine(rank)
+        take_steps(straight, 0, 3, rank, world_size)
+        halfway = straight.state()
+        take_steps(straight, 3, 6, rank, world_size)
+        resumed = engine(7, halfway)
+        take_steps(resumed, 3, 6, rank, world_size)
+        found[precision, stage] = {
+            "halfway": halfway,
+            "end": straight.state(),
+            "end_again": resumed.state(),
+            "weights": straight.weights(),
+        }
+    return found
+
+
 def on_three_ranks(halfway: dict[tuple, EngineState]) -> dict[str, dict]:
-    return {"run": run_all(SETUPS), "spoiled": spoil(SETUPS), "gone_on": go_on(halfway)}
+    return {"run": run_all(SETUPS), "spoiled": spoil(SETUPS), "gone_on": go_on(halfway), "frozen": run_frozen(SETUPS)}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +164,12 @@ def reference() -> dict:
             "weights": engine.weights(),
         }
     return found
+
+
+@pytest.fixture(scope="module")
+def frozen_reference() -> dict:
+    """Plain torch on one rank."""
+    return run_frozen([(precision, 0) for precision in TORCH_DTYPES], EngineName.torch)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +266,21 @@ def test_a_state_serves_every_engine_and_number_of_ranks(ranks, reference, preci
             engine = make(precision, stage, make_objective(seed=7), halfway, name)
             take_steps(engine, 3, 6)
             assert distance(engine.weights(), expected) < SIX_STEPS[precision]
+
+
+@pytest.mark.parametrize(("precision", "stage"), SETUPS)
+def test_frozen_parameters_and_rates_of_their_own_are_those_of_plain_torch(ranks, frozen_reference, precision, stage):
+    first, *others = (rank["frozen"][precision, stage] for rank in ranks)
+    expected = frozen_reference[precision, 0]
+    assert all(other["weights"] == {} for other in others)
+    # What is trained here moves less than the embedding, which makes rounding larger beside it.
+    assert distance(first["weights"], expected["weights"]) < 2 * SIX_STEPS[precision]
+    start = make_objective().state_dict()
+    for name in FROZEN:  # rank 0's, in fp32 whatever the compute type
+        assert torch.equal(first["weights"][name], start[name])
+        assert torch.equal(first["end_again"].tensors[f"weights/{name}"], start[name])
+    assert first["halfway"].tensors.keys() == expected["halfway"].tensors.keys()
+    assert_equal(first["end"].tensors, first["end_again"].tensors)
 
 
 def test_fp16_without_the_hardware_is_refused():

@@ -7,22 +7,43 @@ import torch
 from ranks import run_ranks
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from toy import Objective, make_batch, make_objective, take_steps
+from toy import (
+    FROZEN,
+    MICRO_BATCHES,
+    WIDTH,
+    Objective,
+    freeze,
+    make_batch,
+    make_objective,
+    rate_factor,
+    slower_below,
+    take_steps,
+)
 
 from model.losses import LossSum
 from pipeline.errors import UserError
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import TORCH_DTYPES, EngineState, OptimizerConfig, Precision, PrecisionConfig
+from pipeline.train.optimizer import (
+    TORCH_DTYPES,
+    EngineState,
+    GroupSettings,
+    OptimizerConfig,
+    Precision,
+    PrecisionConfig,
+    decay_groups,
+)
 from pipeline.train.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 TORCH = EngineConfig(EngineName.torch)
 
 
-def make_torch_engine(precision=Precision.fp32, clip_norm=0.0, initial=None, module=None, **settings) -> TorchEngine:
+def make_torch_engine(
+    precision=Precision.fp32, clip_norm=0.0, initial=None, module=None, weight_decay=0.0, groups=None, **settings
+) -> TorchEngine:
     module = module or make_objective()
-    optimizer = OptimizerConfig(clip_norm=clip_norm)
-    engine = make_engine(module, optimizer, PrecisionConfig(precision, **settings), TORCH, CPU, initial)
+    optimizer = OptimizerConfig(clip_norm=clip_norm, weight_decay=weight_decay)
+    engine = make_engine(module, optimizer, PrecisionConfig(precision, **settings), TORCH, CPU, initial, groups)
     assert isinstance(engine, TorchEngine)
     return engine
 
@@ -41,6 +62,8 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         (lambda: OptimizerConfig(eps=0.0), "eps"),
         (lambda: OptimizerConfig(clip_norm=-1.0), "clip_norm"),
         (lambda: EngineConfig(zero_stage=4), "zero_stage"),
+        (lambda: GroupSettings(lr_scale=0.0), "lr_scale"),
+        (lambda: GroupSettings(weight_decay=-0.1), "weight_decay"),
     ],
 )
 def test_impossible_settings_are_refused(settings, what):
@@ -189,11 +212,127 @@ def test_a_state_of_another_model_is_refused():
         make_torch_engine(initial=EngineState(reshaped, state.scalars))
 
 
-def test_a_frozen_parameter_is_refused():
+def train_plainly(module: nn.Module, groups: list[dict], steps: int = 6) -> dict[str, torch.Tensor]:
+    """The weights after so many steps at the toy's rate with torch's own AdamW; `lr` of a group is a factor on it."""
+    for group in groups:
+        group["lr"] = group.get("lr", 1.0) * 0.003
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0)
+    for step in range(steps):
+        batches = [make_batch(step, index) for index in range(MICRO_BATCHES)]
+        tokens = sum(labels.numel() for _, labels in batches)
+        adam.zero_grad()
+        for batch in batches:
+            (module(batch).total / tokens).backward()
+        adam.step()
+    return module.state_dict()
+
+
+def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Adam magnifies the rounding of gradients near 0."""
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5)
+
+
+class Positioned(Objective):
+    """Also with learned positions, and with an output matrix that is not tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(6, WIDTH)
+        self.output = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, batch):
+        loss = super().forward(batch)
+        return LossSum(loss.total + self.output(self.positions.weight).tanh().sum(), loss.num_tokens)
+
+
+def make_positioned() -> Positioned:
+    torch.manual_seed(3)
+    return Positioned()
+
+
+def test_weight_decay_is_for_matrices_alone():
+    module = make_positioned()
+    settings = decay_groups(module, 0.3)
+    decayed = {n for n, p in module.named_parameters() if settings(n, p) == GroupSettings(weight_decay=0.3)}
+    assert decayed == {"model.hidden.weight", "output.weight"}
+    named = dict(module.named_parameters())
+    assert settings("model.embedding.weight", named["model.embedding.weight"]) == GroupSettings()
+
+    engine = make_torch_engine(module=module, weight_decay=0.3)
+    take_steps(engine, 0, 6)
+    reference = make_positioned()
+    matrices = [reference.model.hidden.weight, reference.output.weight]
+    others = [p for p in reference.parameters() if all(p is not matrix for matrix in matrices)]
+    expected = train_plainly(reference, [{"params": matrices, "weight_decay": 0.3}, {"params": others}])
+    assert_close(engine.weights(), expected)
+
+
+def test_without_weight_decay_there_is_one_group_in_the_module_s_order():
     module = make_objective()
-    module.model.norm.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"frozen: model\.norm\.bias"):
-        make_torch_engine(module=module)
+    engine = make_torch_engine(module=module)
+    assert len(engine._optimizer.param_groups) == 1
+    assert list(engine._optimizer.shapes()) == [name for name, _ in module.named_parameters()]
+
+
+@pytest.mark.parametrize("precision", list(TORCH_DTYPES))
+def test_resuming_with_groups_and_frozen_parameters_is_never_having_stopped(precision):
+    def engine(initial=None, seed=0) -> TorchEngine:
+        module = make_objective(seed)
+        freeze(module)
+        return make_torch_engine(precision, 0.5, initial, module, groups=slower_below)
+
+    straight = engine()
+    take_steps(straight, 0, 3)
+    resumed = engine(straight.state(), seed=1)
+    assert take_steps(straight, 3, 6) == take_steps(resumed, 3, 6)
+    assert_equal(straight.state().tensors, resumed.state().tensors)
+    before = make_objective().state_dict()
+    for name in FROZEN:
+        assert torch.equal(straight.weights()[name], before[name])  # fp32, whatever the compute type
+        assert f"exp_avg/{name}" not in straight.state().tensors
+        assert torch.equal(dict(resumed._module.named_parameters())[name], before[name].to(TORCH_DTYPES[precision]))
+
+
+def test_frozen_parameters_stay_and_the_others_train_as_in_plain_torch():
+    module, reference = make_objective(), make_objective()
+    for one in (module, reference):
+        freeze(one)
+    engine = make_torch_engine(module=module, weight_decay=0.3)
+    take_steps(engine, 0, 6)
+    named = dict(reference.named_parameters())
+    others = [p for name, p in named.items() if name not in (*FROZEN, "model.hidden.weight")]
+    matrix = {"params": [named["model.hidden.weight"]], "weight_decay": 0.3}
+    assert_close(engine.weights(), train_plainly(reference, [matrix, {"params": others}]))
+
+
+def test_a_group_has_a_rate_of_its_own():
+    engine = make_torch_engine(groups=slower_below)
+    start = engine.weights()
+    take_steps(engine, 0, 1)
+    whole = make_torch_engine()
+    take_steps(whole, 0, 1)
+    for name, weight in engine.weights().items():  # from the same gradient: a share of the step
+        moved = whole.weights()[name] - start[name]
+        torch.testing.assert_close(weight - start[name], rate_factor(name) * moved, rtol=0, atol=1e-6)
+    take_steps(engine, 1, 6)
+    reference = make_objective()
+    one_each = [{"params": [p], "lr": rate_factor(name)} for name, p in reference.named_parameters()]
+    assert_close(engine.weights(), train_plainly(reference, one_each))
+
+
+def test_a_module_that_is_all_frozen_is_refused():
+    with pytest.raises(ValueError, match=r"^module: "):
+        make_torch_engine(module=make_objective().requires_grad_(False))
+
+
+def test_a_state_with_other_frozen_parameters_is_refused():
+    state = make_torch_engine().state()
+    module = make_objective()
+    freeze(module)
+    with pytest.raises(UserError, match=r"exp_avg\w*/model\.\w+\.\w+ is in the checkpoint but not in the model"):
+        make_torch_engine(module=module, initial=state)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

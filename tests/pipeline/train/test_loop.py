@@ -15,8 +15,11 @@ from ranks import run_ranks
 
 from model.build import ModelConfig, build_model
 from model.config import Norm, RecurrentConfig, TransformerConfig
+from model.flops import training_flops
 from model.losses import LossSum
-from pipeline.data.batches import BatchConfig, Step, iterate_steps
+from pipeline.data.batches import BatchConfig, Step
+from pipeline.data.pairs import collate_pairs, pair_steps
+from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.errors import UserError
 from pipeline.evaluate.scores import score
@@ -24,15 +27,18 @@ from pipeline.files import read_json
 from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import translate_tokens
 from pipeline.ranks import rank, world_size
+from pipeline.tasks.task import Evaluation, Score, Task
+from pipeline.tasks.translation import BLEU
 from pipeline.tracking.spool import read_points
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.train.checkpoint import average_weights, list_weights, load_checkpoint, load_weights, newest_checkpoint
 from pipeline.train.divergence import OnDivergence
 from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
-from pipeline.train.loop import Average, Reports, TrainConfig, TrainState, train
+from pipeline.train.loop import train
 from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig, StepResult
-from pipeline.train.schedule import ScheduleConfig, ScheduleName
+from pipeline.train.schedule import ScheduleConfig, ScheduleName, learning_rate
+from pipeline.train.session import Average, Reports, Session, TrainConfig, TrainState
 
 VOCAB = 24
 MODEL = TransformerConfig(
@@ -44,30 +50,27 @@ TORCH = EngineConfig(name=EngineName.torch)
 SCHEDULE = ScheduleConfig(name=ScheduleName.inverse_sqrt, warmup_steps=60, peak_learning_rate=5e-3)
 
 
-class CopyTask:
+class CopyPairs:
     """Sentences of 3 to 8 of 20 words, to be repeated."""
+
+    columns = SIDES
 
     def __init__(self, count: int, seed: int) -> None:
         random = np.random.default_rng(seed)
         self.sentences = [
             np.append(random.integers(4, VOCAB, random.integers(3, 9)), EOS_ID).astype(np.uint16) for _ in range(count)
         ]
-        self.source_lengths = self.target_lengths = np.array([len(one) for one in self.sentences], dtype=np.int32)
+        self.lengths = np.array([[len(one)] * 2 for one in self.sentences], dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.sentences)
 
-    def source(self, index: int) -> np.ndarray:
-        return self.sentences[index]
-
-    target = source
+    def get(self, column: str, row: int) -> np.ndarray:
+        return self.sentences[row]
 
 
-@dataclasses.dataclass
-class Found:
-    loss: float
-    bleu: float
-    chrf: float = 0.0
+def found(loss: float, bleu: float) -> Evaluation:
+    return Evaluation(loss, {"bleu": Score("bleu", bleu)}, 1)
 
 
 @dataclasses.dataclass
@@ -89,14 +92,14 @@ class Told:
 
 
 def plan(pairs: Any, count: int, **settings: Any) -> list[Step]:
-    return list(itertools.islice(iterate_steps(pairs, BATCH, 3, rank=0, world_size=1, **settings), count))
+    return list(itertools.islice(pair_steps(pairs, BATCH, 3, rank=0, world_size=1, **settings), count))
 
 
 def words(ids: list[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def bleu(shape: ModelConfig, weights: Mapping[str, torch.Tensor], pairs: CopyTask) -> float:
+def bleu(shape: ModelConfig, weights: Mapping[str, torch.Tensor], pairs: CopyPairs) -> float:
     model = build_model(shape, VOCAB).eval()
     model.load_state_dict(weights)
     found = translate_tokens(model, pairs.sentences, BeamConfig(beam=2))
@@ -113,6 +116,7 @@ def start(
     fresh: TrainState | None = None,
     engine: EngineConfig = TORCH,
     batch: BatchConfig = BATCH,
+    schedule: ScheduleConfig = SCHEDULE,
     **changes: Any,
 ) -> tuple[Told, TrainState, Engine, str]:
     """Trains as a worker does: from the newest checkpoint, if there is one."""
@@ -121,7 +125,7 @@ def start(
     state, initial = fresh or TrainState(), None
     if (newest := newest_checkpoint(folder / "checkpoints")) is not None:
         initial, saved = load_checkpoint(newest)
-        state = TrainState(**saved)
+        state = TrainState.of(saved)
     made = make_engine(
         TranslationObjective(model, config.label_smoothing).train(),
         OptimizerConfig(),
@@ -131,20 +135,32 @@ def start(
         initial,
     )
     told = Told()
-    arguments: dict[str, Any] = {"pairs": CopyTask(2000, 0), "validate": lambda step, path: Found(1.0, float(step))}
-    arguments["reports"] = told.reports()
-    reason = train(
+    pairs, text = changes.pop("pairs", CopyPairs(2000, 0)), changes.pop("text", None)
+    arguments: dict[str, Any] = {"validate": lambda step, path: found(1.0, float(step)), "reports": told.reports()}
+    task = Task(
+        name="copy",
+        selects=BLEU,
+        loss_column="target",
+        tokenizer="",
+        model=lambda: model,
+        objective=lambda model: TranslationObjective(model, config.label_smoothing),
+        examples=lambda split: pairs,
+        collate=collate_pairs,
+        validate=lambda model: found(1.0, 0.0),
+        evaluate=lambda *_: found(1.0, 0.0),
+        text=text,
+    )
+    session = Session(
         config,
-        batch,
-        SCHEDULE,
-        model=model,
         engine=wrap(made),
-        seed=3,
         state=state,
         folder=folder,
-        about={},
+        metadata={},
+        selects=task.selects,
+        flops=lambda tokens: training_flops(model.config, model.vocab_size, *tokens.values()),
         **arguments | changes,
     )
+    reason = train(session, task, batch, 3, lambda step: learning_rate(schedule, step, config.max_steps, shape.d_model))
     return told, state, made, reason
 
 
@@ -180,7 +196,7 @@ def test_the_copy_task_reaches_bleu_95(tmp_path: Path, shape: ModelConfig) -> No
     losses = told.losses()
     assert losses[400] < losses[50]
     weights = average_weights(list_weights(tmp_path / "weights")[-3:])
-    assert bleu(shape, weights, CopyTask(200, seed=99)) > 95
+    assert bleu(shape, weights, CopyPairs(200, seed=99)) > 95
 
 
 @pytest.mark.parametrize("shape", [MODEL, LSTM], ids=["transformer", "lstm"])
@@ -192,11 +208,11 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, shape: ModelCo
 
     calls = []
 
-    def stop_at_second(step: int, path: Path) -> Found:
+    def stop_at_second(step: int, path: Path) -> Evaluation:
         calls.append(step)
         if step == 10:
             raise Stop
-        return Found(1.0, float(step))
+        return found(1.0, float(step))
 
     with pytest.raises(Stop):
         start(tmp_path / "broken", SHORT, shape=shape, validate=stop_at_second)
@@ -217,9 +233,9 @@ def test_a_validation_that_others_do_counts_at_the_next_one(tmp_path: Path) -> N
         assert load_weights(path)
         log.append(f"begin {step}")
 
-        def wait() -> Found:
+        def wait() -> Evaluation:
             log.append(f"end {step}")
-            return Found(1.0, 10.0)
+            return found(1.0, 10.0)
 
         return wait
 
@@ -233,7 +249,7 @@ def test_a_pending_validation_is_begun_again_on_resume(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def lost() -> Found:
+    def lost() -> Evaluation:
         raise Stop
 
     with pytest.raises(Stop):  # at step 10, when the result of step 5 is waited for
@@ -248,9 +264,9 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path) -> None:
     config = TrainConfig(
         max_steps=50, log_every=2, validate_every=2, checkpoint_every=50, patience=2, average=1, average_of=Average.best
     )
-    _, state, _, reason = start(tmp_path, config, validate=lambda step, path: Found(1.0, scores[step]))
+    _, state, _, reason = start(tmp_path, config, validate=lambda step, path: found(1.0, scores[step]))
     assert reason == "patience" and state.step == 8
-    assert state.best()["step"] == 4
+    assert BLEU.best(state.validations)["step"] == 4
     assert {path.name for path in list_weights(tmp_path / "weights")} == {"step_00000004", "step_00000008"}
     assert newest_checkpoint(tmp_path / "checkpoints").name == "step_00000008"
 
@@ -356,7 +372,7 @@ BACK = dataclasses.replace(SHORT, max_skipped=3, on_divergence=OnDivergence.roll
 
 
 def test_the_batches_of_skipped_steps_are_kept(tmp_path: Path) -> None:
-    pairs = CopyTask(2000, 0)
+    pairs = CopyPairs(2000, 0)
     config = dataclasses.replace(SHORT, max_skipped=7)
     with pytest.raises(UserError, match=r"skipped/00_step_00000012\.json"):
         start(
@@ -364,7 +380,7 @@ def test_the_batches_of_skipped_steps_are_kept(tmp_path: Path) -> None:
             config,
             wrap=lambda engine: Skipping(engine, range(6, 40)),
             pairs=pairs,
-            text=lambda ids: words(list(ids)),
+            text=lambda column, ids: words(list(ids)[:-1]),
         )
     files = sorted((tmp_path / "skipped").iterdir())
     assert [file.name for file in files] == [f"00_step_{step:08d}.json" for step in range(8, 13)]
@@ -374,8 +390,8 @@ def test_the_batches_of_skipped_steps_are_kept(tmp_path: Path) -> None:
     assert [one["rows"] for one in kept["micro_batches"]] == [rows.tolist() for rows in straight[7].rows]
     for one in kept["micro_batches"]:
         assert 0 < one["loss"] < 1000
-        for row, pair in zip(one["rows"], one["pairs"], strict=True):
-            ids = pairs.source(row).tolist()
+        for row, pair in zip(one["rows"], one["examples"], strict=True):
+            ids = pairs.get("source", row).tolist()
             sentence = {"ids": ids, "text": words(ids[:-1])}
             assert pair == {"row": row, "source": sentence, "target": sentence}
 
@@ -407,7 +423,7 @@ def test_of_a_skipped_step_the_micro_batch_without_a_loss_is_kept_and_weights_st
     ]
     kept = read_json(tmp_path / "skipped" / "00_step_00000008.json")
     assert [one["loss"] == "nan" for one in kept["micro_batches"]] == [False, False, False, True]
-    assert ["pairs" in one for one in kept["micro_batches"]] == [False, False, False, True]
+    assert ["examples" in one for one in kept["micro_batches"]] == [False, False, False, True]
 
 
 def points_of(folder: Path) -> list[tuple[str, int]]:
@@ -432,7 +448,7 @@ def test_a_training_that_diverges_goes_back_and_on_in_another_order(tmp_path: Pa
 
 
 def test_a_training_that_goes_back_uses_every_pair_once_an_epoch(tmp_path: Path) -> None:
-    pairs = CopyTask(600, 0)
+    pairs = CopyPairs(600, 0)
     straight = plan(pairs, 40)
     length = next(i for i, step in enumerate(straight) if step.epoch == 1)
     back = plan(pairs, 40, reordered=[[0, 4]])
@@ -453,11 +469,11 @@ def test_a_training_that_went_back_and_was_killed_equals_one_that_only_went_back
     whole, _, engine, _ = start(tmp_path / "whole", BACK, wrap=diverging)
     calls: list[int] = []
 
-    def killed(step: int, path: Path) -> Found:
+    def killed(step: int, path: Path) -> Evaluation:
         calls.append(step)
         if len(calls) == 2:
             raise Stop
-        return Found(1.0, float(step))
+        return found(1.0, float(step))
 
     with pytest.raises(Stop):
         start(tmp_path / "broken", BACK, wrap=diverging, validate=killed)
@@ -508,9 +524,11 @@ def test_a_checkpoint_that_is_gone_back_to_still_has_its_best_snapshot(tmp_path:
         tmp_path,
         config,
         wrap=lambda engine: Poisoned(engine, bad),
-        validate=lambda step, path: Found(1.0, next(scores)),
+        validate=lambda step, path: found(1.0, next(scores)),
     )
-    assert [one["step"] for one in state.validations] == [2, 4, 6, 8, 10, 12] and state.best()["step"] == 4
+    assert [one["step"] for one in state.validations] == [2, 4, 6, 8, 10, 12] and BLEU.best(state.validations)[
+        "step"
+    ] == 4
     assert load_weights(tmp_path / "weights" / "step_00000004")
 
 
@@ -524,6 +542,22 @@ class Leaping(Skipping):
     def step(self, learning_rate: float) -> StepResult:
         self._step += 1
         return self._engine.step(learning_rate)
+
+
+def test_a_resumed_training_follows_the_curve_of_the_new_total(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(ScheduleName.linear, warmup_steps=2, peak_learning_rate=1e-3, final_ratio=0.0)
+    rates: list[float] = []
+
+    class Watched(Skipping):
+        def step(self, learning_rate: float) -> StepResult:
+            rates.append(learning_rate)
+            return self._engine.step(learning_rate)
+
+    for max_steps in (4, 10):
+        config = dataclasses.replace(SHORT, max_steps=max_steps)
+        start(tmp_path, config, wrap=lambda engine: Watched(engine, range(0)), schedule=schedule)
+    shares = [1 / 2, 1, 1 / 2, 0, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
+    assert rates == pytest.approx([1e-3 * share for share in shares], rel=1e-12)
 
 
 def test_a_loss_that_leaps_is_a_divergence_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -567,7 +601,7 @@ def test_all_ranks_go_back_together_with_every_engine(tmp_path: Path) -> None:
 
 def test_metrics_count_real_tokens(tmp_path: Path) -> None:
     told, state, _, _ = start(tmp_path, SHORT)
-    assert state.target_tokens == told.metrics["train/target_tokens", 12]
+    assert state.tokens["target"] == told.metrics["train/target_tokens", 12]
     assert 0 < told.metrics["train/padding_share", 12] < 0.4  # of batches so small that filler weighs
     assert told.metrics["train/learning_rate", 6] == pytest.approx(5e-3 * 60**0.5 * 6 * 60**-1.5)
     first = told.losses()[3]

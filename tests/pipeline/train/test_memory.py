@@ -15,7 +15,9 @@ from ranks import run_ranks
 from model.build import build_model
 from model.config import TransformerConfig
 from model.losses import LossSum
-from pipeline.data.batches import BatchConfig, iterate_steps
+from pipeline.data.batches import BatchConfig
+from pipeline.data.pairs import collate_pairs, pair_steps
+from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.errors import UserError
 from pipeline.ranks import rank, world_size
@@ -39,21 +41,21 @@ ENGINES = {
 class Pairs:
     """Random sentences of 3 to 8 tokens."""
 
+    columns = SIDES
+
     def __init__(self, count: int = 400, vocabulary: int = 24) -> None:
         random = np.random.default_rng(0)
         self.sentences = [
             np.append(random.integers(4, vocabulary, random.integers(2, 8)), EOS_ID).astype(np.uint16)
             for _ in range(count)
         ]
-        self.source_lengths = self.target_lengths = np.array([len(one) for one in self.sentences], dtype=np.int32)
+        self.lengths = np.array([[len(one)] * 2 for one in self.sentences], dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.sentences)
 
-    def source(self, index: int) -> np.ndarray:
-        return self.sentences[index]
-
-    target = source
+    def get(self, column: str, row: int) -> np.ndarray:
+        return self.sentences[row]
 
 
 class Objective(TranslationObjective):
@@ -97,8 +99,8 @@ def trained(name: str, divides: bool = True, **settings: Any) -> tuple[list[floa
     pairs = Pairs()
     engine = make(name, **settings)
     losses = []
-    for step in islice(iterate_steps(pairs, BATCH, 3, rank=rank(), world_size=world_size()), 3):
-        losses.append(float(add_gradients(engine, step, pairs if divides else None).sum()) / step.target_tokens)
+    for step in islice(pair_steps(pairs, BATCH, 3, rank=rank(), world_size=world_size()), 3):
+        losses.append(float(add_gradients(engine, step, collate_pairs if divides else None).sum()) / step.loss_count)
         engine.step(1e-3)
     return losses, engine.weights()
 
@@ -132,9 +134,9 @@ def test_what_does_not_fit_in_halves_is_an_error_with_the_budget(settings: dict[
 def test_other_errors_stay_what_they_are() -> None:
     engine = make("torch")
     engine.forward_backward = None  # type: ignore[assignment,method-assign]
-    step = next(iterate_steps(Pairs(), BATCH, 3, rank=0, world_size=1))
+    step = next(pair_steps(Pairs(), BATCH, 3, rank=0, world_size=1))
     with pytest.raises(TypeError):
-        add_gradients(engine, step, Pairs())
+        add_gradients(engine, step, collate_pairs)
 
 
 def on_two_ranks() -> dict[str, Any]:
@@ -179,14 +181,14 @@ torch.manual_seed(0)
 objective = t.TranslationObjective(t.build_model(t.SHAPE, 2000), 0.1).train()
 engine = t.make_engine(
     objective, t.OptimizerConfig(), t.PrecisionConfig(t.Precision.fp32), t.ENGINES["torch"], torch.device("cpu"))
-step, other = islice(t.iterate_steps(pairs, BATCH, 3, rank=0, world_size=1), 2)
-before = float(t.add_gradients(engine, step, pairs).sum())
+step, other = islice(t.pair_steps(pairs, BATCH, 3, rank=0, world_size=1), 2)
+before = float(t.add_gradients(engine, step, t.collate_pairs).sum())
 engine.step(0.0)
 in_use = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
 limit = in_use + int(sys.argv[2]) * 1_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    again = float(t.add_gradients(engine, step, pairs).sum())
+    again = float(t.add_gradients(engine, step, t.collate_pairs).sum())
     print("done", abs(again - before) < 1e-4 * before, memory._warn.cache_info().currsize)
 except memory.OutOfMemory as error:
     print("refused", memory.explained(error, BATCH, 9))

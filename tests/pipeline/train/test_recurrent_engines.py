@@ -7,7 +7,7 @@ from ranks import run_ranks
 
 from model.build import build_model
 from model.config import RecurrentConfig
-from pipeline.data.batches import make_batch
+from pipeline.data.pairs import collate_pairs
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import EngineConfig, EngineName, make_engine
@@ -39,7 +39,7 @@ def trained(name: EngineName, stage: int, precision: Precision) -> dict[str, tor
         objective, OptimizerConfig(), PrecisionConfig(precision), EngineConfig(name, stage), torch.device("cpu")
     )
     for step in range(STEPS):
-        batches = [make_batch(Pairs(), range(8 * i, 8 * i + 8)) for i in range(step, step + MICRO_BATCHES)]
+        batches = [collate_pairs(Pairs(), range(8 * i, 8 * i + 8)) for i in range(step, step + MICRO_BATCHES)]
         tokens = sum(len(batch.labels) for batch in batches)
         mine = batches[rank() :: world_size()]
         for i, batch in enumerate(mine):

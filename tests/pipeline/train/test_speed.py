@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import RecurrentConfig, TransformerConfig
-from pipeline.data.batches import make_batch
+from pipeline.data.pairs import collate_pairs
 from pipeline.train.optimizer import Precision, PrecisionConfig
 from pipeline.train.speed import ROUNDS, speed_by_length
 
@@ -33,10 +33,10 @@ def test_as_many_tokens_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None
     seen = []
 
     def counted(pairs, indices):
-        seen.append(sum(len(pairs.source(i)) for i in indices))
-        return make_batch(pairs, indices)
+        seen.append(sum(len(pairs.get("source", i)) for i in indices))
+        return collate_pairs(pairs, indices)
 
-    monkeypatch.setattr("pipeline.train.speed.make_batch", counted)
+    monkeypatch.setattr("pipeline.train.speed.collate_pairs", counted)
     settings = {"vocab_size": 50, "precision": PrecisionConfig(Precision.fp32), "device": torch.device("cpu")}
     speed_by_length(MODELS, [4, 8, 16], tokens=64, **settings)
     assert seen == [64, 64, 64]

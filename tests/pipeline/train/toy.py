@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from model.losses import LossSum
 from pipeline.train.engine import Engine
-from pipeline.train.optimizer import StepResult
+from pipeline.train.optimizer import GroupSettings, StepResult
 
 VOCABULARY = 1703  # the embedding has more than the 100 000 elements under which ZeRO 3 shares nothing out
 WIDTH = 61
@@ -42,6 +42,23 @@ class Objective(nn.Module):
 def make_objective(seed: int = 0) -> Objective:
     torch.manual_seed(seed)
     return Objective()
+
+
+FROZEN = ("model.embedding.weight", "model.norm.bias")
+
+
+def freeze(module: Objective) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in FROZEN)
+
+
+def slower_below(name: str, parameter: nn.Parameter) -> GroupSettings:
+    """Half of the rate for the hidden layer, a quarter for the gain: a group that is too small for three ranks."""
+    return GroupSettings(lr_scale=rate_factor(name))
+
+
+def rate_factor(name: str) -> float:
+    return {"hidden": 0.5, "gain": 0.25}.get(name.split(".")[1], 1.0)
 
 
 def make_batch(step: int, index: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,217 @@
+"""What `transloom` lists: a record for each command, which is jobs/commands/<name>.py with main(argv) -> exit code.
+
+Help shows these records and imports nothing heavy, so they do not stand in the commands' own modules.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EXAMPLES = (  # of the commands that have none of their own
+    "experiment=multi30k_en_de corpus.path=../multi30k cluster.num_workers=2",
+    "corpus=text corpus.train.source=my.en corpus.train.target=my.de",
+    "experiment=paper_base_en_de cluster=gpu cluster.num_workers=8",
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as its help tells of it.
+
+    Attributes:
+        summary: a line without a capital and a full stop.
+        arguments: what usage says before the settings.
+        reads: the groups and usual settings that it looks at; None: all of them.
+        refuses_others: of the settings of others each is a mistake.
+        own_settings: those that other commands do not look at; its help has them first.
+        has_settings: False: its help need not list the configuration.
+        examples: words after the command's name.
+    """
+
+    summary: str
+    arguments: str = ""
+    reads: tuple[str, ...] | None = None
+    refuses_others: bool = False
+    own_settings: Mapping[str, str] = field(default_factory=dict)
+    has_settings: bool = True
+    examples: tuple[str, ...] = EXAMPLES
+
+
+USUAL_SETTINGS = {  # of the commands that read them
+    "corpus.path=<folder>": "read the corpus' text files from this folder, not from the hub",
+    "cluster.num_workers=2": "share the work out over two workers",
+    "precision=fp32": "no mixed precision; auto, the default, is bf16 where the device has it",
+    "engine=torch": "plain PyTorch; zero0 to zero3 for DeepSpeed's stages",
+    "evaluate.tokenize=char": "count BLEU by this tokenizer of sacreBLEU, not by that of the target language",
+    "train.max_steps=1000": "end the training after this many steps",
+    "tracking.uri=http://host:5000": "report to an MLflow server",
+    "name=<name>": "the run's name and folder",
+    "resume=<run>": "go on with a run: its name or its folder",
+    "output_dir=<folder>": "where everything is written and found",
+    "storage=s3://<bucket>/<folder>": "copy what is finished there, fetch what is missing here",
+}
+
+
+COMMANDS = {
+    "run": Command(
+        "the whole pipeline: prepare, train, evaluate; finished stages are skipped",
+    ),
+    "prepare": Command(
+        "clean a corpus, train its tokenizer, write the shards",
+        reads=(
+            *("corpus", "tokenizer", "cluster", "experiment"),
+            *("corpus.path", "cluster.num_workers", "output_dir", "storage"),
+        ),
+    ),
+    "train": Command(
+        "prepare what is missing, then train; resume=<run> goes on with a run",
+    ),
+    "evaluate": Command(
+        "average the last checkpoints of a run, translate the test set, score it",
+    ),
+    "translate": Command(
+        "translate text with a trained model: lines in, lines out",
+        arguments="<run or model folder> [file]",
+        reads=("decode", "output_dir"),
+        refuses_others=True,
+        examples=("my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"),
+    ),
+    "export": Command(
+        "write a trained model in the format of CTranslate2 or Hugging Face",
+        arguments="<run or model folder> <output folder> format=ctranslate2|huggingface",
+        reads=("output_dir",),
+        refuses_others=True,
+        examples=("my-run my-run-ct2 format=ctranslate2 quantization=int8", "my-run my-run-hf format=huggingface"),
+    ),
+    "plan": Command(
+        "what a training takes in memory, time and money, before anything is started",
+        arguments="[--calibrate] [price.h100=2.5]",
+        examples=(
+            "experiment=paper_base_en_de",
+            "experiment=multi30k_en_de --calibrate",
+            "experiment=paper_big_en_de cluster.num_workers=4 price.h100=2.5",
+        ),
+    ),
+    "bench": Command(
+        "measure training and decoding against what is usually used, on this machine",
+        arguments="[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500]",
+        reads=(
+            *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
+            *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
+        ),
+        examples=("", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"),
+    ),
+    "attend": Command(
+        "translate a sentence and draw the model's attention",
+        arguments='<run or model folder> "A sentence." ["Its translation."] [log=true]',
+        reads=("decode", "tracking", "tracking.uri", "output_dir"),
+        refuses_others=True,
+        examples=(
+            'my-run "A small dog runs."',
+            'outputs/runs/my-run/model "A small dog runs." "Ein kleiner Hund rennt."',
+        ),
+    ),
+    "race": Command(
+        "train several models on one corpus for equal time, and compare them",
+        own_settings={
+            "race.contenders={…}": "the models by name, each with the words that make it, as in an example below",
+            "train.max_minutes=30": "how long each of them is trained",
+            "race.lengths=[8,32,128]": "sentence lengths, in tokens, at which training speed is measured",
+        },
+        examples=(
+            "experiment=attention_vs_recurrence corpus.path=../multi30k",
+            "experiment=attention_vs_recurrence train.max_minutes=30",
+            """train.max_minutes=10 'race.contenders={a: ["model=small"], b: ["model=tiny"]}'""",
+        ),
+    ),
+    "compare": Command(
+        "say which of several runs or translations is better, whether by chance, and what differs",
+        arguments="<run or file> <run or file> … [references=<file> source=<file> train=<file>] "
+        "[target_language=<code>] [reach=<BLEU>] "
+        "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>]",
+        reads=("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
+        refuses_others=True,
+        examples=(
+            "first second",
+            "first second third reach=30 name=widths",
+            "first theirs.de references=test.de",
+            "mine.zh theirs.zh references=test.zh target_language=zh",
+            "mine.de theirs.de references=test.de source=test.en train=train.de tracking=off",
+            "first second comet=wmt22-comet-da/checkpoints/model.ckpt comet_command=comet/bin/comet-score",
+            """first query='metrics."test/bleu" > 30 and params.`model.architecture` = "lstm"'""",
+        ),
+    ),
+    "sweep": Command(
+        "train many times with other settings, to find the best; resume=<sweep> goes on with one",
+        own_settings={
+            "sweep.space={…}": "what varies, as in an example below; sweep=<option> has one ready",
+            "sweep.trials=30": "how many trainings in all; a grid has no more than its points",
+            "sweep.at_once=2": "how many of them side by side; 0: as many as there is room for",
+            "sweep.minutes=60": "begin none after so many minutes; 0: no limit",
+            "sweep.stop=asha": "end the poor ones early: asha, median or none",
+            "sweep.seeds=3": "train the best with so many seeds, to see how far chance goes",
+            "sweep.warm_start=[<sweep>]": "learn from earlier sweeps of the same parameters",
+        },
+        examples=(
+            "experiment=multi30k_sweep corpus.path=../multi30k",
+            "experiment=multi30k_en_de sweep=tpe_asha sweep.trials=30 sweep.seeds=3",
+            "sweep.sampler=random 'sweep.space={model.dropout: {low: 0.0, high: 0.4}}'",
+            "resume=my-sweep sweep.trials=50",
+        ),
+    ),
+    "sync": Command(
+        "upload to MLflow what is left of runs that ended while it was away",
+        arguments="[<run or sweep> …]",
+        reads=("tracking", "tracking.uri", "output_dir"),
+        refuses_others=True,
+        examples=("", "my-run", "my-run my-sweep tracking.uri=http://mlflow:5000"),
+    ),
+    "ui": Command(
+        "serve MLflow's pages on the runs, on this machine only",
+        reads=("tracking", "tracking.uri", "output_dir"),
+        refuses_others=True,
+        examples=("", "output_dir=/data/outputs"),
+    ),
+    "cluster": Command(
+        "start a Ray cluster on this machine, end it, or say how it is",
+        arguments="up [nodes=1] [cpus=<of a node>] | down | status",
+        has_settings=False,
+        examples=("up", "up nodes=2 cpus=1", "status", "down"),
+    ),
+    "submit": Command(
+        "hand a job to a Ray cluster, and follow its log",
+        arguments="run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>]",
+        examples=(
+            "run",
+            "run to=lab experiment=multi30k_en_de cluster.num_workers=4",
+            "sweep to=lab experiment=multi30k_sweep sweep.trials=30",
+        ),
+    ),
+    "jobs": Command(
+        "list the jobs of a cluster",
+        arguments="[to=<cluster>]",
+        has_settings=False,
+        examples=("", "to=lab"),
+    ),
+    "logs": Command(
+        "show the log of a job on a cluster",
+        arguments="<job> [-f] [to=<cluster>]",
+        has_settings=False,
+        examples=("first-3fa2c1", "first-3fa2c1 -f to=lab"),
+    ),
+    "stop": Command(
+        "stop a job on a cluster, which saves a checkpoint first",
+        arguments="<job> [to=<cluster>]",
+        has_settings=False,
+        examples=("first-3fa2c1",),
+    ),
+    "resume": Command(
+        "submit a job that ended again, to go on from its newest checkpoint",
+        arguments="<job> [to=<cluster>]",
+        examples=("first-3fa2c1", "first-3fa2c1 train.max_steps=20000 cluster.num_workers=2"),
+    ),
+    "doctor": Command(
+        "what this machine, or a cluster, has and lacks, and what to do about it",
+        arguments="[to=<cluster>]",
+        examples=("", "output_dir=/data/outputs tracking.uri=http://mlflow:5000", "to=lab"),
+    ),
+}

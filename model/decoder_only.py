@@ -1,0 +1,184 @@
+"""The decoder-only language model: GPT (Radford et al. 2018, 2019; Brown et al. 2020), and with other settings Llama
+(Touvron et al. 2023).
+
+Letters in shapes: N packed tokens, B texts, R rows being decoded, V the vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Grid, Ragged
+from model.config import DecoderConfig, Norm, Positions
+from model.dropout import Dropout
+from model.layers import SelfAttentionLayer, make_normalization, rotations, sinusoids
+from model.packing import Layout, refuse_longer
+
+INITIAL_STD = 0.02
+
+
+class DecoderOnly(nn.Module):
+    """A stack of causal self-attention layers over packed token ids below `vocab_size`; see `forward`."""
+
+    sinusoids: Tensor
+    rotations: Tensor
+    learned_positions: nn.Embedding
+    output: nn.Parameter
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        match config.positions:
+            case Positions.learned:
+                self.learned_positions = nn.Embedding(config.max_positions, config.d_model)
+            case Positions.rotary:
+                turns = rotations(config.max_positions, config.key_width, config.rotary_base)
+                self.register_buffer("rotations", turns, persistent=False)
+            case Positions.sinusoidal:
+                table = sinusoids(config.max_positions, config.d_model)
+                self.register_buffer("sinusoids", table, persistent=False)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            SelfAttentionLayer(config, causal=True, dropout=config.dropout) for _ in range(config.layers)
+        )
+        # Post-norm layers end in a normalisation of their own.
+        self.norm = make_normalization(config) if config.norm is Norm.pre else nn.Identity()
+        if not config.tied:
+            self.output = nn.Parameter(torch.empty(vocab_size, config.d_model))
+        self.packed_projection: nn.Module | None = None  # of `pack_linears`
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Weights of a standard deviation of 0.02 (Radford et al. 2018, section 4.1), those of the products that write
+        to the residual stream divided by sqrt(2 * layers), the number of sublayers (Radford et al. 2019, section 2.3).
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("self_attention.output.weight", "feed_forward.outer.weight")):
+                nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * self.config.layers))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=INITIAL_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, tokens: Tensor, segments: Layout) -> Tensor:
+        """The last layer's output at every token, which has seen itself and what stands before it in its own text.
+
+        Args:
+            tokens: (N,) ids of texts that follow each other.
+        Returns:
+            (N, d_model); times `output_weight` transposed it gives the logits of each token's successor.
+        Raises:
+            ValueError: a text of more than max_positions tokens.
+        """
+        grid = self.grid(segments)
+        x = self.embed(tokens, segments.positions)
+        for layer in self.layers:
+            x = layer(x, grid)
+        return self.norm(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions (below max_positions): (N,) -> (N, d_model). Unlike the Transformer's, embeddings are not
+        multiplied."""
+        x = self.embedding(tokens)
+        match self.config.positions:
+            case Positions.learned:
+                x = x + self.learned_positions(positions)
+            case Positions.sinusoidal:
+                x = x + self.sinusoids.index_select(0, positions)
+        return self.dropout(x)
+
+    def rotation(self, positions: Tensor) -> Tensor | None:
+        """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
+        if self.config.positions is not Positions.rotary:
+            return None
+        return self.rotations.index_select(0, positions)
+
+    def grid(self, layout: Layout) -> Grid:
+        """What the layers need to know of the texts.
+
+        Raises:
+            ValueError: a text of more than max_positions tokens.
+        """
+        refuse_longer(layout, self.config.max_positions)
+        rotation = self.rotation(layout.positions)
+        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype, rotation)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the vocabulary, (V, d_model): the embedding where they are tied."""
+        return self.embedding.weight if self.config.tied else self.output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        if self.packed_projection is not None:
+            return self.packed_projection(hidden)
+        return nn.functional.linear(hidden, self.output_weight)
+
+    def start_decoding(self, tokens: Tensor, layout: Layout) -> "DecoderOnlyDecoding":
+        """Reads packed prompts, of any lengths, in one forward pass, and prepares to go on behind each of them.
+
+        Raises:
+            ValueError: a prompt of more than max_positions tokens.
+        """
+        return DecoderOnlyDecoding(self, tokens, layout)
+
+
+class DecoderOnlyDecoding:
+    """Incremental decoding of R rows, at first one for each prompt.
+
+    Attributes:
+        logits: (R, V) of every row's next token.
+        lengths: (R,) tokens of each row so far.
+    """
+
+    def __init__(self, model: DecoderOnly, tokens: Tensor, layout: Layout) -> None:
+        self.model = model
+        self.layers = cast(Sequence[SelfAttentionLayer], model.layers)
+        self.states = [layer.self_attention.start() for layer in self.layers]
+        grid = model.grid(layout)
+        x = model.embed(tokens, layout.positions)
+        for layer, state in zip(self.layers, self.states, strict=True):
+            x = layer(x, grid, state)
+        last = layout.lengths.cumsum(0) - 1
+        self.logits = model.logits(model.norm(x.index_select(0, last)))
+        self.lengths = layout.lengths
+        self._measure()
+
+    def _measure(self) -> None:
+        shortest, self.longest = (int(bound) for bound in self.lengths.aminmax())
+        self.is_ragged = shortest < self.longest
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Feeds one token to each row: tokens (R,) -> the new `logits`, (R, V).
+
+        Raises:
+            ValueError: a row would have more than max_positions tokens.
+        """
+        model = self.model
+        if self.longest >= model.config.max_positions:
+            raise ValueError(f"a text of {self.longest + 1} tokens; model.max_positions is {self.longest}")
+        x = model.embed(tokens, self.lengths)
+        rotation = model.rotation(self.lengths if self.is_ragged else self.lengths[:1])
+        ragged = Ragged.of(self.lengths, self.longest, x.dtype) if self.is_ragged else None
+        for layer, state in zip(self.layers, self.states, strict=True):
+            x = layer.step(x, state, rotation, ragged)
+        self.lengths, self.longest = self.lengths + 1, self.longest + 1
+        self.logits = model.logits(model.norm(x))
+        return self.logits
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
+        """Row r goes on from rows[r]: rows (R',), where R' may be smaller or larger, and a row may be there many times.
+
+        Args:
+            sentences: of the protocol `Decoding`; nothing here belongs to a sentence beside its rows.
+        """
+        self.lengths = self.lengths.index_select(0, rows)
+        self.logits = self.logits.index_select(0, rows)
+        self._measure()
+        for state in self.states:
+            state.reorder(rows, self.longest)

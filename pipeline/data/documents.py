@@ -1,0 +1,380 @@
+"""Where documents of a language model come from: Python's own library, files of text, JSON lines or parquet, a folder
+of source code, or a data set of the `datasets` library. Read as a stream: one document at a time is in memory."""
+
+import glob
+import hashlib
+import os
+import re
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.clean import Invalid, shortened
+from pipeline.data.document_files import Read, Unit, checked, field_of, file_format, files_below, read_file
+from pipeline.data.hub import load_rows
+from pipeline.errors import UserError
+from pipeline.files import hash_of, sha256_file
+from pipeline.progress import Progress, no_progress
+from pipeline.storage.files import GLOB, fetch_file, is_url
+
+SPLITS = ("train", "validation", "test")
+# Folders of Python's library that are tests, or are no part of it.
+NOT_OF_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+
+ALWAYS_DROPPED = ("empty", "too_long")  # reasons that are no error, whatever `invalid` says
+
+
+class DocumentsKind(Enum):
+    """Python's own library (the one that runs this code), files, or a data set by name."""
+
+    standard_library = "standard_library"
+    files = "files"
+    dataset = "dataset"
+
+
+class HeldOutBy(Enum):
+    """What of train stands in for validation and test where these have no data of their own: whole documents, chosen
+    by a hash of their content, or the last part of each document."""
+
+    documents = "documents"
+    tail = "tail"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where one split is.
+
+    Attributes:
+        text: files: a pattern (`**` goes through folders), a folder (read through, by `suffixes`), or a list of these.
+            Files that end in .jsonl, .ndjson or .json hold a JSON object a line, those in .parquet rows; all others are
+            text. Any but parquet may be compressed (.gz).
+        split: the name of a split of the data set.
+    """
+
+    text: Any = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        is_list = self.text is None or isinstance(self.text, str | list | tuple)
+        if not is_list or not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
+            raise ValueError(f"text: must be a pattern of files or a list of them, not {self.text!r}")
+
+    @property
+    def patterns(self) -> tuple[Any, ...]:
+        """The patterns of `text`, in their order."""
+        if self.text is None:
+            return ()
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """How much of train is held out, for each of validation and test that has no data of its own.
+
+    Attributes:
+        by: documents: those whose hash is smallest, wherever they stand. tail: of each document the last part, first
+            that of validation, then that of test; nanoGPT's split of a single file is validation=0.1 test=0.
+        validation, test: shares of train, 0 for a split that is not wanted.
+    """
+
+    by: HeldOutBy = HeldOutBy.documents
+    validation: float = 0.05
+    test: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test"):
+            if not 0.0 <= (share := getattr(self, name)) < 1.0:
+                raise ValueError(f"{name}: must be a share from 0 to below 1, not {share}")
+        if self.validation + self.test >= 1.0:
+            raise ValueError(f"test: with validation={self.validation} and test={self.test} nothing is left of train")
+
+
+@dataclass(frozen=True)
+class DocumentsConfig:
+    """The documents that a language model learns from.
+
+    Attributes:
+        unit: what of a text file is a document.
+        text_field: the field of JSON lines, the column of parquet files and of a data set; a dotted path leads into
+            nested ones.
+        suffixes: which files of a folder are read.
+        max_bytes: a document, or a line of JSON, that is longer is left out, and not even held in memory.
+        invalid: whether what is no text (NUL bytes, invalid UTF-8, broken JSON, a record without text) is an error or
+            left out. In Python's own library such files are left out always.
+        held_out: of train, for validation and test without data of their own.
+
+    Raises:
+        ValueError: if it does not say where the documents are, naming the field.
+    """
+
+    kind: DocumentsKind = DocumentsKind.standard_library
+    name: str = "standard_library"
+    train: SourceConfig = field(default_factory=SourceConfig)
+    validation: SourceConfig = field(default_factory=SourceConfig)
+    test: SourceConfig = field(default_factory=SourceConfig)
+    unit: Unit = Unit.file
+    text_field: str = "text"
+    suffixes: list[str] = field(default_factory=lambda: [".txt", ".md", ".jsonl", ".parquet"])
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    max_bytes: int = 16 * 2**20
+    invalid: Invalid = Invalid.error
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name: becomes part of a folder's name: letters, digits, . _ - only, not {self.name!r}")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes: must be at least 1, not {self.max_bytes}")
+        if not self.text_field:
+            raise ValueError("text_field: must name a field")
+        if wrong := [suffix for suffix in self.suffixes if not suffix.startswith(".")]:
+            raise ValueError(f"suffixes: begin with a dot, as .py does, and not as {wrong[0]!r} does")
+        if self.held_out.by is HeldOutBy.tail and self.unit is not Unit.file:
+            raise ValueError("held_out.by: tail takes the last part of each document, which of a line says nothing")
+        if self.kind is DocumentsKind.standard_library:
+            if any(self.has_own_data(split) for split in SPLITS):
+                raise ValueError("kind: standard_library has no files to be named: set kind=files")
+            return
+        if self.kind is DocumentsKind.dataset and self.dataset is None:
+            raise ValueError("dataset: the name of a data set is missing")
+        if not self.has_own_data("train"):
+            raise ValueError(f"train: {'split' if self.kind is DocumentsKind.dataset else 'text'} must be set")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of train, validation and test that there are."""
+        return tuple(
+            split
+            for split in SPLITS
+            if split == "train" or self.has_own_data(split) or getattr(self.held_out, split) > 0.0
+        )
+
+    def has_own_data(self, split: str) -> bool:
+        """Whether the split is read from data of its own, not held out of train."""
+        source: SourceConfig = getattr(self, split)
+        return source.split is not None if self.kind is DocumentsKind.dataset else bool(source.patterns)
+
+
+@dataclass
+class Dropped:
+    """The documents that were left out.
+
+    Attributes:
+        counts: how many, by reason.
+        examples: the first of each reason: its place, and what is wrong.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str) -> None:
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, example)
+
+
+def read_documents(
+    config: DocumentsConfig, split: str, dropped: Dropped, evaluation: Mapping[bytes, str] | None = None
+) -> Iterator[str]:
+    """Streams the documents of "train", "validation" or "test", always in the same order: files sorted by their names.
+
+    Documents of train that are equal to one of validation or test, byte for byte, are left out and counted.
+
+    Args:
+        dropped: counts what is left out of this split.
+        evaluation: for train: what `document_hash` gives for the documents of validation and test -> the split. It
+            costs a pass over their data where it is not given.
+    Raises:
+        UserError: no file is there, or something is no text (see `DocumentsConfig.invalid`); names the file and line.
+    """
+    if split == "train" and evaluation is None:
+        evaluation = evaluation_hashes(config)
+    if split != "train" and config.has_own_data(split):
+        yield from (text for _, text in _own(config, split, dropped))
+        return
+    seen: set[bytes] = set()
+    for place, text in _own(config, "train", dropped if split == "train" else Dropped()):
+        part = _part(config, split, text)
+        if part is None:
+            continue
+        digest = document_hash(part)
+        if split == "train" and evaluation and digest in evaluation:
+            dropped.add(f"in_{evaluation[digest]}", f"{place}: is in {evaluation[digest]}, too: {shortened(part)}")
+        elif split != "train" and digest in seen:
+            dropped.add("held_out_repeated", f"{place}: is held out already: {shortened(part)}")
+        else:
+            if split != "train":
+                seen.add(digest)
+            yield part
+
+
+def evaluation_hashes(config: DocumentsConfig) -> dict[bytes, str]:
+    """The hash of each document of validation and test -> which of them has it; about 100 bytes of memory each.
+
+    Documents that are held out by their hashes are none of train anyway, and are not among them.
+    """
+    hashes: dict[bytes, str] = {}
+    for split in reversed(config.splits[1:]):  # what is in both counts as validation's
+        if config.has_own_data(split) or config.held_out.by is HeldOutBy.tail:
+            hashes |= {document_hash(text): split for text in read_documents(config, split, Dropped())}
+    return hashes
+
+
+def document_hash(text: str) -> bytes:
+    """16 bytes that are equal for equal texts."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def documents_key(config: DocumentsConfig) -> dict[str, Any]:
+    """All settings, beside the files themselves, that the documents of the splits depend on: for the key of a stage."""
+    lacking = {split: getattr(config.held_out, split) for split in SPLITS[1:] if not config.has_own_data(split)}
+    key: dict[str, Any] = {"unit": config.unit.value, "text_field": config.text_field, "max_bytes": config.max_bytes}
+    return key | ({"held_out": {"by": config.held_out.by.value, **lacking}} if lacking else {})
+
+
+def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
+    """Hashes of everything that the documents come from, by split; names of folders are no part of them. A data set
+    of the hub counts by its name and revision.
+
+    Raises:
+        UserError: no file is there.
+    """
+    if config.kind is DocumentsKind.standard_library:
+        hashes = [(path.name, sha256_file(path)) for path in _library_files()]
+        return {"standard_library": f"Python {sys.version.split()[0]}, {len(hashes)} files, {hash_of(hashes)}"}
+    if config.kind is DocumentsKind.dataset:
+        identity = {"dataset": config.dataset, "config": config.dataset_config, "revision": config.revision}
+        identity |= {f"{split}.split": getattr(config, split).split for split in SPLITS}
+        return {name: value for name, value in identity.items() if value is not None}
+    return {
+        split: hash_of(
+            [(file_format(path), path.suffix == ".gz", sha256_file(path)) for path in source_files(config, split)]
+        )
+        for split in SPLITS
+        if config.has_own_data(split)
+    }
+
+
+def source_files(config: DocumentsConfig, split: str) -> list[Path]:
+    """The files of a split of kind "files", in the order in which they are read: pattern by pattern, sorted by name.
+
+    Raises:
+        UserError: a pattern matches no file.
+    """
+    files: dict[Path, None] = {}
+    for pattern in getattr(config, split).patterns:
+        key = f"corpus.{split}.text"
+        if is_url(pattern):
+            raise UserError(f"{key}: {pattern} is behind a URL and was not fetched")
+        if os.path.isdir(pattern):
+            found = files_below(Path(pattern), tuple(config.suffixes))
+            if not found:
+                raise UserError(
+                    f"{key}: the folder {pattern} has no file that ends in {' or '.join(config.suffixes)}. Set "
+                    "corpus.suffixes, as in corpus.suffixes=[.py,.c], or a pattern of files."
+                )
+        else:
+            literal = [pattern] if os.path.isfile(pattern) else []  # its name may have brackets
+            matches = literal or sorted(glob.glob(pattern, recursive=True))
+            found = [Path(name) for name in matches if os.path.isfile(name)]
+            if not found:
+                hint = f" {pattern}.gz is there." if os.path.isfile(f"{pattern}.gz") else ""
+                raise UserError(
+                    f"{key}: no file matches {pattern}.{hint} Quote a pattern, so that no shell expands it."
+                )
+        files |= dict.fromkeys(found)
+    return list(files)
+
+
+def with_local_documents(config: DocumentsConfig, folder: Path, progress: Progress = no_progress) -> DocumentsConfig:
+    """The same with each URL of `text` replaced by the path of a copy below `folder`, fetched where there is none or
+    where the file has changed.
+
+    Raises:
+        UserError: a file can't be reached, or a URL is a pattern; names the setting.
+    """
+    changes = {}
+    for split in SPLITS:
+        patterns = getattr(config, split).patterns
+        key = f"corpus.{split}.text"
+        for pattern in patterns:
+            if is_url(pattern) and GLOB & set(pattern.partition("?")[0]):
+                raise UserError(f"{key}: {pattern} is a pattern, and behind a URL each file must be named.")
+        if any(map(is_url, patterns)):
+            local = [str(fetch_file(name, folder, key, progress)) if is_url(name) else name for name in patterns]
+            changes[split] = replace(getattr(config, split), text=local)
+    return replace(config, **changes) if changes else config
+
+
+def _part(config: DocumentsConfig, split: str, text: str) -> str | None:
+    """What of a document of train belongs to the split; None: nothing."""
+    shares = [0.0 if config.has_own_data(name) else getattr(config.held_out, name) for name in SPLITS[1:]]
+    if not any(shares):
+        return text
+    train_share = round(1.0 - sum(shares), 12)
+    if config.held_out.by is HeldOutBy.tail:
+        starts = (0.0, train_share, round(train_share + shares[0], 12))
+        ends = [*(int(len(text) * share) for share in starts), len(text)]
+        position = SPLITS.index(split)
+        part = text[ends[position] : ends[position + 1]]
+        return part if part.strip() else None
+    # Another hash than document_hash, which picks what a tokenizer is trained on: the choices must be independent.
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"held out").digest()
+    place = int.from_bytes(digest) / 2**64
+    chosen = "test" if place < shares[1] else "validation" if place < sum(shares) else "train"
+    return text if split == chosen else None
+
+
+def _own(config: DocumentsConfig, split: str, dropped: Dropped) -> Iterator[tuple[str, str]]:
+    """(place, document) of a split that has data of its own, or of all of train, nothing held out."""
+    is_strict = config.invalid is Invalid.error and config.kind is not DocumentsKind.standard_library
+    for place, text in _read(config, split):
+        if isinstance(text, str):
+            text = checked(place, text, config.max_bytes)
+        if isinstance(text, str):
+            yield place, text
+        elif is_strict and text.reason not in ALWAYS_DROPPED:
+            raise UserError(f"{text.message} Mend it, or set corpus.invalid=drop to leave such documents out.")
+        else:
+            dropped.add(text.reason, text.message)
+
+
+def _read(config: DocumentsConfig, split: str) -> Iterator[Read]:
+    if config.kind is DocumentsKind.dataset:
+        assert config.dataset is not None
+        name = getattr(config, split).split
+        for place, row in load_rows(config.dataset, config.dataset_config, name, config.revision):
+            yield place, field_of(row, config.text_field, f"{config.dataset} {name} {place}")
+        return
+    is_library = config.kind is DocumentsKind.standard_library
+    for file in _library_files() if is_library else source_files(config, split):
+        yield from read_file(file, Unit.file if is_library else config.unit, config.text_field, config.max_bytes)
+
+
+def _library_files() -> list[Path]:
+    """The modules of Python's own library, without tests and installed packages, sorted by their paths."""
+    files = files_below(Path(sysconfig.get_paths()["stdlib"]), (".py",), NOT_OF_THE_LIBRARY)
+    # _sysconfigdata_*.py is what this one Python was compiled with.
+    return [path for path in files if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
+
+
+def refuse_nothing_left(config: DocumentsConfig, split: str, num_documents: int, dropped: Dropped) -> None:
+    """
+    Raises:
+        UserError: the split has no documents; says what became of them.
+    """
+    if num_documents:
+        return
+    examples = "".join(f"\n  {reason}: {example}" for reason, example in dropped.examples.items())
+    if split == "train" or config.has_own_data(split):
+        raise UserError(f"corpus.{split}: no document is left; dropped: {dict(dropped.counts) or 'none'}{examples}")
+    raise UserError(
+        f"corpus.held_out.{split}: no document of train fell into the share of {getattr(config.held_out, split)}. "
+        f"Raise it, give corpus.{split}.text, or set corpus.held_out.by=tail: the last part of each document."
+    )

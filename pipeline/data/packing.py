@@ -1,0 +1,39 @@
+"""Rows of token ids, one behind the other: what every batch of text is made of."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.packing import Layout
+from pipeline.data.tokenizer import PAD_ID
+
+# A batch's tokens and sentences are filled up to multiples of these, so that their numbers repeat: libraries prepare a
+# kernel for every shape that is new, which took 10 % of a training step on a CPU.
+ROW_MULTIPLE, SENTENCE_MULTIPLE = 64, 8
+
+
+def pack(sentences: list[np.ndarray], filler: list[int]) -> tuple[Tensor, Layout]:
+    """The sentences' ids in one row, (tokens,), with `filler` sentences of <pad> behind them, and their layout."""
+    row = np.concatenate([*sentences, np.full(sum(filler), PAD_ID)]).astype(np.int64)
+    return torch.from_numpy(row), Layout.of(torch.tensor([*(len(x) for x in sentences), *filler]))
+
+
+def filler(lengths: Sequence[list[int]]) -> list[list[int]]:
+    """Lengths of the sentences that fill a batch up, equally many in each column, none longer than the real ones.
+
+    Args:
+        lengths: of the real sentences, for each column equally many.
+    """
+    count = -len(lengths[0]) % SENTENCE_MULTIPLE
+    while True:
+        tokens = [count + -(sum(real) + count) % ROW_MULTIPLE for real in lengths]
+        # Up to 2 tokens at least, for filler of single tokens would have to be 64 sentences
+        if all(needed <= count * max(2, *real) for needed, real in zip(tokens, lengths, strict=True)):
+            return [_share_out(needed, count) for needed in tokens]
+        count += SENTENCE_MULTIPLE
+
+
+def _share_out(tokens: int, count: int) -> list[int]:
+    return [tokens // count + (i < tokens % count) for i in range(count)]

@@ -1,0 +1,61 @@
+"""How documents are cut into the pieces that a language model reads at once: a pure function of (lengths, context,
+seed, epoch), never of the number of workers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pieces(NamedTuple):
+    """Pieces of documents, in the order of the documents. Piece i predicts the tokens from `start[i]` to before
+    `start[i] + length[i]` of document `document[i]`; see `inputs_and_labels`.
+
+    Attributes:
+        document, start, length: (pieces,) int32.
+    """
+
+    document: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+
+def pieces_of(lengths: np.ndarray, context: int, seed: int | None = None, epoch: int = 0) -> Pieces:
+    """Cuts documents into pieces of at most `context` predicted tokens. Every token stands in exactly one piece.
+
+    A document that fits is one piece. Of a longer one the first piece has from 1 to `context` tokens, all equally
+    likely, chosen anew in each epoch, the others `context` and the last what is left: so the tokens that have little
+    before them are others in each epoch.
+
+    Args:
+        lengths: (documents,) tokens of each document, its end of text included.
+        seed: None: every first piece has `context` tokens, whatever the epoch, as for validation.
+    """
+    if context < 1:
+        raise ValueError(f"context: must be at least 1, not {context}")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    is_long = lengths > context
+    first = np.minimum(lengths, context)
+    if seed is not None:
+        first[is_long] = np.random.default_rng([seed, epoch]).integers(1, context + 1, size=int(is_long.sum()))
+    counts = (lengths > 0) + (lengths - first + context - 1) // context
+    document = np.repeat(np.arange(len(lengths), dtype=np.int32), counts)
+    # The number of each piece within its document.
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.where(number == 0, 0, first[document] + (number - 1) * context)
+    end = np.minimum(first[document] + number * context, lengths[document])
+    return Pieces(document, start.astype(np.int32), (end - start).astype(np.int32))
+
+
+def inputs_and_labels(tokens: np.ndarray, start: int, length: int, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the model reads and what it predicts of one piece, (length,) each; labels[i] after inputs[: i + 1].
+
+    The labels are tokens[start : start + length]. The inputs are the tokens one place before: the first is the token
+    before `start`, or at the document's beginning the end of text. A document [a, b, end] in one piece is read as
+    [end, a, b] and predicted as [a, b, end].
+
+    Args:
+        tokens: of the document, its end of text included.
+    """
+    labels = tokens[start : start + length]
+    before = tokens[start - 1] if start else end_of_text
+    return np.concatenate([np.array([before], dtype=tokens.dtype), labels[:-1]]), labels

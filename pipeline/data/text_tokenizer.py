@@ -1,0 +1,421 @@
+"""Tokenizers of language models: byte-level pairs, characters, or an existing tokenizer.json or SentencePiece model.
+
+The end of text is a symbol of its own, which no text produces: "<|endoftext|>" inside a document is ordinary text.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.data.document_store import Documents
+from pipeline.errors import UserError
+from pipeline.files import atomic_write, write_json
+from pipeline.untrusted import NotWellFormed, read_small
+
+END_OF_TEXT = "<|endoftext|>"
+# Names of the symbol in the tokenizers of others, where nothing beside the file says which it is.
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+JSON_FILE, CHARACTERS_FILE, MODEL_FILE = "tokenizer.json", "characters.json", "tokenizer.model"
+SETTINGS_FILE = "tokenizer_config.json"  # as Hugging Face writes it beside tokenizer.json; only eos_token is read
+MAX_FILE_BYTES = 128 * 2**20
+MAX_VOCABULARY = 1 << 22
+SCALARS = 0x110000 - 0x800  # characters of Unicode: all code points but the halves of surrogate pairs
+CHUNK = 1 << 11  # characters of a document that the trainer is given at a time, up to twice as many
+
+
+class TextTokenizerKind(Enum):
+    """Byte-level byte pair encoding that is learnt, the characters of train, or a file that exists."""
+
+    byte_bpe = "byte_bpe"
+    characters = "characters"
+    file = "file"
+
+
+@dataclass(frozen=True)
+class TextTokenizerConfig:
+    """Which tokenizer.
+
+    Attributes:
+        vocab_size: of byte_bpe: the 256 bytes and the end of text are among them. The others bring their own size.
+        max_training_bytes: byte_bpe learns from at most so many bytes of train, documents chosen by a hash of their
+            content when there are more.
+        path: of file: a tokenizer.json, a SentencePiece model, or a folder that holds one.
+        end_of_text: of file: the token that ends a text, where the file's folder does not say it.
+
+    Raises:
+        ValueError: if there can be no such tokenizer, naming the field.
+    """
+
+    kind: TextTokenizerKind = TextTokenizerKind.byte_bpe
+    vocab_size: int = 8192
+    max_training_bytes: int = 256 * 2**20
+    path: str | None = None
+    end_of_text: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 257 <= self.vocab_size <= MAX_VOCABULARY:
+            raise ValueError(
+                f"vocab_size: must be from 257 (bytes and the end of text) to {MAX_VOCABULARY}, not {self.vocab_size}"
+            )
+        if self.max_training_bytes < 1:
+            raise ValueError(f"max_training_bytes: must be at least 1, not {self.max_training_bytes}")
+        if self.kind is TextTokenizerKind.file and not self.path:
+            raise ValueError("path: kind=file needs a tokenizer.json or a SentencePiece model")
+        if self.kind is not TextTokenizerKind.file and (self.path or self.end_of_text):
+            raise ValueError(f"{'path' if self.path else 'end_of_text'}: is for kind=file, not {self.kind.value}")
+
+
+class TextTokenizer(Protocol):
+    """Text to token ids and back.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        end_of_text: the id that ends a document; no text is encoded to it, and it decodes to nothing.
+        unknown: the id of what the tokenizer has no token for; None where it has one for any text.
+        unknown_bits: what each unknown symbol costs beside its loss, so that a loss stays the length of a code of the
+            text, comparable with that of other tokenizers: `unknown` says only that a character is none of those
+            known, and which of the others it is takes log2 of their number.
+        sha256: of the tokenizer's file.
+    """
+
+    vocab_size: int
+    end_of_text: int
+    unknown: int | None
+    unknown_bits: float
+    sha256: str
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids (tokens,) int32 of each text, without an end of text."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some ids. Bytes that are no character, and unknown symbols, become U+FFFD."""
+        ...
+
+
+def bits_per_byte(nats: float, num_bytes: int, unknown: int = 0, unknown_bits: float = 0.0) -> float:
+    """The length of a code for a text, in bits for each byte of its UTF-8: comparable between tokenizers.
+
+    Args:
+        nats: the loss, summed over all tokens and ends of text.
+        unknown: how many of the tokens are unknown symbols, each of `TextTokenizer.unknown_bits`.
+    """
+    return (nats / math.log(2.0) + unknown * unknown_bits) / num_bytes
+
+
+def train_text_tokenizer(documents: Documents, config: TextTokenizerConfig, folder: Path) -> dict[str, Any]:
+    """Learns the tokenizer from the documents of train, or copies the existing one, and writes it into `folder`.
+
+    The same documents and settings give the same file, byte for byte. Documents too few for `vocab_size` give a
+    smaller vocabulary.
+
+    Returns:
+        What the manifest should say: kind, vocab_size, end_of_text, sha256, training_documents, training_bytes (of
+        which the tokenizer was learnt; 0 for kind=file).
+    Raises:
+        UserError: there is nothing to learn from; or see `load_text_tokenizer`.
+    """
+    if config.kind is not TextTokenizerKind.file and not len(documents):
+        raise UserError("corpus.train: has no documents: there is nothing to train a tokenizer on")
+    training_documents, training_bytes = 0, 0
+    if config.kind is TextTokenizerKind.byte_bpe:
+        training_documents, training_bytes = _train_byte_bpe(documents, config, folder)
+    elif config.kind is TextTokenizerKind.characters:
+        characters: set[str] = set()
+        for text in documents:
+            characters.update(text)
+        write_json(folder / CHARACTERS_FILE, {"characters": "".join(sorted(characters))})
+        training_documents, training_bytes = len(documents), int(documents.num_bytes.sum())
+    else:
+        _copy(config, folder)
+    tokenizer = load_text_tokenizer(folder)
+    return {
+        "kind": config.kind.value,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "sha256": tokenizer.sha256,
+        "training_documents": training_documents,
+        "training_bytes": training_bytes,
+    }
+
+
+def tokenizer_fingerprint(config: TextTokenizerConfig) -> dict[str, str]:
+    """The hash of the existing tokenizer, and what ends a text by its folder; empty for the kinds that are learnt.
+
+    Raises:
+        UserError: the file is missing, or larger than a tokenizer is.
+    """
+    if config.kind is not TextTokenizerKind.file:
+        return {}
+    assert config.path is not None
+    file = _file(Path(config.path))
+    fingerprint = {"tokenizer": hashlib.sha256(_data(file)).hexdigest()}
+    return fingerprint | ({"end_of_text": named} if (named := _named_end(file.parent)) else {})
+
+
+def _copy(config: TextTokenizerConfig, folder: Path) -> None:
+    assert config.path is not None
+    file = _file(Path(config.path))
+    name = config.end_of_text or _named_end(file.parent)
+    name_of_copy = file.name if file.name in (JSON_FILE, CHARACTERS_FILE) else MODEL_FILE
+    if file.suffix == ".json" and file.name != CHARACTERS_FILE:
+        name_of_copy = JSON_FILE
+    if config.end_of_text is not None and name_of_copy != JSON_FILE:
+        raise UserError(f"tokenizer.end_of_text: is for a {JSON_FILE}; {file} says itself what ends a text")
+    with atomic_write(folder / name_of_copy) as copy:
+        copy.write(_data(file))
+    if name is not None and name_of_copy == JSON_FILE:
+        write_json(folder / SETTINGS_FILE, {"eos_token": name})
+
+
+def load_text_tokenizer(path: Path) -> TextTokenizer:
+    """Reads a tokenizer.json, a characters.json or a SentencePiece model, or what a folder has of these.
+
+    Of a tokenizer.json only text to ids and back is taken: truncation, padding and what it adds around a text are
+    switched off. Its end of text is the eos_token of the tokenizer_config.json beside it, else the first of ENDS that
+    is among its special tokens, else an id of its own behind the others.
+
+    Raises:
+        UserError: the file is missing, too large, damaged, or its end of text can be produced by a text.
+    """
+    file = _file(path)
+    data = _data(file)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if file.name == CHARACTERS_FILE:
+        return CharacterTokenizer(_characters(file, data), sha256)
+    if file.suffix == ".json":
+        return _json_tokenizer(file, data, _named_end(file.parent), sha256)
+    return _model_tokenizer(file, data, sha256)
+
+
+def _file(path: Path) -> Path:
+    """The tokenizer's file.
+
+    Raises:
+        UserError: there is none.
+    """
+    candidates = [path / name for name in (JSON_FILE, CHARACTERS_FILE, MODEL_FILE)] if path.is_dir() else [path]
+    for file in candidates:
+        if file.exists():
+            return file
+    names = f" (none of {JSON_FILE}, {CHARACTERS_FILE}, {MODEL_FILE})" if path.is_dir() else ""
+    raise UserError(f"no tokenizer at {path}{names}. Name another file, or run the prepare job first")
+
+
+def _data(file: Path) -> bytes:
+    try:
+        return read_small(file, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"no tokenizer at {file}") from None
+
+
+def _json(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise NotWellFormed(f"{file} is damaged, it is no JSON: {error}. Copy it anew") from None
+    if not isinstance(value, dict):
+        raise NotWellFormed(f"{file} is no tokenizer: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _named_end(folder: Path) -> str | None:
+    """The end of text by the tokenizer_config.json in a folder."""
+    file = folder / SETTINGS_FILE
+    try:
+        value = _json(file, read_small(file)).get("eos_token")
+    except FileNotFoundError:
+        return None
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
+# Byte-level pairs, and any other tokenizer.json
+
+
+def _train_byte_bpe(documents: Documents, config: TextTokenizerConfig, folder: Path) -> tuple[int, int]:
+    """Writes tokenizer.json; returns of how many documents and bytes it was learnt."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    # Bytes as characters, and GPT-2's rule of where words begin; any text comes back as it was.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    chosen = _chosen(documents, config.max_training_bytes)
+    num_bytes = min(int(documents.num_bytes[chosen].sum()), config.max_training_bytes)
+    tokenizer.train_from_iterator(_chunks(documents, chosen, config.max_training_bytes), trainer)
+    with atomic_write(folder / JSON_FILE) as file:
+        file.write(tokenizer.to_str().encode())
+    return len(chosen), num_bytes
+
+
+def _chosen(documents: Documents, max_bytes: int) -> np.ndarray:
+    """The numbers of the documents with the smallest hashes that together have at most `max_bytes` bytes, in order; of
+    a first one that is larger the beginning is to be taken."""
+    if int(documents.num_bytes.sum()) <= max_bytes:
+        return np.arange(len(documents))
+    digests = np.empty(len(documents), np.uint64)
+    for index in range(len(documents)):
+        digest = hashlib.blake2b(documents.data(index), digest_size=8, person=b"tokenizer").digest()
+        digests[index] = int.from_bytes(digest)
+    order = np.argsort(digests, kind="stable")
+    count = int(np.searchsorted(np.cumsum(documents.num_bytes[order]), max_bytes, side="right"))
+    return np.sort(order[: max(1, count)])
+
+
+def _chunks(documents: Documents, chosen: np.ndarray, max_bytes: int) -> Iterator[str]:
+    """The texts in chunks that end at line ends where these are near: the trainer takes time quadratic in the length of
+    a word, and a text may be one word."""
+    for index in chosen:
+        text = documents.data(index)[:max_bytes].decode(errors="ignore")
+        start = 0
+        while start < len(text):
+            end = text.find("\n", start + CHUNK, start + 2 * CHUNK) + 1 or start + 2 * CHUNK
+            yield text[start:end]
+            start = end
+
+
+class JsonTokenizer:
+    """A tokenizer.json of Hugging Face's library `tokenizers`; see `TextTokenizer`."""
+
+    def __init__(self, tokenizer: Any, end_of_text: int | None, unknown: int | None, sha256: str) -> None:
+        self._tokenizer = tokenizer
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.end_of_text = largest + 1 if end_of_text is None else end_of_text
+        self.vocab_size = max(largest, self.end_of_text) + 1
+        self.unknown = unknown
+        self.unknown_bits = 0.0 if unknown is None else math.log2(SCALARS)  # at least: it may stand for a whole word
+        self.sha256 = sha256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        plain = [int(i) for i in ids if i != self.end_of_text]
+        return self._tokenizer.decode(plain, skip_special_tokens=False)
+
+
+def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str) -> JsonTokenizer:
+    # One thread: work is spread over processes, by whoever knows how many there are.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tokenizers import Tokenizer
+
+    settings = _json(file, data)
+    model, added = settings.get("model"), settings.get("added_tokens") or []
+    if not isinstance(model, dict) or not isinstance(added, list):
+        raise NotWellFormed(f"{file} is no tokenizer.json: it has no model with a vocabulary")
+    ids = {
+        token["content"]: token for token in added if isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
+    end = named_end or next((name for name in ENDS if ids.get(name, {}).get("special") is True), None)
+    if end in ids:
+        ids[end]["special"] = True  # only then no text is encoded to it
+    settings["truncation"] = settings["padding"] = None
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(settings))
+        tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is ordinary text
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if max(vocabulary.values(), default=0) >= MAX_VOCABULARY:
+            raise NotWellFormed(f"{file}: an id of {max(vocabulary.values()):,} is too large for a vocabulary")
+        if named_end is not None and named_end not in vocabulary:
+            raise UserError(
+                f"{file}: has no token {named_end!r}, which is to end a text (eos_token of {SETTINGS_FILE})"
+            )
+        unknown = model.get("unk_id")
+        if isinstance(name := model.get("unk_token"), str):
+            unknown = vocabulary.get(name)
+        result = JsonTokenizer(tokenizer, vocabulary[end] if end else None, unknown, sha256)
+        if end and result.end_of_text in result.encode([end])[0]:
+            raise UserError(f"{file}: the text {end!r} is encoded to the end of text itself: no text could hold it")
+        result.decode(result.encode(["A text.\n"])[0])
+    except UserError:
+        raise
+    except BaseException as error:
+        # Errors of the library's Rust code are plain Exceptions, and panics are no Exceptions at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise NotWellFormed(f"{file} is not a tokenizer.json that can be used: {error}. Copy it anew") from None
+    return result
+
+
+# Characters
+
+
+class CharacterTokenizer:
+    """Each character a token, in the order of their code points; then the unknown symbol, then the end of text."""
+
+    def __init__(self, characters: str, sha256: str) -> None:
+        self._points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
+        self._characters = [*characters, "\ufffd", ""]
+        self._ids = np.full(0x110000, len(characters), np.int32)
+        self._ids[self._points] = np.arange(len(characters))
+        self.unknown: int | None = len(characters)
+        self.end_of_text = len(characters) + 1
+        self.vocab_size = len(characters) + 2
+        self.unknown_bits = math.log2(SCALARS - len(characters)) if len(characters) < SCALARS else 0.0
+        self.sha256 = sha256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._ids[np.frombuffer(text.encode("utf-32-le"), np.uint32)] for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return "".join([self._characters[i] for i in ids])
+
+
+def _characters(file: Path, data: bytes) -> str:
+    characters = _json(file, data).get("characters")
+    if not isinstance(characters, str) or any(a >= b for a, b in pairwise(characters)):
+        raise NotWellFormed(f"{file} is damaged: it holds no characters in the order of Unicode. Copy it anew")
+    if any("\ud800" <= character <= "\udfff" for character in characters):
+        raise NotWellFormed(f"{file} is damaged: halves of surrogate pairs are no characters. Copy it anew")
+    return characters
+
+
+# SentencePiece
+
+
+class ModelTokenizer:
+    """A SentencePiece model; see `TextTokenizer`. What its normalisation changes does not come back."""
+
+    def __init__(self, processor: Any, sha256: str) -> None:
+        self._processor = processor
+        size = processor.vocab_size()
+        self.end_of_text: int = processor.eos_id() if processor.eos_id() >= 0 else size
+        self.vocab_size: int = max(size, self.end_of_text + 1)
+        self.unknown: int | None = processor.unk_id()
+        self.unknown_bits = math.log2(SCALARS)  # at least: it may stand for several characters
+        self.sha256 = sha256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts), num_threads=1)]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._processor.decode([int(i) for i in ids if i != self.end_of_text])
+
+
+def _model_tokenizer(file: Path, data: bytes, sha256: str) -> ModelTokenizer:
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        result = ModelTokenizer(processor, sha256)
+        result.decode(result.encode(["A text.\n"])[0])
+    except (RuntimeError, IndexError) as error:
+        raise NotWellFormed(f"{file} is neither a {JSON_FILE} nor a SentencePiece model: {error}") from None
+    return result

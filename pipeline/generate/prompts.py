@@ -1,0 +1,106 @@
+"""Prompts from a file, and their samples as JSON lines."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
+from pipeline.errors import UserError
+from pipeline.generate.language_model import LanguageModel, TextTokenizer
+from pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
+from pipeline.progress import Progress, no_progress
+
+PROMPTS_AT_A_TIME = 1000  # whose samples are held in memory, and whose lengths are sorted
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue.
+
+    Attributes:
+        where: it comes from, for messages: "file, line 3".
+        id: its name in the file, where it has one.
+    """
+
+    text: str
+    where: str
+    id: str | None = None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file in UTF-8, plain or .gz.
+
+    A file named .jsonl, .json or .ndjson has an object a line, with "prompt" and, where wanted, "id"; blank lines are
+    skipped. Any other file has a prompt a line, and a blank line is an empty prompt.
+
+    Raises:
+        UserError: naming file and line; or there are no prompts.
+    """
+    if is_json_lines(path):
+        prompts = [
+            Prompt(text_field(where, record, "prompt"), where, id_field(where, record))
+            for where, record in read_json_lines(path)
+        ]
+    else:
+        prompts = [Prompt(text, where) for where, text in read_text_lines(path)]
+    if not prompts:
+        raise UserError(f"{path} has no prompts: write one a line")
+    return prompts
+
+
+def named_prompts(texts: Iterable[str]) -> list[Prompt]:
+    """Prompts that come from elsewhere than a file, such as the words of a command."""
+    return [Prompt(text, f"prompt {number}") for number, text in enumerate(texts, start=1)]
+
+
+def generate(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Prompt],
+    config: SampleConfig,
+    on_tokens: OnTokens | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[dict[str, Any]]:
+    """Yields a JSON object for each prompt, in order, for `write_json_lines`.
+
+    Each has "prompt", "id" where the prompt has one, "samples" (of each "text", "log_probability" in nats, "tokens":
+    ids, and "reason"), "seed" and "settings". All prompts are checked before the first is continued.
+
+    Args:
+        on_tokens: see `sample`.
+    Raises:
+        UserError: a prompt is longer than the context, naming the prompt; see `sample`.
+    """
+    encoded = tokenizer.encode([prompt.text for prompt in prompts])
+    refuse_long_prompts(encoded, model.config.max_positions, [prompt.where for prompt in prompts])
+    return _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress)
+
+
+def _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress) -> Iterator[dict[str, Any]]:
+    settings = dataclasses.asdict(config)
+    settings["stop"] = list(config.stop)
+    seed = settings.pop("seed")
+    for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
+        progress("continuing prompts", start, len(prompts))
+        part = slice(start, start + PROMPTS_AT_A_TIME)
+        results = sample(model, encoded[part], config, tokenizer.end_of_text, tokenizer.decode, on_tokens, start)
+        for prompt, samples in zip(prompts[part], results, strict=True):
+            name = {} if prompt.id is None else {"id": prompt.id}
+            yield {
+                **name,
+                "prompt": prompt.text,
+                "samples": [
+                    {
+                        "text": generated.text,
+                        "log_probability": generated.log_probability,
+                        "tokens": generated.tokens,
+                        "reason": generated.reason,
+                    }
+                    for generated in samples
+                ],
+                "seed": seed,
+                "settings": settings,
+            }
+    progress("continuing prompts", len(prompts), len(prompts))

@@ -1,0 +1,91 @@
+"""Text as it grows token by token: whole characters only, and nothing of a stop string."""
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+REPLACEMENT = "\ufffd"  # what a decoder makes of bytes that are no UTF-8, or not yet
+UNFINISHED = 3  # bytes at most that a character can have without being whole: 3 of 4
+CONTEXT_TOKENS = 8  # of the prompt, before which the first new token is decoded
+
+
+class TextStream:
+    """The text that new tokens add to a prompt, handed out as early as it is certain.
+
+    The text ends before the first stop string in it. First is the one whose last character comes first, and of those
+    that end there the longest: so the result does not depend on how the text is cut into tokens. A stop string in the
+    prompt, or across its end, does not count.
+
+    Attributes:
+        text: all that was handed out.
+        stopped: whether a stop string has come. Nothing is handed out after it.
+    """
+
+    def __init__(self, decode: Decode, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
+        """
+        Args:
+            prompt: ids before the first new token: some tokenizers drop the space at the beginning of a text.
+        """
+        self.text = ""
+        self.stopped = False
+        self._decode = decode
+        self._stop = tuple(stop)
+        # Tokens are decoded behind a few that came before them. Those have the text `_window`, which is out already.
+        self._ids = [int(token) for token in prompt[-CONTEXT_TOKENS:]]
+        self._before = len(self._ids)
+        self._window = decode(self._ids) if self._ids else ""
+        self._held = ""  # may be the beginning of a stop string
+
+    def push(self, token: int) -> str:
+        """Takes the next token and returns what is certain of the text and not handed out yet."""
+        if self.stopped:
+            return ""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        certain = text
+        for _ in range(UNFINISHED):
+            certain = certain.removesuffix(REPLACEMENT)
+        if not certain.startswith(self._window):
+            return ""  # some decoders take a whole run of bytes back while its last character is not whole
+        new = certain[len(self._window) :]
+        if certain == text:
+            self._ids = self._ids[self._before :]
+            self._before = len(self._ids)
+            self._window = self._decode(self._ids)
+        else:
+            self._window = certain
+        return self._hand_out(new)
+
+    def finish(self) -> str:
+        """Returns the rest, after the last token."""
+        if self.stopped:
+            return ""
+        text = self._decode(self._ids) if self._ids else ""
+        same = len(_common_prefix(text, self._window))
+        self._window = text
+        new = self._hand_out(text[same:])
+        rest, self._held = self._held, ""
+        self.text += rest
+        return new + rest
+
+    def _hand_out(self, new: str) -> str:
+        text = self._held + new
+        ends = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            out, self._held = text[: min(ends)[1]], ""
+        else:
+            keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+            out, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        self.text += out
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of the text that are the beginning of the stop string, and not all of it."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _common_prefix(one: str, other: str) -> str:
+    size = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:size]
