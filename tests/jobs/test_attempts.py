@@ -345,7 +345,7 @@ MEMORY = RuntimeError(
 
 
 def test_a_shortage_of_memory_is_named_with_what_helps():
-    causes = [cause_of(WorkerGroupError("x", failures)) for failures in ({0: DIED, 1: MEMORY}, {0: LOST, 1: MEMORY})]
+    causes = [cause_of(WorkerGroupError("x", {0: other, 1: MEMORY})) for other in (DIED, LOST)]
     causes += [cause_of(ControllerError(MEMORY))]
     assert all("memory" in cause and "batch.micro_tokens" in cause and "\n" not in cause for cause in causes)
     assert all("cluster.num_workers" in cause and "cluster.cpus_per_worker" in cause for cause in causes)
