@@ -6,7 +6,7 @@ Letters in shapes: N packed tokens, B sentences, L a grid's length, H heads, K w
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,9 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
 
     window = (-1, 0) if causal else (-1, -1)
     lengths = target.ends, source.ends, target.shape[1], source.shape[1]
-    grouped = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}  # unknown to older versions of torch
+    grouped: dict[str, Any] = (
+        {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
+    )  # unknown to older versions of torch
     return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, **grouped))
 
 

@@ -99,29 +99,6 @@ def test_validation_on_a_spare_cpu_finds_the_same(place, two_nodes, spread):
     assert not differing(checkpoint_state(folder_of(place, "spare")), checkpoint_state(folder_of(place, "spread")))
 
 
-def test_no_room_is_told_and_not_waited_for(place, two_nodes, monkeypatch):
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    monkeypatch.setattr(preflight, "ROOM_SECONDS", 1.0)
-    words = (*TINY, "cluster.num_workers=1", f"output_dir={place}/outputs", "tracking=off")
-    config = load_config([*words, f"cluster.address={two_nodes.address}"])
-    with checked_session(config):
-        others = placement_group([{"CPU": 1}] * 2)
-        assert others.wait(240)
-        with pytest.raises(UserError, match=r"no room for 1 workers of 1 CPU within 1 s: free are 0 CPU"):
-            check_cluster(config)
-        # Nor where the room is lost later.
-        monkeypatch.setattr(attempts, "MINUTES_WITHOUT_ROOM", 1 / 60)
-        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-        run = run_for(dataclasses.replace(config, name="no-room"), prepare_stage(config))
-        with pytest.raises(UserError, match="had no room for 1 workers any more"):
-            train.train_stage(run)
-        remove_placement_group(others)
-        assert ray.cluster_resources()["CPU"] == 2
-    assert not list((place / "outputs").glob(".seen-by-all-*"))
-
-
 def test_every_engine_and_number_of_workers_takes_the_same_steps(place, two_nodes, monkeypatch):
     """Twelve steps each, which warm up to a high learning rate; all runs of a number of workers in one worker group,
     since the start of a group takes longer than all of them."""
@@ -185,3 +162,27 @@ def _train_all(runs: list[Run]) -> None:
         trainer = make_trainer(train_in_turn, {"folders": folders}, cluster, runs[0].folder / "ray")
         result = trainer.fit()
     assert result.return_value == [{"reason": "max_steps"}] * len(runs)
+
+
+def test_no_room_is_told_and_not_waited_for(place, two_nodes, monkeypatch):
+    """The last of this file: after it Ray cancels the actors of the next session of this process."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(preflight, "ROOM_SECONDS", 1.0)
+    words = (*TINY, "cluster.num_workers=1", f"output_dir={place}/outputs", "tracking=off")
+    config = load_config([*words, f"cluster.address={two_nodes.address}"])
+    with checked_session(config):
+        others = placement_group([{"CPU": 1}] * 2)
+        assert others.wait(240)
+        with pytest.raises(UserError, match=r"no room for 1 workers of 1 CPU within 1 s: free are 0 CPU"):
+            check_cluster(config)
+        # Nor where the room is lost later.
+        monkeypatch.setattr(attempts, "MINUTES_WITHOUT_ROOM", 1 / 60)
+        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+        run = run_for(dataclasses.replace(config, name="no-room"), prepare_stage(config))
+        with pytest.raises(UserError, match="had no room for 1 workers any more"):
+            train.train_stage(run)
+        remove_placement_group(others)
+        assert ray.cluster_resources()["CPU"] == 2
+    assert not list((place / "outputs").glob(".seen-by-all-*"))

@@ -24,11 +24,9 @@ TOLERANCE = {Precision.fp32: 1e-5, Precision.bf16: 0.1}
 class Pairs:
     """Sentences of 2 to 6 words, to be repeated."""
 
-    def source(self, index: int) -> np.ndarray:
-        random = np.random.default_rng(index)
+    def get(self, column: str, row: int) -> np.ndarray:
+        random = np.random.default_rng(row)
         return np.append(random.integers(4, VOCAB, random.integers(2, 7)), EOS_ID)
-
-    target = source
 
 
 def trained(name: EngineName, stage: int, precision: Precision) -> dict[str, torch.Tensor]:
