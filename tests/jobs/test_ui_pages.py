@@ -103,7 +103,6 @@ def test_the_list_that_is_announced_has_the_best_run_first(
     for name, row in zip(names, rows, strict=True):
         own = scores(folder, name)
         assert float(row["metrics.`test/bleu`"]) == own["bleu"]
-        assert float(row["metrics.`test/chrf`"]) == own["chrf"]
         assert float(row["metrics.`training/seconds`"]) == 40.0
     assert [row["params.`model.d_model`"] for row in rows] == ["192", "128", "128"]
     assert [row["params.`seed`"] for row in rows] == ["1", "1", "7"]
