@@ -11,11 +11,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.attention import Grid, Ragged
-from model.config import DecoderConfig, Norm, Positions
+from model.attention import Ragged
+from model.config import DecoderConfig, Norm
 from model.dropout import Dropout
-from model.layers import SelfAttentionLayer, make_normalization, rotations, sinusoids
-from model.packing import Layout, refuse_longer
+from model.layers import SelfAttentionLayer, make_normalization
+from model.packing import Layout
+from model.positions import grid_of, make_positions, rotation_at, with_positions
 
 INITIAL_STD = 0.02
 
@@ -33,15 +34,7 @@ class DecoderOnly(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, config.d_model)
-        match config.positions:
-            case Positions.learned:
-                self.learned_positions = nn.Embedding(config.max_positions, config.d_model)
-            case Positions.rotary:
-                turns = rotations(config.max_positions, config.key_width, config.rotary_base)
-                self.register_buffer("rotations", turns, persistent=False)
-            case Positions.sinusoidal:
-                table = sinusoids(config.max_positions, config.d_model)
-                self.register_buffer("sinusoids", table, persistent=False)
+        make_positions(self, config, config.rotary_base)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             SelfAttentionLayer(config, causal=True, dropout=config.dropout) for _ in range(config.layers)
@@ -75,7 +68,7 @@ class DecoderOnly(nn.Module):
         Raises:
             ValueError: a text of more than max_positions tokens.
         """
-        grid = self.grid(segments)
+        grid = grid_of(self, segments)
         x = self.embed(tokens, segments.positions)
         for layer in self.layers:
             x = layer(x, grid)
@@ -84,29 +77,7 @@ class DecoderOnly(nn.Module):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions (below max_positions): (N,) -> (N, d_model). Unlike the Transformer's, embeddings are not
         multiplied."""
-        x = self.embedding(tokens)
-        match self.config.positions:
-            case Positions.learned:
-                x = x + self.learned_positions(positions)
-            case Positions.sinusoidal:
-                x = x + self.sinusoids.index_select(0, positions)
-        return self.dropout(x)
-
-    def rotation(self, positions: Tensor) -> Tensor | None:
-        """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
-        if self.config.positions is not Positions.rotary:
-            return None
-        return self.rotations.index_select(0, positions)
-
-    def grid(self, layout: Layout) -> Grid:
-        """What the layers need to know of the texts.
-
-        Raises:
-            ValueError: a text of more than max_positions tokens.
-        """
-        refuse_longer(layout, self.config.max_positions)
-        rotation = self.rotation(layout.positions)
-        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype, rotation)
+        return self.dropout(with_positions(self, self.embedding(tokens), positions))
 
     @property
     def output_weight(self) -> Tensor:
@@ -140,7 +111,7 @@ class DecoderOnlyDecoding:
         self.model = model
         self.layers = cast(Sequence[SelfAttentionLayer], model.layers)
         self.states = [layer.self_attention.start() for layer in self.layers]
-        grid = model.grid(layout)
+        grid = grid_of(model, layout)
         x = model.embed(tokens, layout.positions)
         for layer, state in zip(self.layers, self.states, strict=True):
             x = layer(x, grid, state)
@@ -163,7 +134,7 @@ class DecoderOnlyDecoding:
         if self.longest >= model.config.max_positions:
             raise ValueError(f"a text of {self.longest + 1} tokens; model.max_positions is {self.longest}")
         x = model.embed(tokens, self.lengths)
-        rotation = model.rotation(self.lengths if self.is_ragged else self.lengths[:1])
+        rotation = rotation_at(model, self.lengths if self.is_ragged else self.lengths[:1])
         ragged = Ragged.of(self.lengths, self.longest, x.dtype) if self.is_ragged else None
         for layer, state in zip(self.layers, self.states, strict=True):
             x = layer.step(x, state, rotation, ragged)

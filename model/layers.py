@@ -1,7 +1,5 @@
 """The layers of the Transformer (sections 3.1, 3.3 and 3.5). x is (N packed tokens, d_model) throughout."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -9,20 +7,6 @@ from model.attention import CrossAttention, Grid, KeyValueCache, Ragged, SelfAtt
 from model.config import Activation, DecoderConfig, Norm, Normalization, TransformerConfig
 from model.dropout import Dropout
 from model.kernels.linear import Linear
-
-
-def sinusoids(length: int, d_model: int) -> Tensor:
-    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(same) (section 3.5): (length, d_model)."""
-    position = torch.arange(length, dtype=torch.float64)[:, None]
-    angle = position * torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10000.0) / d_model))
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
-
-
-def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
-    """The cosines, then the sines, of pos / base^(2i / width) (RoPE, section 3.2.2): (length, width)."""
-    position = torch.arange(length, dtype=torch.float64)[:, None]
-    angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(base) / width))
-    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
 
 
 class _RootMeanSquare(torch.autograd.Function):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from model.attention import Grid
 from model.config import Norm, Positions, TransformerConfig
 from model.dropout import Dropout
-from model.layers import DecoderLayer, SelfAttentionLayer, make_normalization, rotations, sinusoids
-from model.packing import Layout, refuse_longer
+from model.layers import DecoderLayer, SelfAttentionLayer, make_normalization
+from model.packing import Layout
+from model.positions import grid_of, make_positions, rotation_at, with_positions
 
 
 class Transformer(nn.Module):
@@ -32,13 +33,9 @@ class Transformer(nn.Module):
         d_model = config.d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(d_model): variance 1
+        make_positions(self, config)
         if config.positions is Positions.learned:
-            self.learned_positions = nn.Embedding(config.max_positions, d_model)
             nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
-        elif config.positions is Positions.rotary:
-            self.register_buffer("rotations", rotations(config.max_positions, config.key_width), persistent=False)
-        else:
-            self.register_buffer("sinusoids", sinusoids(config.max_positions, d_model), persistent=False)
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
@@ -56,8 +53,8 @@ class Transformer(nn.Module):
         Returns:
             (N target tokens, d_model); times `output_weight` transposed it gives the logits.
         """
-        source_grid = self.grid(source_layout)
-        target_grid = self.grid(target_layout)
+        source_grid = grid_of(self, source_layout)
+        target_grid = grid_of(self, target_layout)
         memory = self.encode(source, source_layout, source_grid)
         x = self.embed(target, target_layout.positions)
         for layer in self.decoder:
@@ -74,28 +71,7 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions (below max_positions): (N,) -> (N, d_model)."""
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
-        match self.config.positions:
-            case Positions.learned:
-                x = x + self.learned_positions(positions)
-            case Positions.sinusoidal:
-                x = x + self.sinusoids.index_select(0, positions)
-        return self.dropout(x)
-
-    def rotation(self, positions: Tensor) -> Tensor | None:
-        """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
-        if self.config.positions is not Positions.rotary:
-            return None
-        return self.rotations.index_select(0, positions)
-
-    def grid(self, layout: Layout) -> Grid:
-        """What the layers need to know of one side.
-
-        Raises:
-            ValueError: a sentence of more than max_positions tokens.
-        """
-        refuse_longer(layout, self.config.max_positions)
-        rotation = self.rotation(layout.positions)
-        return Grid(layout, self.config.num_heads, self.embedding.weight.dtype, rotation)
+        return self.dropout(with_positions(self, x, positions))
 
     @property
     def output_weight(self) -> Tensor:
@@ -118,7 +94,7 @@ class TransformerDecoding:
 
     def __init__(self, model: Transformer, source: Tensor, layout: Layout) -> None:
         self.model = model
-        grid = model.grid(layout)
+        grid = grid_of(model, layout)
         memory = model.encode(source, layout, grid)
         self.bias = grid.padding_bias
         self.layers = cast(Sequence[DecoderLayer], model.decoder)
@@ -130,7 +106,7 @@ class TransformerDecoding:
         """Feeds one token to each hypothesis: tokens (R,) -> logits (R, V). R is a multiple of B."""
         positions = torch.full_like(tokens, self.position)
         x = self.model.embed(tokens, positions)
-        rotation = self.model.rotation(positions[:1])
+        rotation = rotation_at(self.model, positions[:1])
         for layer, state, memory in zip(self.layers, self.states, self.memories, strict=True):
             x = layer.step(x, state, *memory, self.bias, rotation)
         self.position += 1

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from model.config import Norm, Positions, TransformerConfig
-from model.layers import sinusoids
+from model.positions import sinusoids
 from model.transformer import Transformer
 from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
 from pipeline.disk import explain_full_disk

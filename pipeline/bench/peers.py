@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import Norm, TransformerConfig
-from model.layers import DecoderLayer, SelfAttentionLayer, sinusoids
+from model.layers import DecoderLayer, SelfAttentionLayer
+from model.positions import sinusoids
 from model.transformer import Transformer
 from pipeline.bench.task import Task, Trainer, initial_model
 from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch

@@ -9,6 +9,7 @@ import model.attention
 from model.attention import CrossAttention, Grid, SelfAttention, attend, causal_bias, padding_bias
 from model.config import TransformerConfig
 from model.packing import Layout
+from model.positions import grid_of
 from model.transformer import Transformer
 
 LENGTHS, OTHER_LENGTHS = (5, 2, 7), (3, 6, 1)  # of unequal sentences, so that there is padding
@@ -17,7 +18,7 @@ WIDTH, HEADS = 12, 3
 
 def grid(lengths: tuple[int, ...]) -> Grid:
     config = TransformerConfig(d_model=WIDTH, d_ff=1, num_heads=HEADS, encoder_layers=1, decoder_layers=1)
-    return Transformer(config, vocab_size=1).double().grid(Layout.of(torch.tensor(lengths)))
+    return grid_of(Transformer(config, vocab_size=1).double(), Layout.of(torch.tensor(lengths)))
 
 
 def tokens(lengths: tuple[int, ...], seed: int) -> Tensor:

@@ -9,8 +9,9 @@ from torch import nn
 
 from model.attention import Grid, SelfAttention, rotate
 from model.config import Activation, Norm, Normalization, Positions, TransformerConfig
-from model.layers import FeedForward, make_normalization, rotations
+from model.layers import FeedForward, make_normalization
 from model.packing import Layout
+from model.positions import rotations
 from model.transformer import Transformer
 
 LENGTH, WIDTH = 9, 6

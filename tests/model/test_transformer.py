@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from model.attention import attend, causal_bias
 from model.config import Norm, Positions, TransformerConfig
 from model.dropout import Dropout
-from model.layers import sinusoids
 from model.packing import Layout, from_grid, to_grid
+from model.positions import sinusoids
 from model.transformer import Transformer
 
 

@@ -1,0 +1,68 @@
+"""How a model on packed tokens learns where each token stands: the tables, and what is made of them.
+
+Letters in shapes: N packed tokens, K width of a head.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Grid
+from model.config import DecoderConfig, Positions, TransformerConfig
+from model.packing import Layout, refuse_longer
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(same) (section 3.5): (length, d_model)."""
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    angle = position * torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10000.0) / d_model))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
+
+
+def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
+    """The cosines, then the sines, of pos / base^(2i / width) (RoPE, section 3.2.2): (length, width)."""
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(base) / width))
+    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
+
+
+def make_positions(model: nn.Module, config: TransformerConfig | DecoderConfig, rotary_base: float = 10000.0) -> None:
+    """Gives the model the table that positions are looked up in: `learned_positions`, `rotations` or `sinusoids`."""
+    match config.positions:
+        case Positions.learned:
+            model.learned_positions = nn.Embedding(config.max_positions, config.d_model)
+        case Positions.rotary:
+            table = rotations(config.max_positions, config.key_width, rotary_base)
+            model.register_buffer("rotations", table, persistent=False)
+        case Positions.sinusoidal:
+            model.register_buffer("sinusoids", sinusoids(config.max_positions, config.d_model), persistent=False)
+
+
+def with_positions(model: Any, x: Tensor, positions: Tensor) -> Tensor:
+    """The tokens' embeddings x (N, d_model) with what stands for their positions (N,), where these are added."""
+    match model.config.positions:
+        case Positions.learned:
+            return x + model.learned_positions(positions)
+        case Positions.sinusoidal:
+            return x + model.sinusoids.index_select(0, positions)
+    return x
+
+
+def rotation_at(model: Any, positions: Tensor) -> Tensor | None:
+    """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
+    if model.config.positions is not Positions.rotary:
+        return None
+    return model.rotations.index_select(0, positions)
+
+
+def grid_of(model: Any, layout: Layout) -> Grid:
+    """What the layers need to know of one side.
+
+    Raises:
+        ValueError: a text of more than max_positions tokens.
+    """
+    refuse_longer(layout, model.config.max_positions)
+    rotation = rotation_at(model, layout.positions)
+    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation)
