@@ -8,12 +8,7 @@ from jobs.runs.model import called
 from jobs.runs.report import open_tracker, report_training
 from jobs.runs.stored import stored
 from jobs.runs.summary import print_cleaning, print_next, print_stages
-from jobs.runs.workspace import (
-    Run,
-    only_owner,
-    own_search,
-    run_for,
-)
+from jobs.runs.workspace import Run, only_owner, own_search, run_for
 from jobs.terminal.console import console
 from jobs.training.prepare import found_prepared, prepare_stage
 from jobs.training.train import train_stage

@@ -17,18 +17,14 @@ from jobs.training.precision import with_precision
 from model.build import architecture_of
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
 from pipeline.generate.beam import BeamConfig
-from pipeline.run_folder import (  # noqa: F401  (those of a training are imported from here by others)
+from pipeline.run_folder import (
     CONFIG_FILE,
     LOCK_FILE,
     PREPARED_FILE,
-    PROGRESS_FILE,
-    RESTART_FILE,
     RUNS_FOLDER,
     STAGES,
-    STOP_FILE,
     TRAINING_FILE,
 )
 from pipeline.secrets import HIDDEN, redacted
@@ -213,11 +209,6 @@ def own_config(run: Run) -> Config:
 
 def own_search(run: Run) -> BeamConfig:
     return own_config(run).decode
-
-
-def own_tokenizer(run: Run) -> str:
-    own = own_config(run)
-    return tokenizer_for(own.corpus.target_language, own.evaluate)
 
 
 def _write_config(run: Run) -> None:

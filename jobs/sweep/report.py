@@ -11,13 +11,14 @@ import yaml
 from jobs.config.compose import read_config, recorded
 from jobs.config.schema import Config
 from jobs.runs.report import open_tracker, report_evaluation
-from jobs.runs.workspace import CONFIG_FILE, Run, find_run, only_owner, output_dir
+from jobs.runs.workspace import Run, find_run, only_owner, output_dir
 from jobs.sweep.population import history_in_words, history_of, own_cost, print_history
 from jobs.sweep.table import in_words, short_names, shown_value
 from jobs.terminal.console import clock, console, table
 from jobs.training.evaluate import evaluate_stage
 from pipeline.data.prepare import Prepared
 from pipeline.files import atomic_write
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
 from pipeline.sweep.seeds import Chance, chance_of
 from pipeline.sweep.study import Record, State, Study, importances

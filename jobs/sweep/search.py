@@ -9,7 +9,7 @@ from jobs.config.compose import read_config
 from jobs.config.schema import Config
 from jobs.ray_cluster.session import living_nodes, room_for_workers
 from jobs.runs.report import open_tracker
-from jobs.runs.workspace import CONFIG_FILE, Run, identity, only_owner, output_dir
+from jobs.runs.workspace import Run, identity, only_owner, output_dir
 from jobs.sweep.settings import (
     RECORD_FILE,
     Origin,
@@ -22,6 +22,7 @@ from jobs.training.precision import warn_of_slow_precision, with_precision
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import hash_of, read_json, write_json
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.sweep.config import Sampler, SweepConfig
 from pipeline.sweep.space import corner_points, parse_space
 from pipeline.sweep.study import Record, State, Study, earlier_trials

@@ -9,9 +9,10 @@ from jobs.cli import configuration
 from jobs.config.compose import chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
 from jobs.config.schema import Config, refuse_contradictions
 from jobs.remote.package import submission
-from jobs.runs.workspace import CONFIG_FILE, output_dir, refuse_lost_password, with_changes
+from jobs.runs.workspace import output_dir, refuse_lost_password, with_changes
 from jobs.sweep.population import refuse_uneven, share_of
 from pipeline.errors import UserError
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.sweep.config import Sampler, SweepConfig
 from pipeline.sweep.space import Point, corner_points, parse_space
 from pipeline.sweep.study import Record

@@ -7,9 +7,10 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from jobs.runs.workspace import PROGRESS_FILE, Run
+from jobs.runs.workspace import Run
 from jobs.terminal.console import clock, console, table
 from pipeline.files import read_json
+from pipeline.run_folder import PROGRESS_FILE
 from pipeline.sweep.space import Value
 from pipeline.sweep.study import Record, State
 from pipeline.tasks.task import Metric

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from jobs.config.schema import Config
 from jobs.runs.report import open_tracker, report_training
-from jobs.runs.workspace import CONFIG_FILE, Run, only_owner, output_dir, run_for
+from jobs.runs.workspace import Run, only_owner, output_dir, run_for
 from jobs.sweep.table import Board
 from jobs.training.worker import logged_seconds
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.sweep.study import Record, State, Study
 from pipeline.tracking.uploader import MlflowTracker
 from pipeline.train.inherit import inherit

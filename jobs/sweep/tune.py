@@ -19,12 +19,13 @@ from ray.tune.search import Searcher
 from jobs.config.compose import read_config
 from jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
 from jobs.runs.stopping import Terminated, on_sigterm, watched
-from jobs.runs.workspace import CONFIG_FILE, STOP_FILE, Run
+from jobs.runs.workspace import Run
 from jobs.sweep.trials import Trials
 from jobs.training.attempts import train_in_attempts
 from jobs.training.train import is_trained, refuse_too_long, refuse_unspaced_targets
 from pipeline.disk import disk_trouble, is_disk_message
 from pipeline.errors import UserError
+from pipeline.run_folder import CONFIG_FILE, STOP_FILE
 from pipeline.sweep.study import State
 from pipeline.tasks.build import selecting_metric
 from pipeline.tasks.task import Metric

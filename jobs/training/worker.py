@@ -16,21 +16,13 @@ from jobs.config.schema import Config
 from jobs.runs.environment import log_safely
 from jobs.runs.report import report_validation
 from jobs.runs.stopping import watched
-from jobs.runs.workspace import (
-    CONFIG_FILE,
-    PREPARED_FILE,
-    PROGRESS_FILE,
-    RESTART_FILE,
-    STOP_FILE,
-    TRAINING_FILE,
-    Run,
-    stage_folder,
-)
+from jobs.runs.workspace import Run, stage_folder
 from jobs.training.heartbeat import Heartbeat
 from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
+from pipeline.run_folder import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, RESTART_FILE, STOP_FILE, TRAINING_FILE
 from pipeline.tracking.spool import read_points
 
 if TYPE_CHECKING:

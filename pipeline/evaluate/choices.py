@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.json_lines import read_json_lines, shorten, text_field
+from pipeline.data.text_tokenizer import TextTokenizer
 from pipeline.errors import UserError
 from pipeline.evaluate.accuracy import Accuracy, Paired, accuracy, compare_correct
 from pipeline.evaluate.items import Item
 from pipeline.evaluate.likelihood import Passage, log_probabilities
-from pipeline.generate.language_model import LanguageModel, TextTokenizer
+from pipeline.generate.language_model import LanguageModel
 from pipeline.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)

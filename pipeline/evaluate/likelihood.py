@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generate.language_model import LanguageModel, TextTokenizer, device_of, pack
+from pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte
+from pipeline.generate.language_model import LanguageModel, device_of, pack
 from pipeline.progress import Progress, no_progress
 
 ROWS = 256  # of logits that are held at a time: with a large vocabulary they take more memory than the model
@@ -96,7 +97,7 @@ class TextScore:
     @property
     def bits_per_byte(self) -> float:
         """NaN of an empty document."""
-        return -self.log_probability / math.log(2) / self.bytes if self.bytes else math.nan
+        return bits_per_byte(-self.log_probability, self.bytes) if self.bytes else math.nan
 
 
 def total_score(scores: Sequence[TextScore]) -> TextScore:

@@ -1,4 +1,4 @@
-"""What generation and scoring ask of a language model and of its tokenizer.
+"""What generation and scoring ask of a language model.
 
 Letters in shapes: N packed tokens, R rows (texts that are continued side by side), V vocabulary.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.packing import Layout
+from pipeline.data import packing
 from pipeline.generate.beam import Decoding
 
 
@@ -48,26 +49,6 @@ class LanguageModel(Protocol):
         ...
 
 
-class TextTokenizer(Protocol):
-    """Text to token ids and back. `encode` adds no symbol to a text."""
-
-    @property
-    def end_of_text(self) -> int:
-        """The id of the symbol that ends a document, and that an empty prompt begins with."""
-        ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text."""
-        ...
-
-    def decode(self, ids: Sequence[int], /) -> str:
-        """The text of ids. Bytes that are no UTF-8 become U+FFFD."""
-        ...
-
-
 def device_of(model: LanguageModel) -> torch.device:
     """Where the model's weights are."""
     return next(iter(model.parameters())).device
@@ -75,6 +56,5 @@ def device_of(model: LanguageModel) -> torch.device:
 
 def pack(sequences: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Layout]:
     """Sequences of ids, each at least one long, as one row of tokens (N,) and its layout, on the device."""
-    layout = Layout.of(torch.tensor([len(ids) for ids in sequences]))
-    tokens = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
+    tokens, layout = packing.pack(list(sequences), filler=[])
     return tokens.to(device), layout.to(device)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
+from pipeline.data.text_tokenizer import TextTokenizer
 from pipeline.errors import UserError
-from pipeline.generate.language_model import LanguageModel, TextTokenizer
+from pipeline.generate.language_model import LanguageModel
 from pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
 from pipeline.progress import Progress, no_progress
 

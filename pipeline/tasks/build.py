@@ -60,10 +60,6 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
                 search=config.decode,
                 validation_beam=config.train.validation_beam,
                 tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
-                metadata={
-                    "source_language": config.corpus.source_language,
-                    "target_language": config.corpus.target_language,
-                },
             )
         case _:
             raise ValueError(f"task: {config.task}")

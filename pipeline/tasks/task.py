@@ -171,10 +171,8 @@ class Task:
         evaluate: of (model folder, split, map_tasks, progress) the evaluation in full, shared out as tasks that may run
             elsewhere.
         text: (column, elements) to text, for the files of skipped batches; None where a column is no text.
-        metadata: what a model folder says beside shape and steps.
     """
 
-    name: str
     selects: Metric
     loss_column: str
     tokenizer: str
@@ -186,4 +184,3 @@ class Task:
     evaluate: Callable[[Path, str, MapTasks, Progress], Evaluation]
     epoch: Callable[[Examples, int, int], Examples] = lambda examples, seed, epoch: examples
     text: Callable[[str, Sequence[int]], str] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Translation: a sentence of one language to a sentence of another."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from model.build import ModelConfig, build_model
 from pipeline.data.batches import BatchConfig
 from pipeline.data.lines import read_lines
 from pipeline.data.pairs import collate_pairs, open_pairs
+from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import DEFAULT
@@ -36,7 +37,6 @@ def translation(
     search: BeamConfig,
     validation_beam: int,
     tokenize: str = DEFAULT,
-    metadata: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task on a prepared corpus.
 
@@ -48,18 +48,16 @@ def translation(
     tokenizer = Tokenizer.load(folder_of("tokenizer"))
 
     def validated(trained: Any) -> Evaluation:
-        references = [line.decode() for line in read_lines(folder_of("corpus") / "validation.target")]
+        sources, references = _texts(folder_of("corpus"), "validation")
         pairs = open_pairs(folder_of("shards"), "validation")
         quick = dataclasses.replace(search, beam=validation_beam)
         evaluation = validate(trained, tokenizer, pairs, references, batch, quick, tokenize)
-        sources = [line.decode() for line in read_lines(folder_of("corpus") / "validation.source")]
         return dataclasses.replace(evaluation, samples=_samples(sources, references, evaluation.outputs))
 
     def text(column: str, ids: Sequence[int]) -> str:
         return tokenizer.decode([list(ids[:-1])])[0]  # without </s>
 
     return Task(
-        name="translation",
         selects=BLEU,
         loss_column="target",
         tokenizer=tokenizer.sha256,
@@ -70,7 +68,6 @@ def translation(
         validate=validated,
         evaluate=partial(evaluate_translation, folder_of, search, tokenize),
         text=text,
-        metadata=metadata or {},
     )
 
 
@@ -100,10 +97,7 @@ def evaluate_translation(
     Args:
         model: its folder, which all tasks see.
     """
-    corpus = folder_of("corpus")
-    sources, references = (
-        [line.decode() for line in read_lines(corpus / f"{split}.{side}")] for side in ("source", "target")
-    )
+    sources, references = _texts(folder_of("corpus"), split)
     hypotheses = translate_in_tasks(
         model, sources, search, map_tasks, lambda done: progress(f"translating {split}", done, len(sources))
     )
@@ -114,6 +108,11 @@ def evaluate_translation(
         outputs=hypotheses,
         samples=_samples(sources, references, hypotheses),
     )
+
+
+def _texts(corpus: Path, split: str) -> list[list[str]]:
+    """The source and the target lines of a split."""
+    return [[line.decode() for line in read_lines(corpus / f"{split}.{side}")] for side in SIDES]
 
 
 def _samples(sources: Sequence[str], references: Sequence[str], translations: Sequence[str]) -> dict[str, list[str]]:

@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 
 from jobs.config.compose import load_config
 from jobs.runs.report import open_tracker, report_evaluation, report_training, report_validation
-from jobs.runs.workspace import TRAINING_FILE, only_owner, run_for
+from jobs.runs.workspace import only_owner, run_for
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import prepare
 from pipeline.evaluate.scores import score
 from pipeline.files import write_json
+from pipeline.run_folder import TRAINING_FILE
 from pipeline.tasks.task import Evaluation, Score
 from pipeline.tasks.translation import sample_places
 from pipeline.tracking.tracker import SpoolTracker

@@ -8,13 +8,13 @@ import torch
 from jobs.cli import sort_words
 from jobs.commands import attend
 from jobs.config.compose import load_config, to_yaml
-from jobs.runs.workspace import PREPARED_FILE
 from model.config import TransformerConfig
 from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.generate.translator import save_model
+from pipeline.run_folder import PREPARED_FILE
 from pipeline.tracking.spool import last_status
 from pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported
 

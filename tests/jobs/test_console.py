@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from jobs.config.schema import Config
-from jobs.runs.workspace import PROGRESS_FILE
 from jobs.terminal.console import following
 from jobs.training import worker
 from jobs.training.heartbeat import Heartbeat
 from pipeline.files import write_json
+from pipeline.run_folder import PROGRESS_FILE
 from pipeline.tasks.translation import BLEU
 
 

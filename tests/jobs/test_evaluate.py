@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.config.compose import load_config
-from jobs.runs.workspace import PREPARED_FILE, TRAINING_FILE, Run
+from jobs.runs.workspace import Run
 from jobs.training.evaluate import export_model
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.run_folder import PREPARED_FILE, TRAINING_FILE
 from pipeline.train.checkpoint import save_weights
 
 

@@ -18,13 +18,14 @@ from jobs.config.schema import ClusterConfig
 from jobs.ray_cluster import preflight
 from jobs.ray_cluster.preflight import check_cluster, checked_session
 from jobs.ray_cluster.session import ray_session
-from jobs.runs.workspace import RESTART_FILE, STOP_FILE, Run, run_for
+from jobs.runs.workspace import Run, run_for
 from jobs.training import attempts, train
 from jobs.training.prepare import prepare_stage
 from jobs.training.trainer import cause_of, make_trainer
 from jobs.training.worker import train_worker
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run_folder import RESTART_FILE, STOP_FILE
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from runs import folder_of
 
 from jobs.commands.plan import _found, calibrate_here, plan_of, training_of
 from jobs.config.compose import load_config, with_absolute_paths
-from jobs.runs.workspace import PROGRESS_FILE
 from pipeline.data.prepare import prepare
 from pipeline.files import read_json
+from pipeline.run_folder import PROGRESS_FILE
 from pipeline.tracking.spool import read_points
 
 WITHIN = 0.20

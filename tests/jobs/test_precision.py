@@ -13,13 +13,14 @@ from jobs.ray_cluster import machine
 from jobs.ray_cluster.machine import examine_machine, native_precisions
 from jobs.ray_cluster.session import ray_session
 from jobs.runs.report import _params
-from jobs.runs.workspace import CONFIG_FILE, Run, only_resumed, resumed, run_for
+from jobs.runs.workspace import Run, only_resumed, resumed, run_for
 from jobs.training import precision
 from jobs.training.precision import warn_of_slow_precision, with_precision
 from pipeline import processor
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.errors import UserError
 from pipeline.processor import bf16_instructions
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.train.optimizer import Precision
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from jobs.config.compose import load_config, to_yaml
 from jobs.runs.model import _ranked, export_model, find_model, steps_of_model, tokens_of, training_of
-from jobs.runs.workspace import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE, Run, locked
+from jobs.runs.workspace import Run, locked
 from jobs.training.evaluate import evaluation_folder, is_evaluated, kept_result
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.run_folder import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import MetricLog
 from pipeline.train.checkpoint import save_weights

@@ -11,8 +11,9 @@ import pytest
 
 from jobs.config.schema import Config
 from jobs.runs.stopping import Terminated
-from jobs.runs.workspace import STOP_FILE, Run
+from jobs.runs.workspace import Run
 from jobs.training import attempts, train
+from pipeline.run_folder import STOP_FILE
 from pipeline.train.optimizer import Precision, PrecisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,17 +16,14 @@ import yaml
 from jobs.config.compose import load_config, read_config, to_dict
 from jobs.config.schema import ClusterConfig, Config
 from jobs.runs.workspace import (
-    CONFIG_FILE,
     IDENTITY_FORMAT,
-    PREPARED_FILE,
-    TRAINING_FILE,
     Run,
     find_run,
     identity,
     only_owner,
     only_resumed,
+    own_config,
     own_search,
-    own_tokenizer,
     prepared_before,
     resumed,
     run_for,
@@ -41,8 +38,9 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.tokenizer import MODEL_FILE
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import load_tokenizer
+from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.files import Stage, sha256_file, write_json
+from pipeline.run_folder import CONFIG_FILE, PREPARED_FILE, TRAINING_FILE
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.optimizer import EngineState, Precision, PrecisionConfig
 
@@ -237,7 +235,9 @@ def test_another_tokenizer_of_bleu_does_not_become_the_runs_own(root: Path, prep
     words = ["resume=scored", f"output_dir={root}", "evaluate.tokenize=char"]
     other = run_for(resumed(load_config(words), words), prepared)
     with only_owner(other):
-        assert (own_tokenizer(other), other.config.evaluate.tokenize) == ("13a", "char")
+        own = own_config(other)
+        by = tokenizer_for(own.corpus.target_language, own.evaluate)
+        assert (by, other.config.evaluate.tokenize) == ("13a", "char")
     assert read_config(first.folder / CONFIG_FILE).evaluate.tokenize is None
     assert evaluation_folder_name(other) != evaluation_folder_name(first)
 

@@ -20,6 +20,7 @@ from model.decoder_only import DecoderOnly
 from model.flops import count_parameters, multiply_adds
 from model.packed_linear import pack_linears
 from model.packing import Layout
+from model.positions import grid_of
 
 GPT = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=4, dropout=0.0, max_positions=200)
 LLAMA = replace(
@@ -225,7 +226,7 @@ def test_dropout_stands_where_gpt2_has_it() -> None:
     decoder.train()
     assert (decoder.embed(tokens, layout.positions) == 0).double().mean() == pytest.approx(0.5, abs=0.2)
     attention: Any = decoder.layers[0].get_submodule("self_attention")
-    x, grid = torch.randn(9, 16, dtype=torch.float64), decoder.grid(layout)
+    x, grid = torch.randn(9, 16, dtype=torch.float64), grid_of(decoder, layout)
     assert not torch.allclose(attention(x, grid, causal=True), attention(x, grid, causal=True))
 
 

@@ -138,7 +138,6 @@ def start(
     pairs, text = changes.pop("pairs", CopyPairs(2000, 0)), changes.pop("text", None)
     arguments: dict[str, Any] = {"validate": lambda step, path: found(1.0, float(step)), "reports": told.reports()}
     task = Task(
-        name="copy",
         selects=BLEU,
         loss_column="target",
         tokenizer="",
