@@ -14,7 +14,7 @@ from typing import Any
 from jobs.bench.summary import machine, print_bench, report_bench
 from jobs.cli import configuration, sort_words, usage
 from jobs.config.compose import recorded
-from jobs.config.schema import Config
+from jobs.config.schema import Config, pairs_of
 from jobs.runs.model import find_model
 from jobs.runs.workspace import output_dir, stage_folder
 from jobs.terminal.console import StatusLine, clock
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
+    pairs_of(config, "bench")  # refuses another task
     of = config.corpus.name if bench.trains or given is None else _name_of(given)
     name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = output_dir(config) / "bench" / name
@@ -88,7 +89,7 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
 
     corpus = _corpus_of(given)
     model = read_json(given / MODEL_CONFIG) if given else {}
-    tokenize = tokenizer_for(model.get("target_language", config.corpus.target_language), config.evaluate)
+    tokenize = tokenizer_for(model.get("target_language", pairs_of(config, "bench").target_language), config.evaluate)
     load_tokenizer(tokenize)  # refused now, not after the training
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
@@ -135,9 +136,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
     """The weights that training left, as a model folder."""
     from safetensors.torch import load_file
 
-    from pipeline.generate.translator import save_model
+    from pipeline.model_folder import save_model
 
-    corpus = config.corpus
+    corpus = pairs_of(config, "bench")
     about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
     about |= {"run": folder.name, "steps": [bench.steps_in_all]}
     weights = folder / WEIGHTS_FILE
