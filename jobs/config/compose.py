@@ -267,6 +267,19 @@ def _refuse_foreign(
             f"{', '.join(str(name) for name in schema[section])}. Where it is the experiment that sets it, take "
             "another experiment, or none"
         )
+    for name in given if isinstance(given, DictConfig) else ():
+        value = given._get_node(name)
+        owners = [] if _fits(name, value, schema[section]) else others
+        if owner := next((one for one in owners if _fits(name, value, others[one][section])), None):
+            raise UserError(f"{section}.{name}: {value} is a value of {owner}; {what}. Take an experiment of {owner}")
+
+
+def _fits(name: Any, value: Any, schema: DictConfig) -> bool:
+    try:
+        OmegaConf.merge(schema, {name: value})
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def _unknown_keys(given: Any, schema: DictConfig, prefix: str) -> Iterator[str]:
@@ -274,7 +287,7 @@ def _unknown_keys(given: Any, schema: DictConfig, prefix: str) -> Iterator[str]:
     for name in given if isinstance(given, DictConfig) else ():
         if name not in schema:
             yield f"{prefix}{name}"
-        elif _is_section(below := schema._get_node(name)):
+        elif _is_section(below := schema._get_node(name)) and isinstance(given._get_node(name), DictConfig):
             yield from _unknown_keys(given._get_node(name), below, f"{prefix}{name}.")
 
 

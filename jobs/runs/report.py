@@ -19,7 +19,7 @@ from jobs.runs.model import final_split, in_words, samples_of, tokens_of, traini
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
-from pipeline.data.prepare import Prepared
+from pipeline.data.prepare import Prepared, unit_of
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import SCORING_LIBRARY
 from pipeline.figures.curves import draw_curves
@@ -75,7 +75,8 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
         if split not in counts["splits"]:
             continue
         name, digest = _dataset(config, prepared.corpus.folder, split)
-        unit, size = next(iter(counts["splits"][split].items()))  # pairs, of a translation
+        unit = unit_of(counts)
+        size = counts["splits"][split][unit]
         tracker.log_dataset(name, digest, str(prepared.corpus.folder), {unit: size}, context)
     threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
@@ -166,7 +167,7 @@ def _cleaning(prepared: Prepared) -> dict[str, str]:
     if "read" not in counts:
         return {}
     dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
-    unit = next(iter(counts["splits"]["train"]))  # pairs, of a translation
+    unit = unit_of(counts)
     return {f"corpus.{unit}_read": str(counts["read"]), f"corpus.{unit}_left_out": dropped or "none"}
 
 
@@ -278,9 +279,10 @@ def names_apart(result: Mapping[str, Any]) -> str:
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
-    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
-    unit = next(iter(counts["train"]))  # pairs, of a translation
-    sizes = ", ".join(f"{counts[split][unit]:,} {split}" for split in counts)
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
+    unit, splits = unit_of(counts), counts["splits"]
+    present = [split for split in ("train", "validation", "test") if split in splits]
+    sizes = ", ".join(f"{splits[split][unit]:,} {split}" for split in present)
     pair = config.languages
     steps = in_words(result["steps_averaged"])
     so_far = "" if result["training_ended"] else "has not ended: "
