@@ -55,13 +55,15 @@ class LanguageModel(Protocol):
 
 
 def is_language_model(folder: Path) -> bool:
-    """Whether a model folder's config.json is that of a language model: Transloom's own, or any of Hugging Face's form.
+    """Whether a folder's config.json is that of a language model: Transloom's own, or any of Hugging Face's form.
 
     Raises:
-        FileNotFoundError: there is no config.json.
-        UserError: it can't be read as JSON.
+        UserError: the file can't be read as JSON.
     """
-    values = read_foreign_json(folder / MODEL_CONFIG)
+    try:
+        values = read_foreign_json(folder / MODEL_CONFIG)
+    except FileNotFoundError:
+        return False
     return isinstance(values, dict) and ("model_type" in values or values.get("architecture") == "decoder_only")
 
 
