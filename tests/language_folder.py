@@ -1,4 +1,4 @@
-"""A language model of random weights in a folder of Hugging Face's form, with a tokenizer that was trained on a line."""
+"""A language model of random weights in a folder of Hugging Face's form, with a tokenizer learnt from a line."""
 
 from pathlib import Path
 

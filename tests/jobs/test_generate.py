@@ -90,15 +90,11 @@ def test_without_a_prompt_a_text_begins(generate: Generate) -> None:
 
 @pytest.mark.parametrize("stop", ['stop=["e", "a"]', "stop=e", 'stop="\\u0065"'])
 def test_a_sample_ends_before_a_stop_string(stop: str, generate: Generate) -> None:
-    whole, *rest = [
-        sample
-        for words in ([], [stop])
-        for sample in [samples_of(generate("To be", "samples=40", "max_new_tokens=50", *words))[0]]
-    ]
-    ends = "ea" if "a" in stop else "e"
-    expected = [re.split(f"[{ends}]", sample["text"])[0] for sample in whole]
-    assert [sample["text"] for sample in rest[0]] == expected
-    assert {"stop"} <= {sample["reason"] for sample in rest[0]}
+    words = ("To be", "samples=40", "max_new_tokens=50")
+    (whole,), (stopped,) = samples_of(generate(*words)), samples_of(generate(*words, stop))
+    ends = "[ea]" if "a" in stop else "e"
+    assert [sample["text"] for sample in stopped] == [re.split(ends, sample["text"])[0] for sample in whole]
+    assert "stop" in {sample["reason"] for sample in stopped}
 
 
 def test_a_prompt_is_any_text(generate: Generate) -> None:
