@@ -70,8 +70,15 @@ def terminal_progress() -> Iterator[Progress]:
         yield no_progress
         return
     status = StatusLine(sys.stderr)
+    count = counter(status)
+
+    def progress(what: str, done: int, total: int) -> None:
+        count(what, done, total)
+        if done >= total:
+            status.clear()  # before the results, which may go to the same terminal
+
     try:
-        yield counter(status)
+        yield progress
     finally:
         status.clear()
 
