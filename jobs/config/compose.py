@@ -267,7 +267,9 @@ def _refuse_foreign(
             f"{', '.join(str(name) for name in schema[section])}. Where it is the experiment that sets it, take "
             "another experiment, or none"
         )
-    for name in given if isinstance(given, DictConfig) else ():
+    if not isinstance(given, DictConfig):
+        return
+    for name in given:
         value = given._get_node(name)
         owners = [] if _fits(name, value, schema[section]) else others
         if owner := next((one for one in owners if _fits(name, value, others[one][section])), None):
