@@ -21,11 +21,10 @@ from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.generate.beam import BeamConfig
-from pipeline.generate.language_model import is_language_model, refuse_larger_tokenizer
 from pipeline.generate.translator import Translator
 from pipeline.huggingface import write_huggingface
 from pipeline.huggingface_tokenizer import write_huggingface_tokenizer
-from pipeline.model_folder import load_language_model
+from pipeline.model_folder import is_language_model, load_language_model
 
 
 class Format(Enum):
@@ -70,7 +69,6 @@ def _language_model(model: Path, to: Format) -> Callable[[Path], None]:
     if to is not Format.huggingface:
         raise UserError(f"format={to.value}: {model} is a language model, for which there is format=huggingface alone")
     loaded = load_language_model(model, torch.device("cpu"), torch.float32)
-    refuse_larger_tokenizer(loaded.tokenizer, loaded.model.vocab_size, model)
     config, end = loaded.model.config, loaded.tokenizer.end_of_text
 
     def write(folder: Path) -> None:

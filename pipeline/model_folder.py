@@ -315,11 +315,7 @@ def load_language_model(folder: Path, device: torch.device, dtype: torch.dtype |
         return LoadedLanguageModel(model, tokenizer, metadata)
     config, vocab_size, weights = read_huggingface(folder, cache_links=True)
     tokenizer = load_text_tokenizer(folder)
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens with its end of text, and the model "
-            f"{vocab_size:,}. Take both from one copy"
-        )
+    _refuse_larger_tokenizer(tokenizer, vocab_size, folder)
     decoder = DecoderOnly(config, vocab_size)
     decoder.load_state_dict(weights)
     return LoadedLanguageModel(decoder.to(device, dtype or torch.float32).eval(), tokenizer, {})
@@ -328,3 +324,31 @@ def load_language_model(folder: Path, device: torch.device, dtype: torch.dtype |
 def _refuse_translator(config: ModelConfig) -> None:
     if not isinstance(config, DecoderConfig):
         raise UserError("the model translates, and continues no text: transloom translate <run> < your_text")
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a language model: Transloom's own, or any of Hugging Face's form.
+
+    Raises:
+        UserError: the file can't be read as JSON.
+    """
+    try:
+        values = read_foreign_json(folder / CONFIG)
+    except FileNotFoundError:
+        return False
+    return isinstance(values, dict) and ("model_type" in values or values.get("architecture") == "decoder_only")
+
+
+def _refuse_larger_tokenizer(tokenizer: TextTokenizer, vocab_size: int, folder: Path) -> None:
+    """
+    Args:
+        vocab_size: the model's.
+    Raises:
+        UserError: the tokenizer has ids that the model has not.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer's largest id is {tokenizer.vocab_size - 1:,}, and the model's vocabulary has "
+            f"{vocab_size:,} ids, from 0. Take model and tokenizer from one folder; where the tokenizer names no end "
+            f"of text, name it as eos_token in {SETTINGS_FILE}"
+        )

@@ -33,8 +33,7 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
 
     from model.decoder_only import DecoderOnly
     from model.packed_linear import pack_linears
-    from pipeline.generate.language_model import is_language_model, refuse_larger_tokenizer
-    from pipeline.model_folder import load_language_model
+    from pipeline.model_folder import is_language_model, load_language_model
 
     folder = find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
@@ -44,7 +43,6 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_slow = device.type == "cpu" and not bf16_instructions()
     loaded = load_language_model(folder, device, torch.float32 if is_slow else None)
-    refuse_larger_tokenizer(loaded.tokenizer, loaded.model.vocab_size, folder)
     if is_slow and loaded.metadata.get("precision") == "bf16":
         reason = "the model is in bf16, for which this processor has no instructions"
         print(f"transloom: computes in fp32: {reason}", file=sys.stderr)
