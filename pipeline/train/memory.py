@@ -101,8 +101,8 @@ def _warn(cause: str) -> None:
 
 
 def cut(rows: np.ndarray, share: float, parts: int) -> list[tuple[np.ndarray, float]]:
-    """A micro-batch in `parts` parts, each its rows and its share. A part without rows gets a stand-in of share 0, since
-    every rank makes the same number of calls."""
+    """A micro-batch in `parts` parts, each its rows and its share. A part without rows gets a stand-in of share 0: the
+    number of calls is the same on every rank."""
     return [(part, share) if len(part) else (rows[:1], 0.0) for part in np.array_split(rows, parts)]
 
 
