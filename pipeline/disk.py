@@ -59,6 +59,22 @@ def is_disk_message(text: str) -> bool:
     return any(pattern.search(text) for pattern in TEXTS.values()) or any(one in text for one in more)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Makes the folder where it is missing, and writes a file there for a moment.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        message = disk_trouble(OSError(error.errno, error.strerror, str(folder)))
+        raise UserError(message or f"output_dir: {folder} can't be written: {error.strerror}") from error
+
+
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turns what a full or read-only disk raises into a UserError that names the folder; everything else passes."""

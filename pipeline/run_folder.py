@@ -17,6 +17,7 @@ WEIGHTS_FOLDER = "weights"  # step_<step>/: snapshots, of which the model is the
 PROGRESS_FILE = "progress.json"  # what rank 0 shows
 TRAINING_FILE = "training.json"  # how the training ended; missing while it has not
 PRODUCTS_FILE = "products.json"  # which form of each matrix product is the quicker one
+PARTS_FILE = "micro_batch_parts"  # into how many parts each micro-batch is cut, since a whole one did not fit
 STOP_FILE = "stop"  # the training ends once something is written into it
 WORKERS_FOLDER, RESTART_FILE = "workers", "restart"  # <attempt>/: heartbeats; as STOP_FILE, of this attempt
 STACKS_FOLDER = "stacks"  # of workers that hung

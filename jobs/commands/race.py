@@ -23,6 +23,7 @@ from model.build import ModelConfig, architecture_of
 from model.flops import count_parameters, training_flops
 from pipeline.compare.course import validation_course
 from pipeline.data.prepare import Prepared
+from pipeline.disk import refuse_unwritable
 from pipeline.errors import UserError
 from pipeline.figures.race import Course, draw_race
 from pipeline.files import hash_of, read_json, write_json
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
     done = _done_before(config, contenders, prepared) if prepared else None
     if done is None:
         refuse_missing_tokenizer(config)
+        refuse_unwritable(output_dir(config))
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done

@@ -15,6 +15,7 @@ from jobs.ray_cluster.session import living_nodes, node_address, ray_session, st
 from jobs.remote.package import submission
 from jobs.runs.workspace import output_dir
 from jobs.terminal.console import StatusLine, console
+from pipeline.disk import refuse_unwritable
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import load_tokenizer
 from pipeline.storage import files as storage
@@ -27,11 +28,13 @@ DEAD_RUNS_SECONDS = 10.0
 
 @contextmanager
 def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """As `ray_session`; a cluster's nodes are looked at first, and before them whether the storage can be written.
+    """As `ray_session`; a cluster's nodes are looked at first, and before them whether the output folder and the
+    storage can be written.
 
     Raises:
-        UserError: see `check_cluster` and `check` in pipeline/storage/files.py.
+        UserError: see `check_cluster`, `refuse_unwritable` and `check` in pipeline/storage/files.py.
     """
+    refuse_unwritable(output_dir(config))
     if config.storage:
         storage.check(config.storage)
     with ray_session(config.cluster, meanwhile):

@@ -16,7 +16,7 @@ from jobs.ray_cluster.watch import ended_by_loss, refusal
 from jobs.remote.clusters import keep_ray_token_private
 from jobs.runs.stopping import ended_by_sigterm
 from jobs.terminal.console import console
-from pipeline.disk import disk_trouble, free_bytes
+from pipeline.disk import disk_trouble, free_bytes, free_space
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,17 +111,19 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
     """Starts a Ray that is this command's alone, where need be at a second attempt.
 
     Raises:
-        UserError: the second one fails, too.
+        UserError: the second one fails, too; or its temporary files have no room.
     """
     from jobs.ray_cluster.patches import few_processes
 
+    if message := temp_folder_trouble():
+        raise UserError(message)
     for is_last in (False, True):
         try:
             with few_processes(meanwhile):
                 _init_ray("local")
             return
         except Exception as error:  # Ray raises a bare one where a process of its own does not come up in time
-            if is_last and (message := disk_trouble(error) or _full_temp_folder()):
+            if is_last and (message := temp_folder_trouble() or disk_trouble(error)):
                 raise UserError(message) from error
             if is_last:
                 raise UserError(
@@ -130,13 +132,38 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
             console.print(f"Ray did not start on this machine ({error}); it is started once more")
 
 
-def _full_temp_folder() -> str | None:
-    """What is wrong where Ray's own files, or its shared memory, have no room: Ray tells nothing of it."""
-    for place in (os.environ.get("RAY_TMPDIR") or private_temp_folder() or tempfile.gettempdir(), "/dev/shm"):
-        free = free_bytes(Path(place))
-        if free is not None and free < RAY_BYTES:
-            return disk_trouble(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place))
-    return None
+def temp_folder_trouble() -> str | None:
+    """What is wrong where the files of a Ray of this command's own, or its shared memory, have no room: Ray does not
+    tell. None where they have."""
+    shared = Path("/dev/shm")
+    if (free := free_bytes(shared)) is not None and free < RAY_BYTES:
+        return f"{shared}, Ray's shared memory, is full ({free_space(shared)}). Free some space there"
+    advice = (
+        "or set RAY_TMPDIR to a folder on another disk"
+        if os.environ.get("RAY_TMPDIR")
+        else f"or set TMPDIR to a folder on another disk, with a path of at most {LONGEST_ROOT} characters"
+    )
+    folder = Path(os.environ.get("RAY_TMPDIR") or _temp_root())
+    try:
+        if not os.environ.get("RAY_TMPDIR"):
+            folder = Path(private_temp_folder() or folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+            file.write(bytes(1 << 10))
+            file.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return f"{folder}: Ray can't write its temporary files there ({error.strerror}). Mend that, {advice}"
+    else:
+        free = free_bytes(folder)
+        if free is None or free >= RAY_BYTES:
+            return None
+    return f"{folder}: no room for Ray's temporary files ({free_space(folder)}). Free some space there, {advice}"
+
+
+def _temp_root() -> str:
+    root = os.environ.get("TMPDIR") or "/tmp"
+    return root if len(root) <= LONGEST_ROOT and os.access(root, os.W_OK) else "/tmp"
 
 
 def private_temp_folder() -> str | None:
@@ -148,9 +175,7 @@ def private_temp_folder() -> str | None:
     """
     if os.environ.get("RAY_TMPDIR"):
         return None
-    root = os.environ.get("TMPDIR") or "/tmp"
-    if len(root) > LONGEST_ROOT or not os.access(root, os.W_OK):
-        root = "/tmp"
+    root = _temp_root()
     folder = Path(root, f"transloom-user-{os.getuid()}")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

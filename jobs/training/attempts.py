@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus, start_on_nodes
+from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus, start_on_nodes, temp_folder_trouble
 from jobs.runs.workspace import Run
 from jobs.terminal.console import console
 from jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
@@ -77,6 +77,8 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
             except TrainingFailedError as error:
                 if message := disk_trouble(error, run.folder):
                     raise UserError(message) from error
+                if not run.config.cluster.address and (message := temp_folder_trouble()):
+                    raise UserError(f"{message}. Checkpoints are kept: the same command goes on") from error
                 if is_startup_timeout(error):  # somebody else was quicker
                     if time.monotonic() > room_by:
                         raise _no_room(run) from error

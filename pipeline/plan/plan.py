@@ -187,14 +187,17 @@ def _stall(parameters: int, hardware: Hardware) -> float:
 
 
 def _checkpoint(train: TrainConfig, parameters: int) -> dict[str, Any]:
-    """What lies on the disk: complete checkpoints, and the newest and the best snapshots of the weights."""
+    """What lies on the disk: complete checkpoints, and the newest and the best snapshots of the weights, now and when
+    each checkpoint was written."""
     state, weights = STATE_BYTES * parameters, WEIGHTS_BYTES * parameters
+    others = min(train.average, -(-train.checkpoint_every // train.validate_every))  # since a checkpoint
+    snapshots = 2 * (train.average + train.keep_checkpoints * others)
     return {
         "bytes": state,
         "snapshot_bytes": weights,
         "kept": train.keep_checkpoints,
-        "snapshots_kept": 2 * train.average,
-        "disk_bytes": train.keep_checkpoints * state + 2 * train.average * weights,
+        "snapshots_kept": snapshots,
+        "disk_bytes": train.keep_checkpoints * state + snapshots * weights,
     }
 
 

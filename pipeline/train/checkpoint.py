@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.disk import free_space
+from pipeline.disk import READ_ONLY, REFUSED, disk_trouble, free_space
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
 from pipeline.ranks import on_rank_zero
@@ -279,6 +279,8 @@ def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapp
             _seal(temporary, {**about, "step": step})
         point_to(final)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in (READ_ONLY, *REFUSED):
+            raise UserError(disk_trouble(OSError(error.errno, error.strerror, str(final)))) from error
         raise UserError(
             f"{final} could not be written: {error}. What was written before it is kept. Free some space on that "
             f"disk ({free_space(folder)}), or set output_dir to a folder on a larger one, then give the same command "

@@ -3,6 +3,7 @@
 Read `train` from top to bottom: that is the path of a step.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.ranks import gather, rank, world_size
 from pipeline.tasks.task import Batch, Examples, Task
 from pipeline.train.divergence import keep_batches, spike
 from pipeline.train.engine import Engine, StepResult
-from pipeline.train.memory import OutOfMemory, explained, forward_backward
+from pipeline.train.memory import OutOfMemory, cut, explained, forward_backward, read_parts
 from pipeline.train.session import Session, TrainState
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,12 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
         rate: the learning rate of an optimizer step, counted from 1.
     Raises:
         UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk;
-            with one rank a micro-batch that does not fit in memory.
-        MemoryError: the same with several ranks, on one of them alone.
+            with one rank an example that does not fit in memory.
+        MemoryError: the same with several ranks, on one of them alone; or a micro-batch that does not fit, and that the
+            run's next workers will cut smaller.
     """
     engine, state = session.engine, session.state
+    parts = read_parts(session.folder)
     examples = task.examples("train")
     steps = _steps_from(state, task, examples, batch, seed, engine.device)
     while session.reason is None:
@@ -41,7 +44,7 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
             session.meter.start()
             step = next(steps)
             learning_rate = rate(state.step + 1)
-            losses = add_gradients(engine, step, task.collate)
+            losses = add_gradients(engine, step, task.collate, parts)
             session.meter.add_loss(losses.sum())
             _count(session, step, losses, engine.step(learning_rate), task)
             session.after(step, learning_rate)
@@ -49,7 +52,8 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
             session.go_back(error)
             steps = _steps_from(state, task, examples, batch, seed, engine.device)
         except OutOfMemory as error:
-            raise explained(error, batch, int(step.examples.lengths.max())) from None
+            longest = int(step.examples.lengths.max())
+            raise explained(error, session.folder, parts, batch, longest) from None
     return session.finish()
 
 
@@ -66,12 +70,14 @@ def add_gradients(
     engine: Engine,
     step: Step,
     collate: Callable[[Examples, Sequence[int] | np.ndarray], Batch] | None = None,
+    parts: int = 1,
 ) -> Tensor:
     """The gradients of a rank's micro-batches, into the engine; a collective. The loss is a sum over tokens, normalised
     once, by the count of all ranks.
 
     Args:
-        collate: makes a micro-batch that does not fit in memory anew in two halves; None: none is divided.
+        collate: makes a part of a micro-batch, or half of one that does not fit in memory; None: none is divided.
+        parts: into how many each micro-batch is cut, the same on every rank; above 1 it needs `collate`.
 
     Returns:
         (micro-batches of this rank,) each one's loss, summed over what it counts (nats, smoothed; fp64), on the
@@ -80,18 +86,19 @@ def add_gradients(
         OutOfMemory: on this rank alone.
     """
 
-    def half(rows: Sequence[int] | np.ndarray) -> Batch:
-        assert collate is not None
-        return collate(step.examples, rows)
-
+    make = functools.partial(collate, step.examples) if collate is not None else None
     losses = []
     micro_batches = list(zip(step.batches, step.rows, step.shares, step.seeds, strict=True))
     for i, (batch, rows, share, seed) in enumerate(micro_batches, start=1):
         torch.manual_seed(seed)
-        is_last = i == len(micro_batches)
-        make = half if collate is not None else None
-        total = forward_backward(engine, batch, rows, make, scale=share / step.loss_count, last=is_last)
-        losses.append(total * share)  # stays on the device: reading it here would wait for the step
+        pieces = [(rows, share)] if parts == 1 else cut(rows, share, parts)
+        totals = []
+        for j, (some, weight) in enumerate(pieces, start=1):
+            piece = batch if parts == 1 or make is None else make(some).to(engine.device)
+            is_last = (i, j) == (len(micro_batches), len(pieces))
+            total = forward_backward(engine, piece, some, make, scale=weight / step.loss_count, last=is_last)
+            totals.append(total * weight)
+        losses.append(sum(totals))  # stays on the device: reading it here would wait for the step
     return torch.stack(losses).double()
 
 

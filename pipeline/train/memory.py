@@ -1,8 +1,11 @@
-"""A micro-batch that does not fit in memory: taken in two halves where the engine allows it, else a clear error."""
+"""A micro-batch that does not fit in memory: taken in two halves where the engine allows it. Else the workers start
+again and cut every micro-batch into parts, whose number is kept in the run's folder; else a clear error."""
 
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from pipeline.data.batches import BatchConfig
 from pipeline.errors import UserError
-from pipeline.ranks import world_size
+from pipeline.files import atomic_write
+from pipeline.ranks import on_rank_zero, world_size
+from pipeline.run_folder import PARTS_FILE
 from pipeline.tasks.task import Batch
 from pipeline.train.engine import Engine
 
@@ -23,12 +28,13 @@ class OutOfMemory(MemoryError):
     """A micro-batch does not fit.
 
     Attributes:
-        parts: into how many parts a micro-batch must be cut to have a chance.
+        parts: into how many parts it must be cut to have a chance.
+        rows: how many examples it has.
     """
 
-    def __init__(self, batch: Batch, parts: int, cause: str) -> None:
+    def __init__(self, batch: Batch, parts: int, rows: int, cause: str) -> None:
         super().__init__(f"a micro-batch of {batch.in_words} does not fit in memory ({cause})")
-        self.parts = parts
+        self.parts, self.rows = parts, rows
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -66,7 +72,7 @@ def forward_backward(
         cause = _first_line(error)
     # The handler has been left: its traceback held the tensors of the failed attempt.
     if make is None or len(rows) < 2 or not engine.recover():
-        raise OutOfMemory(batch, 2, cause)
+        raise OutOfMemory(batch, 2, len(rows), cause)
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     _warn(cause)
@@ -78,7 +84,7 @@ def forward_backward(
         if not is_out_of_memory(error):
             raise
         cause = _first_line(error)
-    raise OutOfMemory(batch, 4, cause)
+    raise OutOfMemory(batch, 4, len(rows), cause)
 
 
 def _half(engine: Engine, batch: Batch, scale: float, last: bool) -> Tensor:
@@ -94,16 +100,50 @@ def _warn(cause: str) -> None:
     log.warning("a micro-batch did not fit in memory and was taken in two halves, which costs time: %s", cause)
 
 
-def explained(error: OutOfMemory, batch: BatchConfig, longest: int) -> Exception:
-    """What to raise in place of `error`: a UserError where all ranks raise it, since there is one; else a MemoryError,
-    at which the workers are started anew, for the other ranks wait for this one.
+def cut(rows: np.ndarray, share: float, parts: int) -> list[tuple[np.ndarray, float]]:
+    """A micro-batch in `parts` parts, each its rows and its share. A part without rows gets a stand-in of share 0: the
+    number of calls is the same on every rank."""
+    return [(part, share) if len(part) else (rows[:1], 0.0) for part in np.array_split(rows, parts)]
+
+
+def read_parts(folder: Path) -> int:
+    """Into how many parts each micro-batch of the run is cut: 1 unless one did not fit before. A collective."""
+
+    def read() -> int:
+        try:
+            return max(1, int((folder / PARTS_FILE).read_text()))
+        except (FileNotFoundError, ValueError):
+            return 1
+
+    return on_rank_zero(read)
+
+
+def keep_parts(folder: Path, parts: int) -> bool:
+    """Whether the run's next workers will cut each micro-batch into so many parts. Several ranks may say it at once."""
+    with suppress(OSError), atomic_write(folder / PARTS_FILE) as file:
+        file.write(f"{parts}\n".encode())
+    try:
+        return int((folder / PARTS_FILE).read_text()) >= parts
+    except (OSError, ValueError):
+        return False
+
+
+def explained(error: OutOfMemory, folder: Path, parts: int, batch: BatchConfig, longest: int) -> Exception:
+    """What to raise in place of `error`. A MemoryError, at which the workers are started anew, where these will cut
+    micro-batches into more parts. Else the examples are too long: a UserError where all ranks raise it, since there is
+    one, and a MemoryError where the other ranks wait for this one.
 
     Args:
+        folder: the run's, where the new number of parts is kept.
+        parts: into which micro-batches were cut this time.
         longest: tokens of the longest training example.
     """
-    fitting = [size for size in range(longest, batch.micro_tokens // error.parts + 1) if batch.tokens % size == 0]
+    more = parts * error.parts
+    if error.rows > error.parts // 2 and keep_parts(folder, more):
+        return MemoryError(f"{error}. From now on each micro-batch is taken in {more} parts, which costs time")
+    fitting = [size for size in range(longest, batch.micro_tokens // more + 1) if batch.tokens % size == 0]
     advice = (
-        f"Start a new run with batch.micro_tokens={fitting[-1]}, which holds {1 / error.parts:g} of that at a time"
+        f"Start a new run with batch.micro_tokens={fitting[-1]}, which holds {1 / more:g} of that at a time"
         if fitting
         else f"The longest training example, {longest} tokens, leaves no much smaller budget: lower clean.max_words, "
         "or take a smaller model"

@@ -347,7 +347,9 @@ class Session:
         self.reports.progress(progress)
 
     def _keep_snapshot(self) -> None:
-        """Writes the weights alone, for validation and for the average; keeps the last and the best few."""
+        """Writes the weights alone, for validation and for the average. The last and the best few stay, and those that
+        a training which goes on from one of the checkpoints has as its last and best few: a validation that was pending
+        there reads its snapshot again."""
         config, state = self.config, self.state
         weights = {name.removeprefix("model."): tensor for name, tensor in self.engine.weights().items()}
 
@@ -358,10 +360,9 @@ class Session:
 
         def write() -> None:
             kept = best_before(state.step)
-            if self._goes_back:  # what the model may be made of if a checkpoint is gone back to
-                for step in list_steps(self.folder / "checkpoints"):
-                    before = [record for record in state.validations if record["step"] <= step]
-                    kept += best_before(step) + before[-config.average :]
+            for step in list_steps(self.folder / "checkpoints"):
+                before = [record for record in state.validations if record["step"] <= step]
+                kept += best_before(step) + before[-config.average :]
             keep = {int(record["step"]) for record in kept}
             save_weights(self.folder / "weights", state.step, weights, keep_last=config.average, keep=keep)
 

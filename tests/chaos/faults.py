@@ -42,13 +42,14 @@ from chaos.training import (
     wait_for_step,
 )
 from pipeline.files import read_json
-from pipeline.train.checkpoint import load_weights, newest_checkpoint, verify
+from pipeline.train.checkpoint import list_steps, load_weights, newest_checkpoint, verify
 
 Inject = Callable[[Place, int, int], Injection]
 
 # Of a loss, relative, at another number of workers. Sums in another order differ by rounding, which 100 steps at the
 # tiny model's high learning rate make larger: 0.2 % was measured.
 TOLERANCE = 1e-2
+FIRST_TOLERANCE = 1e-5  # of the first step alone, whose weights are still the same
 HANG_SECONDS = 15.0
 HEAD_SECONDS = 180.0  # within which the command must end when the head node is gone
 DOWN_SECONDS = 30.0
@@ -491,6 +492,7 @@ def change_workers(place: Place, i: int, step: int) -> Injection:
     wait_for_step(place, command, name, first)
     command.process.send_signal(signal.SIGTERM)
     finish(command, code=143)
+    stopped = max(list_steps(place.run(name) / "checkpoints"))
     command = resume(place, name, "cluster.num_workers=1", faults=record)
     wait_for_step(place, command, name, min(place.steps - 10, first + place.steps // 4))
     command.process.send_signal(signal.SIGTERM)
@@ -501,6 +503,10 @@ def change_workers(place: Place, i: int, step: int) -> Injection:
     assert expected and found == expected, (
         f"{sum((found - expected).values())} micro-batches too many, {sum((expected - found).values())} too few"
     )
-    steps = losses(place.run(name))
+    steps, whole = losses(place.run(name)), losses(place.run(WHOLE))
     assert len(steps) == place.steps
+    # Nothing differs with two workers; the first step of one worker begins with the same weights.
+    assert all(steps[i] == whole[i] for i in range(1, stopped + 1)), "a loss before the change differs"
+    apart = abs(steps[stopped + 1] / whole[stopped + 1] - 1)
+    assert apart <= FIRST_TOLERANCE, f"the first loss after the change differs by {apart:.2g}"
     return Injection(figures={"largest relative difference of a loss": check_close(place, name, TOLERANCE)})

@@ -258,6 +258,35 @@ def test_a_pending_validation_is_begun_again_on_resume(tmp_path: Path) -> None:
     assert [one["step"] for one in state.validations] == [5, 10, 12]
 
 
+def test_a_killed_run_finds_the_snapshots_that_its_checkpoint_needs(tmp_path: Path) -> None:
+    """Snapshots of steps 6 to 14 came after the checkpoint, whose validation of step 6 is begun again, and whose last
+    snapshots, of steps 4 and 6, are the final model's."""
+
+    class Killed(Exception):
+        pass
+
+    def of_file(step: int, path: Path) -> Callable[[], Evaluation]:
+        mean = sum(float(tensor.double().mean()) for tensor in load_weights(path).values())
+        return lambda: found(1.0, step + mean / 1e6)
+
+    config = TrainConfig(max_steps=8, validate_every=2, checkpoint_every=7, keep_checkpoints=1, average=3)
+    whole = start(tmp_path / "whole", config, validate=of_file)[1]
+    longer = dataclasses.replace(config, max_steps=20)
+
+    def until_14(step: int, path: Path) -> Callable[[], Evaluation]:
+        if step == 14:
+            raise Killed
+        return of_file(step, path)
+
+    with pytest.raises(Killed):
+        start(tmp_path / "killed", longer, validate=until_14)
+    assert load_checkpoint(newest_checkpoint(tmp_path / "killed" / "checkpoints"))[1]["pending_validation"] == 6
+    state = start(tmp_path / "killed", config, validate=of_file)[1]
+    assert state.validations == whole.validations
+    means = [average_weights(list_weights(tmp_path / run / "weights")[-3:]) for run in ("whole", "killed")]
+    assert all(torch.equal(tensor, means[1][name]) for name, tensor in means[0].items())
+
+
 def test_patience_stops_and_keeps_the_best(tmp_path: Path) -> None:
     scores = {2: 10.0, 4: 30.0, 6: 20.0, 8: 25.0, 10: 28.0}
     config = TrainConfig(

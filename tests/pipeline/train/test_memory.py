@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
 from pipeline.train.loop import add_gradients
-from pipeline.train.memory import OutOfMemory, explained
+from pipeline.train.memory import OutOfMemory, explained, read_parts
 from pipeline.train.objective import TranslationObjective
 from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
@@ -94,13 +94,16 @@ def make(name: str, **settings: Any) -> Engine:
     return make_engine(objective, OptimizerConfig(), precision, ENGINES[name], torch.device("cpu"))
 
 
-def trained(name: str, divides: bool = True, **settings: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(
+    name: str, divides: bool = True, parts: int = 1, **settings: Any
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of this rank in three steps, and the weights after them."""
     pairs = Pairs()
     engine = make(name, **settings)
     losses = []
     for step in islice(pair_steps(pairs, BATCH, 3, rank=rank(), world_size=world_size()), 3):
-        losses.append(float(add_gradients(engine, step, collate_pairs if divides else None).sum()) / step.loss_count)
+        found = add_gradients(engine, step, collate_pairs if divides else None, parts)
+        losses.append(float(found.sum()) / step.loss_count)
         engine.step(1e-3)
     return losses, engine.weights()
 
@@ -122,13 +125,47 @@ def test_a_batch_taken_in_halves_gives_the_same_training(fails_backward: bool) -
 
 
 @pytest.mark.parametrize(("settings", "parts"), [({"divides": False, "limit": 100}, 2), ({"limit": 20}, 4)])
-def test_what_does_not_fit_in_halves_is_an_error_with_the_budget(settings: dict[str, Any], parts: int) -> None:
+def test_what_does_not_fit_in_halves_is_an_error(settings: dict[str, Any], parts: int) -> None:
     with pytest.raises(OutOfMemory, match=r"target tokens does not fit in memory \(CUDA out of memory") as refused:
         trained("torch", **settings)
-    assert refused.value.parts == parts
-    error = explained(refused.value, BATCH, longest=9)
-    assert isinstance(error, UserError)
-    assert str(error).startswith("batch.micro_tokens: ") and f"batch.micro_tokens={128 // parts}," in str(error)
+    assert refused.value.parts == parts and refused.value.rows > 4
+
+
+def refusal(parts: int, rows: int) -> OutOfMemory:
+    batch = next(pair_steps(Pairs(), BATCH, 3, rank=0, world_size=1)).batches[0]
+    return OutOfMemory(batch, parts, rows, "no memory")
+
+
+@pytest.mark.parametrize(("parts", "rows", "more"), [(2, 2, 2), (4, 3, 4), (2, 40, 2)])
+def test_the_next_workers_take_smaller_parts(tmp_path: Path, parts: int, rows: int, more: int) -> None:
+    assert read_parts(tmp_path) == 1
+    error = explained(refusal(parts, rows), tmp_path, 1, BATCH, longest=9)
+    assert isinstance(error, MemoryError) and f"each micro-batch is taken in {more} parts" in str(error)
+    assert read_parts(tmp_path) == more
+    explained(refusal(2, 4), tmp_path, more, BATCH, longest=9)
+    assert read_parts(tmp_path) == 2 * more
+
+
+@pytest.mark.parametrize(("parts", "rows"), [(2, 1), (4, 2)])
+def test_examples_that_do_not_fit_one_by_one_are_an_error_with_the_budget(
+    tmp_path: Path, parts: int, rows: int
+) -> None:
+    error = explained(refusal(parts, rows), tmp_path, 2, BATCH, longest=9)
+    assert isinstance(error, UserError) and read_parts(tmp_path) == 1
+    assert str(error).startswith("batch.micro_tokens: ") and f"batch.micro_tokens={64 // parts}," in str(error)
+
+
+def test_a_number_of_parts_that_can_not_be_kept_is_an_error(tmp_path: Path) -> None:
+    assert isinstance(explained(refusal(2, 40), tmp_path / "gone", 1, BATCH, longest=9), UserError)
+
+
+def test_a_training_cut_into_parts_is_the_same_training() -> None:
+    """Micro-batches of 128 tokens have 16 to 40 examples: some of 30 parts are stand-ins."""
+    whole = trained("torch")
+    Objective.refused = 0
+    for parts in (3, 30):
+        assert_close(trained("torch", parts=parts, limit=60), whole)
+    assert Objective.refused == 0
 
 
 def test_other_errors_stay_what_they_are() -> None:
@@ -149,7 +186,9 @@ def on_two_ranks() -> dict[str, Any]:
         try:
             trained(name, limit=1, **settings)  # on both ranks, so that none waits
         except OutOfMemory as error:
-            results[f"refused by {name}"] = type(explained(error, BATCH, 9)), error.parts
+            results[f"refused by {name}"] = error.parts
+    for name in ("zero 1", "zero 3"):  # what does not fit on either rank, in as many parts as do
+        results[f"{name} in parts"] = trained(name, parts=4, limit=60, fails_backward=True), Objective.refused
     return results
 
 
@@ -163,7 +202,12 @@ def test_a_rank_may_halve_alone_where_the_others_do_not_wait() -> None:
     assert first["zero 1"][1] == 0 < second["torch"][1] < second["zero 0"][1] < second["zero 1"][1]
     # A backward pass under ZeRO can't be undone, and under ZeRO 3 all ranks take part in each.
     for name in ("refused by zero 1", "refused by zero 3"):
-        assert first[name] == second[name] == (MemoryError, 2)
+        assert first[name] == second[name] == 2
+    for name in ("zero 1 in parts", "zero 3 in parts"):
+        (losses, weights), refused = first[name]
+        losses = [one + other for one, other in zip(losses, second[name][0][0], strict=True)]
+        assert_close((losses, weights), whole)
+        assert refused == first["zero 1 in parts"][1]
 
 
 LIMITED = """
@@ -191,13 +235,13 @@ try:
     again = float(t.add_gradients(engine, step, t.collate_pairs).sum())
     print("done", abs(again - before) < 1e-4 * before, memory._warn.cache_info().currsize)
 except memory.OutOfMemory as error:
-    print("refused", memory.explained(error, BATCH, 9))
+    print("refused", error)
 """
 
 
 @pytest.mark.parametrize(
     ("counted", "megabytes", "expected"),
-    [("VmSize", 20, "refused batch.micro_tokens: "), ("VmPeak", -20, "done True 1")],
+    [("VmSize", 20, "refused a micro-batch of "), ("VmPeak", -20, "done True 1")],
 )
 def test_a_limit_of_the_address_space(counted: str, megabytes: int, expected: str) -> None:
     """The logits of the whole micro-batch take 131 MB, those of a half 66 MB. The second case has a limit below
