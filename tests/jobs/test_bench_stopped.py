@@ -146,7 +146,7 @@ def test_a_stopped_bench_shows_its_turns_and_the_same_command_takes_the_others(
     assert (folder / "bench.png").read_bytes()[:4] == b"\x89PNG"
     assert "after 6 of 8 turns" in capsys.readouterr().out
 
-    code, meeting = bench()
+    code, meeting = bench("tracking.experiment=other")  # on which no figure depends
     assert code == 0 and len(meeting.turns) == 2
     # Those that have had all their turns take no step; the others leave out the pairs of their first turn.
     assert [name for name, request in meeting.asked if request == WARM_UP_STEPS] == sorted(
@@ -159,17 +159,23 @@ def test_a_stopped_bench_shows_its_turns_and_the_same_command_takes_the_others(
     assert {len(one["turns"]) for one in result["training"]["contenders"].values()} == {ROUNDS}
     assert "after 6 turns" in capsys.readouterr().out
 
-    assert len(bench("name=another")[1].turns) == 8  # a finished one is not gone on with
-    assert len(bench("name=another")[1].turns) == 8
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.commands.bench.draw_bench", lambda result, path: path)
 
 
-def test_a_bench_that_is_stopped_twice_goes_on_twice(bench: Callable[..., Any], tmp_path: Path) -> None:
-    for _ in range(3):
-        assert bench("name=one", at_turn=stop_after(2, interrupt))[0] == 130
+@pytest.mark.usefixtures("no_picture")
+def test_a_bench_that_is_stopped_twice_goes_on_twice_and_is_then_done(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        assert bench("name=one", at_turn=stop_after(3, interrupt))[0] == 130
     code, meeting = bench("name=one")
     assert code == 0 and len(meeting.turns) == 2
     order = [line["contender"] for line in lines_of(tmp_path / "bench" / "one") if line["kind"] == "training"]
     assert order[:4] == order[:3:-1] and len(set(order)) == CONTENDERS
+    assert len(bench("name=one")[1].turns) == 8  # a finished one is not gone on with
 
 
 def test_a_stop_before_the_first_turn_leaves_no_picture(bench: Callable[..., Any], tmp_path: Path) -> None:
@@ -177,28 +183,20 @@ def test_a_stop_before_the_first_turn_leaves_no_picture(bench: Callable[..., Any
     assert not list(tmp_path.glob("bench/*/bench.*"))
 
 
-@pytest.mark.parametrize("name", [(), ("name=one",)])
+@pytest.mark.usefixtures("no_picture")
 def test_what_has_changed_is_said_and_all_is_measured_anew(
-    name: tuple[str, ...],
-    bench: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(*name, at_turn=stop_after(5, interrupt))
+    bench(at_turn=stop_after(5, interrupt))
     capsys.readouterr()
-    assert len(bench("model.d_ff=128", *name, at_turn=stop_after(6, interrupt))[1].turns) == 6
+    assert len(bench("model.d_ff=128", at_turn=stop_after(6, interrupt))[1].turns) == 6
     assert "settings.model.d_ff (64 -> 128)" in " ".join(capsys.readouterr().out.split())
 
     other = machine(use_gpu=False)
     other["versions"] = {**other["versions"], "torch": "1.0"}
     monkeypatch.setattr("jobs.commands.bench.machine", lambda use_gpu: other)
-    assert len(bench("model.d_ff=128", *name)[1].turns) == 8
+    assert len(bench("model.d_ff=128")[1].turns) == 8
     assert "machine.versions.torch (" in " ".join(capsys.readouterr().out.split())
-
-
-def test_where_it_is_kept_and_reported_changes_no_figure(bench: Callable[..., Any]) -> None:
-    bench("name=one", at_turn=stop_after(5, interrupt))
-    assert len(bench("name=one", "tracking.experiment=other")[1].turns) == 3
 
 
 class Letters:
