@@ -44,9 +44,9 @@ gpu-wheels: $(BIN)/python  ## fetch into build/wheels what gpu-check needs besid
 	@du -sh $(GPU_WHEELS)
 
 test: check  ## lint, types, layers and all tests
-	@# Two at a time, since tests that start Ray wait as long as they compute; tests/conftest.py says which go together.
-	@# The order is kept, so that the long ones come first.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+	@# Three at a time on two cores, since tests that start Ray wait as long as they compute; tests/conftest.py says which
+	@# go together, and which come first. The order is kept.
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20
 
 # tests/chaos is a package beside the tests, and is not installed.
 chaos: $(VENV)/.installed-dev  ## inject faults into real trainings; ARGS="cases=1,5 times=3", ARGS="soak minutes=10", ARGS=stall

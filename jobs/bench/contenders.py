@@ -15,11 +15,12 @@ from jobs.config.schema import ClusterConfig, Config
 from jobs.ray_cluster.session import ALLOCATOR
 from jobs.training.trainer import make_trainer
 from model.config import Norm, Positions, TransformerConfig
-from pipeline.bench.config import WARM_UP_STEPS, BenchConfig
+from pipeline.bench.config import BenchConfig
+from pipeline.bench.kept import Kept
 from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
-from pipeline.bench.task import Kind, Task, Weights
+from pipeline.bench.task import Kind, Ready, Task, Weights
 from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import take_turns
+from pipeline.bench.turns import rounds_of, take_turns
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.processes import Contender, IsLost, Meeting, serve
@@ -101,19 +102,50 @@ def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
     return found, notes
 
 
+def has_all_turns(bench: BenchConfig, kept: Kept) -> bool:
+    """Whether every contender of training has had its turns, here or in an earlier command."""
+    names = _names(kept)
+    return bool(names) and all(len(turns) == bench.rounds for turns in rounds_of(kept, names).turns.values())
+
+
+def training_result(task: Task, bench: BenchConfig, kept: Kept) -> dict[str, Any] | None:
+    """What the turns amount to, with how many they are; None where there was none."""
+    names = _names(kept)
+    rounds = rounds_of(kept, names)
+    if not any(rounds.turns.values()):
+        return None
+    lines = kept.of("contenders")
+    ready = {name: [Ready(**one) for one in members] for line in lines for name, members in line["ready"].items()}
+    return {
+        **summarise_training(rounds, ready, task.model, task.vocab_size),
+        "ratios": [one.as_dict() for one in training_ratios(rounds, task.precision.dtype is Precision.fp32)],
+        "notes": lines[0]["notes"],
+        "measured": {"turns": sum(map(len, rounds.turns.values())), "of": bench.rounds * len(names)},
+    }
+
+
+def _names(kept: Kept) -> list[str]:
+    """The contenders of training; none where they have not started yet."""
+    return list(kept.of("contenders")[0]["ready"]) if kept.of("contenders") else []
+
+
 def measure_training(
-    task: Task, cluster: ClusterConfig, bench: BenchConfig, weights: Path | None, progress: Progress
-) -> dict[str, Any]:
-    """Lets all contenders train in turns, inside a session of Ray.
+    task: Task, cluster: ClusterConfig, bench: BenchConfig, weights: Path | None, kept: Kept, progress: Progress
+) -> None:
+    """Lets all contenders train in turns, inside a session of Ray; ours alone, without Ray, where only the weights are
+    missing.
 
     Args:
         weights: a file for weights to decode with; ours alone trains on for them. None: not needed.
+        kept: the turns of earlier commands; gets those that are taken.
     Raises:
         UserError: a contender died or refused.
     """
     from jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
 
     tasks, notes = contenders_of(task)
+    if has_all_turns(bench, kept):
+        tasks = {BARE: tasks[BARE]}
     under_ray = [name for name, (one, _) in tasks.items() if one.engine.name is EngineName.deepspeed]
     with ExitStack() as stack:
         stack.enter_context(without_messages(MANY_PROCESSES))
@@ -137,21 +169,19 @@ def measure_training(
             contender.send(partial(make_member, tasks[name][0]))
         matmul.receive()
         ready = {name: contender.receive() for name, contender in contenders.items()}
-        rounds = take_turns(contenders, matmul, bench.rounds, bench.steps, progress)
-        result = summarise_training(rounds, ready, task.model, task.vocab_size)
-        ratios = training_ratios(rounds, is_fp32=task.precision.dtype is Precision.fp32)
-        result |= {"ratios": [one.as_dict() for one in ratios], "notes": notes}
+        in_json = {name: [dataclasses.asdict(member) for member in members] for name, members in ready.items()}
+        kept.add("contenders", ready=in_json, notes=notes)
+        taken = take_turns(contenders, matmul, bench.rounds, bench.steps, kept, progress)
         if weights:
-            _train_on(contenders[BARE], bench, weights, progress)
-    return result
+            _train_on(contenders[BARE], taken[BARE], bench.steps_in_all, weights, progress)
 
 
-def _train_on(ours: Contender, bench: BenchConfig, path: Path, progress: Progress) -> None:
+def _train_on(ours: Contender, taken: int, steps_in_all: int, path: Path, progress: Progress) -> None:
     """Until translations have sensible lengths."""
-    first = done = WARM_UP_STEPS + bench.rounds * bench.steps
-    while done < bench.train_steps:
-        progress("training ours on, to decode with its weights: steps", done - first, bench.train_steps - first)
-        steps = min(20, bench.train_steps - done)
+    done = taken
+    while done < steps_in_all:
+        progress("training ours on, to decode with its weights: steps", done - taken, steps_in_all - taken)
+        steps = min(20, steps_in_all - done)
         ours.ask(steps)
         done += steps
     ours.ask(Weights(str(path)))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,7 @@ from typing import Any
 from jobs.bench.contenders import cores, environment
 from jobs.ray_cluster.machine import native_precisions
 from pipeline.bench.config import BenchConfig
+from pipeline.bench.kept import Kept
 from pipeline.bench.report import Ratio, Spread
 from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
 from pipeline.data.tokenizer import Tokenizer
@@ -38,16 +40,46 @@ LABELS = {
 }
 
 
+@dataclass(frozen=True)
+class Sentences:
+    """What is translated: token ids and references, with what tells lines of the ids."""
+
+    ids: list[list[int]]
+    references: list[str]
+    tokenizer: Tokenizer
+    tokenize: str  # BLEU's tokenizer
+
+    def bleu(self, targets: list[list[int]]) -> Any:
+        return score(self.tokenizer.decode(targets), self.references, tokenize=self.tokenize)["bleu"]
+
+
+def choose_sentences(
+    model: Path, sources: Sequence[str], references: Sequence[str], number: int, tokenize: str = DEFAULT
+) -> Sentences:
+    """So many sentences, from all over the test set.
+
+    Args:
+        model: a model folder. sources, references: lines of the test set. tokenize: BLEU's tokenizer.
+    Raises:
+        UserError: the model folder is damaged.
+    """
+    tokenizer = Tokenizer.load(model)
+    chosen = [len(sources) * i // number for i in range(min(number, len(sources)))]
+    if len(sources) <= number:
+        chosen = list(range(len(sources)))
+    ids = tokenizer.encode([sources[i] for i in chosen])
+    return Sentences(ids, [references[i] for i in chosen], tokenizer, tokenize)
+
+
 def measure_decoding(
     model: Path,
-    sources: Sequence[str],
-    references: Sequence[str],
+    sentences: Sentences,
     decode: BeamConfig,
     bench: BenchConfig,
     use_gpu: bool,
+    kept: Kept,
     progress: Progress,
-    tokenize: str = DEFAULT,
-) -> dict[str, Any]:
+) -> None:
     """Lets all translate the same sentences with the same weights in turns, in fp32, and ours in bf16 too.
 
     Each program runs with one process of all threads and with a process for each core (CTranslate2: inter_threads), so
@@ -55,16 +87,11 @@ def measure_decoding(
     one, where the formulas agree, says what part of the translations is identical.
 
     Args:
-        model: a model folder. sources, references: lines of the test set. tokenize: BLEU's tokenizer.
+        model: a model folder.
+        kept: the turns of earlier commands; gets those that are taken.
     Raises:
         UserError: the model folder is damaged, or a contender died.
     """
-    tokenizer = Tokenizer.load(model)
-    chosen = [len(sources) * i // bench.sentences for i in range(min(bench.sentences, len(sources)))]
-    if len(sources) <= bench.sentences:
-        chosen = list(range(len(sources)))
-    ids = tokenizer.encode([sources[i] for i in chosen])
-    expected = [references[i] for i in chosen]
     notes: list[str] = []
     with ExitStack() as stack:
         exported = Path(stack.enter_context(TemporaryDirectory(prefix="transloom-bench-")))
@@ -74,47 +101,69 @@ def measure_decoding(
             notes.append(f"{LABELS[Program.ours_bf16]} is left out: this device has no instructions for bf16")
         meeting = stack.enter_context(Meeting())
         contenders = _start(meeting, folders, use_gpu)
-        searches = {name: _Search(contender, ids, decode, use_gpu) for name, contender in contenders.items()}
-        found = _take_turns(searches, bench.rounds, progress)
+        searches = {name: _Search(contender, sentences.ids, decode, use_gpu) for name, contender in contenders.items()}
+        kept.add("programs", names=list(searches), notes=notes)
+        _take_turns(searches, bench.rounds, kept, progress)
         progress("translating without a length penalty", 0, 0)
-        exact = {
-            program: searches[_of(program, searches)[0]].translate(JUDGED_BEAM, length_penalty=0.0)
-            for program in folders
-        }
+        have = [line["program"] for line in kept.of("exact")]
+        for program in [program for program in folders if LABELS[program] not in have]:
+            found = searches[_of(program, searches)[0]].translate(JUDGED_BEAM, length_penalty=0.0)
+            kept.add("exact", program=LABELS[program], **dataclasses.asdict(found))
+    kept.add("decoded")
 
-    def bleu(targets: list[list[int]]) -> Any:
-        return score(tokenizer.decode(targets), expected, tokenize=tokenize)["bleu"]
 
-    first = {beam: next(iter(found.values()))[beam][0].targets for beam in BEAMS}
+def decoding_result(
+    model: Path, sentences: Sentences, decode: BeamConfig, bench: BenchConfig, kept: Kept
+) -> dict[str, Any] | None:
+    """What the turns amount to, with how many they are; None where there was none."""
+    programs = kept.of("programs")
+    found = _found(kept, programs[0]["names"]) if programs else {}
+    measured = sum(len(turns) for by_beam in found.values() for turns in by_beam.values())
+    if not measured:
+        return None
+    exact = {line.pop("program"): Found(**line) for line in kept.of("exact")}
+    first = {beam: turns[0].targets for beam, turns in next(iter(found.values())).items() if turns}
     table = {
         name: {
             str(beam): {
-                "sentences_per_second": dataclasses.asdict(Spread.of([len(ids) / one.seconds for one in turns])),
-                "bleu": bleu(turns[0].targets).value,
+                "sentences_per_second": dataclasses.asdict(
+                    Spread.of([len(sentences.ids) / one.seconds for one in turns])
+                ),
+                "bleu": sentences.bleu(turns[0].targets).value,
                 "identical_to_ours": _same(turns[0].targets, first[beam]),
                 "peak_bytes": max(one.peak_bytes for one in turns),
             }
             for beam, turns in by_beam.items()
+            if turns
         }
         for name, by_beam in found.items()
     }
     without_penalty = {
-        LABELS[program]: {
-            "bleu": bleu(one.targets).value,
-            "identical_to_ours": _same(one.targets, exact[Program.ours].targets),
+        label: {
+            "bleu": sentences.bleu(one.targets).value,
+            "identical_to_ours": _same(one.targets, exact[LABELS[Program.ours]].targets),
         }
-        for program, one in exact.items()
+        for label, one in exact.items()
     }
     return {
         "model": str(model),
-        "sentences": len(ids),
+        "sentences": len(sentences.ids),
         "length_penalty": decode.length_penalty,
-        "signature": bleu(first[JUDGED_BEAM]).signature,
-        "contenders": table,
+        "signature": sentences.bleu(next(iter(first.values()))).signature,
+        "contenders": {name: by_beam for name, by_beam in table.items() if by_beam},
         "without_length_penalty": without_penalty,
         "ratios": [one.as_dict() for one in _ratios(found, without_penalty)],
-        "notes": notes,
+        "notes": programs[0]["notes"],
+        "measured": {"turns": measured, "of": bench.rounds * len(BEAMS) * len(found)},
     }
+
+
+def _found(kept: Kept, names: Iterable[str]) -> dict[str, dict[int, list[Found]]]:
+    """The turns so far, by contender and beam."""
+    found: dict[str, dict[int, list[Found]]] = {name: {beam: [] for beam in BEAMS} for name in names}
+    for line in kept.of("decoding"):
+        found[line["contender"]][line["beam"]].append(Found(**line["found"]))
+    return found
 
 
 def _of(program: Program, names: Iterable[str]) -> list[str]:
@@ -179,19 +228,23 @@ class _Search:
         self._contender.ask(Request(some, dataclasses.replace(self._config, beam=JUDGED_BEAM)))
 
 
-def _take_turns(searches: Mapping[str, _Search], rounds: int, progress: Progress) -> dict[str, dict[int, list[Found]]]:
-    for name, search in searches.items():
-        progress(f"warming up {name}", 0, 0)
-        search.warm_up()
-    found: dict[str, dict[int, list[Found]]] = {name: {beam: [] for beam in BEAMS} for name in searches}
-    total, done = rounds * len(BEAMS) * len(searches), 0
+def _take_turns(searches: Mapping[str, _Search], rounds: int, kept: Kept, progress: Progress) -> None:
+    """Turns that are kept are not taken again; the others are added to them."""
+    have = {name: {beam: len(turns) for beam, turns in found.items()} for name, found in _found(kept, searches).items()}
+    total, done = rounds * len(BEAMS) * len(searches), sum(sum(by_beam.values()) for by_beam in have.values())
+    if done < total:
+        for name, search in searches.items():
+            progress(f"warming up {name}", 0, 0)
+            search.warm_up()
     for number in range(rounds):
         for beam in BEAMS:
             for name in list(searches) if number % 2 == 0 else list(searches)[::-1]:
+                if have[name][beam] > number:
+                    continue
                 progress(f"decoding, round {number + 1} of {rounds}, beam {beam}: {name}", done, total)
-                found[name][beam].append(searches[name].translate(beam))
+                found = dataclasses.asdict(searches[name].translate(beam))
+                kept.add("decoding", contender=name, beam=beam, round=number + 1, found=found)
                 done += 1
-    return found
 
 
 def _same(some: Sequence[list[int]], others: Sequence[list[int]]) -> float:
@@ -199,22 +252,23 @@ def _same(some: Sequence[list[int]], others: Sequence[list[int]]) -> float:
 
 
 def _ratios(found: Mapping[str, dict[int, list[Found]]], without_penalty: Mapping[str, Any]) -> list[Ratio]:
-    """Those that there are targets for, each side with its best threading."""
+    """Those that there are targets for, each side with its best threading; over the rounds that both have had."""
 
     def best(program: Program) -> list[float]:
+        """The seconds by round; none where the program has had no turn."""
         seconds = [[one.seconds for one in found[name][JUDGED_BEAM]] for name in _of(program, found)]
-        return min(seconds, key=median)
+        return min(filter(None, seconds), key=median, default=[])
 
     ratios = []
     for program, goal in ((Program.huggingface, 2.0), (Program.ctranslate2, 0.8)):
-        if LABELS[program] in without_penalty:
-            theirs = best(program)
-            for ours in (one for one in (Program.ours, Program.ours_bf16) if LABELS[one] in without_penalty):
-                mine = best(ours)
+        for ours in (Program.ours, Program.ours_bf16):
+            both = min(len(best(program)), len(best(ours)))
+            if both:
+                theirs, mine = best(program)[:both], best(ours)[:both]
                 spread = Spread.of([other / one for one, other in zip(mine, theirs, strict=True)])
                 what = f"sentences/s, beam {JUDGED_BEAM}: {LABELS[ours]} / {LABELS[program]}, best threading each"
                 ratios.append(Ratio(what, median(theirs) / median(mine), spread, goal))
-    exported = without_penalty.get(LABELS[Program.ctranslate2])
+    exported = without_penalty.get(LABELS[Program.ctranslate2])  # after ours
     if exported:
         same = exported["identical_to_ours"]
         ratios.append(Ratio("CTranslate2, no length penalty: identical lines", same, Spread.of([same]), 0.99))

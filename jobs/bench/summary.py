@@ -56,11 +56,17 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
         _print_decoding(decoding)
         ratios += decoding["ratios"]
     _print_ratios(ratios)
+    for part, figures in (("Training", training), ("Decoding", decoding)):
+        if figures and figures["measured"]["turns"] < figures["measured"]["of"]:
+            measured = figures["measured"]
+            console.print(f"{part} was stopped after {measured['turns']} of {measured['of']} turns.", style="bold")
     for note in [*(training["notes"] if training else []), *(decoding["notes"] if decoding else [])]:
         console.print(note)
     console.print(
         f"\nFigures  {folder / 'bench.json'}\nPicture  {folder / 'bench.png'}\nTook     {clock(result['seconds'])}"
     )
+    if "stopped" in result:
+        return
     if (folder / MODEL_FOLDER).exists():
         print_next("transloom ui", f"transloom bench {folder / MODEL_FOLDER} part=decode  # the same weights again")
     else:
@@ -70,7 +76,7 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
 def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     bench, settings = result["bench"], result["settings"]
     contenders: Mapping[str, Mapping[str, Any]] = training["contenders"]
-    steps = next(iter(contenders.values()))["steps"]
+    steps = max(one["steps"] for one in contenders.values())
     columns = [
         "contender",
         "target tok/s",
@@ -96,7 +102,7 @@ def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> N
                 f"{one['share_of_matmul']:.1%}",
                 f"{peak / 1e6:,.0f} MB",
                 f"{one['imported_bytes'] / 1e6:,.0f} MB",
-                f"{one['loss']:.3f}",
+                f"{one['loss']:.3f}" if one["steps"] == steps else "-",  # a stopped round, or one that was gone on with
                 f"{one['other_cpu_share']:.2f}",
             ]
         )
@@ -133,13 +139,13 @@ def _print_decoding(decoding: Mapping[str, Any]) -> None:
     columns = ["contender", "beam", "sentences/s", "least-most", "BLEU", "as ours", "peak"]
     title = f"\nDecoding, in fp32 where nothing else is said: {decoding['sentences']} sentences of the test set"
     console.print(table(title, columns, rows, right=(1, 2, 3, 4, 5, 6)))
-    without = [
+    without = "; ".join(
         f"{name} {one['identical_to_ours']:.1%} as ours, BLEU {one['bleu']:.2f}"
         for name, one in decoding["without_length_penalty"].items()
-    ]
+    )
     console.print(
         "1 x 2: one process of two threads; 2 x 1: two at a time with a thread each. Each with its own formula of the\n"
-        f"length penalty, {decoding['length_penalty']:g}. Without one, where they agree: {'; '.join(without)}\n"
+        f"length penalty, {decoding['length_penalty']:g}. Without one, where they agree: {without or 'not measured'}\n"
         f"BLEU: {decoding['signature']}, weights: {decoding['model']}"
     )
 

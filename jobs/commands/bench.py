@@ -1,9 +1,11 @@
 """Bench: what the orchestration costs, and how training and decoding compare with what is usually used.
 
-All on this machine and in one run: contenders are processes that stay alive and take turns.
+All on this machine: contenders are processes that stay alive and take turns. Each turn is kept when it has ended, so a
+bench that is stopped shows what it has, and the same command goes on from there.
 """
 
 import dataclasses
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,10 +18,13 @@ from jobs.cli import configuration, sort_words, usage
 from jobs.config.compose import recorded
 from jobs.config.schema import Config, pairs_of
 from jobs.runs.model import find_model
-from jobs.runs.workspace import output_dir, stage_folder
-from jobs.terminal.console import StatusLine, clock
+from jobs.runs.report import code_revision
+from jobs.runs.stopping import ended_by_sigterm
+from jobs.runs.workspace import locked, output_dir, stage_folder, user_of
+from jobs.terminal.console import StatusLine, clock, console
 from jobs.training.precision import warn_of_slow_precision, with_precision
 from pipeline.bench.config import BenchConfig, Part
+from pipeline.bench.kept import Kept, begin, changes, go_on, stopped_bench
 from pipeline.bench.picture import draw_bench
 from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared
@@ -31,10 +36,12 @@ from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
 
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
+WITHOUT_EFFECT = ("name", "output_dir", "storage", "tracking", "resume")  # settings that no figure depends on
 
 
 def main(argv: list[str]) -> int:
     from jobs.bench.contenders import refuse_unlike
+    from jobs.training.prepare import found_prepared
 
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
@@ -53,24 +60,78 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
-    pairs_of(config, "bench")  # refuses another task
-    of = config.corpus.name if bench.trains or given is None else _name_of(given)
-    name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = output_dir(config) / "bench" / name
-    if config.name is None and folder.exists():  # the clock was set back, or two began in one second
-        folder = folder.with_name(f"{name}-{uuid.uuid4().hex[:6]}")
+    load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
+    corpus = _corpus_of(given)
+    prepared = found_prepared(config) if bench.trains or corpus is None else None
     result: dict[str, Any] = {
         "machine": machine(config.cluster.gpus_per_worker > 0),
         "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
         "settings": recorded(config),
     }
-    _measure(config, bench, given, folder, result)
-    result["seconds"] = time.monotonic() - started_at
-    write_json(folder / RESULT_FILE, result)
-    draw_bench(result, folder / FIGURE_FILE)
+    basis = {
+        **result,
+        "settings": {key: value for key, value in result["settings"].items() if key not in WITHOUT_EFFECT},
+        "code": code_revision(),
+        "data": _data(prepared, corpus),
+        "model": _about(given),
+    }
+    folder, kept = _folder(config, config.corpus.name if bench.trains or given is None else _name_of(given), basis)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            with ended_by_sigterm():
+                kept = _measure(config, bench, given, prepared, folder, kept, basis, result)
+        except BaseException:
+            result |= {"stopped": True, "seconds": time.monotonic() - started_at}
+            if "training" in result or "decoding" in result:
+                _write(result, folder)
+                print_bench(result, folder)
+                console.print("These turns are kept: the same command goes on from there.")
+            raise
+        result["seconds"] = time.monotonic() - started_at
+        _write(result, folder)
+        kept.add("finished")
     report_bench(config, result, folder)
     print_bench(result, folder)
     return 0
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+    write_json(folder / RESULT_FILE, result)
+    draw_bench(result, folder / FIGURE_FILE)
+
+
+def _data(prepared: Prepared | None, corpus: Path | None) -> str | None:
+    """What names the text that is measured with; None before it is prepared."""
+    if prepared:
+        return prepared.shards.folder.name
+    return corpus.name if corpus else None
+
+
+def _folder(config: Config, of: str, basis: dict[str, Any]) -> tuple[Path, Kept | None]:
+    """The bench's folder: that of one that was stopped, and what it has measured, if nothing has changed since; else a
+    new one, or that of `name`. Says which of them, and what has changed."""
+    benches = output_dir(config) / "bench"
+    if config.name:
+        folders = [benches / config.name]
+    else:
+        names = re.compile(rf"{re.escape(of)}-\d{{8}}-\d{{6}}(-[0-9a-f]{{6}})?")
+        there = sorted(benches.iterdir(), reverse=True) if benches.exists() else []
+        folders = [folder for folder in there if names.fullmatch(folder.name) and user_of(folder) is None]
+    stopped = {folder: kept for folder in folders if (kept := stopped_bench(folder)) and kept.turns}
+    for folder, kept in stopped.items():
+        if not changes(kept, basis):
+            console.print(f"Going on with the bench {folder.name}, which was stopped after {kept.turns} turns")
+            return folder, kept
+    for folder, kept in list(stopped.items())[:1]:
+        console.print(
+            f"Beginning anew: the bench {folder.name} was stopped after {kept.turns} turns, and since then changed "
+            f"{', '.join(changes(kept, basis))}"
+        )
+    name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if config.name is None and (benches / name).exists():  # the clock was set back, or two began in one second
+        name = f"{name}-{uuid.uuid4().hex[:6]}"
+    return benches / name, None
 
 
 def has_gpu() -> bool:
@@ -79,46 +140,71 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Path, result: dict[str, Any]) -> None:
-    """Both parts into `result`, as far as they are asked for; `given` is a model folder to decode with, else ours is
-    trained on."""
-    from jobs.bench.contenders import measure_training, task_of
-    from jobs.bench.decoding import measure_decoding
+def _measure(
+    config: Config,
+    bench: BenchConfig,
+    given: Path | None,
+    prepared: Prepared | None,
+    folder: Path,
+    kept: Kept | None,
+    basis: dict[str, Any],
+    result: dict[str, Any],
+) -> Kept:
+    """Both parts into `result`, as far as they are asked for, and as far as they came where this raises.
+
+    Args:
+        given: a model folder to decode with, else ours is trained on.
+        prepared: None: not prepared yet, or not needed.
+        kept: what an earlier command measured. basis: what the figures depend on.
+    """
+    from jobs.bench.contenders import has_all_turns, measure_training, task_of, training_result
+    from jobs.bench.decoding import choose_sentences, decoding_result, measure_decoding
     from jobs.ray_cluster.session import ray_session
-    from jobs.training.prepare import found_prepared, prepare_stage
+    from jobs.training.prepare import prepare_stage
 
     corpus = _corpus_of(given)
-    model = read_json(given / MODEL_CONFIG) if given else {}
-    tokenize = tokenizer_for(model.get("target_language", pairs_of(config, "bench").target_language), config.evaluate)
-    load_tokenizer(tokenize)  # refused now, not after the training
+    saves_model = bench.decodes and given is None
+    weights = folder / WEIGHTS_FILE if saves_model and not (kept and kept.of("weights")) else None
+    takes_turns = bench.trains and not (kept and has_all_turns(bench, kept))
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
-        if bench.trains or corpus is None:
-            prepared = found_prepared(config)
-            with ExitStack() as ray:
-                if bench.trains or prepared is None:
-                    progress("starting Ray", 0, 0)
-                    ray.enter_context(ray_session(config.cluster))
+        with ExitStack() as ray:
+            if takes_turns or (corpus is None and prepared is None):
+                progress("starting Ray", 0, 0)
+                ray.enter_context(ray_session(config.cluster))
+            if bench.trains or corpus is None:
                 prepared = prepared or prepare_stage(config)
-                folder.mkdir(parents=True, exist_ok=True)
-                if bench.trains:
-                    task = task_of(config, prepared)
-                    weights = folder / WEIGHTS_FILE if bench.decodes and given is None else None
-                    result["training"] = measure_training(task, config.cluster, bench, weights, progress)
-                    write_json(folder / RESULT_FILE, result)  # kept, whatever comes over the decoding
-            corpus = corpus or prepared.corpus.folder
-            if bench.decodes and given is None:
-                given = _save_model(config, bench, prepared, folder)
+            kept = go_on(kept) if kept else begin(folder, {**basis, "data": _data(prepared, corpus)})
+            if bench.trains:
+                assert prepared is not None
+                task = task_of(config, prepared)
+                try:
+                    if takes_turns or weights:
+                        measure_training(task, config.cluster, bench, weights, kept, progress)
+                finally:
+                    if training := training_result(task, bench, kept):
+                        result["training"] = training
+        if weights:
+            assert prepared is not None
+            _save_model(config, bench, prepared, folder)
+            kept.add("weights")
         if bench.decodes:
-            assert given is not None and corpus is not None
-            folder.mkdir(parents=True, exist_ok=True)
+            if corpus is None:
+                assert prepared is not None
+                corpus = prepared.corpus.folder
+            model = given or folder / MODEL_FOLDER
             sources, references = [
                 [line.decode() for line in read_lines(corpus / f"test.{side}")] for side in ("source", "target")
             ]
             use_gpu = config.cluster.gpus_per_worker > 0
-            result["decoding"] = measure_decoding(
-                given, sources, references, config.decode, bench, use_gpu, progress, tokenize
-            )
+            sentences = choose_sentences(model, sources, references, bench.sentences, _tokenizer(config, given))
+            try:
+                if not kept.of("decoded"):
+                    measure_decoding(model, sentences, config.decode, bench, use_gpu, kept, progress)
+            finally:
+                if decoding := decoding_result(model, sentences, config.decode, bench, kept):
+                    result["decoding"] = decoding
+    return kept
 
 
 def _name_of(model: Path) -> str:
@@ -127,12 +213,23 @@ def _name_of(model: Path) -> str:
     return folder.parent.name if folder.name == MODEL_FOLDER else folder.name
 
 
+def _about(model: Path | None) -> dict[str, Any]:
+    """What a model folder says of itself, the hash of its weights too."""
+    return read_json(model / MODEL_CONFIG) if model else {}
+
+
+def _tokenizer(config: Config, model: Path | None) -> str:
+    """BLEU's tokenizer for the model's language, else the corpus'."""
+    own = pairs_of(config, "bench").target_language
+    return tokenizer_for(_about(model).get("target_language", own), config.evaluate)
+
+
 def _corpus_of(model: Path | None) -> Path | None:
     """The corpus that a run's model was trained for; None of a model folder that stands alone."""
     return stage_folder(model.parent, "corpus") if model and (model.parent / PREPARED_FILE).exists() else None
 
 
-def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: Path) -> Path:
+def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: Path) -> None:
     """The weights that training left, as a model folder."""
     from safetensors.torch import load_file
 
@@ -144,7 +241,6 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
     weights = folder / WEIGHTS_FILE
     save_model(folder / MODEL_FOLDER, config.model, load_file(weights), prepared.tokenizer.folder, about)
     weights.unlink()
-    return folder / MODEL_FOLDER
 
 
 def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:

@@ -38,7 +38,7 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
     if ratios:
         panels.append((len(ratios), lambda axes: _draw_ratios(axes, ratios)))
     heights = [BAR_INCHES * bars + 0.8 for bars, _ in panels]
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, sum(heights) + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, sum(heights) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (_, draw) in zip(rows, panels, strict=True):
@@ -46,7 +46,12 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     about = result["machine"]
-    figure.suptitle(f"{about['gpu'] or about['processor']}, {about['cores']} cores", fontsize=13)
+    title = [f"{about['gpu'] or about['processor']}, {about['cores']} cores"]
+    for part in ("training", "decoding"):
+        measured = result.get(part, {}).get("measured", {"turns": 0, "of": 0})
+        if measured["turns"] < measured["of"]:
+            title.append(f"stopped after {measured['turns']} of {measured['of']} turns of {part}")
+    figure.suptitle("\n".join(title), fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH)

@@ -55,6 +55,7 @@ def summarise_training(
     rounds: Rounds, ready: Mapping[str, Sequence[Ready]], model: TransformerConfig, vocab_size: int
 ) -> dict[str, Any]:
     """By contender: tokens per second, model FLOP/s and their share of the matrix product's, memory, loss. JSON values.
+    Contenders that have had no turn are left out.
 
     Args:
         ready: what each contender's members said before they began.
@@ -62,6 +63,8 @@ def summarise_training(
     matmul = Spread.of(rounds.matmul)
     contenders: dict[str, Any] = {}
     for name, turns in rounds.turns.items():
+        if not turns:
+            continue
         flops = Spread.of(
             [training_flops(model, vocab_size, one.source_tokens, one.target_tokens) / one.seconds for one in turns]
         )
@@ -86,14 +89,14 @@ def summarise_training(
 
 
 def training_ratios(rounds: Rounds, is_fp32: bool = False) -> list[Ratio]:
-    """The ratios that there are targets for, as far as the contenders were there.
+    """The ratios that there are targets for, as far as the contenders were there; over the rounds that both have had.
 
     Args:
         is_fp32: the products, which all contenders take from the same libraries, are most of a step then: no contender
             can be much quicker than another.
     """
     over_control, over_best = (1.25, 1.25) if is_fp32 else (2.5, 2.0)
-    turns = rounds.turns
+    turns = {name: turns for name, turns in rounds.turns.items() if turns}
     peers = [name for name in (CONTROL, MARIAN) if name in turns]
     best = max(peers, key=lambda name: _speed(turns[name]), default=None)
     pairs = [
@@ -106,12 +109,13 @@ def training_ratios(rounds: Rounds, is_fp32: bool = False) -> list[Ratio]:
     ratios = [
         Ratio(
             f"target tokens/s: {what}",
-            _speed(turns[one]) / _speed(turns[other]),
+            _speed(turns[one][:both]) / _speed(turns[other][:both]),
             _by_round(turns[one], turns[other]),
             goal,
         )
         for what, one, other, goal in pairs
         if one in turns and other in turns
+        for both in [min(len(turns[one]), len(turns[other]))]
     ]
     if BARE in turns and CONTROL in turns:
         # On a GPU its memory is the one that runs out.
@@ -128,4 +132,4 @@ def _speed(turns: Sequence[Turn]) -> float:
 
 
 def _by_round(turns: Sequence[Turn], others: Sequence[Turn]) -> Spread:
-    return Spread.of([other.seconds / one.seconds for one, other in zip(turns, others, strict=True)])
+    return Spread.of([other.seconds / one.seconds for one, other in zip(turns, others, strict=False)])

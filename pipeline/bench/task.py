@@ -78,6 +78,13 @@ class Burst:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """A request: leave out the pairs of so many steps, which were measured before."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """A request: write the weights (fp32) to this file, as a safetensors file with the names of our model."""
 

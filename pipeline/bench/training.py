@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.task import Burst, Kind, Ready, Task, Trainer, Weights
+from pipeline.bench.task import Burst, Kind, Ready, Skip, Task, Trainer, Weights
 from pipeline.processes import peak_bytes
 from pipeline.train.engine import EngineName
 from pipeline.train.schedule import learning_rate
@@ -19,7 +19,7 @@ from pipeline.train.schedule import learning_rate
 MATMUL_SHAPE = (2048, 1024, 1024)  # friendly to every kernel: what the machine can do at best
 
 
-def make_member(task: Task) -> tuple[Callable[[int | Weights], Burst | None], Ready]:
+def make_member(task: Task) -> tuple[Callable[[int | Weights | Skip], Burst | None], Ready]:
     """The answerer of a member: asked for a number of steps, it takes them and answers with a Burst."""
     make = _import_trainer(task)
     imported = peak_bytes()
@@ -27,8 +27,12 @@ def make_member(task: Task) -> tuple[Callable[[int | Weights], Burst | None], Re
     trainer = make(task, device)
     taken = 0
 
-    def answer(request: int | Weights) -> Burst | None:
+    def answer(request: int | Weights | Skip) -> Burst | None:
         nonlocal taken
+        if isinstance(request, Skip):
+            for _ in range(request.steps):
+                next(trainer.steps)
+            return None
         if isinstance(request, Weights):
             assert trainer.save is not None
             trainer.save(Path(request.path))

@@ -2,10 +2,11 @@
 all alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.bench.config import WARM_UP_STEPS
-from pipeline.bench.task import Burst
+from pipeline.bench.kept import Kept
+from pipeline.bench.task import Burst, Skip
 from pipeline.processes import Contender, busy_seconds
 from pipeline.progress import Progress
 
@@ -17,7 +18,7 @@ class Turn:
     """What a contender, all its members together, did in one turn.
 
     Attributes:
-        steps: optimizer steps taken so far, this turn's included.
+        steps: optimizer steps taken so far, this turn's included. A bench that goes on counts anew.
         loss: nats per target token (smoothed), mean over the turn.
         cpu_seconds: of its own processes. other_cpu_seconds: of all others on the machine in this time.
         stolen_seconds: in which a virtual machine's host had given its processors to others.
@@ -44,24 +45,46 @@ class Rounds:
     matmul: list[float]
 
 
+def rounds_of(kept: Kept, names: Sequence[str]) -> Rounds:
+    """What was measured so far of these contenders."""
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    for line in kept.of("training"):
+        if line["contender"] in turns:
+            turns[line["contender"]].append(Turn(**line["turn"]))
+    return Rounds(turns, [speed for line in kept.of("matmul") for speed in line["flops_per_second"]])
+
+
 def take_turns(
-    contenders: Mapping[str, Contender], matmul: Contender, rounds: int, steps: int, progress: Progress
-) -> Rounds:
+    contenders: Mapping[str, Contender], matmul: Contender, rounds: int, steps: int, kept: Kept, progress: Progress
+) -> dict[str, int]:
     """Warms all up, then has each take `steps` steps a round. Every other round runs in the opposite order, so that
-    nobody always comes after the same one."""
-    result = Rounds({name: [] for name in contenders}, [])
-    total, done = rounds * len(contenders), 0
-    for name, contender in contenders.items():
-        progress(f"warming up {name}", done, total)
-        contender.ask(WARM_UP_STEPS)
+    nobody always comes after the same one. Turns that are kept are not taken again; the others are added to them. All
+    turns of a round are on the pairs of the same steps, those of an earlier command too.
+
+    Returns:
+        the steps that each contender has taken; 0 for one that had all its turns before.
+    """
+    before = rounds_of(kept, list(contenders))
+    done = {name: len(turns) for name, turns in before.turns.items()}
+    total, taken = rounds * len(contenders), dict.fromkeys(contenders, 0)
+    for name in [name for name in contenders if done[name] < rounds]:
+        progress(f"warming up {name}", 0, 0)
+        contenders[name].ask(WARM_UP_STEPS)
+        contenders[name].ask(Skip(done[name] * steps))
+        taken[name] = WARM_UP_STEPS
     for number in range(rounds):
+        if len(before.matmul) <= number and min(done.values()) <= number:
+            kept.add("matmul", flops_per_second=matmul.ask(MATMUL_SECONDS))
         names = list(contenders) if number % 2 == 0 else list(contenders)[::-1]
         for name in names:
-            progress(f"round {number + 1} of {rounds}: {name}", done, total)
-            result.turns[name].append(_turn(contenders[name], steps, WARM_UP_STEPS + (number + 1) * steps))
-            done += 1
-        result.matmul.extend(matmul.ask(MATMUL_SECONDS))
-    return result
+            if done[name] > number:
+                continue
+            progress(f"round {number + 1} of {rounds}: {name}", sum(done.values()), total)
+            taken[name] += steps
+            turn = _turn(contenders[name], steps, taken[name])
+            kept.add("training", contender=name, round=number + 1, turn=asdict(turn))
+            done[name] += 1
+    return taken
 
 
 def _turn(contender: Contender, steps: int, steps_so_far: int) -> Turn:

@@ -278,7 +278,7 @@ def test_by_hand_it_is_the_same(place, cluster, tmp_path):
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(place.settings / "local.token")}
     words = [*SHORT, "name=hand", f"output_dir={place.outputs}"]
     words += ["cluster.address=auto", "tracking=off"]
-    resolved = place.in_a_process("run", *words, "--cfg", "job")
+    resolved = place.transloom("run", *words, "--cfg", "job")
     for part in ("conf", "jobs", "model", "pipeline"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "config.yaml").write_text(resolved)

@@ -181,24 +181,27 @@ def test_sync_brings_runs_that_ended_while_the_server_was_down(
 
     states = {"ended": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "killed": None}
     uri = f"http://127.0.0.1:{server.port}"
-    for name, status in states.items():
-        program = (
-            "import os; from pathlib import Path; from jobs.runs.workspace import locked\n"
-            "from jobs.config.compose import to_yaml; from jobs.config.schema import Config\n"
-            "from pipeline.tracking.tracker import SpoolTracker\n"
-            "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
-            f"root = Path({str(tmp_path)!r}); folder = root / 'runs' / {name!r}; folder.mkdir(parents=True)\n"
-            "(folder / 'config.yaml').write_text(to_yaml(Config()))\n"
-            f"config = TrackingConfig(uri={uri!r}, system_metrics=False)\n"
-            "with locked(folder):\n"
-            f"    tracker = MlflowTracker(config, root, folder, {name!r}, {{}})\n"
-            "    worker = SpoolTracker(folder)\n"
-            "    for step in range(1, 101): worker.log_metrics({'train/loss': 1 / step}, step)\n"
-            "    tracker.log_text('a: 1', 'config.yaml')\n"
-            f"    assert {status!r} is None or not tracker.close({status!r}, timeout=1)\n"
-            "    os.kill(os.getpid(), 9)\n"
-        )
-        subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    program = (  # a process for each run, which all have what the first one took seconds to import
+        "import os; from pathlib import Path; from jobs.runs.workspace import locked\n"
+        "from jobs.config.compose import to_yaml; from jobs.config.schema import Config\n"
+        "from pipeline.tracking.tracker import SpoolTracker\n"
+        "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
+        f"for name, status in {states!r}.items():\n"
+        "    if child := os.fork():\n"
+        "        os.waitpid(child, 0)\n"
+        "        continue\n"
+        f"    root = Path({str(tmp_path)!r}); folder = root / 'runs' / name; folder.mkdir(parents=True)\n"
+        "    (folder / 'config.yaml').write_text(to_yaml(Config()))\n"
+        f"    config = TrackingConfig(uri={uri!r}, system_metrics=False)\n"
+        "    with locked(folder):\n"
+        "        tracker = MlflowTracker(config, root, folder, name, {})\n"
+        "        worker = SpoolTracker(folder)\n"
+        "        for step in range(1, 101): worker.log_metrics({'train/loss': 1 / step}, step)\n"
+        "        tracker.log_text('a: 1', 'config.yaml')\n"
+        "        assert status is None or not tracker.close(status, timeout=1)\n"
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     with pytest.raises(UserError, match="4 of 4 runs are not uploaded"):
         sync([f"output_dir={tmp_path}"])
     server.start()
@@ -240,9 +243,9 @@ def test_a_server_killed_half_way_gets_every_point_once(
             slowest = max(slowest, time.monotonic() - started_at)
             time.sleep(0.002)
 
-    train(2)
+    train(1)
     server.kill()
-    train(8)
+    train(4)
     server.start()
     train(1)
     (tracker.run_folder / "config.yaml").write_text(f"uri: {uri}\n")

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from model.config import Norm
+from pipeline.bench.kept import begin
 from pipeline.bench.peers import PlainTransformer, copy_weights, padded_steps
-from pipeline.bench.task import Kind, Task, Weights, initial_model
+from pipeline.bench.task import Kind, Skip, Task, Weights, initial_model
 from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import take_turns
+from pipeline.bench.turns import rounds_of, take_turns
 from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.data.tokenizer import EOS_ID, PAD_ID
 from pipeline.processes import Meeting
@@ -100,12 +101,24 @@ def test_weights_are_saved_under_the_names_of_the_model(task: Task, tmp_path: Pa
     assert not torch.equal(model.embedding.weight, before)
 
 
+def test_a_member_leaves_out_the_pairs_of_steps_that_were_measured_before(task: Task) -> None:
+    """The turn after them is on the same pairs as without the stop."""
+    whole, _ = make_member(task)
+    whole(2)
+    stopped, _ = make_member(task)
+    stopped(1)
+    stopped(Skip(1))
+    (burst, other) = whole(3), stopped(3)
+    assert burst is not None and other is not None
+    assert (other.source_tokens, other.target_tokens) == (burst.source_tokens, burst.target_tokens)
+
+
 def test_the_yardstick_gives_operations_per_second() -> None:
     answer, _ = make_matmul(False, torch.float32)
     assert 1e8 < answer(0.05) < 1e15
 
 
-def test_two_contenders_take_turns(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_contenders_take_turns(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
     shown: list[tuple[str, int, int]] = []
     tasks = {"ours": task, "control": replace(task, kind=Kind.torch)}
@@ -122,7 +135,9 @@ def test_two_contenders_take_turns(task: Task, monkeypatch: pytest.MonkeyPatch) 
             assert ready.threads == 1 and ready.imported_bytes > 0
         monkeypatch.setattr("pipeline.bench.turns.MATMUL_SECONDS", 0.05)
         monkeypatch.setattr("pipeline.bench.turns.WARM_UP_STEPS", 1)
-        rounds = take_turns(contenders, matmul, 2, 2, lambda *what: shown.append(what))
+        kept = begin(tmp_path, {})
+        assert take_turns(contenders, matmul, 2, 2, kept, lambda *what: shown.append(what)) == {"ours": 5, "control": 5}
+    rounds = rounds_of(kept, list(contenders))
     assert len(rounds.matmul) == 2
     for ours, control in zip(rounds.turns["ours"], rounds.turns["control"], strict=True):
         assert (ours.source_tokens, ours.target_tokens) == (control.source_tokens, control.target_tokens)
