@@ -1,12 +1,14 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
 import dataclasses
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -18,21 +20,30 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from jobs.config.schema import Config
 
+Settings = TypeVar("Settings")
 
-def sort_words(argv: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str], dict[str, str], list[str]]:
+
+def sort_words(
+    argv: Sequence[str], own: Sequence[str] = (), expand_home: bool = True
+) -> tuple[list[str], dict[str, str], list[str]]:
     """A job's plain words, such as a file or a sentence; those of its settings that are not in the configuration, with
-    the keys `own`; and all others: `key=value`, options and what follows --cfg."""
+    the keys `own`; and all others: `key=value`, options and what follows --cfg.
+
+    Args:
+        expand_home: whether ~ at the beginning of words and values is the home folder. False: they may be any text.
+    """
+    expand = os.path.expanduser if expand_home else str
     words: list[str] = []
     values: dict[str, str] = {}
     settings: list[str] = []
     for i, word in enumerate(argv):
         key, equals, value = word.partition("=")
         if equals and key in own:
-            values[key] = os.path.expanduser(value)  # a shell expands ~ at the beginning of a word only
+            values[key] = expand(value)  # a shell expands ~ at the beginning of a word only
         elif (_is_setting(word) and not _is_file(word)) or argv[i - 1 : i] == ["--cfg"]:
             settings.append(word)
         else:
-            words.append(os.path.expanduser(word))
+            words.append(expand(word))
     return words, values, settings
 
 
@@ -52,6 +63,72 @@ def _is_setting(word: str) -> bool:
     from jobs.config.schema import Config  # imports torch, which such a job needs anyway
 
     return key[1] in [*groups(), *(field.name for field in dataclasses.fields(Config))]
+
+
+def parse_settings(kind: type[Settings], values: Mapping[str, str]) -> Settings:
+    """A command's own settings as a dataclass, whose fields are numbers, texts, tuples of texts or enumerations.
+
+    A text is taken as it is, or in double quotes as JSON: '"\\n"' is a line feed. Several are a JSON list of texts.
+
+    Raises:
+        UserError: a value can't be read or is refused, naming the key.
+    """
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{key: _parse_value(key, value, hints[key]) for key, value in values.items()})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _parse_value(key: str, value: str, kind: Any) -> Any:
+    if kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            raise UserError(f"{key}: must be a {'whole ' * (kind is int)}number, not {value[:60]!r}") from None
+    if issubclass(get_origin(kind) or kind, Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise UserError(f"{key}={value}: there is {', '.join(option.value for option in kind)}") from None
+    if kind is str:
+        return _text(key, value)
+    if not value.startswith("["):
+        return (_text(key, value),)
+    texts = _json(key, value)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{key}: must be a text, or a JSON list of texts, not {value[:60]}")
+    return tuple(refuse_invalid_utf8(key, text) for text in texts)
+
+
+def _text(key: str, value: str) -> str:
+    if len(value) > 1 and value.startswith('"') and value.endswith('"'):
+        text = _json(key, value)
+        if isinstance(text, str):
+            return refuse_invalid_utf8(key, text)
+    elif "\\" in value:
+        raise UserError(f"{key}: a text with a backslash is given as JSON, in double quotes of its own: {key}='\"…\"'")
+    return refuse_invalid_utf8(key, value)
+
+
+def refuse_invalid_utf8(name: str, text: str) -> str:
+    """The text itself.
+
+    Raises:
+        UserError: the text, a word of the command, can't be written as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: is not UTF-8: convert it first") from None
+    return text
+
+
+def _json(key: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}: is not JSON ({error}): {value[:60]}") from None
 
 
 def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "Config":
@@ -82,7 +159,8 @@ def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "
         config = only_resumed(read_config(Path(resolved[0])))
     else:
         _refuse_meaningless(job, words)
-        config = with_absolute_paths(load_config(words, re.findall(r"([\w.]+)=", COMMANDS[job].arguments), are_changes))
+        own_words = re.findall(r"([\w.]+)=", " ".join([COMMANDS[job].arguments, *COMMANDS[job].own_words]))
+        config = with_absolute_paths(load_config(words, own_words, are_changes))
         if config.resume:
             config = resumed(config, words)
     if show:
@@ -124,6 +202,10 @@ def print_help(job: str) -> None:
     console, command = _console(), COMMANDS[job]
     console.print(f"{usage(job)}\n", soft_wrap=True)
     console.print(f"{command.summary[0].upper()}{command.summary[1:]}.\n", soft_wrap=True)
+    if command.own_words:
+        console.print("Its own settings:")
+        console.print(_columns({word: text for word, text in command.own_words.items()}))
+        console.print()
     if command.has_settings:
         everything = (*groups(), *(word.partition("=")[0] for word in USUAL_SETTINGS))
         reads = everything if command.reads is None else command.reads

@@ -23,6 +23,7 @@ class Command:
         reads: the groups and usual settings that it looks at; None: all of them.
         refuses_others: of the settings of others each is a mistake.
         own_settings: those that other commands do not look at; its help has them first.
+        own_words: key=value words that are in no configuration, beside those in `arguments`.
         has_settings: False: its help need not list the configuration.
         examples: words after the command's name.
     """
@@ -32,6 +33,7 @@ class Command:
     reads: tuple[str, ...] | None = None
     refuses_others: bool = False
     own_settings: Mapping[str, str] = field(default_factory=dict)
+    own_words: Mapping[str, str] = field(default_factory=dict)
     has_settings: bool = True
     examples: tuple[str, ...] = EXAMPLES
 
@@ -74,6 +76,53 @@ COMMANDS = {
         reads=("decode", "output_dir"),
         refuses_others=True,
         examples=("my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"),
+    ),
+    "generate": Command(
+        "continue texts with a language model",
+        arguments='<run, model folder or Hugging Face folder> ["A prompt" …] [prompts=<file>] [to=<file>]',
+        reads=("output_dir",),
+        refuses_others=True,
+        own_words={
+            "prompts=<file>": 'a prompt a line, or JSON lines with "prompt" and, where wanted, "id"',
+            "to=<file>": "write JSON lines there: a line a prompt, with all of its samples",
+            "samples=5": "of each prompt; 1 by default",
+            "max_new_tokens=256": "after which a sample ends",
+            "temperature=0.8": "below 1 the likelier tokens are drawn more often; 0 always takes the likeliest",
+            "top_k=50": "draw from so many of the likeliest tokens only; 0: all",
+            "top_p=0.95": "draw from the fewest tokens that together are so probable only; 1: all",
+            "seed=1": "another one draws other samples; 0 by default",
+            "stop='[\"\\n\\n\"]'": "end before these texts: a JSON list, or one text",
+            "batch_size=32": "samples that are made side by side",
+        },
+        examples=(
+            'my-run "ROMEO:" temperature=0.8 top_p=0.95 seed=1',
+            'my-run "def f(x):" samples=5 max_new_tokens=60 stop=\'["\\n\\n"]\'',
+            "my-run prompts=prompts.txt samples=3 to=samples.jsonl",
+            '~/models/gpt2 "The meaning of life is"',
+        ),
+    ),
+    "score": Command(
+        "how likely a language model finds texts: accuracy at choices, bits per byte of documents",
+        arguments="<run, model folder or Hugging Face folder> <file> [results=<file>]",
+        reads=("output_dir",),
+        refuses_others=True,
+        own_words={
+            "results=<file>": "write JSON lines there, one for each item or document",
+            "shots=5": "solved examples before each item; 0 by default",
+            "examples=<file>": "where these come from; by default the other items of the file",
+            "template='{context} {choice}'": "how an item is written; as JSON: '\"Q: {context}\\nA:{choice}\"'",
+            "separator='\"\\n\"'": "between examples; by default a blank line",
+            "seed=1": "another one draws other examples; 0 by default",
+            "unit=line": "what of a text file is a document: file (default), line or paragraph",
+            "stride=256": "tokens that each window of a long document adds; by default half of the context",
+            "batch_tokens=4096": "tokens that are read side by side",
+        },
+        examples=(
+            "my-run choices.jsonl",
+            "my-run choices.jsonl shots=5 examples=train.jsonl template='{context} {choice}' results=scores.jsonl",
+            "my-run book.txt stride=64",
+            "~/models/gpt2 articles.jsonl results=bits.jsonl",
+        ),
     ),
     "export": Command(
         "write a trained model in the format of CTranslate2 or Hugging Face",

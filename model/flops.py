@@ -16,10 +16,14 @@ def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
     return config.multiply_adds(vocab_size)
 
 
-def training_flops(config: ModelConfig, vocab_size: int, source_tokens: int, target_tokens: int) -> int:
-    """Floating-point operations to train on these tokens: 2 for each multiply-add, forward once, backward twice."""
-    source, target = multiply_adds(config, vocab_size)
-    return 6 * (source * source_tokens + target * target_tokens)
+def training_flops(config: ModelConfig, vocab_size: int, *tokens: int) -> int:
+    """Floating-point operations to train on these tokens: 2 for each multiply-add, forward once, backward twice.
+
+    Args:
+        tokens: of the source and the target, or of a language model's text alone.
+    """
+    costs = multiply_adds(config, vocab_size)[-len(tokens) :]
+    return 6 * sum(cost * count for cost, count in zip(costs, tokens, strict=True))
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -1,9 +1,9 @@
-"""A trained model in the formats of other programs: CTranslate2, and Hugging Face's MarianMTModel."""
+"""A trained model in the formats of other programs: CTranslate2, and Hugging Face's MarianMTModel, GPT-2 and Llama."""
 
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,11 @@ from pipeline.disk import explain_full_disk
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.generate.beam import BeamConfig
+from pipeline.generate.language_model import is_language_model, refuse_larger_tokenizer
 from pipeline.generate.translator import Translator
+from pipeline.huggingface import write_huggingface
+from pipeline.huggingface_tokenizer import write_huggingface_tokenizer
+from pipeline.model_folder import load_language_model
 
 
 class Format(Enum):
@@ -48,6 +52,37 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
         raise UserError(f"{folder} is there already: name a folder that is empty or does not exist")
     if to is Format.huggingface and quantization is not Quantization.float32:
         raise UserError(f"quantization={quantization.value}: only format=ctranslate2 has it")
+    write = _language_model(model, to) if is_language_model(model) else _translator(model, to, quantization)
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    with explain_full_disk(folder):
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            os.rename(temporary, folder)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"can't write {folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _language_model(model: Path, to: Format) -> Callable[[Path], None]:
+    """What writes a language model into a folder."""
+    if to is not Format.huggingface:
+        raise UserError(f"format={to.value}: {model} is a language model, for which there is format=huggingface alone")
+    loaded = load_language_model(model, torch.device("cpu"), torch.float32)
+    refuse_larger_tokenizer(loaded.tokenizer, loaded.model.vocab_size, model)
+    config, end = loaded.model.config, loaded.tokenizer.end_of_text
+
+    def write(folder: Path) -> None:
+        token_ids = {"bos_token_id": end, "eos_token_id": end}
+        write_huggingface(folder, config, loaded.model.vocab_size, loaded.model.state_dict(), token_ids)
+        write_huggingface_tokenizer(model, loaded.tokenizer, config.max_positions, folder)
+
+    return write
+
+
+def _translator(model: Path, to: Format, quantization: Quantization) -> Callable[[Path], None]:
+    """What writes a translation model into a folder."""
     translator = Translator.load(model, torch.device("cpu"), torch.float32)
     transformer = translator.model
     if not isinstance(transformer, Transformer):
@@ -57,21 +92,16 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
             f"{model}: only the paper's layers can be exported; Marian has neither RMS normalisation, SwiGLU or GELU, "
             "rotary positions, shared heads of keys nor layers without biases"
         )
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    with explain_full_disk(folder):
-        try:
-            temporary.mkdir(parents=True)
-            if to is Format.ctranslate2:
-                _write_ctranslate2(transformer, translator.tokenizer.pieces(), temporary, quantization)
-                _save_tokenizer(model / MODEL_FILE, temporary / MODEL_FILE)
-            else:
-                _write_marian(transformer, temporary)
-                _write_marian_tokenizer(translator, model / MODEL_FILE, temporary)
-            os.rename(temporary, folder)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"can't write {folder}: {error.strerror}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        if to is Format.ctranslate2:
+            _write_ctranslate2(transformer, translator.tokenizer.pieces(), folder, quantization)
+            _save_tokenizer(model / MODEL_FILE, folder / MODEL_FILE)
+        else:
+            _write_marian(transformer, folder)
+            _write_marian_tokenizer(translator, model / MODEL_FILE, folder)
+
+    return write
 
 
 def _save_tokenizer(source: Path, *files: Path) -> None:

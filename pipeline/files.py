@@ -174,6 +174,11 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def absolute_path(path: str) -> str:
+    """The path counted from the working directory, ~ expanded; an address (s3://…) as it is."""
+    return path if "://" in path else str(Path(os.path.expanduser(path)).absolute())
+
+
 def without_defaults(settings: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from the defaults of its class, nested ones likewise.
 

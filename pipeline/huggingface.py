@@ -65,6 +65,15 @@ class Source:
     is_transposed: bool = False
 
 
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder is one that Hugging Face's transformers wrote: its config.json names a model type."""
+    try:
+        config = read_foreign_json(_file(folder, CONFIG, cache_links=True))
+    except (OSError, UserError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
 def read_huggingface(folder: Path, cache_links: bool = False) -> tuple[DecoderConfig, int, dict[str, Tensor]]:
     """A model from a local folder.
 

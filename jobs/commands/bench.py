@@ -16,7 +16,7 @@ from typing import Any
 from jobs.bench.summary import machine, print_bench, report_bench
 from jobs.cli import configuration, sort_words, usage
 from jobs.config.compose import recorded
-from jobs.config.schema import Config
+from jobs.config.schema import Config, pairs_of
 from jobs.runs.model import find_model
 from jobs.runs.report import code_revision
 from jobs.runs.stopping import ended_by_sigterm
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
+    pairs_of(config, "bench")  # refuses another task
     load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
     corpus = _corpus_of(given)
     prepared = found_prepared(config) if bench.trains or corpus is None else None
@@ -220,7 +221,9 @@ def _about(model: Path | None) -> dict[str, Any]:
 
 def _tokenizer(config: Config, model: Path | None) -> str:
     """BLEU's tokenizer for the model's language, else the corpus'."""
-    return tokenizer_for(_about(model).get("target_language", config.corpus.target_language), config.evaluate)
+    return tokenizer_for(
+        _about(model).get("target_language", pairs_of(config, "bench").target_language), config.evaluate
+    )
 
 
 def _corpus_of(model: Path | None) -> Path | None:
@@ -232,9 +235,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
     """The weights that training left, as a model folder."""
     from safetensors.torch import load_file
 
-    from pipeline.generate.translator import save_model
+    from pipeline.model_folder import save_model
 
-    corpus = config.corpus
+    corpus = pairs_of(config, "bench")
     about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
     about |= {"run": folder.name, "steps": [bench.steps_in_all]}
     weights = folder / WEIGHTS_FILE

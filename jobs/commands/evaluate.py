@@ -7,7 +7,7 @@ from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
 from jobs.runs.model import steps_of_model
 from jobs.runs.report import open_tracker, report_evaluation
 from jobs.runs.stored import stored
-from jobs.runs.summary import print_next, print_result
+from jobs.runs.summary import print_next, print_result, use_of
 from jobs.runs.workspace import has_run, only_owner, run_for
 from jobs.training.evaluate import evaluate_stage
 from jobs.training.prepare import found_prepared
@@ -31,5 +31,5 @@ def main(argv: list[str]) -> int:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
     print_result(run, result)
-    print_next(f"transloom translate {shlex.quote(str(run.folder / MODEL_FOLDER))} < your_text", "transloom ui")
+    print_next(use_of(run, shlex.quote(str(run.folder / MODEL_FOLDER))), "transloom ui")
     return 0

@@ -11,7 +11,7 @@ import psutil
 
 from jobs.cli import configuration, sort_words
 from jobs.config.compose import recorded
-from jobs.config.schema import Config
+from jobs.config.schema import Config, pairs_of
 from jobs.plan.summary import plan_precision, print_plan
 from jobs.ray_cluster.session import ALLOCATOR
 from jobs.runs.summary import print_next
@@ -19,7 +19,7 @@ from jobs.runs.workspace import output_dir, prepared_before
 from jobs.terminal.console import StatusLine, console
 from jobs.training.precision import warn_of_slow_precision
 from model.flops import count_parameters
-from pipeline.data.prepare import Prepared, prepare
+from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt, hash_of, write_json
 from pipeline.plan.calibrate import Calibration, calibrate, calibrated
@@ -31,6 +31,7 @@ from pipeline.plan.probe import Probe
 from pipeline.plan.training import Training, memory_alone
 from pipeline.plan.volume import estimated_volume, prepared_volume, training_lengths
 from pipeline.processor import processor_flags
+from pipeline.tasks.build import prepare_data
 from pipeline.train.engine import EngineName
 
 KEYS = ("h200", "h100", "a100", "cpu")
@@ -123,7 +124,7 @@ def _found(config: Config) -> Prepared | None:
     if config.resume:
         return prepared_before(config)
     try:
-        return prepare(config.corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
+        return prepare_data(config, output_dir(config), only_find=True)
     except (NotBuilt, UserError):
         return None
 
@@ -134,7 +135,7 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         volume = prepared_volume(prepared.shards.folder, config.batch, config.seed)
         vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
     else:
-        volume = estimated_volume(config.corpus, config.batch)
+        volume = estimated_volume(pairs_of(config, "plan"), config.batch)
         vocab_size = config.tokenizer.vocab_size
     return Training(
         model=config.model,

@@ -10,7 +10,7 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.config.compose import load_config, with_absolute_paths
 from jobs.config.messages import CONTENDERS
-from jobs.config.schema import Config, RaceConfig
+from jobs.config.schema import Config, RaceConfig, pairs_of
 from jobs.ray_cluster.preflight import refuse_missing_tokenizer
 from jobs.ray_cluster.session import ALLOCATOR, ray_session
 from jobs.runs.report import open_tracker
@@ -89,6 +89,7 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
 def _runs(config: Config, contenders: Mapping[str, Config], prepared: Prepared) -> tuple[Path, dict[str, Config]]:
     """The race's folder, and the configurations with the names of their runs."""
     key = hash_of([identity(one, prepared) for one in contenders.values()])
+    pairs_of(config, "race")  # refuses another task
     name = config.name or f"{config.corpus.name}-race-{key[:8]}"
     configs = {one: replace(its, name=f"{name}-{one}") for one, its in contenders.items()}
     return output_dir(config) / "races" / name, configs

@@ -2,7 +2,7 @@
 
 from jobs.cli import configuration
 from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.summary import print_cleaning, print_next, print_result, print_stages
+from jobs.runs.summary import print_cleaning, print_next, print_result, print_stages, use_of
 from jobs.runs.workspace import run_for
 from jobs.training.prepare import found_prepared, prepare_stage
 from jobs.training.stages import done_before, finish_run
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
     print_next(
         "transloom ui  # this run in MLflow; from a checkout also: make ui",
-        f"transloom translate {run.name} < your_text",
+        use_of(run, run.name),
         *(more if config.corpus.kind is CorpusKind.phrasebook else []),
     )
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config, to_dict
+from jobs.config.schema import pairs_of
 from jobs.runs.model import model_is_current, steps_of_model, training_of, whole_records
 from jobs.runs.workspace import Run, find_run, stage_folder
 from jobs.training.evaluate import evaluation_folder
@@ -110,7 +111,7 @@ def gather(
     sources = read_text(Path(source)) if source else read_text(first.corpus / "test.source") if first else None
     if sources is not None and len(sources) != len(meant):
         raise UserError(f"source={source}: has {len(sources):,} lines, and the references {len(meant):,}")
-    corpus = first.run.config.corpus if first else None
+    corpus = pairs_of(first.run.config, "compare") if first else None
     return Gathered(
         systems,
         meant,
@@ -344,7 +345,7 @@ def _facts(one: _Evaluated) -> RunFacts:
         settings={key: value for key, value in settings.items() if not key.startswith(NOT_COMPARED)},
         data={
             "corpus": run.config.corpus.name,
-            "languages": f"{run.config.corpus.source_language}-{run.config.corpus.target_language}",
+            "languages": "-".join(run.config.languages or ()),
             "training pairs": f"{counts['train']['pairs']:,}",
             "vocabulary": f"{vocabulary:,} pieces" if vocabulary else "?",
             **hashes,

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -22,9 +22,9 @@ from yaml import YAMLError
 
 from jobs.config.groups import CONF_DIR, groups
 from jobs.config.messages import explain, nearest, quoting, unknown
-from jobs.config.schema import Config, refuse_contradictions
+from jobs.config.schema import TASK_SECTIONS, Config, refuse_contradictions
 from model.build import ARCHITECTURES, architecture_of
-from pipeline.data.corpus import SPLITS, CorpusKind, SplitConfig
+from pipeline.data.documents import SPLITS
 from pipeline.errors import UserError
 from pipeline.secrets import redacted
 from pipeline.untrusted import read_yaml, refuse_deep_words
@@ -110,30 +110,18 @@ def with_absolute_paths(config: Config) -> Config:
         scheme, separator, rest = path.rpartition("file://")
         return path if "://" in path and scheme else scheme + separator + os.path.expanduser(rest)
 
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(os.path.expanduser(path)).absolute())
-
-    corpus = config.corpus
-    changes: dict[str, Any] = {
-        "path": absolute(corpus.path),
-        "data_files": {name: absolute(file) for name, file in corpus.data_files.items()},
-    }
-    if corpus.kind is CorpusKind.text and corpus.path is None:  # with a path, the splits' files lie in it
-        for name in SPLITS:
-            split = getattr(corpus, name)
-            changes[name] = SplitConfig(absolute(split.source), absolute(split.target), split.split)
-    else:
-        for name in SPLITS:
-            split = getattr(corpus, name)
-            source, target = [side and os.path.expanduser(side) for side in (split.source, split.target)]
-            changes[name] = SplitConfig(source, target, split.split)
-    corpus = dataclasses.replace(corpus, **changes)
     storage = config.storage and at_home(config.storage).rstrip("/")
     output_dir = str(Path(os.path.expanduser(config.output_dir)).absolute())
     resume = config.resume and os.path.expanduser(config.resume)
     sweep = dataclasses.replace(config.sweep, warm_start=[os.path.expanduser(name) for name in config.sweep.warm_start])
     return dataclasses.replace(
-        config, corpus=corpus, output_dir=output_dir, storage=storage, resume=resume, sweep=sweep
+        config,
+        corpus=config.corpus.with_absolute_paths(),
+        tokenizer=config.tokenizer.with_absolute_paths(),
+        output_dir=output_dir,
+        storage=storage,
+        resume=resume,
+        sweep=sweep,
     )
 
 
@@ -219,16 +207,18 @@ def to_yaml(config: Config) -> str:
 @cache
 def _store_schema() -> None:
     """For Hydra, which copies it whenever it composes."""
-    ConfigStore.instance().store(name="schema", node=_schema(None))
+    ConfigStore.instance().store(name="schema", node=_schema(None, None))
 
 
 @cache
-def _schema(architecture: str | None) -> DictConfig:
-    """The typed settings; the model's section takes any keys where its architecture is not known yet. Made once, which
-    takes long enough: callers change nothing in it."""
+def _schema(architecture: str | None, task: str | None) -> DictConfig:
+    """The typed settings; the sections whose settings depend on the model's architecture or on the task take any keys
+    where these are not known yet. Made once, which takes long enough: callers change nothing in it."""
     schema = OmegaConf.structured(Config)
     schema._set_flag("readonly", False)
     schema.model = OmegaConf.structured(ARCHITECTURES[architecture]) if architecture else {}
+    for section, kind in TASK_SECTIONS[task or "translation"].items():
+        schema[section] = OmegaConf.structured(kind) if task else {}
     _make_mergeable(schema)
     return schema
 
@@ -237,26 +227,70 @@ def _typed(settings: DictConfig) -> DictConfig:
     """The settings, which it changes, on a copy of their schema.
 
     Raises:
-        UserError: an architecture that does not exist, or a setting that it does not have.
+        UserError: an architecture or a task that does not exist, or a setting that it does not have.
     """
     OmegaConf.set_struct(settings, False)
     model = settings.get("model") if isinstance(settings, DictConfig) else None
-    model = model if isinstance(model, DictConfig) else DictConfig({})  # what is none is refused by the merge
+    model = model if isinstance(model, DictConfig) else DictConfig({})  # the merge refuses a value that is no mapping
     architecture = model.pop("architecture", "transformer")  # older files know no other, and do not say
     if architecture not in ARCHITECTURES:
         raise UserError(f"model.architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
-    schema = _schema(architecture)
-    for name in model:
-        if name not in schema.model:
-            others = [kind for kind in ARCHITECTURES if name in _schema(kind).model]
-            if not others:
-                raise UserError(f"model.{name}: {unknown(f'model.{name}', _names())}")
-            raise UserError(
-                f"model.{name}: is a setting of model.architecture={others[0]}; this model is of architecture "
-                f"{architecture}, whose settings are {', '.join(str(one) for one in schema.model)}. Where it is the "
-                "experiment that sets it, take another experiment, or none"
-            )
+    task = settings.get("task", "translation") if isinstance(settings, DictConfig) else "translation"
+    task = getattr(task, "value", task)
+    if task not in TASK_SECTIONS:
+        raise UserError(f"task: {task!r} is none of {', '.join(TASK_SECTIONS)}")
+    schema = _schema(architecture, task)
+    others = {f"model.architecture={kind}": _schema(kind, task) for kind in ARCHITECTURES}
+    _refuse_foreign(settings, "model", schema, f"this model is of architecture {architecture}", others)
+    others = {f"task={other}": _schema(architecture, other) for other in TASK_SECTIONS}
+    for section in TASK_SECTIONS[task]:
+        _refuse_foreign(settings, section, schema, f"this task is {task}", others)
     return cast(DictConfig, OmegaConf.merge(schema, settings))
+
+
+def _refuse_foreign(
+    settings: DictConfig, section: str, schema: DictConfig, what: str, others: Mapping[str, DictConfig]
+) -> None:
+    """
+    Args:
+        what: decides which settings the section has. others: the schemas for other such decisions.
+    Raises:
+        UserError: the section has a setting that its schema has not.
+    """
+    given = settings.get(section) if isinstance(settings, DictConfig) else None
+    for key in _unknown_keys(given, schema[section], f"{section}."):
+        owners = [name for name, other in others.items() if key in dict(_leaves(other[section], f"{section}."))]
+        if not owners:
+            raise UserError(f"{key}: {unknown(key, _names())}")
+        raise UserError(
+            f"{key}: is a setting of {owners[0]}; {what}, whose settings are "
+            f"{', '.join(str(name) for name in schema[section])}. Where it is the experiment that sets it, take "
+            "another experiment, or none"
+        )
+    if not isinstance(given, DictConfig):
+        return
+    for name in given:
+        value = given._get_node(name)
+        owners = [] if _fits(name, value, schema[section]) else others
+        if owner := next((one for one in owners if _fits(name, value, others[one][section])), None):
+            raise UserError(f"{section}.{name}: {value} is a value of {owner}; {what}. Take an experiment of {owner}")
+
+
+def _fits(name: Any, value: Any, schema: DictConfig) -> bool:
+    try:
+        OmegaConf.merge(schema, {name: value})
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _unknown_keys(given: Any, schema: DictConfig, prefix: str) -> Iterator[str]:
+    """The full names of settings that the schema does not have, at any depth."""
+    for name in given if isinstance(given, DictConfig) else ():
+        if name not in schema:
+            yield f"{prefix}{name}"
+        elif _is_section(below := schema._get_node(name)) and isinstance(given._get_node(name), DictConfig):
+            yield from _unknown_keys(given._get_node(name), below, f"{prefix}{name}.")
 
 
 def _make_mergeable(node: DictConfig) -> None:
@@ -274,8 +308,15 @@ def _make_mergeable(node: DictConfig) -> None:
 def _keys() -> list[str]:
     """Every setting by its full name."""
 
-    names = [name for architecture in ARCHITECTURES for name, _ in _leaves(_schema(architecture))]
+    names = [name for schema in _schemas() for name, _ in _leaves(schema)]
     return list(dict.fromkeys([*names, "model.architecture"]))
+
+
+@cache
+def _schemas() -> list[DictConfig]:
+    """Schemas that together have every setting."""
+    schemas = [_schema(architecture, "translation") for architecture in ARCHITECTURES]
+    return [*schemas, *(_schema("transformer", task) for task in TASK_SECTIONS if task != "translation")]
 
 
 def _leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -296,16 +337,17 @@ def _names() -> list[str]:
 @cache
 def _dictionaries() -> list[str]:
     """The settings whose keys the user chooses: `race.contenders.mine=[…]` sets one of them."""
-    schema = _schema("transformer")
-    return [name for name in _keys() if isinstance(OmegaConf.select(schema, name), DictConfig)]
+    leaves = [pair for schema in _schemas() for pair in _leaves(schema)]
+    return list(dict.fromkeys(name for name, node in leaves if isinstance(node, DictConfig)))
 
 
 @cache
 def _texts() -> list[str]:
-    """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is."""
+    """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is. The files of
+    documents are a text or a list of them."""
 
-    texts = [name for name, node in _leaves(_schema("transformer")) if isinstance(node, StringNode)]
-    return [*texts, "corpus.data_files."]
+    texts = {name for schema in _schemas() for name, node in _leaves(schema) if isinstance(node, StringNode)}
+    return [*texts, "corpus.data_files.", *(f"corpus.{split}.text" for split in SPLITS)]
 
 
 def _is_text(key: str) -> bool:
@@ -370,7 +412,7 @@ def _check_name(override: Override, own_words: Sequence[str]) -> None:
             near = nearest(str(value), options)
             hint = f" Did you mean {key}={near}?" if near else ""
             raise UserError(f"{word}: no such option.{hint} There is: {', '.join(options)}.")
-    elif section := [name for name in keys if name.startswith(f"{key}.")]:
+    elif key not in keys and (section := [name for name in keys if name.startswith(f"{key}.")]):
         raise UserError(f"{key}: is a section, not a setting. In it: {', '.join(section)}.")
     elif key not in keys and not any(key.startswith(f"{name}.") for name in _dictionaries()):
         raise UserError(f"{key}: {unknown(key, [*_names(), *own_words])}")

@@ -4,13 +4,16 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.config import TransformerConfig
+from model.build import architecture_of
+from model.config import DecoderConfig, TransformerConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig
+from pipeline.data.documents import DocumentsConfig
+from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import EvaluateConfig
+from pipeline.evaluate.tokenizers import DEFAULT, EvaluateConfig, tokenizer_for
 from pipeline.generate.beam import BeamConfig
 from pipeline.secrets import redacted
 from pipeline.sweep.config import SweepConfig
@@ -22,8 +25,17 @@ from pipeline.train.session import TrainConfig
 
 if TYPE_CHECKING:
     from model.build import ModelConfig
-else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by the section's key `architecture`
-    ModelConfig = Any
+
+    Corpus = CorpusConfig | DocumentsConfig
+    AnyTokenizer = TokenizerConfig | TextTokenizerConfig
+else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by model.architecture and by the task
+    ModelConfig = Corpus = AnyTokenizer = Any
+
+# The sections whose settings are others for another task.
+TASK_SECTIONS = {
+    TaskName.translation.value: {"corpus": CorpusConfig, "tokenizer": TokenizerConfig},
+    TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
+}
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
 
@@ -96,16 +108,17 @@ class RaceConfig:
 class Config:
     """Everything that a pipeline run depends on.
 
-    In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are.
+    In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are;
+    `task` says whose those of `corpus` and `tokenizer` are.
     `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
     on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL: what is
     finished is copied there, and what is missing in `output_dir` is fetched from there.
     """
 
     task: TaskName = TaskName.translation
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    corpus: Corpus = field(default_factory=CorpusConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer: AnyTokenizer = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=TransformerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -125,6 +138,18 @@ class Config:
     storage: str | None = None
     resume: str | None = None
 
+    @property
+    def languages(self) -> tuple[str, str] | None:
+        """Source and target language; None of a task that does not translate."""
+        if isinstance(self.corpus, DocumentsConfig):
+            return None
+        return self.corpus.source_language, self.corpus.target_language
+
+    @property
+    def bleu_tokenizer(self) -> str:
+        """BLEU's tokenizer; sacreBLEU's default of a task that does not translate."""
+        return tokenizer_for(self.languages[1], self.evaluate) if self.languages else DEFAULT
+
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes a folder's name: letters, digits, . _ - only, not {self.name!r}")
@@ -138,12 +163,38 @@ class Config:
             raise ValueError("resume: is empty; give the name or the folder of a run, or leave it out")
 
 
+def pairs_of(config: Config, job: str) -> CorpusConfig:
+    """The corpus of a job that is about translations alone.
+
+    Raises:
+        UserError: the task is another one.
+    """
+    if isinstance(config.corpus, DocumentsConfig):
+        raise UserError(f"task: {job} is about translations, and knows no task={config.task.value}")
+    return config.corpus
+
+
 def refuse_contradictions(config: Config) -> Config:
     """The configuration itself.
 
     Raises:
-        UserError: some of its workers would never have a micro-batch; the schedule does not fit into the training.
+        UserError: some of its workers would never have a micro-batch; the schedule does not fit into the training; the
+            model is none of the task's; texts of the model's length do not fit into a micro-batch.
     """
+    is_text = config.task is TaskName.language_model
+    if is_text != isinstance(config.model, DecoderConfig):
+        fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
+        raise UserError(
+            f"model.architecture: {architecture_of(config.model)} is no model of task={config.task.value}; take one of "
+            f"architecture {fitting}"
+        )
+    if is_text and config.clean != CleanConfig():
+        raise UserError("clean: its rules are of sentence pairs, and mean nothing to task=language_model")
+    if is_text and config.batch.micro_tokens < (context := config.model.max_positions or 0):
+        raise UserError(
+            f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
+            "tokens; raise it, or lower model.max_positions"
+        )
     workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
     if workers > micro_batches:
         raise UserError(

@@ -16,7 +16,7 @@ from jobs.remote.package import submission
 from jobs.runs.workspace import output_dir
 from jobs.terminal.console import StatusLine, console
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
+from pipeline.evaluate.tokenizers import load_tokenizer
 from pipeline.storage import files as storage
 from pipeline.tracking.uploader import refuse_unreachable, tracking_uri
 
@@ -54,7 +54,7 @@ def refuse_missing_tokenizer(config: Config) -> None:
     Raises:
         UserError: the scores' tokenizer for the target language needs a package that is not installed.
     """
-    load_tokenizer(tokenizer_for(config.corpus.target_language, config.evaluate))
+    load_tokenizer(config.bleu_tokenizer)
 
 
 def check_cluster(config: Config) -> None:
@@ -73,7 +73,7 @@ def check_cluster(config: Config) -> None:
     if config.tracking.enabled:
         refuse_unreachable(config.tracking, output_dir(config))
     with _marker(output_dir(config)) as marker:
-        tasks = _ask_nodes(marker, tokenizer_for(config.corpus.target_language, config.evaluate))
+        tasks = _ask_nodes(marker, config.bleu_tokenizer)
         found = _answers(tasks)
     refuse_unlike(here, found, output_dir(config))
     _wait_for_room(config.cluster)

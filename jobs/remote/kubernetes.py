@@ -19,7 +19,6 @@ from jobs.config.compose import to_dict, to_yaml
 from jobs.config.schema import Config
 from jobs.remote import kubernetes_services as services
 from jobs.remote.kubernetes_services import DATA, LABELS, POSTGRESQL, RAY_SECRET, container_security, pod_security
-from pipeline.data.corpus import SPLITS, CorpusKind
 from pipeline.errors import UserError
 from pipeline.files import hash_of
 from pipeline.secrets import secrets_in
@@ -260,15 +259,8 @@ def _config_there(config: Config, own_mlflow: bool) -> Config:
     Raises:
         UserError: it has a path of this machine in it, or a password.
     """
-    corpus = config.corpus
-    paths = {"corpus.path": corpus.path}
-    paths |= {f"corpus.data_files.{name}": file for name, file in corpus.data_files.items()}
-    if corpus.kind is CorpusKind.text and corpus.path is None:
-        for split in SPLITS:
-            one = getattr(corpus, split)
-            paths |= {f"corpus.{split}.source": one.source, f"corpus.{split}.target": one.target}
-    for key, path in paths.items():
-        if path is not None and "://" not in path and not path.startswith(f"{DATA}/"):
+    for key, path in config.corpus.paths.items():
+        if "://" not in path and not path.startswith(f"{DATA}/"):
             raise UserError(
                 f"{key}: {path} is on this machine. Pods see the shared volume under {DATA}: copy the files there, "
                 f"and give {key}={DATA}/…"
@@ -292,12 +284,9 @@ def _config_there(config: Config, own_mlflow: bool) -> Config:
 
 def _needs_the_outside(config: Config) -> bool:
     """Whether the job reads from the hub or URLs, reports to a server of the user's own, or copies to a storage."""
-    corpus, tracking = config.corpus, config.tracking
-    files = list(corpus.data_files.values())
-    from_hub = corpus.kind is CorpusKind.dataset and corpus.path is None and not files
-    splits = [getattr(corpus, name) for name in SPLITS]
-    named = [config.storage, corpus.path, *files, *(one.source for one in splits), *(one.target for one in splits)]
-    return from_hub or any(map(is_url, named)) or (tracking.enabled and tracking.uri is not None)
+    tracking = config.tracking
+    reads_urls = any(map(is_url, [config.storage, *config.corpus.paths.values()]))
+    return config.corpus.is_from_hub or reads_urls or (tracking.enabled and tracking.uri is not None)
 
 
 def _name(job: str, config: Config, settings: KubernetesConfig) -> str:

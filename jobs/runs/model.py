@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config
-from jobs.config.schema import Config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import COUNTED, validation_course
@@ -23,7 +22,7 @@ from pipeline.run_folder import (
     TRAINING_FILE,
     WEIGHTS_FOLDER,
 )
-from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.build import selecting_metric
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 from pipeline.train.session import Average
@@ -120,11 +119,9 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
     return dict(zip(("source", "reference", "translation"), map(list, zip(*samples, strict=True)), strict=True))
 
 
-def languages(config: Config) -> tuple[str, str] | None:
-    """Source and target language; None of a task that does not translate."""
-    if config.task is not TaskName.translation:
-        return None
-    return config.corpus.source_language, config.corpus.target_language
+def final_split(result: Mapping[str, Any]) -> str:
+    """The split whose scores are a result's: test, or where nothing was held out for a test, validation."""
+    return "test" if "test" in result else "validation"
 
 
 def _validations(run: Run, metric: Metric) -> list[dict[str, float]]:
@@ -172,7 +169,7 @@ def export_model(run: Run) -> Path:
     Raises:
         UserError: snapshots are missing or damaged.
     """
-    from pipeline.generate.translator import save_model
+    from pipeline.model_folder import save_model
     from pipeline.train.checkpoint import average_weights, snapshot_path
 
     config, folder = run.config, run.folder / MODEL_FOLDER
@@ -200,8 +197,9 @@ def export_model(run: Run) -> Path:
         "steps": steps,
         "snapshots": hashes,
         "precision": config.precision.dtype.value,
+        "task": config.task.value,
     }
-    if pair := languages(config):
+    if pair := config.languages:
         about |= {"source_language": pair[0], "target_language": pair[1]}
     weights = average_weights(paths)
     try:

@@ -15,16 +15,16 @@ from typing import Any
 from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
-from jobs.runs.model import in_words, languages, samples_of, tokens_of, training_of
+from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
-from pipeline.data.prepare import Prepared
+from pipeline.data.prepare import Prepared, unit_of
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import SCORING_LIBRARY
 from pipeline.figures.curves import draw_curves
 from pipeline.files import MANIFEST, read_json
-from pipeline.generate.translator import count_saved
+from pipeline.model_folder import count_saved
 from pipeline.processor import processor_name
 from pipeline.run_folder import (
     CONFIG_FILE,
@@ -72,8 +72,11 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]
     for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        if split not in counts["splits"]:
+            continue
         name, digest = _dataset(config, prepared.corpus.folder, split)
-        unit, size = next(iter(counts["splits"][split].items()))  # pairs, of a translation
+        unit = unit_of(counts)
+        size = counts["splits"][split][unit]
         tracker.log_dataset(name, digest, str(prepared.corpus.folder), {unit: size}, context)
     threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
@@ -141,7 +144,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         name: metadata.version(name)
         for name in ("torch", "ray", "deepspeed", "mlflow", SCORING_LIBRARY, "sentencepiece")
     }
-    pair = languages(run.config)
+    pair = run.config.languages
     return {
         "task": run.config.task.value,
         "corpus": run.config.corpus.name,
@@ -159,12 +162,13 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
 
 
 def _cleaning(prepared: Prepared) -> dict[str, str]:
-    """What became of the training pairs; of a corpus prepared before it was recorded, nothing."""
+    """What became of the training pairs or documents; of a corpus prepared before it was recorded, nothing."""
     counts = prepared.corpus.manifest["counts"]
     if "read" not in counts:
         return {}
     dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
-    return {"corpus.pairs_read": str(counts["read"]), "corpus.pairs_left_out": dropped or "none"}
+    unit = unit_of(counts)
+    return {f"corpus.{unit}_read": str(counts["read"]), f"corpus.{unit}_left_out": dropped or "none"}
 
 
 def code_revision() -> str:
@@ -228,29 +232,41 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     apart, metric = names_apart(result), selecting_metric(run.config.task)
     step, steps = result["step"], in_words(result["steps_averaged"])
     name = f"averaged-{step}"
-    signatures = {f"signature.{key}": score["signature"] for key, score in result["test"].items() if score["signature"]}
+    final = final_split(result)
+    signatures = {f"signature.{key}": score["signature"] for key, score in result[final].items() if score["signature"]}
     ended = "" if result["training_ended"] else f"; the training has not ended, step {step:,}"
-    tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", f"test{apart}.search": result["search"]})
+    search = {f"test{apart}.search": result["search"]} if result["search"] else {}
+    tracker.set_tags({f"test{apart}.steps": f"{steps}{ended}", **search})
     if result["is_own_search"]:
         tracker.set_tags(signatures | {"mlflow.note.content": _note(run, training_of(run, step), result)})
     tracker.log_model(name, step, folder=run.folder / MODEL_FOLDER, params={"average_of_steps": steps, **signatures})
     corpus = stage_folder(run.folder, "corpus")
     for split, prefix in (("test", f"test{apart}/"), ("validation", f"averaged{apart}/validation_")):
+        if split not in result:
+            continue
         digits = max(2, metric.digits)
         scores = {f"{prefix}{key}": round(score["value"], digits) for key, score in result[split].items()}
+        for baseline, value in result.get("baselines", {}).get(split, {}).items():
+            scores[f"{prefix}{metric.name}_of_{_metric_word(baseline)}"] = round(value, digits)
         tracker.log_metrics(scores, AT_THE_END, name, _dataset(run.config, corpus, split))
-    test = result["test"]
-    more = {f"{key}_half_width": score.get("half_width") for key, score in test.items()}
-    more |= {"length_ratio": test[metric.name].get("length_ratio"), "seconds": result["seconds"]["test"]}
-    known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
-    tracker.log_metrics(known, AT_THE_END)
+    if final == "test":
+        test = result["test"]
+        more = {f"{key}_half_width": score.get("half_width") for key, score in test.items()}
+        more |= {"length_ratio": test[metric.name].get("length_ratio"), "seconds": result["seconds"]["test"]}
+        known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
+        tracker.log_metrics(known, AT_THE_END)
     if columns := samples_of(result):
-        tracker.log_table(columns, f"test_samples{apart}")
+        tracker.log_table(columns, f"{final}_samples{apart}")
     artifacts = f"evaluation{apart}"
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
     tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
     _draw(run, tracker)  # again, for now there is the averaged model's score
+
+
+def _metric_word(name: str) -> str:
+    """A name as a part of a metric's key: 5-gram of bytes -> 5-gram_of_bytes."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def names_apart(result: Mapping[str, Any]) -> str:
@@ -263,32 +279,42 @@ def names_apart(result: Mapping[str, Any]) -> str:
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
-    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
-    unit = next(iter(counts["train"]))  # pairs, of a translation
-    sizes = ", ".join(f"{counts[split][unit]:,} {split}" for split in ("train", "validation", "test"))
-    pair = languages(config)
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
+    unit, splits = unit_of(counts), counts["splits"]
+    present = [split for split in ("train", "validation", "test") if split in splits]
+    sizes = ", ".join(f"{splits[split][unit]:,} {split}" for split in present)
+    pair = config.languages
     steps = in_words(result["steps_averaged"])
     so_far = "" if result["training_ended"] else "has not ended: "
     column, tokens = list(tokens_of(training).items())[-1]
+    final = final_split(result)
     lines = {
-        "Test": f"{_scores_in_words(result['test'], selecting_metric(config.task))}, {result['search']}",
+        final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task))}",
         "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
         f"parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}{f', {pair[0]}-{pair[1]}' if pair else ''}: {unit} {sizes}",
         "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, {tokens:,} {column} tokens, "
         f"{tokens / max(training['seconds'], 1e-9):,.0f}/s",
-        **({"Translate": f"`transloom translate {run.name} < your_text`"} if pair else {}),
+        **(
+            {"Translate": f"`transloom translate {run.name} < your_text`"}
+            if pair
+            else {"Generate": f'`transloom generate {run.name} "Once upon a time"`'}
+        ),
         "Folder": f"`{run.folder}`",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())
 
 
-def _scores_in_words(scores: Mapping[str, Any], metric: Metric) -> str:
-    """In Markdown: **accuracy 0.91** (`signature`), loss 2.13."""
+def _scores_in_words(result: Mapping[str, Any], metric: Metric) -> str:
+    """In Markdown: **accuracy 0.91** (`signature`), loss 2.13, beam 4."""
+    final = final_split(result)
+    scores, baselines = result[final], result.get("baselines", {}).get(final, {})
     own = scores[metric.name]
     signature = f" (`{own['signature']}`)" if own["signature"] else ""
     others = "".join(f", {name} {score['value']:.2f}" for name, score in scores.items() if name != metric.name)
-    return f"**{metric.title} {metric.shown(own['value'])}**{signature}{others}"
+    others += "".join(f"; a {name} has {metric.shown(value)}" for name, value in baselines.items())
+    search = f", {result['search']}" if result["search"] else ""
+    return f"**{metric.title} {metric.shown(own['value'])}**{signature}{others}{search}"
 
 
 def _shape_in_words(model: Any) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.remote.package import submission
-from jobs.runs.model import called, in_words, samples_of, tokens_of, training_of
+from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
 from jobs.runs.workspace import Run
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
-from pipeline.data.prepare import Prepared
+from pipeline.data.prepare import Prepared, unit_of
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
 from pipeline.tasks.build import selecting_metric
@@ -26,20 +26,18 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
     splits = prepared.corpus.manifest["counts"]["splits"]
     tokens = prepared.shards.manifest["counts"]["splits"]
-    rows = [
-        [
-            split,
-            f"{splits[split]['pairs']:,}",
-            f"{tokens[split]['source_tokens']:,}",
-            f"{tokens[split]['target_tokens']:,}",
-        ]
-        for split in splits
-    ]
+    unit = unit_of(prepared.corpus.manifest["counts"])
+    columns = [name for name in tokens["train"] if name.endswith("_tokens")]
+    rows = [[split, f"{splits[split][unit]:,}", *(f"{tokens[split][name]:,}" for name in columns)] for split in splits]
     counts = prepared.tokenizer.manifest["counts"]
-    asked = counts["requested_vocab_size"]
+    asked = counts.get("requested_vocab_size", counts["vocab_size"])
     less = f", of {asked:,} asked for: the corpus has no more to give" if counts["vocab_size"] < asked else ""
     console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
-    console.print(table("\nCorpus", ["split", "pairs", "source tokens", "target tokens"], rows, right=(1, 2, 3)))
+    heads = ["split", unit, *(name.replace("_", " ") for name in columns)]
+    console.print(table("\nCorpus", heads, rows, right=tuple(range(1, len(heads)))))
+    for split, baselines in prepared.corpus.manifest["counts"].get("baselines", {}).items():
+        for name, value in baselines.items():
+            console.print(f"A {name} comes to {value:.4f} bits per byte on {split}")
 
 
 # Of a corpus whose lines belong together less than one in a hundred pairs breaks a rule, for the limits are wide. More
@@ -48,18 +46,20 @@ LARGE_SHARE = 0.05
 
 
 def print_cleaning(prepared: Prepared) -> None:
-    """What was read of the training pairs, held out and left out, by which rule, with an example of each; a warning
-    where that is much. Says nothing of a corpus that was prepared when this was not recorded yet."""
+    """What was read of the training pairs or documents, held out and left out, by which rule, with an example of each;
+    a warning where that is much. Says nothing of a corpus that was prepared when this was not recorded yet."""
     manifest = prepared.corpus.manifest
-    counts, settings = manifest["counts"], dataclasses.asdict(CleanConfig()) | manifest["config"]["clean"]
+    counts = manifest["counts"]
+    settings = dataclasses.asdict(CleanConfig()) | manifest["config"].get("clean", {})
     if "read" not in counts:
         return
     read, dropped = counts["read"], counts["dropped"]
     left_out = sum(dropped.values())
-    parts = [f"{counts['splits']['train']['pairs']:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
+    unit = unit_of(counts)
+    parts = [f"{counts['splits']['train'][unit]:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
     held_out = counts["held_out"]
     parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
-    console.print(f"Cleaned     {read:,} training pairs read: {', '.join(parts)}")
+    console.print(f"Cleaned     {read:,} training {unit} read: {', '.join(parts)}")
     rows = [
         [
             rule,
@@ -69,7 +69,7 @@ def print_cleaning(prepared: Prepared) -> None:
         for rule, number in sorted(dropped.items(), key=lambda item: -item[1])
     ]
     if rows:
-        console.print(table("\nLeft out", ["rule", "pairs", "setting"], rows, right=(1,)))
+        console.print(table("\nLeft out", ["rule", unit, "setting"], rows, right=(1,)))
         console.print("\nExamples", style="bold")
         for rule, _, _ in rows:
             console.print(f"  {rule}: {counts['examples'][rule]}")
@@ -82,15 +82,15 @@ def print_cleaning(prepared: Prepared) -> None:
             else "do the lines of both sides belong together, and do the limits fit the languages?"
         )
         console.print(
-            f"\nwarning: {unasked / read:.1%} of the training pairs were left out, most by {rule}. Look at the "
-            f"examples: {question}"
+            f"\nwarning: {unasked / read:.1%} of the training {unit} were left out, most by {rule}. Look at the "
+            f"examples{f': {question}' if unit == 'pairs' else ''}"
         )
-    if kept := counts["contaminated"] - dropped.get("contaminated", 0):
+    if kept := counts.get("contaminated", 0) - dropped.get("contaminated", 0):
         console.print(
             f"\nwarning: {kept:,} of the training pairs have a sentence that stands in validation or test, and stay "
             "(clean.decontaminate=false): scores on these sets are too good"
         )
-    if shared := counts["test_in_validation"]:
+    if shared := counts.get("test_in_validation"):
         console.print(
             f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
             "validation, too: the choice of settings by validation has seen them"
@@ -114,42 +114,45 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
     """Scores with signatures, samples, how fast it was, where it lies."""
     training = training_of(run, result["step"])
-    metric = selecting_metric(run.config.task)
-    rows = [
-        [
-            f"{split} {name}",
-            metric.shown(score["value"]) if name == metric.name else f"{score['value']:.2f}",
-            score["signature"],
-        ]
-        for split in ("test", "validation")
-        for name, score in result[split].items()
-    ]
-    title = f"\nScores of the averaged model, {result['search']}"
+    metric, final = selecting_metric(run.config.task), final_split(result)
+    rows = []
+    for split in ("test", "validation"):
+        for name, score in result.get(split, {}).items():
+            value = metric.shown(score["value"]) if name == metric.name else f"{score['value']:.2f}"
+            rows.append([f"{split} {name}", value, score["signature"]])
+            if name == metric.name:
+                for baseline, of_baseline in result.get("baselines", {}).get(split, {}).items():
+                    rows.append([f"{split} {name} of a {baseline}", metric.shown(of_baseline), ""])
+    title = f"\nScores of the averaged model{', ' if result['search'] else ''}{result['search']}"
     console.print(table(title, ["score", "value", "signature"], rows, right=(1,)))
     if columns := samples_of(result):
         width = max(len(name) for name in columns)
-        console.print("\nSamples of the test set", style="bold")
+        console.print(f"\nSamples of the {final} set", style="bold")
         for texts in zip(*columns.values(), strict=True):
             for name, text in zip(columns, texts, strict=True):
-                console.print(f"  {name:<{width}}  {text}")
+                first, *more = text.split("\n")
+                console.print(f"  {name:<{width}}  {first}")
+                for line in more:
+                    console.print(f"  {'':<{width}}  {line}")
             console.print()
     seconds = max(training["seconds"], 1e-9)
     workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
     tokens = tokens_of(training)
     column = list(tokens)[-1]
     speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
-    evaluated = result["sentences"]["test"] / max(result["seconds"]["test"], 1e-9)
+    evaluated = result["sentences"][final] / max(result["seconds"][final], 1e-9)
+    units = "sentences" if run.config.languages else "documents"
     console.print(
         f"Trained {training['step']:,} steps in {clock(seconds)}: {speeds} tokens/s without padding, "
         f"{tokens[column]:,} {column} tokens in all ({platform.machine()}, {processor_name()}, {workers}).\n"
-        f"Evaluated on the test set at {evaluated:,.0f} sentences/s, start of the workers included.\n"
+        f"Evaluated on the {final} set at {evaluated:,.0f} {units}/s, start of the workers included.\n"
     )
     console.print(f"Run          {run.name}")
     console.print(f"Model        {run.folder / MODEL_FOLDER} (average of steps {in_words(result['steps_averaged'])})")
     if not result["training_ended"]:
         console.print(f"Training     has not ended; to go on: transloom train resume={called(run)}")
     console.print(f"Checkpoints  {run.folder / CHECKPOINTS_FOLDER}")
-    if (outputs := Path(result["folder"]) / "test.hypotheses").exists():
+    if (outputs := Path(result["folder"]) / f"{final}.hypotheses").exists():
         console.print(f"Outputs      {outputs}")
     console.print(f"Curves       {run.folder / FIGURES_FOLDER / CURVES_FILE}")
 
@@ -161,3 +164,10 @@ def print_next(*commands: str) -> None:
     console.print("\nNext:", style="bold")
     for command in commands:
         console.print(f"  {command}")
+
+
+def use_of(run: Run, model: str) -> str:
+    """The command that uses a run's model, or its folder."""
+    if run.config.languages:
+        return f"transloom translate {model} < your_text"
+    return f'transloom generate {model} "Once upon a time"'

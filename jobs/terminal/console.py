@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -50,10 +50,20 @@ def shown(text: str) -> str:
 class StatusLine:
     """One line that says what is going on: written over on a terminal, repeated now and then elsewhere."""
 
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """
+        Args:
+            stream: by default standard output.
+        """
+        self._stream = stream
+        self._is_terminal = self.stream.isatty()
         self._shown_at = float("-inf")
         self._shown = ""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where the line is written."""
+        return self._stream or sys.stdout
 
     def show(self, text: str, now: bool = False) -> None:
         with _no_full_disk():
@@ -61,17 +71,17 @@ class StatusLine:
 
     def _show(self, text: str, now: bool) -> None:
         if self._is_terminal:
-            sys.stdout.write(f"\r\x1b[2K{text[: console.width - 1]}")
-            sys.stdout.flush()
+            self.stream.write(f"\r\x1b[2K{text[: console.width - 1]}")
+            self.stream.flush()
         elif text != self._shown and (now or time.monotonic() - self._shown_at >= SECONDS_BETWEEN_LINES):
-            print(text, flush=True)
+            print(text, file=self.stream, flush=True)
             self._shown_at = time.monotonic()
             self._shown = text
 
     def clear(self) -> None:
         if self._is_terminal:
-            sys.stdout.write("\r\x1b[2K")
-            sys.stdout.flush()
+            self.stream.write("\r\x1b[2K")
+            self.stream.flush()
 
 
 @contextmanager

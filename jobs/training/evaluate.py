@@ -11,7 +11,7 @@ from jobs.runs.model import export_model, in_words, model_is_current, training_o
 from jobs.runs.workspace import Run, own_config, stage_folder
 from jobs.terminal.console import StatusLine, begin_stage, console, counter
 from jobs.training.precision import warn_of_slow_precision
-from pipeline.files import atomic_write, hash_of, read_json, write_json
+from pipeline.files import MANIFEST, atomic_write, hash_of, read_json, write_json
 from pipeline.run_folder import EVALUATION_FOLDER, MODEL_CONFIG, MODEL_FOLDER, RESULT_FILE
 from pipeline.tasks.build import make_task, scoring
 from pipeline.tasks.task import Scoring
@@ -20,9 +20,10 @@ from pipeline.tasks.task import Scoring
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
     """Scores of the run's averaged model, and the seconds it took; None if it had been done.
 
-    The result's "validation" and "test" have name → {value, signature, details}; the model's outputs lie beside it as
-    files. Its "search" and "label" name the search, "is_own_search" says whether the run was begun with it, "step" is
-    how far the training had come, and "training_ended" whether that was its end.
+    The result's "validation" and, where there is such a split, "test" have name → {value, signature, details}; the
+    model's outputs lie beside it as files. Its "baselines" have what simple models come to, by split and name. Its
+    "search" and "label" name the search, "is_own_search" says whether the run was begun with it, "step" is how far the
+    training had come, and "training_ended" whether that was its end.
     """
     started_at = time.monotonic()
     model = export_model(run)
@@ -38,7 +39,8 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         console.print(f"  the training has not ended: the model is of steps {in_words(metadata['steps'])}")
     task = make_task(run.config, partial(stage_folder, run.folder))
     map_tasks = partial(map_over_cluster, num_gpus=run.config.cluster.gpus_per_worker)
-    for split in ("validation", "test"):
+    counts = read_json(stage_folder(run.folder, "shards") / MANIFEST)["counts"]["splits"]
+    for split in (name for name in ("validation", "test") if name in counts):
         split_started_at = time.monotonic()
         status = StatusLine()
         evaluation = task.evaluate(model, split, map_tasks, counter(status))
@@ -49,8 +51,9 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
                 file.write("".join(f"{line}\n" for line in evaluation.outputs).encode())
         result[split] = {name: dataclasses.asdict(score) for name, score in evaluation.scores.items()}
         result["sentences"][split] = evaluation.num_examples
-        if split == "test":
-            result["samples"] = evaluation.samples
+        result["samples"] = evaluation.samples
+        if evaluation.baselines:
+            result.setdefault("baselines", {})[split] = dict(evaluation.baselines)
     result["selects"] = task.selects.name
     result |= _circumstances(run, folder)
     write_json(folder / RESULT_FILE, result)

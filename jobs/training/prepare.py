@@ -1,5 +1,6 @@
 """Prepare: clean a corpus, train its tokenizer, write the shards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.config.compose import to_dict
@@ -8,13 +9,12 @@ from jobs.ray_cluster.session import map_over_cluster
 from jobs.runs.summary import print_cleaning
 from jobs.runs.workspace import bring_stage, output_dir, prepared_before
 from jobs.terminal.console import StatusLine, begin_stage, counter
-from pipeline.data.corpus import SPLITS, CorpusConfig, count_pairs, refuse_wrong_files
 from pipeline.data.longest import refuse_longer
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.remote import with_local_files
+from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt
 from pipeline.secrets import HIDDEN
+from pipeline.tasks.build import TaskName, prepare_data, refuse_wrong_corpus, with_local_corpus
 from pipeline.tracking.tracker import flatten
 
 
@@ -22,27 +22,25 @@ def found_prepared(config: Config) -> Prepared | None:
     """What was prepared before, here or in the storage; None where something is left to do. Needs no Ray."""
     if config.resume:
         return prepared_before(config)
-    corpus = local_corpus(config)
+    config = with_local_data(config)
     looked_for = None
     while True:
         try:
-            return prepare(corpus, config.clean, config.tokenizer, output_dir(config), only_find=True)
+            return prepare_data(config, output_dir(config), only_find=True)
         except NotBuilt as missing:
             (folder,) = missing.args
             if folder != looked_for and bring_stage(config, folder):
                 looked_for = folder
                 continue
-            refuse_wrong_files(corpus)
-            for split in SPLITS:  # refuses sides of unequal lengths now, and not when Ray has come up
-                count_pairs(corpus, split)
+            refuse_wrong_corpus(config)  # now, and not when Ray has come up
             return None
 
 
-def local_corpus(config: Config) -> CorpusConfig:
-    """The corpus as files of this machine; what lies behind URLs is fetched into the output folder.
+def with_local_data(config: Config) -> Config:
+    """The same with a corpus of files of this machine; what lies behind URLs is fetched into the output folder.
 
     Raises:
-        UserError: see `with_local_files`; or an address came from a run's config.yaml, which keeps no secrets.
+        UserError: see `with_local_corpus`; or an address came from a run's config.yaml, which keeps no secrets.
     """
     for key, value in flatten({"corpus": to_dict(config)["corpus"]}).items():
         if HIDDEN in value:
@@ -52,7 +50,7 @@ def local_corpus(config: Config) -> CorpusConfig:
             )
     status = StatusLine()
     try:
-        return with_local_files(config.corpus, output_dir(config) / "downloads", counter(status))
+        return replace(config, corpus=with_local_corpus(config, output_dir(config) / "downloads", counter(status)))
     finally:
         status.clear()
 
@@ -62,22 +60,15 @@ def prepare_stage(config: Config) -> Prepared:
     folders of before, and needs the raw corpus no more.
 
     Raises:
-        UserError: see `pipeline.data.prepare.prepare`.
+        UserError: see `prepare_data`.
     """
     if config.resume and (found := prepared_before(config)):
         return found
     begin_stage("prepare")
-    corpus = local_corpus(config)
+    local = with_local_data(config)
     status = StatusLine()
     try:
-        prepared = prepare(
-            corpus,
-            config.clean,
-            config.tokenizer,
-            output_dir(config),
-            map_tasks=map_over_cluster,
-            progress=counter(status),
-        )
+        prepared = prepare_data(local, output_dir(config), map_over_cluster, counter(status))
     finally:
         status.clear()
     print_cleaning(prepared)
@@ -92,6 +83,8 @@ def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
         UserError: a sentence of train is longer than a micro-batch, or one of train or validation than a model that
             counts positions can take.
     """
+    if config.task is not TaskName.translation:
+        return  # long documents are cut into pieces
     if (room := config.model.max_positions) is not None:
         for split in ("train", "validation"):
             refuse_longer(corpus, shards, split, "model.max_positions", room)

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-from jobs.runs.model import languages
 from jobs.runs.stopping import Terminated, on_sigterm
 from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import begin_stage, console, following
@@ -11,9 +10,9 @@ from jobs.training.attempts import train_in_attempts
 from jobs.training.precision import warn_of_slow_precision
 from jobs.training.prepare import refuse_long_sentences
 from pipeline.data.lines import read_lines
-from pipeline.data.tokenizer import MODEL_FILE
+from pipeline.data.text_tokenizer import tokenizer_file
 from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import refuse_unspaced, tokenizer_for
+from pipeline.evaluate.tokenizers import refuse_unspaced
 from pipeline.files import sha256_file
 from pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
 from pipeline.tasks.build import selecting_metric
@@ -70,7 +69,7 @@ def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
             would mean other pieces.
     """
     trained_with = read_manifest(checkpoint).get("tokenizer")
-    file = stage_folder(run.folder, "tokenizer") / MODEL_FILE
+    file = tokenizer_file(stage_folder(run.folder, "tokenizer"))
     present = sha256_file(file)
     if trained_with not in (None, present):
         raise UserError(
@@ -86,10 +85,10 @@ def refuse_unspaced_targets(run: Run) -> None:
             against 0.
     """
     config = run.config
-    if languages(config) and config.evaluate.tokenize is None:
-        tokenize = tokenizer_for(config.corpus.target_language)
+    if config.languages and config.evaluate.tokenize is None:
+        tokenize = config.bleu_tokenizer
         file = stage_folder(run.folder, "corpus") / "validation.target"
-        where = f"corpus.target_language: is {config.corpus.target_language}, but the validation set's target"
+        where = f"corpus.target_language: is {config.languages[1]}, but the validation set's target"
         advice = "for example corpus.target_language=zh, or evaluate.tokenize=zh"
         refuse_unspaced(read_lines(file), tokenize, where, advice)
 

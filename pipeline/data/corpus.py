@@ -2,12 +2,13 @@
 
 import glob
 import heapq
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.data.formats import refuse_other_formats
 from pipeline.data.hub import cell, load_rows
@@ -15,7 +16,7 @@ from pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read
 from pipeline.data.overlap import Sides, pair_hash
 from pipeline.data.pairs import SentencePair
 from pipeline.errors import UserError
-from pipeline.files import sha256_file
+from pipeline.files import absolute_path, sha256_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -85,6 +86,37 @@ class CorpusConfig:
                 raise ValueError(f"{name}: source and target go together, and one of them is missing")
         if not self.has_own_data("train"):
             raise ValueError(f"train: {'source and target' if self.reads_text else 'split'} must be set")
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Every file, folder and address by its setting's name."""
+        paths = {"corpus.path": self.path}
+        paths |= {f"corpus.data_files.{name}": file for name, file in self.data_files.items()}
+        for name in SPLITS:
+            split: SplitConfig = getattr(self, name)
+            paths |= {f"corpus.{name}.source": split.source, f"corpus.{name}.target": split.target}
+        has_own = self.kind is CorpusKind.text and self.path is None  # with a path, the splits' files lie in it
+        return {
+            key: path
+            for key, path in paths.items()
+            if path is not None and (has_own or not key.endswith((".source", ".target")) or "://" in path)
+        }
+
+    @property
+    def is_from_hub(self) -> bool:
+        """Whether a hub of data sets is asked."""
+        return self.kind is CorpusKind.dataset and self.path is None and not self.data_files
+
+    def with_absolute_paths(self) -> "CorpusConfig":
+        """The same with paths that count from the working directory made absolute, and ~ expanded."""
+        change = absolute_path if self.kind is CorpusKind.text and self.path is None else os.path.expanduser
+        splits: dict[str, Any] = {}
+        for name in SPLITS:
+            split: SplitConfig = getattr(self, name)
+            source, target = (side and change(side) for side in (split.source, split.target))
+            splits[name] = SplitConfig(source, target, split.split)
+        files = {name: absolute_path(file) for name, file in self.data_files.items()}
+        return replace(self, path=self.path and absolute_path(self.path), data_files=files, **splits)
 
     @property
     def reads_text(self) -> bool:

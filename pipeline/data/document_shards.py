@@ -53,7 +53,7 @@ class DocumentCounts:
     """What a shard holds.
 
     Attributes:
-        tokens: with an end of text for each document, which is predicted, too.
+        text_tokens: with an end of text for each document, which is predicted, too.
         bytes: of the text in UTF-8: bits per byte are a loss over these.
         unknown: tokens that stand for a character which the tokenizer lacks; each costs `unknown_bits` beside its loss.
         changed: documents that do not come back from their tokens as they were: bits per byte of these are not those
@@ -63,7 +63,7 @@ class DocumentCounts:
     """
 
     documents: int
-    tokens: int
+    text_tokens: int
     bytes: int
     unknown: int
     changed: int

@@ -18,7 +18,7 @@ from pipeline.data.clean import Invalid, shortened
 from pipeline.data.document_files import Read, Unit, checked, field_of, file_format, files_below, read_file
 from pipeline.data.hub import load_rows
 from pipeline.errors import UserError
-from pipeline.files import hash_of, sha256_file
+from pipeline.files import absolute_path, hash_of, sha256_file
 from pipeline.progress import Progress, no_progress
 from pipeline.storage.files import GLOB, fetch_file, is_url
 
@@ -33,7 +33,7 @@ class DocumentsKind(Enum):
     """Python's own library (the one that runs this code), files, or a data set by name."""
 
     standard_library = "standard_library"
-    files = "files"
+    text = "text"
     dataset = "dataset"
 
 
@@ -50,9 +50,9 @@ class SourceConfig:
     """Where one split is.
 
     Attributes:
-        text: files: a pattern (`**` goes through folders), a folder (read through, by `suffixes`), or a list of these.
-            Files that end in .jsonl, .ndjson or .json hold a JSON object a line, those in .parquet rows; all others are
-            text. Any but parquet may be compressed (.gz).
+        text: of kind text: a pattern (`**` goes through folders), a folder (read through, by `suffixes`), or a list of
+            these. Files that end in .jsonl, .ndjson or .json hold a JSON object a line, those in .parquet rows; all
+            others are text. Any but parquet may be compressed (.gz).
         split: the name of a split of the data set.
     """
 
@@ -140,12 +140,32 @@ class DocumentsConfig:
             raise ValueError("held_out.by: tail takes the last part of each document, which of a line says nothing")
         if self.kind is DocumentsKind.standard_library:
             if any(self.has_own_data(split) for split in SPLITS):
-                raise ValueError("kind: standard_library has no files to be named: set kind=files")
+                raise ValueError("kind: standard_library has no files to be named: set kind=text")
             return
         if self.kind is DocumentsKind.dataset and self.dataset is None:
             raise ValueError("dataset: the name of a data set is missing")
         if not self.has_own_data("train"):
             raise ValueError(f"train: {'split' if self.kind is DocumentsKind.dataset else 'text'} must be set")
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Every pattern, folder and address by its setting's name; of several one after the other."""
+        named = {f"corpus.{split}.text": getattr(self, split).patterns for split in SPLITS}
+        return {f"{key}[{i}]" if i else key: path for key, paths in named.items() for i, path in enumerate(paths)}
+
+    @property
+    def is_from_hub(self) -> bool:
+        """Whether a hub of data sets is asked."""
+        return self.kind is DocumentsKind.dataset
+
+    def with_absolute_paths(self) -> "DocumentsConfig":
+        """The same with paths that count from the working directory made absolute, and ~ expanded."""
+        changes = {
+            split: replace(source, text=[absolute_path(pattern) for pattern in source.patterns])
+            for split, source in ((split, getattr(self, split)) for split in SPLITS)
+            if source.patterns
+        }
+        return replace(self, **changes)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -262,7 +282,7 @@ def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
 
 
 def source_files(config: DocumentsConfig, split: str) -> list[Path]:
-    """The files of a split of kind "files", in the order in which they are read: pattern by pattern, sorted by name.
+    """The files of a split of kind "text", in the order in which they are read: pattern by pattern, sorted by name.
 
     Raises:
         UserError: a pattern matches no file.

@@ -92,13 +92,18 @@ def id_field(where: str, record: Mapping[str, Any]) -> str | None:
     return None if value is None else str(value)
 
 
+def json_line(record: Mapping[str, Any]) -> str:
+    """The record as a line of JSON, with its line feed."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes the file whole or not at all, and returns how many records there were."""
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(json_line(record).encode())
             count += 1
     return count
 

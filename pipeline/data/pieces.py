@@ -1,9 +1,17 @@
 """How documents are cut into the pieces that a language model reads at once: a pure function of (lengths, context,
 seed, epoch), never of the number of workers."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from model.packing import Layout
+from pipeline.data.packing import filler, pack
+from pipeline.tasks.task import Examples
 
 
 class Pieces(NamedTuple):
@@ -59,3 +67,70 @@ def inputs_and_labels(tokens: np.ndarray, start: int, length: int, end_of_text: 
     labels = tokens[start : start + length]
     before = tokens[start - 1] if start else end_of_text
     return np.concatenate([np.array([before], dtype=tokens.dtype), labels[:-1]]), labels
+
+
+class TextPieces:
+    """Pieces of documents as the examples of an epoch, of one column, text: the tokens that a piece predicts.
+
+    Attributes:
+        lengths: (pieces, 1) tokens that each predicts.
+    """
+
+    columns = ("text",)
+
+    def __init__(self, documents: Examples, pieces: Pieces, end_of_text: int) -> None:
+        self.pieces = pieces
+        self.lengths = pieces.length[:, None]
+        self._documents, self._end_of_text = documents, end_of_text
+        (self._column,) = documents.columns
+
+    def __len__(self) -> int:
+        return len(self.pieces.length)
+
+    def get(self, column: str, row: int) -> np.ndarray:
+        """(length,) ids of "text", or of "input": what the model reads, the tokens one place before."""
+        document, start, length = (int(part[row]) for part in self.pieces)
+        inputs, labels = inputs_and_labels(
+            self._documents.get(self._column, document), start, length, self._end_of_text
+        )
+        return inputs if column == "input" else labels
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """One micro-batch of packed pieces, then filler. Letters: N tokens, M of them real.
+
+    Attributes:
+        tokens: (N,) ids that the model reads.
+        layout: where each piece stands; no piece sees another one.
+        labels: (M,) ids that it should say, of the real tokens.
+    """
+
+    tokens: Tensor
+    layout: Layout
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "TextBatch":
+        """The same on another device; does not wait for it."""
+        if device.type == "cpu":
+            return self
+        # Only from pinned memory does a copy run beside the computation.
+        tokens, labels = (x.pin_memory().to(device, non_blocking=True) for x in (self.tokens, self.labels))
+        return TextBatch(tokens, self.layout.to(device), labels)
+
+    @property
+    def padding_share(self) -> float:
+        """What part of the padded grid, where attention works, is padding or filler."""
+        return 1.0 - self.labels.numel() / self.layout.to_grid.numel()
+
+    @property
+    def in_words(self) -> str:
+        return f"{len(self.labels):,} tokens"
+
+
+def collate_pieces(pieces: Examples, rows: Sequence[int] | np.ndarray) -> TextBatch:
+    """Packs the `TextPieces` of these rows."""
+    labels = [pieces.get("text", row) for row in rows]
+    (behind,) = filler([[len(x) for x in labels]])
+    tokens, layout = pack([pieces.get("input", row) for row in rows], behind)
+    return TextBatch(tokens, layout, torch.from_numpy(np.concatenate(labels).astype(np.int64)))

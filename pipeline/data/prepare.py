@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,11 @@ class Prepared:
     corpus: Stage
     tokenizer: Stage
     shards: Stage
+
+
+def unit_of(counts: Mapping[str, Any]) -> str:
+    """What the examples of a corpus are called in its manifest's counts: pairs, or documents."""
+    return next(unit for unit in ("pairs", "documents") if unit in counts["splits"]["train"])
 
 
 def prepare(

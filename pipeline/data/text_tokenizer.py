@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.data.document_store import Documents
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, write_json
+from pipeline.files import absolute_path, atomic_write, write_json
 from pipeline.untrusted import NotWellFormed, read_small
 
 END_OF_TEXT = "<|endoftext|>"
@@ -72,6 +72,10 @@ class TextTokenizerConfig:
             raise ValueError("path: kind=file needs a tokenizer.json or a SentencePiece model")
         if self.kind is not TextTokenizerKind.file and (self.path or self.end_of_text):
             raise ValueError(f"{'path' if self.path else 'end_of_text'}: is for kind=file, not {self.kind.value}")
+
+    def with_absolute_paths(self) -> "TextTokenizerConfig":
+        """The same with a path that counts from the working directory made absolute, and ~ expanded."""
+        return replace(self, path=self.path and absolute_path(self.path))
 
 
 class TextTokenizer(Protocol):
@@ -157,14 +161,14 @@ def tokenizer_fingerprint(config: TextTokenizerConfig) -> dict[str, str]:
     if config.kind is not TextTokenizerKind.file:
         return {}
     assert config.path is not None
-    file = _file(Path(config.path))
+    file = tokenizer_file(Path(config.path))
     fingerprint = {"tokenizer": hashlib.sha256(_data(file)).hexdigest()}
     return fingerprint | ({"end_of_text": named} if (named := _named_end(file.parent)) else {})
 
 
 def _copy(config: TextTokenizerConfig, folder: Path) -> None:
     assert config.path is not None
-    file = _file(Path(config.path))
+    file = tokenizer_file(Path(config.path))
     name = config.end_of_text or _named_end(file.parent)
     name_of_copy = file.name if file.name in (JSON_FILE, CHARACTERS_FILE) else MODEL_FILE
     if file.suffix == ".json" and file.name != CHARACTERS_FILE:
@@ -187,7 +191,7 @@ def load_text_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         UserError: the file is missing, too large, damaged, or its end of text can be produced by a text.
     """
-    file = _file(path)
+    file = tokenizer_file(path)
     data = _data(file)
     sha256 = hashlib.sha256(data).hexdigest()
     if file.name == CHARACTERS_FILE:
@@ -197,8 +201,8 @@ def load_text_tokenizer(path: Path) -> TextTokenizer:
     return _model_tokenizer(file, data, sha256)
 
 
-def _file(path: Path) -> Path:
-    """The tokenizer's file.
+def tokenizer_file(path: Path) -> Path:
+    """The tokenizer's file: the path itself, or the one that a folder has.
 
     Raises:
         UserError: there is none.
@@ -256,7 +260,7 @@ def _train_byte_bpe(documents: Documents, config: TextTokenizerConfig, folder: P
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    chosen = _chosen(documents, config.max_training_bytes)
+    chosen = chosen_documents(documents, config.max_training_bytes)
     num_bytes = min(int(documents.num_bytes[chosen].sum()), config.max_training_bytes)
     tokenizer.train_from_iterator(_chunks(documents, chosen, config.max_training_bytes), trainer)
     with atomic_write(folder / JSON_FILE) as file:
@@ -264,7 +268,7 @@ def _train_byte_bpe(documents: Documents, config: TextTokenizerConfig, folder: P
     return len(chosen), num_bytes
 
 
-def _chosen(documents: Documents, max_bytes: int) -> np.ndarray:
+def chosen_documents(documents: Documents, max_bytes: int) -> np.ndarray:
     """The numbers of the documents with the smallest hashes that together have at most `max_bytes` bytes, in order; of
     a first one that is larger the beginning is to be taken."""
     if int(documents.num_bytes.sum()) <= max_bytes:

@@ -44,6 +44,10 @@ class TokenizerConfig:
         if self.max_training_pairs < 1:
             raise ValueError(f"max_training_pairs: must be at least 1, not {self.max_training_pairs}")
 
+    def with_absolute_paths(self) -> "TokenizerConfig":
+        """The same: there are no paths."""
+        return self
+
 
 def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) -> dict[str, Any]:
     """Learns one vocabulary from the lines of all files and writes `folder`/tokenizer.model.

@@ -88,16 +88,22 @@ class TextScore:
         log_probability: of all its tokens, in nats; the first one follows the end of text. The end of text behind the
             document is not among them.
         tokens, bytes: of the document; bytes of its text in UTF-8.
+        unknown_bits: what the unknown symbols among the tokens cost beside their loss, see `TextTokenizer`.
     """
 
     log_probability: float
     tokens: int
     bytes: int
+    unknown_bits: float = 0.0
 
     @property
     def bits_per_byte(self) -> float:
         """NaN of an empty document."""
-        return bits_per_byte(-self.log_probability, self.bytes) if self.bytes else math.nan
+        return (
+            bits_per_byte(-self.log_probability, self.bytes) + self.unknown_bits / self.bytes
+            if self.bytes
+            else math.nan
+        )
 
 
 def total_score(scores: Sequence[TextScore]) -> TextScore:
@@ -106,6 +112,7 @@ def total_score(scores: Sequence[TextScore]) -> TextScore:
         sum(score.log_probability for score in scores),
         sum(score.tokens for score in scores),
         sum(score.bytes for score in scores),
+        sum(score.unknown_bits for score in scores),
     )
 
 
@@ -149,9 +156,13 @@ def score_text(
     for owner, scores in zip(owners, log_probabilities(model, passages, batch_tokens, progress), strict=True):
         totals[owner] += scores.sum()
     return [
-        TextScore(float(total), len(ids), len(text.encode()))
+        TextScore(float(total), len(ids), len(text.encode()), _unknown_bits(ids, tokenizer))
         for total, ids, text in zip(totals, encoded, documents, strict=True)
     ]
+
+
+def _unknown_bits(ids: np.ndarray, tokenizer: TextTokenizer) -> float:
+    return 0.0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum()) * tokenizer.unknown_bits
 
 
 def _windows(ids: np.ndarray, end_of_text: int, window: int, stride: int) -> Iterator[Passage]:

@@ -1,9 +1,10 @@
-"""What generation and scoring ask of a language model.
+"""What generation and scoring ask of a language model, and whether a folder holds one.
 
 Letters in shapes: N packed tokens, R rows (texts that are continued side by side), V vocabulary.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from model.packing import Layout
 from pipeline.data import packing
+from pipeline.data.text_tokenizer import SETTINGS_FILE, TextTokenizer
+from pipeline.errors import UserError
 from pipeline.generate.beam import Decoding
+from pipeline.run_folder import MODEL_CONFIG
+from pipeline.untrusted import read_foreign_json
 
 
 class Continuation(Decoding, Protocol):
@@ -47,6 +52,34 @@ class LanguageModel(Protocol):
     def parameters(self) -> Any:
         """The tensors of the model."""
         ...
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a language model: Transloom's own, or any of Hugging Face's form.
+
+    Raises:
+        UserError: the file can't be read as JSON.
+    """
+    try:
+        values = read_foreign_json(folder / MODEL_CONFIG)
+    except FileNotFoundError:
+        return False
+    return isinstance(values, dict) and ("model_type" in values or values.get("architecture") == "decoder_only")
+
+
+def refuse_larger_tokenizer(tokenizer: TextTokenizer, vocab_size: int, folder: Path) -> None:
+    """
+    Args:
+        vocab_size: the model's.
+    Raises:
+        UserError: the tokenizer has ids that the model has not.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer's largest id is {tokenizer.vocab_size - 1:,}, and the model's vocabulary has "
+            f"{vocab_size:,} ids, from 0. Take model and tokenizer from one folder; where the tokenizer names no end "
+            f"of text, name it as eos_token in {SETTINGS_FILE}"
+        )
 
 
 def device_of(model: LanguageModel) -> torch.device:

@@ -1,7 +1,7 @@
 """Prompts from a file, and their samples as JSON lines."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from pipeline.data.text_tokenizer import TextTokenizer
 from pipeline.errors import UserError
 from pipeline.generate.language_model import LanguageModel
 from pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
+from pipeline.generate.text_stream import TextStream
 from pipeline.progress import Progress, no_progress
 
 PROMPTS_AT_A_TIME = 1000  # whose samples are held in memory, and whose lengths are sorted
@@ -84,9 +85,22 @@ def _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress) -
     settings["stop"] = list(config.stop)
     seed = settings.pop("seed")
     for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
-        progress("continuing prompts", start, len(prompts))
         part = slice(start, start + PROMPTS_AT_A_TIME)
-        results = sample(model, encoded[part], config, tokenizer.end_of_text, tokenizer.decode, on_tokens, start)
+
+        def part_progress(what: str, done: int, total: int, start: int = start) -> None:
+            progress(what, start * config.samples + done, len(prompts) * config.samples)
+
+        results = sample(
+            model,
+            encoded[part],
+            config,
+            tokenizer.end_of_text,
+            tokenizer.decode,
+            on_tokens,
+            first_prompt=start,
+            vocab_size=tokenizer.vocab_size,
+            progress=part_progress,
+        )
         for prompt, samples in zip(prompts[part], results, strict=True):
             name = {} if prompt.id is None else {"id": prompt.id}
             yield {
@@ -104,4 +118,33 @@ def _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress) -
                 "seed": seed,
                 "settings": settings,
             }
-    progress("continuing prompts", len(prompts), len(prompts))
+
+
+def stream(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompt: Prompt,
+    config: SampleConfig,
+    write: Callable[[str], None],
+) -> dict[str, Any]:
+    """Continues one prompt once, and hands the text to `write` as it becomes certain.
+
+    Returns:
+        The JSON object of `generate`; its sample's text is all that was written.
+    Raises:
+        UserError: see `generate`.
+        ValueError: more than one sample is asked for.
+    """
+    if config.samples != 1:
+        raise ValueError(f"samples: one sample can be streamed, not {config.samples}")
+    start = tokenizer.encode([prompt.text])[0].tolist() or [tokenizer.end_of_text]
+    text = TextStream(tokenizer.decode, config.stop, start)
+
+    def on_token(_prompt: int, _sample: int, token: int) -> None:
+        if new := text.push(token):
+            write(new)
+
+    record = next(generate(model, tokenizer, [prompt], config, on_token))
+    if rest := text.finish():
+        write(rest)
+    return record

@@ -127,6 +127,7 @@ def sample(
     on_tokens: OnTokens | None = None,
     first_prompt: int = 0,
     names: Sequence[str] | None = None,
+    vocab_size: int | None = None,
     progress: Progress = no_progress,
 ) -> list[list[Generated]]:
     """Continues each prompt `config.samples` times. The model is in evaluation mode.
@@ -143,6 +144,8 @@ def sample(
             the end of text. Samples of one batch take turns.
         first_prompt: the number of the first prompt, where the prompts are a part of many.
         names: what messages call the prompts.
+        vocab_size: ids from here on are never drawn: a model may have more of them than its tokenizer has tokens. None:
+            all ids are drawn.
     Returns:
         The samples of each prompt.
     Raises:
@@ -166,7 +169,9 @@ def sample(
     for start in range(0, len(rows), config.batch_size):
         progress("sampling, samples", start, len(rows))
         batch = rows[start : start + config.batch_size]
-        for row, generated in _sample_batch(model, starts, batch, config, end_of_text, on_tokens, first_prompt):
+        for row, generated in _sample_batch(
+            model, starts, batch, config, end_of_text, on_tokens, first_prompt, vocab_size
+        ):
             results[row.prompt][row.sample] = generated
     progress("sampling, samples", len(rows), len(rows))
     return results
@@ -197,6 +202,7 @@ def _sample_batch(
     end_of_text: int,
     on_tokens: OnTokens | None,
     first_prompt: int,
+    vocab_size: int | None,
 ) -> list[tuple[_Row, Generated]]:
     """
     Args:
@@ -214,7 +220,7 @@ def _sample_batch(
     finished = []
     while True:
         uniforms = torch.tensor([drawn[len(row.tokens)] for row, drawn in zip(rows, noise, strict=True)])
-        tokens, log_probabilities = choose(logits, uniforms.to(device), config)
+        tokens, log_probabilities = choose(logits, uniforms.to(device), config, vocab_size)
         stays = []
         drawn_tokens = zip(rows, tokens.tolist(), log_probabilities.tolist(), strict=True)
         for i, (row, token, log_probability) in enumerate(drawn_tokens):
@@ -250,25 +256,30 @@ def draw_noise(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(count)
 
 
-def choose(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
+def choose(
+    logits: Tensor, uniforms: Tensor, config: SampleConfig, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Draws a token for each row, by the inverse of the distribution function over ids.
 
     The ids stay in their order: in an order by probability, rounding would swap neighbours.
 
     Args:
         logits: (R, V). uniforms: (R,) in [0, 1), fp64.
+        vocab_size: only ids below it are drawn; None: all.
     Returns:
-        tokens (R,), and their log-probabilities (R,) in fp64 by the model itself, NaN where logits are not finite.
+        tokens (R,), and their log-probabilities (R,) in fp64 by the model itself, over all V ids; NaN where logits are
+        not finite.
     """
     logits = logits.double()
+    known = logits[:, :vocab_size]
     if config.temperature == 0:
-        tokens = logits.argmax(-1)
+        tokens = known.argmax(-1)
     else:
-        weights = ((logits - logits.amax(-1, keepdim=True)) / config.temperature).exp()
+        weights = ((known - known.amax(-1, keepdim=True)) / config.temperature).exp()
         cumulative = truncate(weights, config.top_k, config.top_p).cumsum(-1)
         # A product with a number below 1 stays below the last sum; a token of weight 0 adds nothing that exceeds it.
         tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)  # of NaN
+        tokens = tokens.clamp(max=known.shape[-1] - 1)  # of NaN
     return tokens, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
 
 

@@ -10,9 +10,10 @@ from pipeline.data.lines import read_lines
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.evaluate.scores import score
 from pipeline.evaluate.tokenizers import tokenizer_for
-from pipeline.generate.translator import Translator, save_model
+from pipeline.generate.translator import Translator
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.settings import Demo
+from pipeline.model_folder import save_model
 from pipeline.tasks.task import Evaluation
 from pipeline.tasks.translation import translation
 from pipeline.train.checkpoint import average_weights, list_weights, load_weights

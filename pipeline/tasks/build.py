@@ -1,17 +1,22 @@
-"""The tasks by name. What trains, sweeps or draws imports no task, but asks here."""
+"""The tasks by name. What prepares, trains, sweeps or draws imports no task, but asks here."""
 
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.progress import MapTasks, Progress, no_progress
 from pipeline.tasks.task import Metric, Scoring, Task
+
+if TYPE_CHECKING:
+    from pipeline.data.prepare import Prepared
 
 
 class TaskName(Enum):
     """What is learned."""
 
     translation = "translation"
+    language_model = "language_model"
 
 
 def selecting_metric(task: TaskName) -> Metric:
@@ -21,6 +26,72 @@ def selecting_metric(task: TaskName) -> Metric:
             from pipeline.tasks.translation import BLEU
 
             return BLEU
+        case TaskName.language_model:
+            from pipeline.tasks.language_model import BITS_PER_BYTE
+
+            return BITS_PER_BYTE
+
+
+def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progress) -> Any:
+    """The corpus with each URL replaced by the path of a copy below `folder`.
+
+    Raises:
+        UserError: a file can't be reached; names the setting.
+    """
+    match config.task:
+        case TaskName.translation:
+            from pipeline.data.remote import with_local_files
+
+            return with_local_files(config.corpus, folder, progress)
+        case TaskName.language_model:
+            from pipeline.data.documents import with_local_documents
+
+            return with_local_documents(config.corpus, folder, progress)
+        case _:
+            raise ValueError(f"task: {config.task}")
+
+
+def refuse_wrong_corpus(config: Any) -> None:
+    """Looks at the files of a corpus whose preparation is to begin, as far as that takes no time.
+
+    Raises:
+        UserError: a file is missing, or is something else than it should be.
+    """
+    match config.task:
+        case TaskName.translation:
+            from pipeline.data.corpus import SPLITS, count_pairs, refuse_wrong_files
+
+            refuse_wrong_files(config.corpus)
+            for split in SPLITS:  # refuses sides of unequal lengths
+                count_pairs(config.corpus, split)
+        case TaskName.language_model:
+            from pipeline.data.prepare_documents import refuse_missing_documents
+
+            refuse_missing_documents(config.corpus)
+
+
+def prepare_data(
+    config: Any, folder: Path, map_tasks: MapTasks = map, progress: Progress = no_progress, only_find: bool = False
+) -> "Prepared":
+    """The corpus, the tokenizer and the shards of a configuration, below an output folder; see
+    `pipeline.data.prepare.prepare`.
+
+    Args:
+        config: its corpus is one of local files.
+    """
+    match config.task:
+        case TaskName.translation:
+            from pipeline.data.prepare import prepare
+
+            return prepare(
+                config.corpus, config.clean, config.tokenizer, folder, map_tasks, progress, only_find=only_find
+            )
+        case TaskName.language_model:
+            from pipeline.data.prepare_documents import prepare_documents
+
+            return prepare_documents(config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find)
+        case _:
+            raise ValueError(f"task: {config.task}")
 
 
 def scoring(config: Any, own: Any) -> Scoring:
@@ -36,6 +107,10 @@ def scoring(config: Any, own: Any) -> Scoring:
 
             by = [tokenizer_for(one.corpus.target_language, one.evaluate) for one in (config, own)]
             return translation_scoring(config.decode, by[0], own.decode, by[1])
+        case TaskName.language_model:
+            from pipeline.tasks.language_model import language_model_scoring
+
+            return language_model_scoring()
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -60,6 +135,15 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
                 search=config.decode,
                 validation_beam=config.train.validation_beam,
                 tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
+            )
+        case TaskName.language_model:
+            from pipeline.tasks.language_model import language_model
+
+            return language_model(
+                folder_of,
+                model=config.model,
+                micro_tokens=config.batch.micro_tokens,
+                label_smoothing=config.train.label_smoothing,
             )
         case _:
             raise ValueError(f"task: {config.task}")

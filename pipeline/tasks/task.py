@@ -21,7 +21,7 @@ class Metric:
         title: for people.
         higher_is_better: else the lower the better.
         digits: shown behind the point.
-        limits: the lowest and the highest value that there can be; None where one of them is missing.
+        limits: the lowest and the highest value that there can be; None where there is no highest.
         trivial: of a model that learned nothing; scores that are no better tell no models apart. None: not known.
     """
 
@@ -83,6 +83,7 @@ class Evaluation:
         num_examples: that were evaluated.
         outputs: what the model made of each example, one line each; none where a task makes no text.
         samples: columns of a small table for people.
+        baselines: what simple models come to on the same split, by their names; values of `selects`.
     """
 
     loss: float | None
@@ -90,6 +91,7 @@ class Evaluation:
     num_examples: int
     outputs: Sequence[str] = ()
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """The loss and each score's value, by name."""

@@ -1,10 +1,11 @@
-"""What is minimised. New mathematics (a language model, a reward) is another module beside this one."""
+"""What is minimised. New mathematics (a reward) is another module beside these."""
 
 from torch import nn
 
 from model.build import Model
 from model.losses import LossSum, label_smoothed_cross_entropy
 from pipeline.data.pairs import PairBatch
+from pipeline.data.pieces import TextBatch
 
 
 class TranslationObjective(nn.Module):
@@ -19,4 +20,18 @@ class TranslationObjective(nn.Module):
     def forward(self, batch: PairBatch) -> LossSum:
         """The loss summed over the batch's target tokens."""
         hidden = self.model(batch.source, batch.source_layout, batch.target, batch.target_layout)
+        return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
+
+
+class LanguageModelObjective(nn.Module):
+    """Cross-entropy of each token given those before it in its own document, with label smoothing where asked for."""
+
+    def __init__(self, model: Model, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: TextBatch) -> LossSum:
+        """The loss summed over the batch's tokens."""
+        hidden = self.model(batch.tokens, batch.layout)
         return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)

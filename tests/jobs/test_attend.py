@@ -13,7 +13,7 @@ from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.generate.translator import save_model
+from pipeline.model_folder import save_model
 from pipeline.run_folder import PREPARED_FILE
 from pipeline.tracking.spool import last_status
 from pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported

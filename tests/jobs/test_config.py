@@ -16,20 +16,64 @@ from jobs.config.messages import CONTENDERS
 from jobs.config.schema import Config
 from model.config import Norm, RecurrentConfig, TransformerConfig
 from pipeline.data.corpus import CorpusKind
+from pipeline.data.documents import DocumentsConfig
+from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS_FILES = {"text": ["corpus.train.source=a.en", "corpus.train.target=a.de"]}
+NEEDS_FILES = {
+    "text": ["corpus.train.source=a.en", "corpus.train.target=a.de"],
+    "language_model/shakespeare_char": ["corpus.train.text=a.txt"],
+}
+OF_LANGUAGE_MODELS = re.compile(r"corpus=(standard_library|fineweb)|tokenizer=(byte|characters)|model=(gpt|lm_)")
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
 def test_every_experiment_composes(experiment):
-    assert isinstance(load_config([f"experiment={experiment}"]), Config)
+    assert isinstance(load_config([f"experiment={experiment}", *NEEDS_FILES.get(experiment, [])]), Config)
 
 
 @pytest.mark.parametrize("word", [f"{group}={option}" for group, options in groups().items() for option in options])
 def test_every_option_composes(word):
-    assert isinstance(load_config([word, *NEEDS_FILES.get(word.rpartition("=")[2], [])]), Config)
+    task = ["experiment=language_model/demo"] if OF_LANGUAGE_MODELS.match(word) else []
+    assert isinstance(load_config([*task, word, *NEEDS_FILES.get(word.rpartition("=")[2], [])]), Config)
+
+
+def test_the_sections_of_a_task_are_its_own(tmp_path):
+    words = ["experiment=language_model/demo", "corpus=text", "corpus.train.text=[a b.txt, c/*.jsonl.gz]"]
+    words += ["tokenizer=characters", "corpus.held_out.by=tail", f"output_dir={tmp_path}"]
+    config = load_config(words)
+    assert isinstance(config.corpus, DocumentsConfig) and isinstance(config.tokenizer, TextTokenizerConfig)
+    assert config.corpus.train.patterns == ("a b.txt", "c/*.jsonl.gz")
+    absolute = with_absolute_paths(config).corpus.train.patterns
+    assert absolute == (f"{Path.cwd()}/a b.txt", f"{Path.cwd()}/c/*.jsonl.gz")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml") == config
+    assert config.languages is None and load_config([]).languages == ("en", "de")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["corpus=standard_library"], r"^corpus\.kind: standard_library is a value of task=language_model"),
+        (["experiment=language_model/demo", "corpus.kind=phrasebook"], r"^corpus\.kind: "),
+        (["corpus=text", "corpus.train.text=a.txt"], r"^corpus\.train\.text: is a setting of task=language_model"),
+        (["tokenizer=characters"], r"^tokenizer\.kind: is a setting of task=language_model"),
+        (["model=lm_small"], r"^model\.architecture: "),
+        (["task=language_model"], r"^corpus\.source_language: is a setting of task=translation"),
+        (["experiment=language_model/demo", "model=tiny"], r"^model\.architecture: "),
+        (["experiment=language_model/demo", "clean.max_words=3"], r"^clean: "),
+        (
+            ["experiment=language_model/demo", "corpus.held_out=500"],
+            r"^corpus\.held_out: 500 is a value of task=translation",
+        ),
+        (["experiment=language_model/demo", "batch.micro_tokens=128"], r"^batch\.micro_tokens: "),
+        (["experiment=language_model/demo", "corpus.nonsense=1"], r"^corpus\.nonsense: no such setting"),
+    ],
+)
+def test_settings_of_another_task_are_refused_by_their_full_name(words, key):
+    with pytest.raises(UserError, match=key):
+        load_config(words)
 
 
 def test_every_group_of_the_schema_has_a_default_that_the_command_line_overrides():
@@ -120,7 +164,7 @@ REFUSED = {
     "experimnt=demo": ["Did you mean experiment?"],
     "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
     # a hint is of the same section, or is none: the section's settings are named
-    "tokenizer.path=a": ["tokenizer.path: no such setting. tokenizer has vocab_size, "],
+    "tokenizer.path=a": ["tokenizer.path: is a setting of task=language_model; ", "whose settings are vocab_size, "],
     "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
     "model.depth=2": ["model.depth: no such setting. model has "],
     "model.layers=2": ["model.layers: is a setting of model.architecture=decoder_only"],

@@ -12,7 +12,7 @@ from jobs.ray_cluster.session import _init_ray
 from jobs.remote.clusters import Cluster
 from jobs.remote.kubernetes import _config_there
 from jobs.remote.submission import for_cluster
-from jobs.training.prepare import local_corpus
+from jobs.training.prepare import with_local_data
 from pipeline.errors import UserError
 from pipeline.files import stage
 
@@ -50,7 +50,7 @@ def test_the_configuration_is_shown_without_it(word: str, shown: str, capsys: py
 def test_an_address_without_its_secret_is_not_asked(tmp_path: Path, name: str) -> None:
     config = load_config([*WORDS, f"corpus.data_files.train=https://host/{name}?sig=***", f"output_dir={tmp_path}"])
     with pytest.raises(UserError, match=r"^corpus\.data_files\.train: "):
-        local_corpus(config)
+        with_local_data(config)
 
 
 def test_a_manifest_of_a_stage_does_not_have_it(tmp_path: Path) -> None:

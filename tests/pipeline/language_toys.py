@@ -14,6 +14,7 @@ class ByteTokenizer:
     """A token a byte, and an end of text behind them."""
 
     end_of_text, vocab_size = 256, 257
+    unknown, unknown_bits = None, 0.0
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]

@@ -22,7 +22,8 @@ from pipeline.data.tokenizer import BOS_ID, MODEL_FILE, Tokenizer, TokenizerConf
 from pipeline.errors import UserError
 from pipeline.export import Format, Quantization, export
 from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator, save_model
+from pipeline.generate.translator import Translator
+from pipeline.model_folder import save_model
 from pipeline.phrasebook import phrasebook_pairs
 
 CONFIG = TransformerConfig(d_model=64, d_ff=128, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.0)

@@ -21,7 +21,8 @@ from model.transformer import Transformer
 from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
-from pipeline.generate.translator import Translator, count_saved, save_model
+from pipeline.generate.translator import Translator
+from pipeline.model_folder import count_saved, save_model
 
 CONFIG = TransformerConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, max_positions=40)
 CPU = torch.device("cpu")

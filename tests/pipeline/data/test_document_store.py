@@ -60,7 +60,7 @@ def test_shards_hold_every_document_with_its_end_of_text(tmp_path, config, bytes
     for task, count in zip(tasks, counts, strict=True):
         tokens = np.load(tmp_path / f"train-{task.index:05d}.tokens_tokens.npy")
         lengths = np.load(tmp_path / f"train-{task.index:05d}.tokens_lengths.npy")
-        assert (count.documents, count.tokens, count.longest) == (len(lengths), len(tokens), max(lengths))
+        assert (count.documents, count.text_tokens, count.longest) == (len(lengths), len(tokens), max(lengths))
         for ids in np.split(tokens, np.cumsum(lengths)[:-1]):
             assert ids[-1] == tokenizer.end_of_text
             texts.append(tokenizer.decode(ids))
@@ -75,7 +75,7 @@ def test_unknown_characters_of_validation_are_counted_with_an_example(tmp_path):
     train_text_tokenizer(open_documents(tmp_path, "train"), KINDS[1], tmp_path)
     (task,) = document_tasks(tmp_path, tmp_path, tmp_path, "validation", 1000)
     counts = tokenize_documents(task)
-    assert (counts.tokens, counts.bytes, counts.unknown, counts.changed) == (13, 10, 6, 2)
+    assert (counts.text_tokens, counts.bytes, counts.unknown, counts.changed) == (13, 10, 6, 2)
     assert counts.changed_example == "b xyz"
 
 

@@ -29,7 +29,7 @@ NOTHING = HeldOutConfig(validation=0.0, test=0.0)
 
 
 def config_of(train, **settings):
-    settings = {"kind": DocumentsKind.files, "name": "x", "held_out": NOTHING} | settings
+    settings = {"kind": DocumentsKind.text, "name": "x", "held_out": NOTHING} | settings
     for split in ("validation", "test"):
         if split in settings:
             settings[split] = SourceConfig(settings[split])
@@ -333,7 +333,7 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
         ("text_field", {"text_field": ""}),
         ("suffixes", {"suffixes": ["py"]}),
         ("kind", {"train": SourceConfig("a.txt")}),
-        ("train", {"kind": DocumentsKind.files}),
+        ("train", {"kind": DocumentsKind.text}),
         ("train", {"kind": DocumentsKind.dataset, "dataset": "x", "train": SourceConfig("a.txt")}),
         ("dataset", {"kind": DocumentsKind.dataset, "train": SourceConfig(split="train")}),
         ("held_out.by", {"unit": Unit.line, "held_out": HeldOutConfig(HeldOutBy.tail)}),

@@ -73,3 +73,18 @@ def test_a_model_of_any_length_reads_whole_documents() -> None:
 def test_impossible_windows_are_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         score_text(ToyModel(max_positions=64), ByteTokenizer(), DOCUMENTS, **{name: value})
+
+
+def test_an_unknown_symbol_costs_which_character_it_stands_for() -> None:
+    class Few(ByteTokenizer):
+        """Knows no "e"."""
+
+        unknown, unknown_bits = ord("e"), 20.0
+
+    texts = ["The end", "is not", ""]
+    plain_scores = score_text(ToyModel(), ByteTokenizer(), texts)
+    scores = score_text(ToyModel(), Few(), texts)
+    assert [score.log_probability for score in scores] == [score.log_probability for score in plain_scores]
+    assert scores[0].bits_per_byte == pytest.approx(plain_scores[0].bits_per_byte + 2 * 20 / 7)
+    assert scores[1].bits_per_byte == plain_scores[1].bits_per_byte
+    assert total_score(scores).bits_per_byte == pytest.approx(total_score(plain_scores).bits_per_byte + 2 * 20 / 13)

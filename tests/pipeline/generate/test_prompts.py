@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from language_toys import ByteTokenizer, ToyModel
 
 import pipeline.generate.prompts
 from pipeline.data.json_lines import write_json_lines
 from pipeline.errors import UserError
-from pipeline.generate.prompts import Prompt, generate, named_prompts, read_prompts
+from pipeline.generate.prompts import Prompt, generate, named_prompts, read_prompts, stream
 from pipeline.generate.sample import SampleConfig, sample
 
 
@@ -111,3 +112,26 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_line_before_anything_is_gen
     assert str(error.value).startswith(f"{file}, line 2: ")
     assert "65" in str(error.value) and "64" in str(error.value)
     assert model.sizes == []
+
+
+def test_a_stream_hands_out_whole_characters_as_they_come_and_is_the_same_sample() -> None:
+    model, tokenizer = ToyModel(), ByteTokenizer()
+    with torch.no_grad():
+        model.output[128:256] *= 3  # bytes that are part of longer characters
+    prompt, config = Prompt("To", "prompt 1"), SampleConfig(max_new_tokens=40, seed=3, stop=("no",))
+    written: list[str] = []
+    record = stream(model, tokenizer, prompt, config, written.append)
+    assert [record] == list(generate(model, tokenizer, [prompt], config))
+    assert "".join(written) == record["samples"][0]["text"]
+    assert len(written) > 5 and all(written)
+    with pytest.raises(ValueError, match="samples"):
+        stream(model, tokenizer, prompt, SampleConfig(samples=2), written.append)
+
+
+def test_progress_counts_the_samples_of_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.generate.prompts, "PROMPTS_AT_A_TIME", 2)
+    counts: list[tuple[int, int]] = []
+    config = SampleConfig(max_new_tokens=2, samples=2, batch_size=2)
+    prompts = named_prompts(["a", "b", "c"])
+    list(generate(ToyModel(), ByteTokenizer(), prompts, config, progress=lambda _, *count: counts.append(count)))
+    assert counts == [(0, 6), (2, 6), (4, 6), (4, 6), (6, 6)]

@@ -275,3 +275,22 @@ def test_impossible_settings_are_refused_by_name(field: str, value) -> None:
 def test_stop_strings_without_a_decoder_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^stop:"):
         sample(ToyModel(VOCAB), PROMPTS, SampleConfig(stop=("a",)), END)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_ids_that_the_tokenizer_does_not_know_are_never_drawn(temperature: float, top_p: float) -> None:
+    """The others keep their odds; log-probabilities stay the model's own."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, VOCAB, generator=generator)
+    logits[:, 9:] += 20
+    uniforms = torch.rand(50, generator=generator, dtype=torch.float64)
+    config = SampleConfig(temperature=temperature, top_p=top_p)
+    tokens, scores = choose(logits, uniforms, config, vocab_size=9)
+    assert torch.equal(tokens, choose(logits[:, :9], uniforms, config)[0])
+    assert torch.equal(scores, logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1))
+    model = ToyModel(VOCAB)
+    with torch.no_grad():
+        model.output[5:] *= 10
+    samples = sample(model, PROMPTS, SampleConfig(max_new_tokens=20, seed=1), END, vocab_size=5)
+    assert {token for some in samples for one in some for token in one.tokens} <= set(range(5))

@@ -1,0 +1,116 @@
+"""Generate: texts that a language model continues, streamed, or as JSON lines."""
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.cli import configuration, parse_settings, refuse_invalid_utf8, sort_words, usage
+from jobs.runs.language_model import open_language_model, output_file, suggest, terminal_progress
+from jobs.runs.workspace import output_dir
+from jobs.terminal.printable import printable
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.generate.prompts import Prompt
+    from pipeline.generate.sample import SampleConfig
+    from pipeline.model_folder import LoadedLanguageModel
+
+# Why a sample ends, for people.
+REASONS = {"end": "end of text", "stop": "stop", "length": "max_new_tokens", "context": "context is full"}
+
+
+def main(argv: list[str]) -> int:
+    from pipeline.generate.sample import SampleConfig
+
+    keys = [field.name for field in dataclasses.fields(SampleConfig)]
+    words, own, settings = sort_words(argv, ["prompts", "to", *keys], expand_home=False)
+    config = configuration("generate", settings)
+    if not words:
+        raise UserError(usage("generate"))
+    file, to = own.pop("prompts", None), own.pop("to", None)
+    sampling = parse_settings(SampleConfig, own)
+    target = None if to is None else output_file("to", to)
+    prompts = _prompts(words[1:], file)
+    try:
+        loaded = open_language_model(words[0], output_dir(config))
+        if target is None and file is None and len(prompts) == 1 == sampling.samples:
+            _stream(loaded, prompts[0], sampling)
+        else:
+            _generate(loaded, prompts, sampling, target)
+    except KeyboardInterrupt:
+        end = "" if target is None else f"transloom: interrupted; {printable(str(target))} was not written"
+        print(f"\n{end}".rstrip(" "), file=sys.stderr)
+        return 130
+    name = shlex.quote(words[0])
+    if target is None:
+        suggest(
+            f"transloom generate {name} prompts=<file> samples=5 to=samples.jsonl", f"transloom score {name} <file>"
+        )
+    else:
+        suggest(f"head -n 1 {shlex.quote(str(target))}", f"transloom score {name} <file>")
+    return 0
+
+
+def _prompts(texts: Sequence[str], file: str | None) -> "list[Prompt]":
+    """The prompts; without any word or file an empty one, which begins a text."""
+    from pipeline.generate.prompts import named_prompts, read_prompts
+
+    if file is None:
+        prompts = named_prompts(texts or [""])
+        for prompt in prompts:
+            refuse_invalid_utf8(prompt.where, prompt.text)
+        return prompts
+    if texts:
+        raise UserError(f"prompts: the file has the prompts, and so has the command: {texts[0][:60]!r}. Leave one out")
+    return read_prompts(Path(os.path.expanduser(file)))
+
+
+def _stream(loaded: "LoadedLanguageModel", prompt: "Prompt", config: "SampleConfig") -> None:
+    """One continuation, as it grows; on a terminal behind its prompt. A line feed follows."""
+    from pipeline.generate.prompts import stream
+
+    if sys.stdout.isatty():
+        _write(prompt.text)
+    record = stream(loaded.model, loaded.tokenizer, prompt, config, _write)
+    _write("\n")
+    if not record["samples"][0]["text"]:
+        reason = REASONS[record["samples"][0]["reason"]]
+        print(f"transloom: nothing was added to the prompt ({reason})", file=sys.stderr)
+
+
+def _generate(
+    loaded: "LoadedLanguageModel", prompts: "Sequence[Prompt]", config: "SampleConfig", target: Path | None
+) -> None:
+    """All samples of all prompts: into the file; without one as JSON lines, or in blocks on a terminal."""
+    from pipeline.data.json_lines import json_line, write_json_lines
+    from pipeline.generate.prompts import generate
+
+    with terminal_progress() as progress:
+        records: Iterable[Mapping[str, Any]] = generate(
+            loaded.model, loaded.tokenizer, prompts, config, progress=progress
+        )
+        if target is not None:
+            write_json_lines(target, records)
+            return
+        is_terminal = sys.stdout.isatty()
+        for prompt, record in zip(prompts, records, strict=True):
+            _write(_block(prompt, record) if is_terminal else json_line(record))
+
+
+def _block(prompt: "Prompt", record: Mapping[str, Any]) -> str:
+    """The samples of a prompt for people to read."""
+    samples = record["samples"]
+    return "".join(
+        f"\n── {prompt.where}, sample {number} of {len(samples)} ({REASONS[sample['reason']]}) ──\n"
+        f"{prompt.text}{sample['text']}\n"
+        for number, sample in enumerate(samples, start=1)
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.buffer.write((printable(text) if sys.stdout.isatty() else text).encode())
+    sys.stdout.buffer.flush()

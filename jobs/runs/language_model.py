@@ -1,0 +1,89 @@
+"""What the commands of a language model share: finding and loading it, files to write, progress, what to do next."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from jobs.remote.package import submission
+from jobs.runs.model import find_model
+from jobs.terminal.console import StatusLine, counter
+from jobs.terminal.printable import printable
+from pipeline.errors import UserError
+from pipeline.processor import bf16_instructions
+from pipeline.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from pipeline.model_folder import LoadedLanguageModel
+
+
+def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
+    """The model of a run, of a model folder, or of a folder of Hugging Face's form, ready to compute: on a GPU where
+    there is one; on a CPU in fp32 where that has no instructions for bf16, and with packed weights.
+
+    Args:
+        root: the output folder, in which runs are found by their names.
+    Raises:
+        UserError: there is no such model; the model translates; its files are damaged or do not fit each other.
+    """
+    import torch
+
+    from model.decoder_only import DecoderOnly
+    from model.packed_linear import pack_linears
+    from pipeline.generate.language_model import is_language_model, refuse_larger_tokenizer
+    from pipeline.model_folder import load_language_model
+
+    folder = find_model(os.path.expanduser(name_or_path), root)
+    if not is_language_model(folder):
+        raise UserError(
+            f"{name_or_path} translates, and is no language model: transloom translate {name_or_path} < your_text"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_slow = device.type == "cpu" and not bf16_instructions()
+    loaded = load_language_model(folder, device, torch.float32 if is_slow else None)
+    refuse_larger_tokenizer(loaded.tokenizer, loaded.model.vocab_size, folder)
+    if is_slow and loaded.metadata.get("precision") == "bf16":
+        reason = "the model is in bf16, for which this processor has no instructions"
+        print(f"transloom: computes in fp32: {reason}", file=sys.stderr)
+    return replace(loaded, model=cast(DecoderOnly, pack_linears(loaded.model)))
+
+
+def output_file(key: str, value: str) -> Path:
+    """The file that a word of a command names.
+
+    Raises:
+        UserError: the name is that of a folder, or empty.
+    """
+    file = Path(os.path.expanduser(value))
+    if not value or file.is_dir():
+        raise UserError(f"{key}={value}: must name a file, not a folder")
+    return file
+
+
+@contextmanager
+def terminal_progress() -> Iterator[Progress]:
+    """A line of progress with rate and remaining time on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    status = StatusLine(sys.stderr)
+    count = counter(status)
+
+    def progress(what: str, done: int, total: int) -> None:
+        count(what, done, total)
+        if done >= total:
+            status.clear()  # before the results, which may go to the same terminal
+
+    try:
+        yield progress
+    finally:
+        status.clear()
+
+
+def suggest(*commands: str) -> None:
+    """What is sensible next, on standard error where that is a terminal: standard output is the command's result."""
+    if sys.stderr.isatty() and not submission():
+        print("\n".join(["\nNext:", *(f"  {printable(command)}" for command in commands)]), file=sys.stderr)

@@ -1,0 +1,187 @@
+"""From documents to tokenised shards: three stages, each skipped when its inputs and settings are unchanged."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.document_shards import document_tasks, tokenize_documents
+from pipeline.data.document_store import Documents, open_documents, write_documents
+from pipeline.data.documents import (
+    DocumentsConfig,
+    DocumentsKind,
+    Dropped,
+    HeldOutBy,
+    documents_fingerprint,
+    documents_key,
+    evaluation_hashes,
+    read_documents,
+    refuse_nothing_left,
+    source_files,
+)
+from pipeline.data.ngram import train_ngram
+from pipeline.data.prepare import Prepared
+from pipeline.data.text_tokenizer import (
+    TextTokenizerConfig,
+    chosen_documents,
+    tokenizer_fingerprint,
+    train_text_tokenizer,
+)
+from pipeline.files import Stage, stage, without_defaults
+from pipeline.progress import MapTasks, Progress, no_progress
+
+FORMAT = 1  # part of every key below: raise it when the same settings no longer give the same files
+BASELINE = "5-gram of bytes"  # interpolated Kneser-Ney
+BASELINE_BYTES = 64 * 2**20  # of train that it is counted in, which takes a quarter of a minute
+
+
+def prepare_documents(
+    corpus: DocumentsConfig,
+    tokenizer: TextTokenizerConfig,
+    output_dir: Path,
+    map_tasks: MapTasks = map,
+    progress: Progress = no_progress,
+    shard_bytes: int = 16 * 2**20,
+    only_find: bool = False,
+) -> Prepared:
+    """Reads the documents, learns the tokenizer and tokenises everything, below `output_dir`; see
+    `pipeline.data.prepare.prepare`, whose arguments these are.
+
+    The corpus's manifest has what its 5-gram model comes to, in bits per byte of each split that is held out: what a
+    language model must beat.
+
+    Args:
+        shard_bytes: of text in a shard, about.
+    Raises:
+        NotBuilt: with `only_find`, if something is left to do.
+        UserError: see `read_documents`, `train_text_tokenizer` and `stage`.
+    """
+
+    def unless_only_found(build: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]] | None:
+        return None if only_find else build
+
+    corpus_stage = stage(
+        output_dir / "corpora",
+        f"{corpus.name}-",
+        {"format": FORMAT, "documents": documents_key(corpus)},
+        documents_fingerprint(corpus),
+        unless_only_found(lambda folder: _build_documents(folder, corpus, progress)),
+    )
+    hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
+    of_train = {name: value for name, value in hashes.items() if name.startswith("train.")}
+    settings = without_defaults(tokenizer)
+    settings.pop("path", None)  # the file's hash counts
+    tokenizer_stage = stage(
+        output_dir / "tokenizers",
+        "",
+        {"format": FORMAT, "text_tokenizer": settings},
+        tokenizer_fingerprint(tokenizer) or of_train,
+        unless_only_found(lambda folder: _build_tokenizer(folder, corpus_stage.folder, tokenizer, progress)),
+    )
+    shards_stage = stage(
+        output_dir / "shards",
+        "",
+        {"format": FORMAT, "shard_bytes": shard_bytes},
+        hashes | {"tokenizer": tokenizer_stage.manifest["counts"]["sha256"]},
+        unless_only_found(
+            lambda folder: _build_shards(
+                folder, corpus.splits, corpus_stage, tokenizer_stage, shard_bytes, map_tasks, progress
+            )
+        ),
+    )
+    return Prepared(corpus_stage, tokenizer_stage, shards_stage)
+
+
+def refuse_missing_documents(corpus: DocumentsConfig) -> None:
+    """Looks for the files of all splits at once.
+
+    Raises:
+        UserError: a pattern matches no file.
+    """
+    if corpus.kind is DocumentsKind.text:
+        for split in filter(corpus.has_own_data, corpus.splits):
+            source_files(corpus, split)
+
+
+def _build_documents(folder: Path, corpus: DocumentsConfig, progress: Progress) -> dict[str, Any]:
+    splits: dict[str, dict[str, int]] = {}
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    read = 0
+    for split in (*corpus.splits[1:], "train"):  # train last: equal documents must not be in it
+        dropped = Dropped()
+        known = evaluation_hashes(corpus) if split == "train" else None
+        splits[split] = write_documents(folder, split, read_documents(corpus, split, dropped, known), progress)
+        refuse_nothing_left(corpus, split, splits[split]["documents"], dropped)
+        if split == "train" or corpus.has_own_data(split):
+            counts.update(dropped.counts)
+            examples = dropped.examples | examples
+            read += splits[split]["documents"] + dropped.counts.total()
+    held_out = {split: splits[split]["documents"] for split in corpus.splits[1:] if not corpus.has_own_data(split)}
+    by_documents = sum(held_out.values()) if corpus.held_out.by is HeldOutBy.documents else 0
+    return {
+        "splits": {split: splits[split] for split in corpus.splits},
+        "read": read + by_documents,
+        "held_out": held_out,
+        "dropped": dict(sorted(counts.items())),
+        "examples": examples,
+        "baselines": _baselines(folder, corpus.splits, progress),
+    }
+
+
+def _baselines(folder: Path, splits: tuple[str, ...], progress: Progress) -> dict[str, dict[str, float]]:
+    """Bits per byte of a 5-gram model, by split and name."""
+    progress("count 5-grams", 0, len(splits) - 1)
+    train = open_documents(folder, "train")
+    is_part = int(train.num_bytes.sum()) > BASELINE_BYTES
+    name = f"{BASELINE}, of {BASELINE_BYTES / 1e6:.0f} MB of train" if is_part else BASELINE
+    model = train_ngram(_texts(train))
+    baselines: dict[str, dict[str, float]] = {}
+    for done, split in enumerate(splits[1:], start=1):
+        documents = open_documents(folder, split)
+        baselines[split] = {name: float(model.bits(documents).sum()) / int(documents.num_bytes.sum())}
+        progress("count 5-grams", done, len(splits) - 1)
+    return baselines
+
+
+def _texts(documents: Documents) -> Iterator[str]:
+    """BASELINE_BYTES of text at most, documents chosen by their hashes."""
+    for index in chosen_documents(documents, BASELINE_BYTES):
+        yield documents.data(index)[:BASELINE_BYTES].decode(errors="ignore")
+
+
+def _build_tokenizer(folder: Path, corpus: Path, tokenizer: TextTokenizerConfig, progress: Progress) -> dict[str, Any]:
+    progress("train tokenizer", 0, 1)
+    counts = train_text_tokenizer(open_documents(corpus, "train"), tokenizer, folder)
+    progress("train tokenizer", 1, 1)
+    return counts
+
+
+def _build_shards(
+    folder: Path,
+    splits: tuple[str, ...],
+    corpus: Stage,
+    tokenizer: Stage,
+    shard_bytes: int,
+    map_tasks: MapTasks,
+    progress: Progress,
+) -> dict[str, Any]:
+    tasks = [
+        task for split in splits for task in document_tasks(corpus.folder, tokenizer.folder, folder, split, shard_bytes)
+    ]
+    totals: dict[str, dict[str, Any]] = {split: defaultdict(int) for split in splits}
+    changed_example, done = "", 0
+    total = sum(task.end - task.first for task in tasks)
+    for task, counts in zip(tasks, map_tasks(tokenize_documents, tasks), strict=True):
+        split = totals[task.split]
+        split["shards"] += 1
+        for name, count in asdict(counts).items():
+            if name == "changed_example":
+                changed_example = changed_example or count
+            else:
+                split[name] = max(split[name], count) if name == "longest" else split[name] + count
+        done += task.end - task.first
+        progress("tokenise", done, total)
+    model = {name: tokenizer.manifest["counts"][name] for name in ("vocab_size", "sha256")}
+    return {"splits": totals, "tokenizer": model, "changed_example": changed_example}
