@@ -23,10 +23,17 @@ from model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, buil
 from model.config import DecoderConfig, Positions
 from model.decoder_only import DecoderOnly
 from model.flops import multiply_adds
-from pipeline.data.text_tokenizer import CHARACTERS_FILE, JSON_FILE, SETTINGS_FILE, TextTokenizer, load_text_tokenizer
+from pipeline.data.text_tokenizer import (
+    CHARACTERS_FILE,
+    JSON_FILE,
+    SETTINGS_FILE,
+    TextTokenizer,
+    load_text_tokenizer,
+    tokenizer_file,
+)
 from pipeline.data.tokenizer import MAX_MODEL_BYTES, MODEL_FILE
 from pipeline.errors import UserError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import hash_of, sha256_file, write_json
 from pipeline.huggingface import is_huggingface, read_huggingface
 from pipeline.untrusted import inside, open_plain, read_foreign_json
 
@@ -46,6 +53,7 @@ _KINDS: dict[str, Any] = {
     "source_language": str | None,
     "target_language": str | None,
     "task": str,
+    "initial": dict[str, Any],
 }
 
 AnyTokenizer = TypeVar("AnyTokenizer")
@@ -254,6 +262,53 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """A model folder's content, of which nothing is built.
+
+    Attributes:
+        tokenizer: SHA-256 of the tokenizer's file.
+        sha256: of the weights' file.
+    """
+
+    folder: Path
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: str
+    sha256: str
+
+
+def read_model(folder: Path) -> StoredModel:
+    """The content of a model folder, or of a folder of Hugging Face's with its tokenizer.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if is_huggingface(folder):
+        config, _, weights = read_huggingface(folder, cache_links=True)
+        tokenizer = sha256_file(tokenizer_file(folder))
+        sums = [sha256_file(file) for file in sorted(folder.glob("*.safetensors"))]
+        return StoredModel(folder, config, weights, tokenizer, sums[0] if len(sums) == 1 else hash_of(sums))
+    about = read_about(folder)
+    config = _config_of(folder, about)
+    for name in about["sha256"]:
+        _refuse_damaged(folder, name, about["sha256"])
+    _read_shapes(inside(folder, WEIGHTS))
+    tokenizer = about["sha256"][tokenizer_file(folder).name]
+    return StoredModel(folder, config, load_file(folder / WEIGHTS), tokenizer, about["sha256"][WEIGHTS])
+
+
+def _config_of(folder: Path, about: Mapping[str, Any]) -> ModelConfig:
+    """
+    Raises:
+        UserError: what a folder says of itself does not describe a model.
+    """
+    try:
+        return _config(about.get("architecture", "transformer"), about["model"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from None
+
+
 def load_model(
     folder: Path,
     device: torch.device,
@@ -271,10 +326,7 @@ def load_model(
         UserError: a file is missing, damaged, or does not fit the others.
     """
     about = read_about(folder)
-    try:
-        config = _config(about.get("architecture", "transformer"), about["model"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from None
+    config = _config_of(folder, about)
     refuse(config)
     dtype = dtype or DTYPES[about.get("precision", "fp32")]
     named = [name for name in TOKENIZER_FILES if name in about["sha256"] or (folder / name).exists()]

@@ -13,6 +13,7 @@ RUN_RECORD = "run.json"  # what the run is called in MLflow
 TRAINING_SPOOL, DRIVER_SPOOL = "metrics.jsonl", "driver.jsonl"  # what is reported to MLflow
 
 CHECKPOINTS_FOLDER = "checkpoints"  # step_<step>/: to go on from
+INITIAL_FOLDER = "initial"  # step_00000000/: the weights that the training began with, of train.initial
 WEIGHTS_FOLDER = "weights"  # step_<step>/: snapshots, of which the model is the average
 PROGRESS_FILE = "progress.json"  # what rank 0 shows
 TRAINING_FILE = "training.json"  # how the training ended; missing while it has not

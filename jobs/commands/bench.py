@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
+    pairs_of(config, "bench")  # refuses another task
     load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
     corpus = _corpus_of(given)
     prepared = found_prepared(config) if bench.trains or corpus is None else None
@@ -220,8 +221,9 @@ def _about(model: Path | None) -> dict[str, Any]:
 
 def _tokenizer(config: Config, model: Path | None) -> str:
     """BLEU's tokenizer for the model's language, else the corpus'."""
-    own = pairs_of(config, "bench").target_language
-    return tokenizer_for(_about(model).get("target_language", own), config.evaluate)
+    return tokenizer_for(
+        _about(model).get("target_language", pairs_of(config, "bench").target_language), config.evaluate
+    )
 
 
 def _corpus_of(model: Path | None) -> Path | None:

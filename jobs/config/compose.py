@@ -114,8 +114,12 @@ def with_absolute_paths(config: Config) -> Config:
     output_dir = str(Path(os.path.expanduser(config.output_dir)).absolute())
     resume = config.resume and os.path.expanduser(config.resume)
     sweep = dataclasses.replace(config.sweep, warm_start=[os.path.expanduser(name) for name in config.sweep.warm_start])
+    initial = config.train.initial and os.path.expanduser(config.train.initial)
+    if initial and os.path.exists(initial):  # else the name of a run
+        initial = os.path.abspath(initial)
     return dataclasses.replace(
         config,
+        train=dataclasses.replace(config.train, initial=initial),
         corpus=config.corpus.with_absolute_paths(),
         tokenizer=config.tokenizer.with_absolute_paths(),
         output_dir=output_dir,

@@ -170,7 +170,7 @@ def export_model(run: Run) -> Path:
         UserError: snapshots are missing or damaged.
     """
     from pipeline.model_folder import save_model
-    from pipeline.train.checkpoint import average_weights, snapshot_path
+    from pipeline.train.checkpoint import average_weights, lineage, snapshot_path
 
     config, folder = run.config, run.folder / MODEL_FOLDER
     steps = steps_of_model(run)
@@ -199,6 +199,8 @@ def export_model(run: Run) -> Path:
         "precision": config.precision.dtype.value,
         "task": config.task.value,
     }
+    if origin := lineage(run.folder):
+        about["initial"] = origin
     if pair := config.languages:
         about |= {"source_language": pair[0], "target_language": pair[1]}
     weights = average_weights(paths)

@@ -45,7 +45,7 @@ from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
-from pipeline.train.checkpoint import snapshot_path
+from pipeline.train.checkpoint import lineage, snapshot_path
 
 # MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
 # list of runs shows all that there are; the others are in the run's training.json and result.json.
@@ -151,6 +151,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         **({"languages": "-".join(pair)} if pair else {}),
         "corpus.hash": prepared.corpus.manifest["key"],
         **_cleaning(prepared),
+        **{f"initial.{key}": value for key, value in lineage(run.folder).items()},
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
         "shards.hash": prepared.shards.manifest["key"],
         "mlflow.source.git.commit": code_revision(),

@@ -20,6 +20,7 @@ from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus,
 from jobs.runs.workspace import Run
 from jobs.terminal.console import console
 from jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
+from jobs.training.initial import bring_initial
 from jobs.training.trainer import cause_of, make_trainer
 from jobs.training.worker import train_worker
 from pipeline.disk import disk_trouble
@@ -58,6 +59,7 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
 
     from jobs.ray_cluster.patches import is_startup_timeout
 
+    bring_initial(run)
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
     failures = 0
     room_by = time.monotonic() + 60 * MINUTES_WITHOUT_ROOM

@@ -22,7 +22,15 @@ from pipeline.disk import disk_trouble
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
-from pipeline.run_folder import CONFIG_FILE, PREPARED_FILE, PROGRESS_FILE, RESTART_FILE, STOP_FILE, TRAINING_FILE
+from pipeline.run_folder import (
+    CONFIG_FILE,
+    INITIAL_FOLDER,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    RESTART_FILE,
+    STOP_FILE,
+    TRAINING_FILE,
+)
 from pipeline.tracking.spool import read_points
 
 if TYPE_CHECKING:
@@ -53,7 +61,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     from model.kernels.linear import Products, use_products
     from pipeline.ranks import on_rank_zero, rank, world_size
     from pipeline.tasks.build import make_task
-    from pipeline.train.checkpoint import resume
+    from pipeline.train.checkpoint import load_weights, resume, snapshot_path
     from pipeline.train.engine import make_engine
     from pipeline.train.loop import train
     from pipeline.train.optimizer import Precision
@@ -68,10 +76,13 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     task = make_task(config, partial(stage_folder, folder))
     torch.manual_seed(config.seed)  # the initial weights
     model = task.model()
+    initial, saved = resume(folder / "checkpoints")
+    if saved is None and config.train.initial:
+        weights = load_weights(snapshot_path(folder / INITIAL_FOLDER, 0))
+        model.load_state_dict(weights, strict=False)  # others begin with random weights, as bring_initial has told
     objective = task.objective(model).train()
     objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
-    initial, saved = resume(folder / "checkpoints")
     state = TrainState.of(saved or {})
     state.seconds = on_rank_zero(lambda: max(state.seconds, logged_seconds(folder)))
     if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":

@@ -27,6 +27,7 @@ from pipeline.disk import READ_ONLY, REFUSED, disk_trouble, free_space
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
 from pipeline.ranks import on_rank_zero
+from pipeline.run_folder import INITIAL_FOLDER
 from pipeline.train.optimizer import EngineState
 from pipeline.untrusted import inside, read_small
 
@@ -216,6 +217,13 @@ def save_weights(
     path = _install(folder, step, lambda temporary: save_file(dict(weights), temporary / WEIGHTS), about or {})
     prune(folder, keep_last, step, keep)
     return path
+
+
+def lineage(run_folder: Path) -> dict[str, str]:
+    """The model that a run's training began with, `train.initial`: its folder, and the SHA-256 of its weights. Empty of
+    one that began with random weights."""
+    path = snapshot_path(run_folder / INITIAL_FOLDER, 0)
+    return read_manifest(path)["initial"] if path.exists() else {}
 
 
 def list_weights(folder: Path) -> list[Path]:

@@ -56,6 +56,10 @@ class TrainConfig:
         on_divergence: stop with an error, or go back to the newest good checkpoint and on from there, with what is left
             of the epoch in another order.
         max_rollbacks: how many times in a run; the next divergence is an error.
+        initial: whose weights the training begins with, the optimizer anew: a run, a model folder, or a folder of
+            Hugging Face's. None: random ones.
+        initial_embeddings: whether embeddings and output projection are taken, too; they can't be from a model with
+            another tokenizer.
     """
 
     max_steps: int = 100_000
@@ -73,6 +77,8 @@ class TrainConfig:
     spike_factor: float = 0.0
     on_divergence: OnDivergence = OnDivergence.stop
     max_rollbacks: int = 3
+    initial: str | None = None
+    initial_embeddings: bool = True
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "average")

@@ -1,0 +1,51 @@
+"""What a training begins with, where that is another model: its weights, brought into the run's own folder."""
+
+from functools import partial
+
+from jobs.runs.model import find_model
+from jobs.runs.workspace import Run, output_dir, stage_folder
+from jobs.terminal.console import console
+from pipeline.run_folder import CHECKPOINTS_FOLDER, INITIAL_FOLDER
+from pipeline.tasks.build import make_task
+
+SHOWN = 4  # names of weights in a message
+
+
+def bring_initial(run: Run) -> None:
+    """Writes the weights of `train.initial` that fit into the run's folder, once, and says which do not. So workers on
+    other machines see them, and a run that is resumed needs the other model no more.
+
+    Raises:
+        UserError: there is no such model, or see `pipeline.train.initial.fitting`.
+    """
+    import torch
+
+    from pipeline.model_folder import read_model
+    from pipeline.train.checkpoint import newest_checkpoint, save_weights, snapshot_path
+    from pipeline.train.initial import fitting
+
+    config = run.config.train
+    if not config.initial or newest_checkpoint(run.folder / CHECKPOINTS_FOLDER):
+        return
+    if snapshot_path(run.folder / INITIAL_FOLDER, 0).exists():
+        return
+    stored = read_model(find_model(config.initial, output_dir(run.config)))
+    task = make_task(run.config, partial(stage_folder, run.folder))
+    with torch.device("meta"):
+        state = task.model().state_dict()
+    initial = fitting(stored, run.config.model, state, task.tokenizer, config.initial_embeddings)
+    origin = {"model": str(stored.folder), "sha256": stored.sha256}
+    save_weights(run.folder / INITIAL_FOLDER, 0, initial.weights, keep_last=1, about={"initial": origin})
+    numbers = sum(tensor.numel() for tensor in initial.weights.values())
+    total = sum(tensor.numel() for tensor in state.values())
+    console.print(f"Initial     {numbers:,} of {total:,} numbers from {stored.folder}")
+    for reason in dict.fromkeys(initial.left_out.values()):
+        names = [name for name, why in initial.left_out.items() if why == reason]
+        console.print(f"  not loaded: {_shortened(names)}: {reason}")
+    if initial.fresh:
+        console.print(f"  begin with random weights: {_shortened(initial.fresh)}")
+
+
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"

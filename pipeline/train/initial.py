@@ -1,0 +1,90 @@
+"""Weights that a training begins with: those of another run, of a model folder, or of a folder of Hugging Face's."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from model.build import ModelConfig, architecture_of
+from pipeline.errors import UserError
+from pipeline.model_folder import StoredModel
+
+EMBEDDINGS = ("embedding.weight", "output")  # a row for each token
+# Settings that change no weight's meaning.
+FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied")
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What of another model's weights a new one begins with.
+
+    Attributes:
+        weights: by the new model's names.
+        left_out: why others are not loaded, by name.
+        fresh: weights of the new model that begin anew.
+    """
+
+    weights: dict[str, Tensor]
+    left_out: dict[str, str]
+    fresh: list[str]
+
+
+def fitting(
+    stored: StoredModel, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: str, with_embeddings: bool
+) -> Initial:
+    """The weights of a stored model that a new one can take.
+
+    Args:
+        config, state: of the new model; of the state names and shapes.
+        tokenizer: the SHA-256 of the new model's tokenizer.
+        with_embeddings: false: embeddings and output projection begin anew, as they must with another tokenizer.
+    Raises:
+        UserError: the models compute different things, by the setting's key; the tokenizers differ; nothing fits.
+    """
+    where = f"train.initial: {stored.folder}"
+    if type(stored.config) is not type(config):
+        raise UserError(
+            f"{where} is of architecture {architecture_of(stored.config)}, and model.architecture is "
+            f"{architecture_of(config)}"
+        )
+    for field in dataclasses.fields(config):
+        own, other = getattr(config, field.name), getattr(stored.config, field.name)
+        if field.name not in FREE and own != other:
+            raise UserError(
+                f"model.{field.name}: is {_word(own)} here and {_word(other)} in {stored.folder} (train.initial); its "
+                f"weights would mean something else. Set model.{field.name}={_word(other)}"
+            )
+    if with_embeddings and stored.tokenizer != tokenizer:
+        raise UserError(
+            f"{where} has another tokenizer ({stored.tokenizer[:12]}…, here {tokenizer[:12]}…), whose ids mean other "
+            f"pieces. Take that tokenizer (of a language model: tokenizer.kind=file tokenizer.path={stored.folder}), "
+            "or begin with new embeddings: train.initial_embeddings=false"
+        )
+    weights: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    for name, tensor in stored.weights.items():
+        own = state.get(name)
+        if not with_embeddings and name in EMBEDDINGS:
+            left_out[name] = "train.initial_embeddings=false"
+        elif own is None:
+            left_out[name] = "the new model has no such weight"
+        elif tensor.shape == own.shape:
+            weights[name] = tensor.float()
+        elif name in EMBEDDINGS and len(tensor) > len(own) and tensor.shape[1:] == own.shape[1:]:
+            weights[name] = tensor[: len(own)].float().clone()
+            left_out[f"{name}[{len(own)}:]"] = "the tokenizer has no such ids"
+        else:
+            left_out[name] = f"its shape is {_shape(tensor)}, and in the new model {_shape(own)}"
+    if not weights:
+        raise UserError(f"{where}: none of its weights fits the new model. Take the model's settings from there")
+    return Initial(weights, left_out, [name for name in state if name not in weights])
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "value", "null" if value is None else value)).lower()
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape))
