@@ -1,0 +1,92 @@
+"""What of another model's weights a training begins with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.build import build_model
+from model.config import Activation, DecoderConfig, Positions, TransformerConfig
+from pipeline.errors import UserError
+from pipeline.huggingface import write_huggingface
+from pipeline.model_folder import StoredModel, read_model, save_model
+from pipeline.train.initial import fitting
+
+SMALL = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=2, dropout=0.0, max_positions=8)
+VOCAB = 20
+
+
+def stored(config=SMALL, vocab: int = VOCAB, tokenizer: str = "same") -> StoredModel:
+    torch.manual_seed(0)
+    return StoredModel(Path("there"), config, build_model(config, vocab).state_dict(), tokenizer, "")
+
+
+def state(config=SMALL, vocab: int = VOCAB) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return build_model(config, vocab).state_dict()
+
+
+def test_the_same_model_takes_every_weight() -> None:
+    model = stored()
+    initial = fitting(model, SMALL, state(), "same", with_embeddings=True)
+    assert all(torch.equal(initial.weights[name], tensor) for name, tensor in model.weights.items())
+    assert not initial.left_out and not initial.fresh
+
+
+def test_fewer_layers_and_a_shorter_context_take_what_fits_and_say_the_rest() -> None:
+    config = DecoderConfig(layers=3, d_model=16, d_ff=32, num_heads=2, dropout=0.3, max_positions=4)
+    initial = fitting(stored(), config, state(config), "same", with_embeddings=True)
+    assert {name.partition(".")[0] for name in initial.fresh} == {"layers", "learned_positions"}
+    assert all("layers.2." in name for name in initial.fresh if name.startswith("layers"))
+    assert initial.left_out == {"learned_positions.weight": "its shape is 8 × 16, and in the new model 4 × 16"}
+
+
+def test_rows_that_fill_a_vocabulary_up_are_left_out() -> None:
+    model = stored(vocab=24)
+    initial = fitting(model, SMALL, state(), "same", with_embeddings=True)
+    assert torch.equal(initial.weights["embedding.weight"], model.weights["embedding.weight"][:VOCAB])
+    assert list(initial.left_out) == [f"embedding.weight[{VOCAB}:]"]
+
+
+def test_another_tokenizer_is_refused_or_its_embeddings_left_out() -> None:
+    with pytest.raises(UserError, match=r"^train\.initial: .*initial_embeddings=false"):
+        fitting(stored(tokenizer="other"), SMALL, state(), "same", with_embeddings=True)
+    initial = fitting(stored(vocab=30, tokenizer="other"), SMALL, state(), "same", with_embeddings=False)
+    assert initial.fresh == ["embedding.weight"] == list(initial.left_out)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=4, max_positions=8), r"^model\.num_heads: is 4"),
+        (
+            DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=2, max_positions=8, activation=Activation.relu),
+            r"^model\.activation: is relu here and gelu_tanh",
+        ),
+        (
+            TransformerConfig(d_model=16, d_ff=32, num_heads=2),
+            r"^train\.initial: there is of architecture decoder_only",
+        ),
+    ],
+)
+def test_a_model_that_computes_something_else_is_refused_by_the_setting(config, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        fitting(stored(), config, state(config), "same", with_embeddings=True)
+
+
+def test_folders_of_both_forms_are_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    weights = stored().weights
+    save_model(tmp_path / "own", SMALL, weights, tmp_path / "tokenizer", {})
+    write_huggingface(tmp_path / "theirs", SMALL, VOCAB, weights)
+    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
+    own, theirs = read_model(tmp_path / "own"), read_model(tmp_path / "theirs")
+    assert own.tokenizer == theirs.tokenizer
+    for model in (own, theirs):
+        initial = fitting(model, SMALL, state(), own.tokenizer, with_embeddings=True)
+        assert all(torch.equal(initial.weights[name], tensor) for name, tensor in weights.items())
+    assert theirs.config.positions is Positions.learned
+    (tmp_path / "own" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_model(tmp_path / "own")
