@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config, to_dict
-from jobs.runs.model import final_split, model_is_current, steps_of_model, training_of, whole_records
+from jobs.runs.model import final_split, model_is_current, steps_of_model, training_of, unit_of, whole_records
 from jobs.runs.workspace import Run, find_run, stage_folder
 from jobs.training.evaluate import evaluation_folder
 from model.flops import count_parameters, training_flops
@@ -120,7 +120,9 @@ def gather(
     elif first:
         meant, where = read_text(first.corpus / "test.target"), f"the run {first.run.name}"
     else:
-        raise UserError(f"references=<file>: name the references, for {next(iter(found))} and the others are files, not runs")
+        raise UserError(
+            f"references=<file>: name the references, for {next(iter(found))} and the others are files, not runs"
+        )
     _refuse_other_signatures(list(evaluated.values()))
     tokenize = _tokenizer(first, language, tokenize, meant, where)
     systems = []
@@ -353,7 +355,7 @@ def facts_of(one: Evaluated) -> RunFacts:
         facts["parameters"] = count_parameters(run.config.model, vocabulary)
         facts["flops"] = _flops(run, vocabulary, facts)
         validations = [moment | {"flops": _flops(run, vocabulary, moment)} for moment in validations]
-    unit = next(iter(counts["train"]))  # pairs, of a translation
+    unit = unit_of(counts["train"])
     evaluating = one.result["seconds"][one.split]
     evaluated = "sentences" if run.config.languages else unit
     facts[f"{evaluated}_per_second"] = one.result["sentences"][one.split] / max(evaluating, 1e-9)

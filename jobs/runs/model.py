@@ -112,6 +112,11 @@ def tokens_of(training: Mapping[str, Any]) -> dict[str, int]:
     return {key.removesuffix(ending): count for key, count in training.items() if key.endswith(ending)}
 
 
+def unit_of(counts: Mapping[str, Any]) -> str:
+    """What a corpus's split is counted in beside bytes: pairs, of a translation, or documents."""
+    return next(name for name in counts if name != "bytes")
+
+
 def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
     """The columns of a result's samples. Those of translations are rows in results of before."""
     samples = result.get("samples") or {}

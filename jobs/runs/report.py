@@ -15,7 +15,7 @@ from typing import Any
 from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
-from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
+from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of, unit_of
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
@@ -75,7 +75,8 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
         if split not in counts["splits"]:
             continue
         name, digest = _dataset(config, prepared.corpus.folder, split)
-        unit, size = next(iter(counts["splits"][split].items()))  # pairs, of a translation
+        unit = unit_of(counts["splits"][split])
+        size = counts["splits"][split][unit]
         tracker.log_dataset(name, digest, str(prepared.corpus.folder), {unit: size}, context)
     threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
@@ -166,7 +167,7 @@ def _cleaning(prepared: Prepared) -> dict[str, str]:
     if "read" not in counts:
         return {}
     dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
-    unit = next(iter(counts["splits"]["train"]))  # pairs, of a translation
+    unit = unit_of(counts["splits"]["train"])
     return {f"corpus.{unit}_read": str(counts["read"]), f"corpus.{unit}_left_out": dropped or "none"}
 
 
@@ -279,7 +280,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
     config, model = run.config, run.config.model
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["splits"]
-    unit = next(iter(counts["train"]))  # pairs, of a translation
+    unit = unit_of(counts["train"])
     sizes = ", ".join(f"{counts[split][unit]:,} {split}" for split in counts)
     pair = config.languages
     steps = in_words(result["steps_averaged"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.remote.package import submission
-from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
+from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of, unit_of
 from jobs.runs.workspace import Run
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
@@ -26,7 +26,7 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(table("Prepared", ["stage", "time", "folder"], rows, right=(1,)))
     splits = prepared.corpus.manifest["counts"]["splits"]
     tokens = prepared.shards.manifest["counts"]["splits"]
-    unit = next(iter(splits["train"]))  # pairs, of a translation
+    unit = unit_of(splits["train"])
     columns = [name for name in tokens["train"] if name.endswith("_tokens")]
     rows = [[split, f"{splits[split][unit]:,}", *(f"{tokens[split][name]:,}" for name in columns)] for split in splits]
     counts = prepared.tokenizer.manifest["counts"]
@@ -55,7 +55,7 @@ def print_cleaning(prepared: Prepared) -> None:
         return
     read, dropped = counts["read"], counts["dropped"]
     left_out = sum(dropped.values())
-    unit = next(iter(counts["splits"]["train"]))  # pairs, of a translation
+    unit = unit_of(counts["splits"]["train"])
     parts = [f"{counts['splits']['train'][unit]:,} kept", f"{left_out:,} left out ({left_out / read:.1%})"]
     held_out = counts["held_out"]
     parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
