@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
+    from jobs.compare.comet import wanted_comet
     from jobs.compare.report import log_comparison, print_comparison
     from jobs.compare.systems import Evaluated, find_systems
     from jobs.config.compose import read_config
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
     from pipeline.tasks.build import TaskName, selecting_metric
 
     root = output_dir(config)
+    wanted_comet(own)  # refuses, before anything is read, what can't score
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
