@@ -40,7 +40,7 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
 )
 from pipeline.secrets import redacted
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
@@ -323,6 +323,9 @@ def _shape_in_words(model: Any) -> str:
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / FIGURES_FOLDER / CURVES_FILE
-    title, metric = f"{run.name} ({run.config.corpus.name})", selecting_metric(run.config.task)
-    draw_curves(read_points(run.folder), path, title, metric)
+    title, task = f"{run.name} ({run.config.corpus.name})", run.config.task
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
+    baselines = counts.get("baselines", {}).get("validation")
+    points = read_points(run.folder)
+    draw_curves(points, path, title, selecting_metric(task), token_columns(task), baselines)
     tracker.log_figure(path)

@@ -163,8 +163,8 @@ def _row(one: Record) -> dict[str, Any]:
 
 
 def spent(records: Sequence[Record], best: Record, config: Config) -> dict[str, float]:
-    """Predicted tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends: as many
-    tokens as the best, each at its own speed. In a population none ends early."""
+    """Predicted tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends:
+    as many tokens as the best, each at its own speed. In a population none ends early."""
     each = config.cluster.num_workers * (config.cluster.gpus_per_worker or config.cluster.cpus_per_worker) / 3600
     ran = [one for one in records if one.tokens]
     if best.generation:

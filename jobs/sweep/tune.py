@@ -46,8 +46,8 @@ QUIET = {
 
 
 def validation_curve(folder: Path, metric: Metric, column: str = "target") -> list[tuple[int, int, float]]:
-    """(step, tokens of the column, score) of the validations of a run so far; those whose score is no number are left out.
-    Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
+    """(step, tokens of the column, score) of the validations of a run so far; those whose score is no number are left
+    out. Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
     estimated."""
     scores, counted = f"validation/{metric.name}", f"train/{column}_tokens"
     series: dict[str, dict[int, float]] = {scores: {}, counted: {}}

@@ -131,8 +131,8 @@ def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, g
 def draw_population(
     records: Mapping[int, Record], parameters: Sequence[Parameter], best: Record, path: Path, title: str
 ) -> Path:
-    """Draws a PNG of 1000 pixels' width: validation scores and every parameter against the predicted tokens seen, a
-    line for each trial, which begins where its parent ended; the best and those whose weights it went on with are marked."""
+    """Draws a PNG of 1000 pixels' width: validation scores and every parameter against the tokens seen, a line for each
+    trial, which begins where its parent ended; the best and those whose weights it went on with are marked."""
     figure = _figure(3.4 + 1.5 * len(parameters))
     heights = [2.2, *[1.0] * len(parameters)]
     panels = figure.subplots(len(parameters) + 1, sharex=True, gridspec_kw={"height_ratios": heights})
