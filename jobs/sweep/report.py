@@ -29,20 +29,8 @@ from pipeline.tracking.uploader import MlflowTracker
 # Groups that say where a training runs and what is reported, not what is trained.
 NOT_OF_AN_EXPERIMENT = ("experiment", "sweep", "tracking")
 SECTIONS = (
-    *(
-        "task",
-        "corpus",
-        "clean",
-        "tokenizer",
-        "model",
-        "batch",
-        "optimizer",
-        "schedule",
-        "precision",
-        "engine",
-        "train",
-    ),
-    *("decode", "evaluate", "cluster", "seed"),
+    *("task", "corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "engine"),
+    *("train", "decode", "evaluate", "cluster", "seed"),
 )
 
 

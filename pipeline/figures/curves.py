@@ -124,7 +124,9 @@ def _draw_scores(metric: Metric, baselines: Mapping[str, float], axes: "Axes", s
         value = list(averaged.values())[-1]
         axes.axhline(value, color=GREY, lw=1.2, ls="--", label=f"averaged weights: {metric.shown(value)}")
     for name, value in baselines.items():
-        axes.axhline(value, color=BLUE, lw=1.2, ls=":", label=f"{name}: {metric.shown(value)}")
+        axes.axhline(value, color=BLUE, lw=1.2, ls=":")
+        place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom", "fontsize": 10}
+        axes.text(0.01, value, f"{name}: {metric.shown(value)}", color=BLUE, **place)  # the legend's row is full
     axes.set_ylabel(score_label(metric))
     scale_scores(axes, metric, scores.values())
     axes.spines["right"].set_visible(False)
