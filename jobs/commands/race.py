@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.figures.race import Course, draw_race
 from pipeline.files import hash_of, read_json, write_json
 from pipeline.processor import processor_name
-from pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done
-    print_race(result, folder, config.task)
+    print_race(result, folder, selecting_metric(config.task), token_columns(config.task))
     uses = (use_of(Run(one["run"], Path(one["folder"]), config), one["run"]) for one in result["runs"].values())
     print_next("transloom ui", *uses)
     return 0
@@ -246,9 +246,12 @@ def _draw(result: Mapping[str, Any], path: Path, metric: Metric) -> None:
     draw_race(courses, path, title, metric)
 
 
-def print_race(result: Mapping[str, Any], folder: Path, task: TaskName) -> None:
-    """A row for each contender, its speeds by sentence length where they were measured, and where everything lies."""
-    metric, tokens = selecting_metric(task), token_columns(task)
+def print_race(result: Mapping[str, Any], folder: Path, metric: Metric, tokens: Sequence[str]) -> None:
+    """A row for each contender, its speeds by sentence length where they were measured, and where everything lies.
+
+    Args:
+        tokens: the columns whose tokens are counted.
+    """
     runs: Mapping[str, Mapping[str, Any]] = result["runs"]
     splits = [split for split in ("validation", "test") if all(split in one[metric.name] for one in runs.values())]
     rows = [

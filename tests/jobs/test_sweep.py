@@ -120,6 +120,7 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.log_metrics({"validation/bleu": 20.0}, 40)
     tracker.close()
     assert validation_curve(tmp_path, BLEU) == [(30, 3000, 10.0), (40, 4000, 20.0)]
+    assert validation_curve(tmp_path, BLEU, "text") == []
     assert logged_seconds(tmp_path) == 4.0
 
 
