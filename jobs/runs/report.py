@@ -256,7 +256,8 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
         known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
         tracker.log_metrics(known, AT_THE_END)
     if columns := samples_of(result):
-        tracker.log_table(columns, f"{final}_samples{apart}")
+        of_model = "averaged_" if final == "validation" else ""  # the validations in training have a table, too
+        tracker.log_table(columns, f"{of_model}{final}_samples{apart}")
     artifacts = f"evaluation{apart}"
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
