@@ -271,7 +271,9 @@ def _print_seeds(result: Mapping[str, Any], metric: Metric) -> None:
         rows.append([str(one["point"].get("seed", "its own")), metric.shown(one[metric.name]), tested, one["run"]])
     scores = [one["test"][metric.name]["value"] for one in (result["best"], *result["seeds"]) if one.get("test")]
     columns = ["seed", f"validation {metric.title}", f"test {metric.title}", "run"]
-    console.print(table("\nThe best with other seeds", columns, rows, (0, 1, 2)))
+    if not scores:  # nothing is held out for a test
+        columns, rows = [columns[0], columns[1], columns[3]], [[row[0], row[1], row[3]] for row in rows]
+    console.print(table("\nThe best with other seeds", columns, rows, tuple(range(len(columns) - 1))))
     console.print(Chance(**result["chance"]).verdict(metric))
     if len(scores) > 1:
         mean, deviation = metric.shown(statistics.mean(scores)), metric.shown(statistics.stdev(scores))

@@ -10,7 +10,6 @@ from jobs.runs.workspace import Run
 from jobs.training.evaluate import evaluation_folder
 from pipeline.data.document_store import open_documents, write_documents
 from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import tokenizer_for
 from pipeline.files import sha256_file, write_json
 from pipeline.tracking.spool import MetricLog
 
@@ -68,7 +67,7 @@ def make_run(
     assert evaluation is not None
     write_lines(evaluation / "test.hypotheses", translations)
     references = (corpus / "test.target").read_bytes().decode().removesuffix("\n").split("\n")
-    tokenize = tokenizer_for(config.corpus.target_language, config.evaluate)
+    tokenize = config.bleu_tokenizer
     found = score(translations, references, tokenize=tokenize) if len(translations) == len(references) else {}
     scores = {metric: {"value": one.value, "signature": one.signature} for metric, one in found.items()}
     result = {"test": scores, "seconds": {"test": 2.0}, "sentences": {"test": len(translations)}}
