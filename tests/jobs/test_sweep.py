@@ -157,7 +157,7 @@ def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path,
         running.state, running.failure = State.failed, "it diverged"
         board.ended(running)
     said = capsys.readouterr().out
-    assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 target" in said
+    assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 tokens" in said
     assert "trial 13: BLEU 1.50 at 10 tokens  ETA 1:15" in said
     assert "trial 13: failed, BLEU 1.50: it diverged" in said
 
