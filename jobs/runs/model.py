@@ -28,6 +28,9 @@ from pipeline.tracking.spool import read_points
 from pipeline.train.session import Average
 
 
+SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation")
+
+
 def called(run: Run) -> str:
     """What commands find the run by: its name where it is in the default output folder, else its folder."""
     return run.name if run.folder.absolute().parent == Path("outputs").absolute() / RUNS_FOLDER else str(run.folder)
@@ -118,10 +121,12 @@ def unit_of(counts: Mapping[str, Any]) -> str:
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The columns of a result's samples. Those of translations are rows in results of before."""
+    """The columns of a result's samples, in the order of `SAMPLE_COLUMNS`, for a file has them by name. Those of
+    translations are rows in results of before."""
     samples = result.get("samples") or {}
     if isinstance(samples, Mapping):
-        return {column: list(values) for column, values in samples.items()}
+        known = [column for column in SAMPLE_COLUMNS if column in samples]
+        return {column: list(samples[column]) for column in dict.fromkeys([*known, *samples])}
     return dict(zip(("source", "reference", "translation"), map(list, zip(*samples, strict=True)), strict=True))
 
 

@@ -10,6 +10,7 @@ from comparable import GOOD, REFERENCES, make_documents, make_language_run, make
 from safetensors.torch import save_file
 
 from jobs.config.compose import load_config, read_config, to_yaml
+from jobs.runs.model import samples_of
 from jobs.runs.report import end_dead_runs, report_evaluation, report_validation
 from jobs.runs.workspace import Run, locked
 from pipeline.evaluate.scores import score
@@ -65,6 +66,12 @@ def test_scores_are_named_by_their_search_and_step(tmp_path: Path, result: dict[
     if apart == "_step15":
         assert tags["test_step15.steps"] == "15, 20; the training has not ended, step 15"
         assert "has not ended: 15 steps" in tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("columns", [("source", "reference", "translation"), ("prompt", "continuation")])
+def test_samples_of_a_file_have_the_order_of_their_columns(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    write_json(tmp_path / "result.json", {"samples": {column: [column] for column in columns}})
+    assert list(samples_of(read_json(tmp_path / "result.json"))) == list(columns)
 
 
 def test_a_language_model_without_a_test_set_has_samples_of_both_kinds(tmp_path: Path) -> None:
