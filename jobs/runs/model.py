@@ -27,7 +27,6 @@ from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 from pipeline.train.session import Average
 
-
 SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation")
 
 
