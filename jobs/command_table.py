@@ -175,7 +175,7 @@ COMMANDS = {
     "compare": Command(
         "say which of several runs or translations is better, whether by chance, and what differs",
         arguments="<run or file> <run or file> … [references=<file> source=<file> train=<file>] "
-        "[target_language=<code>] [reach=<BLEU>] "
+        "[target_language=<code>] [reach=<score>] "
         "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>]",
         reads=("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
         refuses_others=True,

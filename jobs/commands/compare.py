@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import configuration, sort_words, usage
 from pipeline.errors import UserError
 from pipeline.progress import MapTasks
-from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
+from pipeline.run_folder import CONFIG_FILE, RUN_RECORD, RUNS_FOLDER
 
 if TYPE_CHECKING:
-    from jobs.compare.systems import Gathered
+    from jobs.compare.report import Told
+    from jobs.compare.systems import Evaluated, Gathered
     from jobs.config.schema import Config
+
+    Compared = tuple[Path, dict[str, Any], Told, dict[str, Path]]  # folder, comparison, what it says, folders of runs
 
 OWN = ("references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
@@ -34,39 +37,83 @@ def main(argv: list[str]) -> int:
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
-    from jobs.compare.comet import comet_scores, refuse_without_sources, wanted_comet
-    from jobs.compare.report import folder_for, log_comparison, print_comparison, write_comparison
-    from jobs.compare.systems import gather
-    from jobs.runs.summary import print_next
-    from jobs.runs.workspace import output_dir
+    from jobs.compare.comet import wanted_comet
+    from jobs.compare.report import log_comparison, print_comparison
+    from jobs.compare.systems import Evaluated, find_systems
+    from jobs.config.compose import read_config
+    from jobs.runs.summary import print_next, use_of
+    from jobs.runs.workspace import Run, output_dir
     from jobs.terminal.console import clock, console
+    from pipeline.tasks.build import TaskName, selecting_metric
 
     root = output_dir(config)
-    comet = wanted_comet(own)
+    wanted_comet(own)  # refuses, before anything is read, what can't score
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
         raise UserError(f"there is only {words[0]} to compare; name two at least. {usage('compare')}")
+    found = find_systems(words, root)
+    first = next(iter(found.values()))
+    task = first.run.config.task if isinstance(first, Evaluated) else TaskName.translation
+    compare = _compare_documents if task is TaskName.language_model else _compare_translations
+    folder, comparison, told, runs = compare(config, found, own, reach)
+    print_comparison(told, folder)
+    if config.tracking.enabled:
+        log_comparison(config, folder, comparison, told, runs)
+    console.print(f"Took     {clock(time.monotonic() - started_at)}")
+    where = [word for word in settings if word.startswith("output_dir=")]
+    report = shlex.join(["xdg-open", str(folder / "report.html")])
+    ui = f"{shlex.join(['transloom', 'ui', *where])}  # the comparison is a run there"
+    metric = selecting_metric(task)
+    scores = [{"name": name, **_scores_of(comparison, name)} for name in runs]
+    best = metric.best(scores)
+    use = []
+    if best is not None:
+        folder_of_best = runs[best["name"]]
+        run = Run(folder_of_best.name, folder_of_best, read_config(folder_of_best / CONFIG_FILE))
+        use = [use_of(run, shlex.join([run.name, *where]))]
+    print_next(report, *([ui] if config.tracking.enabled else []), *use)
+    return 0
+
+
+def _scores_of(comparison: Mapping[str, Any], name: str) -> dict[str, float]:
+    return {metric: one["score"] for metric, one in comparison["systems"][name]["scores"].items()}
+
+
+def _compare_translations(
+    config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
+) -> "Compared":
+    from jobs.compare.comet import comet_scores, refuse_without_sources, wanted_comet
+    from jobs.compare.report import folder_for, write_translations
+    from jobs.compare.systems import gather
+
+    comet = wanted_comet(own)
     files = own.get("references"), own.get("source"), own.get("train")
-    gathered = gather(words, root, *files, own.get("target_language"), config.evaluate.tokenize)
+    gathered = gather(found, *files, own.get("target_language"), config.evaluate.tokenize)
     if comet:
         refuse_without_sources(gathered)
     comparison, scores = _compared(gathered, reach)
     folder = folder_for(config, comparison)
     by_comet = comet_scores(comet, gathered, comparison, folder) if comet else None
-    pictures = write_comparison(folder, comparison, scores, by_comet, gathered)
-    print_comparison(comparison, folder)
-    if config.tracking.enabled:
-        log_comparison(config, folder, comparison, pictures, gathered)
-    console.print(f"Took     {clock(time.monotonic() - started_at)}")
-    bleu = {name: comparison["systems"][name]["scores"]["bleu"]["score"] for name in gathered.runs}
-    where = [word for word in settings if word.startswith("output_dir=")]
-    report = shlex.join(["xdg-open", str(folder / "report.html")])
-    ui = f"{shlex.join(['transloom', 'ui', *where])}  # the comparison is a run there"
-    best = gathered.runs[max(bleu, key=bleu.__getitem__)].name if bleu else ""
-    translate = f"{shlex.join(['transloom', 'translate', best, *where])} < your_text"
-    print_next(report, *([ui] if config.tracking.enabled else []), *([translate] if best else []))
-    return 0
+    told = write_translations(folder, comparison, scores, by_comet, gathered)
+    return folder, comparison, told, gathered.runs
+
+
+def _compare_documents(
+    config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
+) -> "Compared":
+    from jobs.compare.documents import gather_documents
+    from jobs.compare.report import folder_for, write_documents
+    from pipeline.compare.documents import compare_documents
+
+    if other := [key for key in own if key not in ("reach", "query")]:
+        raise UserError(f"{other[0]}: is about translations, and the runs are language models; leave it out")
+    gathered = gather_documents(found)
+    comparison = compare_documents(
+        gathered.systems, gathered.documents.num_bytes, gathered.split, gathered.hash, gathered.baselines, reach
+    )
+    folder = folder_for(config, comparison)
+    return folder, comparison, write_documents(folder, comparison, gathered), gathered.runs
 
 
 def _number(key: str, value: str) -> float:
@@ -75,7 +122,7 @@ def _number(key: str, value: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number <= 100:
-        raise UserError(f"{key}={value}: must be a BLEU above 0, at most 100")
+        raise UserError(f"{key}={value}: must be a score above 0, at most 100")
     return number
 
 

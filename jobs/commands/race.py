@@ -10,11 +10,11 @@ from typing import Any
 from jobs.cli import configuration
 from jobs.config.compose import load_config, with_absolute_paths
 from jobs.config.messages import CONTENDERS
-from jobs.config.schema import Config, RaceConfig, pairs_of
+from jobs.config.schema import Config, RaceConfig
 from jobs.ray_cluster.preflight import refuse_missing_tokenizer
 from jobs.ray_cluster.session import ALLOCATOR, ray_session
 from jobs.runs.report import open_tracker
-from jobs.runs.summary import print_next
+from jobs.runs.summary import print_next, use_of
 from jobs.runs.workspace import Run, identity, only_owner, output_dir, run_for
 from jobs.terminal.console import clock, console, quantity, table
 from jobs.training.prepare import found_prepared, prepare_stage
@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.figures.race import Course, draw_race
 from pipeline.files import hash_of, read_json, write_json
 from pipeline.processor import processor_name
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done
-    print_race(result, folder, selecting_metric(config.task))
-    print_next("transloom ui", *(f"transloom translate {one['run']} < your_text" for one in result["runs"].values()))
+    print_race(result, folder, selecting_metric(config.task), token_columns(config.task))
+    uses = (use_of(Run(one["run"], Path(one["folder"]), config), one["run"]) for one in result["runs"].values())
+    print_next("transloom ui", *uses)
     return 0
 
 
@@ -91,7 +92,6 @@ def contenders_of(config: Config, words: Sequence[str]) -> dict[str, Config]:
 def _runs(config: Config, contenders: Mapping[str, Config], prepared: Prepared) -> tuple[Path, dict[str, Config]]:
     """The race's folder, and the configurations with the names of their runs."""
     key = hash_of([identity(one, prepared) for one in contenders.values()])
-    pairs_of(config, "race")  # refuses another task
     name = config.name or f"{config.corpus.name}-race-{key[:8]}"
     configs = {one: replace(its, name=f"{name}-{one}") for one, its in contenders.items()}
     return output_dir(config) / "races" / name, configs
@@ -126,11 +126,12 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
         finished[name] = run, finish_run(run, prepared)[0]
     metric = selecting_metric(config.task)
     vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
-    console.print("measuring speed by sentence length …")
     precision = next(iter(runs.values())).config.precision
-    speeds = _speeds(
-        replace(config, precision=precision), {name: one.model for name, one in configs.items()}, vocab_size
-    )
+    speeds: dict[str, list[float]] = {}
+    if config.languages:  # a language model trains on texts of its context, at the speed that the table has
+        console.print("measuring speed by sentence length …")
+        models = {name: one.model for name, one in configs.items()}
+        speeds = _speeds(replace(config, precision=precision), models, vocab_size)
     result = {
         "key": _key(config, finished),
         "corpus": config.corpus.name,
@@ -138,11 +139,11 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
         "machine": f"{platform.machine()}, {processor_name()}",
         "workers": config.cluster.num_workers,
         "precision": precision.dtype.value,
-        "lengths": config.race.lengths,
+        "lengths": config.race.lengths if speeds else [],
         "runs": {name: _outcome(run, found, vocab_size, metric) for name, (run, found) in finished.items()},
     }
     for name, one in result["runs"].items():
-        one["speed_by_length"] = dict(zip(map(str, config.race.lengths), speeds[name], strict=True))
+        one["speed_by_length"] = dict(zip(map(str, config.race.lengths), speeds[name], strict=True)) if speeds else {}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT_FILE, result)
     _draw(result, folder / PICTURE_FILE, metric)
@@ -196,7 +197,8 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int, metric: Metri
     training, model = run.training, run.config.model
     assert training is not None
     seconds = max(training["seconds"], 1e-9)
-    counts = {side: training[f"{side}_tokens"] for side in ("source", "target")}
+    counts = {column: training[f"{column}_tokens"] for column in token_columns(run.config.task)}
+    known = [split for split in ("test", "validation") if split in result]
     return {
         "run": run.name,
         "folder": str(run.folder),
@@ -204,10 +206,9 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int, metric: Metri
         "parameters": count_parameters(model, vocab_size),
         "steps": training["step"],
         "seconds": seconds,
-        "source_tokens_per_second": counts["source"] / seconds,
-        "target_tokens_per_second": counts["target"] / seconds,
-        "flops": training_flops(model, vocab_size, counts["source"], counts["target"]),
-        metric.name: {split: result[split][metric.name] for split in ("test", "validation")},
+        **{f"{column}_tokens_per_second": count / seconds for column, count in counts.items()},
+        "flops": training_flops(model, vocab_size, *counts.values()),
+        metric.name: {split: result[split][metric.name] for split in known},
         "search": result.get("search"),
         "steps_averaged": result["steps_averaged"],
         "curve": _curve(run, vocab_size, metric),
@@ -219,12 +220,13 @@ def _curve(run: Run, vocab_size: int, metric: Metric) -> list[dict[str, float]]:
     training = run.training
     assert training is not None
     course = validation_course(read_points(run.folder), training["validations"])
+    columns = token_columns(run.config.task)
     return [
         {
             "step": one["step"],
             "seconds": one["seconds"],
             "flops": training_flops(
-                run.config.model, vocab_size, round(one["source_tokens"]), round(one["target_tokens"])
+                run.config.model, vocab_size, *(round(one[f"{column}_tokens"]) for column in columns)
             ),
             metric.name: one[metric.name],
         }
@@ -246,34 +248,37 @@ def _draw(result: Mapping[str, Any], path: Path, metric: Metric) -> None:
     draw_race(courses, path, title, metric)
 
 
-def print_race(result: Mapping[str, Any], folder: Path, metric: Metric) -> None:
-    """A row for each contender, its speeds by sentence length, and where everything lies."""
+def print_race(result: Mapping[str, Any], folder: Path, metric: Metric, tokens: Sequence[str]) -> None:
+    """A row for each contender, its speeds by sentence length where they were measured, and where everything lies.
+
+    Args:
+        tokens: the columns whose tokens are counted.
+    """
     runs: Mapping[str, Mapping[str, Any]] = result["runs"]
+    splits = [split for split in ("validation", "test") if all(split in one[metric.name] for one in runs.values())]
     rows = [
         [
             name,
             f"{one['parameters']:,}",
             f"{one['steps']:,}",
             clock(one["seconds"]),
-            f"{one['source_tokens_per_second']:,.0f}",
-            f"{one['target_tokens_per_second']:,.0f}",
+            *(f"{one[f'{column}_tokens_per_second']:,.0f}" for column in tokens),
             quantity(one["flops"]) + "FLOP",
-            metric.shown(one[metric.name]["validation"]["value"]),
-            metric.shown(one[metric.name]["test"]["value"]),
+            *(metric.shown(one[metric.name][split]["value"]) for split in splits),
         ]
         for name, one in runs.items()
     ]
-    columns = ["", "parameters", "steps", "training", "source tok/s", "target tok/s", "cost"]
-    columns += [f"validation {metric.title}", f"test {metric.title}"]
+    columns = ["", "parameters", "steps", "training", *(f"{column} tok/s" for column in tokens), "cost"]
+    columns += [f"{split} {metric.title}" for split in splits]
     title = f"\n{result['corpus']}, {result['max_minutes']:g} minutes each"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
-    ways = {(one[metric.name]["test"]["signature"], one.get("search") or "") for one in runs.values()}
+    ways = {(one[metric.name][splits[-1]]["signature"], one.get("search") or "") for one in runs.values()}
     for way in ("; ".join(filter(None, one)) for one in sorted(ways)):
         console.print(f"{metric.title} of the averaged models{way and f': {way}'}")
-    lengths = [str(length) for length in result["lengths"]]
-    rows = [[name, *(f"{one['speed_by_length'][length]:,.0f}" for length in lengths)] for name, one in runs.items()]
-    title = "\nTarget tokens/s of one worker in training, by sentence length (tokens)"
-    console.print(table(title, ["", *lengths], rows, right=tuple(range(1, len(lengths) + 1))))
+    if lengths := [str(length) for length in result["lengths"]]:
+        rows = [[name, *(f"{one['speed_by_length'][length]:,.0f}" for length in lengths)] for name, one in runs.items()]
+        title = "\nTarget tokens/s of one worker in training, by sentence length (tokens)"
+        console.print(table(title, ["", *lengths], rows, right=tuple(range(1, len(lengths) + 1))))
     console.print(
         f"\nTokens are counted without padding ({result['machine']}, {result['workers']} workers, "
         f"{result['precision']}).\n\nPicture  {folder / PICTURE_FILE}\nFigures  {folder / RESULT_FILE}"

@@ -1,7 +1,7 @@
 """Sweep: many trainings of one experiment with other settings, to find the best. Each trial is an ordinary run."""
 
 from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.summary import print_next
+from jobs.runs.summary import print_next, use_of
 from jobs.sweep.search import BEST_FILE, done_before, run_sweep
 from jobs.sweep.settings import (
     refuse_impossible,
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     again = [f"transloom run experiment={sweep.folder / BEST_FILE}"] if not result.get("history") else []
     print_next(
         *again,
-        f"transloom translate {result['best']['run']} < your_text",
+        use_of(sweep, result["best"]["run"]),
         "transloom ui",
     )
     return 0

@@ -3,11 +3,20 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.compare.documents import (
+    GatheredDocuments,
+    document_notes,
+    document_tables,
+    document_verdicts,
+    example_table,
+)
 from jobs.compare.systems import Gathered
-from jobs.compare.tables import notes, tables, verdicts
+from jobs.compare.tables import notes, tables, task_of, verdicts
 from jobs.config.schema import Config
 from jobs.runs.workspace import output_dir
 from jobs.terminal.console import console, table
@@ -15,8 +24,9 @@ from pipeline.compare.figure import draw_buckets, draw_courses
 from pipeline.compare.report import Picture, Table, write_report
 from pipeline.compare.sentences import most_different
 from pipeline.errors import UserError
-from pipeline.files import hash_of, read_json, write_json
+from pipeline.files import read_json, write_json
 from pipeline.run_folder import RUN_RECORD
+from pipeline.tasks.build import TaskName, selecting_metric, token_columns
 from pipeline.tracking.uploader import MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
@@ -24,15 +34,23 @@ SENTENCES_SHOWN = 50
 NAME_CHARS = 40  # of a system, in the folder's name
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a comparison says, in sentences and in tables by short names, and its pictures for light pages."""
+
+    verdicts: list[str]
+    tables: dict[str, Table]
+    pictures: list[Path]
+
+
 def folder_for(config: Config, comparison: dict[str, Any]) -> Path:
-    """The comparison's own folder, named after what is compared; notes in the comparison which one it is.
+    """The comparison's own folder, named after what is compared.
 
     Raises:
         UserError: `name` names another comparison, or the folder can't be made.
     """
-    translations = {name: one["translations"] for name, one in comparison["systems"].items()}
-    comparison["key"] = hash_of([translations, comparison["baseline"], comparison["references"]])
-    first, second, *others = [re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-NAME_CHARS:].strip("-.") for name in translations]
+    names = comparison["names"]
+    first, second, *others = [re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-NAME_CHARS:].strip("-.") for name in names]
     more = f"-and-{len(others)}-more" if others else ""
     name = config.name or f"{first}-vs-{second}{more}-{comparison['key'][:6]}"
     folder = output_dir(config) / "comparisons" / name
@@ -46,21 +64,21 @@ def folder_for(config: Config, comparison: dict[str, Any]) -> Path:
     return folder
 
 
-def write_comparison(
+def write_translations(
     folder: Path,
     comparison: Mapping[str, Any],
     scores: Mapping[str, Sequence[float]],
     comet: Mapping[str, Sequence[float]] | None,
     gathered: Gathered,
-) -> list[Path]:
-    """Writes comparison.json, the pictures and report.html; returns the pictures for light pages.
+) -> Told:
+    """Writes comparison.json, the pictures and report.html of a comparison of translations.
 
     Args:
         scores: each sentence's chrF2, by system. comet: the same of COMET, where it was asked for.
     """
     write_json(folder / RESULT_FILE, comparison)
     made = tables(comparison)
-    pictures = _pictures(folder, comparison)
+    pictures = _curves(folder, comparison) | {"buckets": _buckets(folder, comparison)}
     order: list[Table | Picture | None] = [
         *(made.get(name) for name in ("scores", "sentences", "translations", "runs", "reach")),
         pictures.get("curves"),
@@ -69,39 +87,74 @@ def write_comparison(
         *(made.get(name) for name in ("settings", "data", "environment")),
     ]
     said = {system.name: system.hypotheses for system in gathered.systems}
+    told = Told(verdicts(comparison), made, [picture.light for picture in pictures.values()])
     write_report(
         folder / REPORT_FILE,
-        f"{' and '.join(said) if len(said) == 2 else f'{len(said)} systems'} compared",
-        verdicts(comparison),
+        _title(comparison),
+        told.verdicts,
         [part for part in order if part is not None],
         most_different(scores, said, gathered.references, gathered.sources, SENTENCES_SHOWN, comet),
         notes(comparison),
         gathered.languages,
     )
-    return [picture.light for picture in pictures.values()]
+    return told
 
 
-def _pictures(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
-    pictures = {}
+def write_documents(folder: Path, comparison: Mapping[str, Any], gathered: GatheredDocuments) -> Told:
+    """Writes comparison.json, the curves and report.html of a comparison of language models."""
+    write_json(folder / RESULT_FILE, comparison)
+    made = document_tables(comparison)
+    pictures = _curves(folder, comparison)
+    order: list[Table | Picture | None] = [
+        *(made.get(name) for name in ("scores", "documents", "runs", "reach")),
+        pictures.get("curves"),
+        *(made.get(name) for name in ("settings", "data", "environment")),
+        example_table(gathered),
+    ]
+    told = Told(document_verdicts(comparison), made, [picture.light for picture in pictures.values()])
+    parts = [part for part in order if part is not None]
+    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, document_notes(comparison), {})
+    return told
+
+
+def _title(comparison: Mapping[str, Any]) -> str:
+    names = comparison["names"]
+    return f"{' and '.join(names) if len(names) == 2 else f'{len(names)} systems'} compared"
+
+
+def _curves(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
+    """The picture of the trainings, as "curves"; nothing where there are none of one validation set."""
     runs = {name: one for name, one in comparison["systems"].items() if one["validations"]}
-    if runs and comparison["same_validation_set"]:
-        pictures["curves"] = Picture(
-            "Curves",
-            draw_courses(runs, folder / "curves.png"),
-            draw_courses(runs, folder / "curves-dark.png", dark=True),
-            "Curves of loss and validation BLEU against steps, target tokens and time; their numbers: comparison.json.",
-        )
-    pictures["buckets"] = Picture(
+    if not runs or not comparison["same_validation_set"]:
+        return {}
+    task = task_of(comparison)
+    metric, column = selecting_metric(task), token_columns(task)[-1]
+    tokenizers = {name: set(row["values"].values()) for row in comparison["data"] if (name := row["name"])}
+    # Losses are of a token each, which says nothing where tokens differ.
+    with_losses = task is TaskName.translation or len(tokenizers.get("tokenizer.hash", ())) == 1
+    draw = partial(draw_courses, runs, metric=metric, column=column, with_losses=with_losses)
+    what = "loss and " if with_losses else ""
+    picture = Picture(
+        "Curves",
+        draw(folder / "curves.png"),
+        draw(folder / "curves-dark.png", dark=True),
+        f"Curves of {what}validation {metric.title} against steps, {column} tokens and time; their numbers: "
+        f"{RESULT_FILE}.",
+    )
+    return {"curves": picture}
+
+
+def _buckets(folder: Path, comparison: Mapping[str, Any]) -> Picture:
+    return Picture(
         "Lengths and rare words",
         draw_buckets(comparison, folder / "buckets.png"),
         draw_buckets(comparison, folder / "buckets-dark.png", dark=True),
         "Bars of BLEU by sentence length and of F1 by word frequency; the tables above have the numbers.",
     )
-    return pictures
 
 
-def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
-    for part in tables(comparison).values():
+def print_comparison(told: Told, folder: Path) -> None:
+    for part in told.tables.values():
         right = tuple(column for column in range(len(part.columns)) if column not in part.text)
         if part.rows:
             console.print(table(f"\n{part.title}", part.columns, part.rows, right=right))
@@ -110,21 +163,25 @@ def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
         else:
             console.print(f"\n{part.title}: {part.note}")
     console.print()
-    for verdict in verdicts(comparison):
+    for verdict in told.verdicts:
         console.print(verdict, style="bold")
     console.print(f"\nReport   {folder / REPORT_FILE}\nFigures  {folder / RESULT_FILE}")
 
 
 def log_comparison(
-    config: Config, folder: Path, comparison: Mapping[str, Any], pictures: Sequence[Path], gathered: Gathered
+    config: Config, folder: Path, comparison: Mapping[str, Any], told: Told, runs: Mapping[str, Path]
 ) -> None:
-    """The comparison as a run of MLflow's: its table, report, figures, and which runs it is of."""
+    """The comparison as a run of MLflow's: its table, report, figures, and which runs it is of.
+
+    Args:
+        runs: the folders of those systems that are runs.
+    """
     tracking = dataclasses.replace(config.tracking, system_metrics=False)
     tracker = MlflowTracker(tracking, output_dir(config), folder, f"compare {folder.name}", {"kind": "comparison"})
-    scores = tables(comparison)["scores"]
-    said = "\n".join(f"- {verdict}" for verdict in verdicts(comparison))
+    scores = told.tables["scores"]
+    said = "\n".join(f"- {verdict}" for verdict in told.verdicts)
     tags = {"mlflow.note.content": f"{said}\n\nEverything is in the artifact {REPORT_FILE}."}
-    for place, (name, run) in enumerate(gathered.runs.items()):
+    for place, (name, run) in enumerate(runs.items()):
         record = run / RUN_RECORD
         run_id = read_json(record)["run_id"] if record.exists() else None
         tags[f"compared.{place}"] = f"{name} ({run_id})" if run_id else name
@@ -138,7 +195,7 @@ def log_comparison(
     tracker.log_table(dict(zip(scores.columns, map(list, cells), strict=True)), "scores")
     for file in (folder / REPORT_FILE, folder / RESULT_FILE):
         tracker.log_artifact(file)
-    for picture in pictures:
+    for picture in told.pictures:
         tracker.log_figure(picture)
     if tracker.close("FINISHED"):
         console.print(f"MLflow   the run “compare {folder.name}”: {REPORT_FILE} and more are among its artifacts")

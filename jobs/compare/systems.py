@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.compose import read_config, to_dict
-from jobs.config.schema import pairs_of
-from jobs.runs.model import model_is_current, steps_of_model, training_of, whole_records
+from jobs.runs.model import final_split, model_is_current, steps_of_model, training_of, whole_records
 from jobs.runs.workspace import Run, find_run, stage_folder
 from jobs.training.evaluate import evaluation_folder
 from model.flops import count_parameters, training_flops
 from pipeline.compare.comparison import RunFacts, System
 from pipeline.compare.course import Moment, training_course, validation_course
 from pipeline.data.lines import existing_file, read_lines
+from pipeline.data.prepare import unit_of
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import (
     DEFAULT,
@@ -26,6 +26,7 @@ from pipeline.evaluate.tokenizers import (
 )
 from pipeline.files import MANIFEST, hash_of, read_json
 from pipeline.run_folder import CONFIG_FILE, EVALUATION_FOLDER, RESULT_FILE, RUN_RECORD, RUNS_FOLDER
+from pipeline.tasks.build import TaskName, token_columns
 from pipeline.tracking.spool import read_points
 from pipeline.tracking.tracker import flatten
 
@@ -58,7 +59,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class Evaluated:
     """A run with one of its evaluations."""
 
     run: Run
@@ -66,42 +67,70 @@ class _Evaluated:
     result: Mapping[str, Any]
     corpus: Path
 
+    @property
+    def split(self) -> str:
+        """The split whose scores are compared."""
+        return final_split(self.result)
+
+
+def find_systems(words: Sequence[str], root: Path) -> dict[str, "Evaluated | Path"]:
+    """What the words name: a run, by name or folder; an evaluation's folder; a file of translations.
+
+    Raises:
+        UserError: something is missing, is named twice, or is of another task than the others.
+    """
+    if twice := [word for word in words if list(words).count(word) > 1]:
+        raise UserError(f"{twice[0]}: is named twice")
+    found = {word: _find(word, root) for word in words}
+    tasks = {
+        word: one.run.config.task if isinstance(one, Evaluated) else TaskName.translation for word, one in found.items()
+    }
+    first, *others = tasks
+    if other := next((word for word in others if tasks[word] is not tasks[first]), None):
+        what = [
+            f"{word} is {'a run' if isinstance(found[word], Evaluated) else 'a file'} of task={tasks[word].value}"
+            for word in (first, other)
+        ]
+        raise UserError(f"task: {what[0]}, and {what[1]}; their scores can't be compared")
+    return found
+
 
 def gather(
-    words: Sequence[str],
-    root: Path,
+    found: Mapping[str, Evaluated | Path],
     references: str | None,
     source: str | None,
     train: str | None,
     language: str | None = None,
     tokenize: str | None = None,
 ) -> Gathered:
-    """Finds what the words name: a run, by name or folder; an evaluation's folder; a file of translations.
+    """The translations of runs and files with the test set that they are of.
 
     Args:
+        found: by the word that names it, see `find_systems`.
         references: with `source` and `train` files that the user names; None: those of the first run.
         language: of the references, for BLEU's tokenizer; None: that of the first run.
         tokenize: BLEU's tokenizer, whatever the language.
     Raises:
         UserError: something is missing, or they are not of one test set.
     """
-    found = {word: _find(word, root) for word in words}
-    names = _names(words, found)
-    evaluated = {names[word]: one for word, one in found.items() if isinstance(one, _Evaluated)}
+    names = names_of(found)
+    evaluated = {names[word]: one for word, one in found.items() if isinstance(one, Evaluated)}
     first = next(iter(evaluated.values()), None)
     if references:
         meant, where = read_text(Path(references)), references
     elif first:
         meant, where = read_text(first.corpus / "test.target"), f"the run {first.run.name}"
     else:
-        raise UserError(f"references=<file>: name the references, for {words[0]} and the others are files, not runs")
+        raise UserError(
+            f"references=<file>: name the references, for {next(iter(found))} and the others are files, not runs"
+        )
     _refuse_other_signatures(list(evaluated.values()))
     tokenize = _tokenizer(first, language, tokenize, meant, where)
     systems = []
     for word, one in found.items():
-        if isinstance(one, _Evaluated):
+        if isinstance(one, Evaluated):
             _refuse_other_references(one, meant, where)
-            file, place, facts = one.folder / "test.hypotheses", one.folder, _facts(one)
+            file, place, facts = one.folder / "test.hypotheses", one.folder, facts_of(one)
         else:
             file, place, facts = one, one, None
         said = read_text(file)
@@ -111,13 +140,13 @@ def gather(
     sources = read_text(Path(source)) if source else read_text(first.corpus / "test.source") if first else None
     if sources is not None and len(sources) != len(meant):
         raise UserError(f"source={source}: has {len(sources):,} lines, and the references {len(meant):,}")
-    corpus = pairs_of(first.run.config, "compare") if first else None
+    pair = first.run.config.languages if first else None
     return Gathered(
         systems,
         meant,
         sources,
         existing_file(train) if train else existing_file(first.corpus / "train.target") if first else None,
-        {"source": corpus.source_language, "target": corpus.target_language} if corpus else {},
+        dict(zip(("source", "target"), pair, strict=True)) if pair else {},
         {name: one.result["test"] for name, one in evaluated.items()},
         {name: one.run.folder for name, one in evaluated.items()},
         tokenize,
@@ -125,7 +154,7 @@ def gather(
 
 
 def _tokenizer(
-    first: _Evaluated | None, language: str | None, tokenize: str | None, references: list[str], where: str
+    first: Evaluated | None, language: str | None, tokenize: str | None, references: list[str], where: str
 ) -> str:
     """BLEU's tokenizer: that of the runs' scores, else `tokenize` or that of the language.
 
@@ -167,12 +196,12 @@ def read_text(path: Path) -> list[str]:
     return lines
 
 
-def _find(word: str, root: Path) -> "_Evaluated | Path":
+def _find(word: str, root: Path) -> "Evaluated | Path":
     with whole_records(word):
         return _find_whole(word, root)
 
 
-def _find_whole(word: str, root: Path) -> "_Evaluated | Path":
+def _find_whole(word: str, root: Path) -> "Evaluated | Path":
     path = Path(word)
     if (path / RESULT_FILE).exists() and (path.absolute().parents[1] / CONFIG_FILE).exists():
         return _evaluated(path.absolute().parents[1], path.absolute(), root)
@@ -186,7 +215,7 @@ def _find_whole(word: str, root: Path) -> "_Evaluated | Path":
     return _evaluated(folder, None, root)
 
 
-def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
+def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> Evaluated:
     run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
     called = run.name if folder.parent == root / RUNS_FOLDER else str(folder)
     if evaluation is None:
@@ -203,9 +232,9 @@ def _evaluated(folder: Path, evaluation: Path | None, root: Path) -> _Evaluated:
             f"transloom evaluate resume={called}"
         )
     corpus = stage_folder(run.folder, "corpus")
-    if not (corpus / "test.target").exists():
+    if not (corpus / MANIFEST).exists():
         raise UserError(f"the run {run.name} was made from {corpus}, which is gone: bring it back, or prepare it again")
-    return _Evaluated(run, evaluation, _complete(run, evaluation, read_json(evaluation / RESULT_FILE)), corpus)
+    return Evaluated(run, evaluation, _complete(run, evaluation, read_json(evaluation / RESULT_FILE)), corpus)
 
 
 def _complete(run: Run, evaluation: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -223,18 +252,15 @@ def _complete(run: Run, evaluation: Path, result: dict[str, Any]) -> dict[str, A
     }
 
 
-def _names(words: Sequence[str], found: Mapping[str, "_Evaluated | Path"]) -> dict[str, str]:
-    """What the systems are called, each differently: the run's name, the file's, else the word itself."""
-    if len(found) != len(words):
-        twice = next(word for word in words if list(words).count(word) > 1)
-        raise UserError(f"{twice}: is named twice")
+def names_of(found: Mapping[str, "Evaluated | Path"]) -> dict[str, str]:
+    """What the systems are called, each differently, by word: the run's name, the file's, else the word itself."""
     short = {
-        word: _name(one) if isinstance(one, _Evaluated) else one.name.removesuffix(".gz") for word, one in found.items()
+        word: _name(one) if isinstance(one, Evaluated) else one.name.removesuffix(".gz") for word, one in found.items()
     }
     return {word: name if list(short.values()).count(name) == 1 else word for word, name in short.items()}
 
 
-def _name(one: _Evaluated) -> str:
+def _name(one: Evaluated) -> str:
     """The run's name, with the search where that is not the run's own, and the step where the training does not end
     there."""
     more = [] if one.result["is_own_search"] else [one.result["label"]]
@@ -242,7 +268,7 @@ def _name(one: _Evaluated) -> str:
     return f"{one.run.name} ({', '.join(more)})" if more else one.run.name
 
 
-def _progress(one: _Evaluated) -> str:
+def _progress(one: Evaluated) -> str:
     """What became of the training after the step that was evaluated."""
     if one.run.training is None:
         return "has not ended"
@@ -250,7 +276,7 @@ def _progress(one: _Evaluated) -> str:
     return "ended" if last == one.result["step"] else f"went on to step {last:,}"
 
 
-def _refuse_other_references(one: _Evaluated, references: list[str], where: str) -> None:
+def _refuse_other_references(one: Evaluated, references: list[str], where: str) -> None:
     own = read_text(one.corpus / "test.target")
     if hash_of(own) != hash_of(references):
         raise UserError(
@@ -261,7 +287,7 @@ def _refuse_other_references(one: _Evaluated, references: list[str], where: str)
         )
 
 
-def _refuse_other_signatures(evaluated: Sequence[_Evaluated]) -> None:
+def _refuse_other_signatures(evaluated: Sequence[Evaluated]) -> None:
     for first, one in pairwise(evaluated):
         for metric in ("bleu", "chrf"):
             its, others = one.result["test"][metric]["signature"], first.result["test"][metric]["signature"]
@@ -306,7 +332,7 @@ def refuse_other_sources(gathered: Gathered) -> None:
             )
 
 
-def _facts(one: _Evaluated) -> RunFacts:
+def facts_of(one: Evaluated) -> RunFacts:
     run, training = one.run, training_of(one.run, one.result["step"])
     record = run.folder / RUN_RECORD
     tags: Mapping[str, str] = read_json(record)["tags"] if record.exists() else {}
@@ -317,20 +343,23 @@ def _facts(one: _Evaluated) -> RunFacts:
     points = read_points(run.folder)
     validations = validation_course(points, training["validations"])
     seconds = max(training["seconds"], 1e-9)
+    columns = token_columns(run.config.task)
+    tokens = {f"{column}_tokens": training[f"{column}_tokens"] for column in columns}
     facts: dict[str, float] = {
         "steps": training["step"],
         "seconds": seconds,
-        "source_tokens": training["source_tokens"],
-        "target_tokens": training["target_tokens"],
-        "target_tokens_per_second": training["target_tokens"] / seconds,
+        **tokens,
+        f"{columns[-1]}_tokens_per_second": training[f"{columns[-1]}_tokens"] / seconds,
         "workers": training["world_size"],
     }
     if vocabulary:
         facts["parameters"] = count_parameters(run.config.model, vocabulary)
         facts["flops"] = _flops(run, vocabulary, facts)
         validations = [moment | {"flops": _flops(run, vocabulary, moment)} for moment in validations]
-    decoding = one.result["seconds"]["test"]
-    facts["sentences_per_second"] = one.result["sentences"]["test"] / max(decoding, 1e-9)
+    unit = unit_of({"splits": counts})
+    evaluating = one.result["seconds"][one.split]
+    evaluated = "sentences" if run.config.languages else unit
+    facts[f"{evaluated}_per_second"] = one.result["sentences"][one.split] / max(evaluating, 1e-9)
     hashes = {name: tags[name][:SHOWN_OF_A_HASH] for name in HASHES if name in tags}
     settings = flatten(to_dict(run.config))
     if not one.result["is_own_search"]:
@@ -345,8 +374,8 @@ def _facts(one: _Evaluated) -> RunFacts:
         settings={key: value for key, value in settings.items() if not key.startswith(NOT_COMPARED)},
         data={
             "corpus": run.config.corpus.name,
-            "languages": "-".join(run.config.languages or ()),
-            "training pairs": f"{counts['train']['pairs']:,}",
+            **({"languages": "-".join(run.config.languages)} if run.config.languages else {}),
+            f"training {unit}": f"{counts['train'][unit]:,}",
             "vocabulary": f"{vocabulary:,} pieces" if vocabulary else "?",
             **hashes,
         },
@@ -355,12 +384,18 @@ def _facts(one: _Evaluated) -> RunFacts:
         steps_averaged=one.result["steps_averaged"],
         search=one.result["search"],
         progress=_progress(one),
-        validation_set=files["validation.target"]["sha256"],
+        validation_set=hash_of([file["sha256"] for name, file in sorted(files.items()) if _is_compared(name)]),
         course=training_course(points),
         validations=validations,
     )
 
 
+def _is_compared(file: str) -> bool:
+    """Whether a corpus's file has what the scores of a validation depend on: references, or documents."""
+    return file.startswith("validation.") and file != "validation.source"
+
+
 def _flops(run: Run, vocabulary: int, moment: Moment) -> int:
     """Floating-point operations of the training until then."""
-    return training_flops(run.config.model, vocabulary, round(moment["source_tokens"]), round(moment["target_tokens"]))
+    tokens = [round(moment[f"{column}_tokens"]) for column in token_columns(run.config.task)]
+    return training_flops(run.config.model, vocabulary, *tokens)

@@ -7,6 +7,7 @@ from jobs.terminal.console import clock, quantity
 from pipeline.compare.report import Table
 from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
 from pipeline.evaluate.tokenizers import DEFAULT, SPACED
+from pipeline.tasks.build import TaskName, selecting_metric, token_columns
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1
@@ -28,7 +29,7 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
                 "translates, and which of them is better can't be told."
             )
             continue
-        verdict, p = _judge("bleu", bleu), _p(bleu["p_randomisation"])
+        verdict, p = _judge("bleu", bleu), p_in_words(bleu["p_randomisation"])
         if verdict == "not different":
             verdict = f"no difference that {sentences:,} sentences can show"
         others = {metric: _judge(metric, its) for metric, its in one["scores"].items() if metric != "bleu"}
@@ -37,12 +38,16 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
             f"{name} has {bleu['score']:.2f} BLEU, {bleu['difference']:+.2f} to {baseline} "
             f"(p {'' if p.startswith('<') else '= '}{p}): {verdict}; {by_others}."
         )
-    said += [
-        f"The training of {name} {one['progress']}: these are translations of step {one['training']['steps']:,}."
+    return said + unfinished(comparison, "these are translations")
+
+
+def unfinished(comparison: Mapping[str, Any], what: str) -> list[str]:
+    """A sentence for each system whose training does not end where its model was made."""
+    return [
+        f"The training of {name} {one['progress']}: {what} of step {one['training']['steps']:,}."
         for name, one in comparison["systems"].items()
         if one["progress"] not in (None, "ended")
     ]
-    return said
 
 
 def _is_too_low(comparison: Mapping[str, Any], name: str) -> bool:
@@ -58,7 +63,8 @@ def _judge(metric: str, scores: Mapping[str, Any]) -> str:
     return "better" if (scores["difference"] > 0) != (metric == "ter") else "worse"
 
 
-def _p(value: float | None) -> str:
+def p_in_words(value: float | None) -> str:
+    """A p-value as people read it; empty where there was no test."""
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -67,12 +73,26 @@ def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
     made = {"scores": _scores(comparison), "sentences": _sentences(comparison)}
     if any(one["training"] for one in comparison["systems"].values()):
         made["translations"] = _translations(comparison)
-        made["runs"] = _runs(comparison)
-    if comparison["reach"]:
-        made["reach"] = _reach(comparison["reach"])
+    made |= trainings(comparison)
     made["by_length"] = _by_length(comparison)
     if comparison["by_frequency"]:
         made["by_frequency"] = _by_frequency(comparison)
+    return made | differences(comparison)
+
+
+def trainings(comparison: Mapping[str, Any]) -> dict[str, Table]:
+    """What the trainings of any task cost, and how long they took to a score; nothing where no system is a run."""
+    made: dict[str, Table] = {}
+    if any(one["training"] for one in comparison["systems"].values()):
+        made["runs"] = _runs(comparison)
+    if comparison["reach"]:
+        made["reach"] = _reach(comparison["reach"], task_of(comparison))
+    return made
+
+
+def differences(comparison: Mapping[str, Any]) -> dict[str, Table]:
+    """In what the runs of any task differ; nothing where there are not two."""
+    made: dict[str, Table] = {}
     if len(comparison["data"]) and len(comparison["data"][0]["values"]) > 1:
         made["settings"] = _facts(
             comparison["settings"],
@@ -83,6 +103,11 @@ def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
         made["data"] = _facts(comparison["data"], "Data", "Hashes are those of the tags in MLflow, shortened.", "")
         made["environment"] = _facts(comparison["environment"], "Machine and versions that differ", "", "None do.")
     return made
+
+
+def task_of(comparison: Mapping[str, Any]) -> TaskName:
+    """The task of the systems; comparisons of before there were two do not name it."""
+    return TaskName(comparison.get("task", TaskName.translation.value))
 
 
 def _scores(comparison: Mapping[str, Any]) -> Table:
@@ -105,7 +130,7 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
                 is_too_low = _is_too_low(comparison, name)
                 row += [
                     f"{scores['difference']:+.{digits}f}",
-                    *("–" if is_too_low else _p(scores[one]) for one in tests),
+                    *("–" if is_too_low else p_in_words(scores[one]) for one in tests),
                 ]
             rows.append(row)
     columns = ["metric", "system", "score", "95 % interval", "difference", "p, paired bootstrap", "p, randomisation"]
@@ -149,6 +174,8 @@ def _translations(comparison: Mapping[str, Any]) -> Table:
 
 
 def _runs(comparison: Mapping[str, Any]) -> Table:
+    column = token_columns(task_of(comparison))[-1]
+    evaluated = "sentences" if task_of(comparison) is TaskName.translation else "documents"
     rows = []
     for name, one in comparison["systems"].items():
         if not (training := one["training"]):
@@ -158,19 +185,19 @@ def _runs(comparison: Mapping[str, Any]) -> Table:
                 name,
                 f"{training['parameters']:,}" if "parameters" in training else "?",
                 f"{training['steps']:,}",
-                f"{training['target_tokens']:,}",
+                f"{training[f'{column}_tokens']:,}",
                 clock(training["seconds"]),
                 f"{training['workers']}",
-                f"{training['target_tokens_per_second']:,.0f}",
+                f"{training[f'{column}_tokens_per_second']:,.0f}",
                 _flops(training.get("flops")),
                 f"{training['seconds'] * training['workers'] / 3600:.2f}",
-                f"{training['sentences_per_second']:,.0f}",
+                f"{training[f'{evaluated}_per_second']:,.0f}",
                 one["machine"] or "?",
             ]
         )
-    columns = ["run", "parameters", "steps", "target tokens", "training time", "workers", "target tokens/s", "cost"]
-    columns += ["worker-hours", "translated sentences/s", "machine"]
-    note = "Tokens are counted without padding. Translating includes the start of its workers."
+    columns = ["run", "parameters", "steps", f"{column} tokens", "training time", "workers", f"{column} tokens/s"]
+    columns += ["cost", "worker-hours", f"evaluated {evaluated}/s", "machine"]
+    note = "Tokens are counted without padding. Evaluating includes the start of its workers."
     return Table("Training", columns, rows, note, text=(0, 10))
 
 
@@ -178,17 +205,19 @@ def _flops(value: float | None) -> str:
     return "?" if value is None else quantity(value) + "FLOP" if value < 1e15 else f"{value:.2e} FLOP"
 
 
-def _reach(reach: Mapping[str, Any]) -> Table:
+def _reach(reach: Mapping[str, Any], task: TaskName) -> Table:
+    metric, column = selecting_metric(task), token_columns(task)[-1]
     rows = []
     for name, moment in reach["runs"].items():
         if moment is None:
             rows.append([name, "never", "", "", ""])
             continue
-        row = [name, f"{moment['step']:,}", f"{moment['target_tokens']:,.0f}", clock(moment["seconds"])]
+        row = [name, f"{moment['step']:,}", f"{moment[f'{column}_tokens']:,.0f}", clock(moment["seconds"])]
         rows.append([*row, _flops(moment.get("flops"))])
-    title = f"Up to {reach['bleu']:.2f} BLEU on the validation set"
-    note = "At the first validation with it. Without reach= it is the highest that all of the runs had."
-    return Table(title, ["run", "steps", "target tokens", "training time", "cost"], rows, note)
+    title = f"Up to {metric.shown(reach[metric.name])} {metric.title} on the validation set"
+    best = "highest" if metric.higher_is_better else "lowest"
+    note = f"At the first validation with it. Without reach= it is the {best} that all of the runs had."
+    return Table(title, ["run", "steps", f"{column} tokens", "training time", "cost"], rows, note)
 
 
 def _by_length(comparison: Mapping[str, Any]) -> Table:

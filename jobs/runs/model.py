@@ -10,7 +10,7 @@ from typing import Any
 from jobs.config.compose import read_config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
-from pipeline.compare.course import COUNTED, validation_course
+from pipeline.compare.course import validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.run_folder import (
@@ -22,10 +22,12 @@ from pipeline.run_folder import (
     TRAINING_FILE,
     WEIGHTS_FOLDER,
 )
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 from pipeline.train.session import Average
+
+SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation")
 
 
 def called(run: Run) -> str:
@@ -94,7 +96,8 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     step = max(steps_of_model(run)) if step is None else step
     metric = selecting_metric(run.config.task)
     moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, metric.name: 0.0}])
-    counted = {name: moments[0][name] if moments else 0.0 for name in COUNTED}
+    names = ("seconds", *(f"{column}_tokens" for column in token_columns(run.config.task)))
+    counted = {name: moments[0].get(name, 0.0) if moments else 0.0 for name in names}
     known = _validations(run, metric) if training is None else training["validations"]
     return {
         **{name: value if name == "seconds" else round(value) for name, value in counted.items()},
@@ -112,10 +115,12 @@ def tokens_of(training: Mapping[str, Any]) -> dict[str, int]:
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The columns of a result's samples. Those of translations are rows in results of before."""
+    """The columns of a result's samples, in the order of `SAMPLE_COLUMNS`, for a file has them by name. Those of
+    translations are rows in results of before."""
     samples = result.get("samples") or {}
     if isinstance(samples, Mapping):
-        return {column: list(values) for column, values in samples.items()}
+        known = [column for column in SAMPLE_COLUMNS if column in samples]
+        return {column: list(samples[column]) for column in dict.fromkeys([*known, *samples])}
     return dict(zip(("source", "reference", "translation"), map(list, zip(*samples, strict=True)), strict=True))
 
 

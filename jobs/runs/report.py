@@ -40,7 +40,7 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
 )
 from pipeline.secrets import redacted
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
@@ -257,7 +257,8 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
         known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
         tracker.log_metrics(known, AT_THE_END)
     if columns := samples_of(result):
-        tracker.log_table(columns, f"{final}_samples{apart}")
+        of_model = "averaged_" if final == "validation" else ""  # the validations in training have a table, too
+        tracker.log_table(columns, f"{of_model}{final}_samples{apart}")
     artifacts = f"evaluation{apart}"
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
@@ -325,6 +326,9 @@ def _shape_in_words(model: Any) -> str:
 
 def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / FIGURES_FOLDER / CURVES_FILE
-    title, metric = f"{run.name} ({run.config.corpus.name})", selecting_metric(run.config.task)
-    draw_curves(read_points(run.folder), path, title, metric)
+    title, task = f"{run.name} ({run.config.corpus.name})", run.config.task
+    counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
+    baselines = counts.get("baselines", {}).get("validation")
+    points = read_points(run.folder)
+    draw_curves(points, path, title, selecting_metric(task), token_columns(task), baselines)
     tracker.log_figure(path)

@@ -167,7 +167,7 @@ def print_next(*commands: str) -> None:
 
 
 def use_of(run: Run, model: str) -> str:
-    """The command that uses a run's model, or its folder."""
+    """The command that uses the model, by a name or its folder, of a run or of another one of its task."""
     if run.config.languages:
         return f"transloom translate {model} < your_text"
     return f'transloom generate {model} "Once upon a time"'

@@ -29,8 +29,8 @@ from pipeline.tracking.uploader import MlflowTracker
 # Groups that say where a training runs and what is reported, not what is trained.
 NOT_OF_AN_EXPERIMENT = ("experiment", "sweep", "tracking")
 SECTIONS = (
-    *("corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "engine", "train"),
-    *("decode", "evaluate", "cluster", "seed"),
+    *("task", "corpus", "clean", "tokenizer", "model", "batch", "optimizer", "schedule", "precision", "engine"),
+    *("train", "decode", "evaluate", "cluster", "seed"),
 )
 
 
@@ -57,7 +57,7 @@ def write_best(file: Path, config: Config, choices: Mapping[str, str], sweep: st
 
 
 def evaluate_trial(sweep: Run, name: str, prepared: Prepared) -> dict[str, Any]:
-    """Validation and test scores of a trained trial's averaged model, also on its page."""
+    """Validation and, where there is a test set, test scores of a trained trial's averaged model, also on its page."""
     folder = find_run(name, output_dir(sweep.config))
     # Of the sweep, for in the file the server's password is left out.
     config = replace(read_config(folder / CONFIG_FILE), tracking=sweep.config.tracking)
@@ -65,7 +65,7 @@ def evaluate_trial(sweep: Run, name: str, prepared: Prepared) -> dict[str, Any]:
     with only_owner(run), open_tracker(run, prepared) as tracker:
         result, _ = evaluate_stage(run)
         report_evaluation(run, result, tracker)
-    return {split: result[split] for split in ("validation", "test")}
+    return {split: result[split] for split in ("validation", "test") if split in result}
 
 
 def report_sweep(
@@ -95,7 +95,7 @@ def report_sweep(
         "corpus": sweep.config.corpus.name,
         "parameters": names,
         "trials": [_row(one) for one in ranked],
-        "best": {**_row(best), "test": tests[best.run]["test"], "averaged": tests[best.run]["validation"]},
+        "best": {**_row(best), "test": tests[best.run].get("test"), "averaged": tests[best.run]["validation"]},
         "importance": {"shares": shares, "tokens": tokens},
         "spent": spent(records, best, sweep.config),
         "history": history,
@@ -119,7 +119,8 @@ def report_sweep(
     _log_table(sweep, result, tracker, metric)
     metrics = {f"sweep/best_validation_{metric.name}": best.score, "sweep/trials": len(records)}
     metrics |= {f"sweep/{key}": value for key, value in result["spent"].items()}
-    metrics[f"sweep/best_test_{metric.name}"] = tests[best.run]["test"][metric.name]["value"]
+    if test := tests[best.run].get("test"):
+        metrics[f"sweep/best_test_{metric.name}"] = test[metric.name]["value"]
     if chance:
         metrics |= {f"sweep/seeds_mean_{metric.name}": chance.mean, "sweep/seeds_deviation": chance.deviation}
     tracker.log_metrics({key: value for key, value in metrics.items() if value is not None}, len(records))
@@ -150,8 +151,8 @@ def _row(one: Record) -> dict[str, Any]:
 
 
 def spent(records: Sequence[Record], best: Record, config: Config) -> dict[str, float]:
-    """Target tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends: as many
-    tokens as the best, each at its own speed. In a population none ends early."""
+    """Predicted tokens and CPU- or GPU-hours of all trials, and what all of them would have taken to their ends:
+    as many tokens as the best, each at its own speed. In a population none ends early."""
     each = config.cluster.num_workers * (config.cluster.gpus_per_worker or config.cluster.cpus_per_worker) / 3600
     ran = [one for one in records if one.tokens]
     if best.generation:
@@ -182,12 +183,15 @@ def _log_table(sweep: Run, result: Mapping[str, Any], tracker: MlflowTracker, me
 
 def _note(result: Mapping[str, Any], metric: Metric) -> str:
     best = result["best"]
-    test = best["test"][metric.name]
-    signature = f" (`{test['signature']}`)" if test["signature"] else ""
+    tested = ""
+    if best["test"]:  # else nothing is held out for a test
+        test = best["test"][metric.name]
+        signature = f" (`{test['signature']}`)" if test["signature"] else ""
+        tested = f", test {metric.title} {metric.shown(test['value'])}{signature}"
     lines = [
         f"{len(result['trials'])} trials on {result['corpus']}. The best is trial {best['trial']}: "
-        f"{in_words(best['point'])}; validation {metric.title} {metric.shown(best[metric.name])}, "
-        f"test {metric.title} {metric.shown(test['value'])}{signature}.",
+        f"{in_words(best['point'])}; validation {metric.title} {metric.shown(best[metric.name])}"
+        f"{tested}.",
         _saved(result["spent"]),
         *([] if not result["history"] else ["How it was trained:", *history_in_words(result["history"], metric)]),
     ]
@@ -202,7 +206,7 @@ def millions(count: float) -> str:
 
 def _saved(spent: Mapping[str, float]) -> str:
     hours = f"{spent['device_hours']:.3g} device-hours"
-    said = f"Spent {millions(spent['target_tokens'])} target tokens and {hours} of training"
+    said = f"Spent {millions(spent['target_tokens'])} tokens and {hours} of training"
     if "full_target_tokens" not in spent:
         return f"{said}."
     share = spent["target_tokens"] / max(1, spent["full_target_tokens"])
@@ -227,7 +231,7 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
         ]
         for one in result["trials"]
     ]
-    columns = [*places, *short_names(names), f"validation {metric.title}", "target tokens", "training", ""]
+    columns = [*places, *short_names(names), f"validation {metric.title}", "tokens", "training", ""]
     count = len(names) + len(places) - 1
     console.print(table(f"\n{sweep.name}", columns, rows, right=(0, count + 1, count + 2, count + 3)))
     if result.get("history"):
@@ -236,17 +240,21 @@ def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
         tokens = millions(result["importance"]["tokens"])
         parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         console.print(
-            f"\nShare of the variance that each explains (fANOVA, {metric.title} after {tokens} target tokens): {parts}"
+            f"\nShare of the variance that each explains (fANOVA, {metric.title} after {tokens} tokens): {parts}"
         )
     console.print(f"\n{_saved(result['spent'])}")
     best = result["best"]
-    test, averaged = (best[kind][metric.name] for kind in ("test", "averaged"))
-    signature = f" ({test['signature']})" if test["signature"] else ""
+    averaged, tested = best["averaged"][metric.name], ""
+    if best["test"]:
+        test = best["test"][metric.name]
+        signature = f" ({test['signature']})" if test["signature"] else ""
+        tested = f", and test {metric.title} {metric.shown(test['value'])}{signature}"
     console.print(f"\nThe best: trial {best['trial']}, {in_words(best['point'])}", style="bold")
     console.print(
         f"validation {metric.title} {metric.shown(best[metric.name])}; of its averaged model "
-        f"{metric.shown(averaged['value'])}, and test {metric.title} {metric.shown(test['value'])}{signature}\n"
-        "No other trial was tested: the best was chosen on the validation set."
+        f"{metric.shown(averaged['value'])}{tested}\n"
+        + ("No other trial was tested: the best" if tested else "Nothing is held out for a test: the best")
+        + " was chosen on the validation set."
     )
     if result["chance"]:
         _print_seeds(result, metric)
@@ -263,7 +271,9 @@ def _print_seeds(result: Mapping[str, Any], metric: Metric) -> None:
         rows.append([str(one["point"].get("seed", "its own")), metric.shown(one[metric.name]), tested, one["run"]])
     scores = [one["test"][metric.name]["value"] for one in (result["best"], *result["seeds"]) if one.get("test")]
     columns = ["seed", f"validation {metric.title}", f"test {metric.title}", "run"]
-    console.print(table("\nThe best with other seeds", columns, rows, (0, 1, 2)))
+    if not scores:  # nothing is held out for a test
+        columns, rows = [columns[0], columns[1], columns[3]], [[row[0], row[1], row[3]] for row in rows]
+    console.print(table("\nThe best with other seeds", columns, rows, tuple(range(len(columns) - 1))))
     console.print(Chance(**result["chance"]).verdict(metric))
     if len(scores) > 1:
         mean, deviation = metric.shown(statistics.mean(scores)), metric.shown(statistics.stdev(scores))

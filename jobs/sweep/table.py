@@ -61,7 +61,7 @@ class Board:
     def began(self, record: Record, run: Run) -> None:
         with self._lock:
             self._records[record.number], self._runs[record.number] = record, run
-        again = f", going on at {record.tokens:,} target tokens" if record.curve else ""
+        again = f", going on at {record.tokens:,} tokens" if record.curve else ""
         place = f"generation {record.generation}, member {record.member}, " if record.generation else ""
         origin = f", with the weights of trial {record.parent}" if record.parent else ""
         self._say(f"trial {record.number} of {self._total}: {place}{in_words(record.point)}{origin}{again}")
@@ -69,7 +69,7 @@ class Board:
     def reported(self, record: Record) -> None:
         tokens, score = record.curve[-1]
         eta = self._progress(record)[3]
-        self._say(f"trial {record.number}: {self._named(score)} at {tokens:,} target tokens{eta and f'  ETA {eta}'}")
+        self._say(f"trial {record.number}: {self._named(score)} at {tokens:,} tokens{eta and f'  ETA {eta}'}")
 
     def ended(self, record: Record) -> None:
         with self._lock:

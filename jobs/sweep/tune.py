@@ -27,7 +27,7 @@ from pipeline.disk import disk_trouble, is_disk_message
 from pipeline.errors import UserError
 from pipeline.run_folder import CONFIG_FILE, STOP_FILE
 from pipeline.sweep.study import State
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
@@ -45,20 +45,20 @@ QUIET = {
 }
 
 
-def validation_curve(folder: Path, metric: Metric) -> list[tuple[int, int, float]]:
-    """(step, target tokens, score) of the validations of a run so far; those whose score is no number are left out.
-    Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
+def validation_curve(folder: Path, metric: Metric, column: str = "target") -> list[tuple[int, int, float]]:
+    """(step, tokens of the column, score) of the validations of a run so far; those whose score is no number are left
+    out. Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
     estimated."""
-    scores = f"validation/{metric.name}"
-    series: dict[str, dict[int, float]] = {scores: {}, "train/target_tokens": {}}
+    scores, counted = f"validation/{metric.name}", f"train/{column}_tokens"
+    series: dict[str, dict[int, float]] = {scores: {}, counted: {}}
     for point in read_points(folder):
         if point.key in series and math.isfinite(point.value):
             series[point.key][point.step] = point.value
     curve = []
     for step, score in sorted(series[scores].items()):
-        known = max((one for one in series["train/target_tokens"] if one <= step), default=None)
+        known = max((one for one in series[counted] if one <= step), default=None)
         if known:
-            curve.append((step, round(series["train/target_tokens"][known] * step / known), score))
+            curve.append((step, round(series[counted][known] * step / known), score))
     return curve
 
 
@@ -70,6 +70,7 @@ class TrialActor(tune.Trainable):
         folder = Path(config["folder"])
         self._run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
         self._metric = selecting_metric(self._run.config.task)
+        self._column = token_columns(self._run.config.task)[-1]
         self._is_sweep_to_stop = watched(Path(config["stop"]))
         (folder / STOP_FILE).write_bytes(b"")
         self._told = 0
@@ -99,7 +100,7 @@ class TrialActor(tune.Trainable):
                 self._stop()
             if self._error is not None:
                 raise self._error  # Tune starts the trial again, which goes on from its newest checkpoint
-            curve = validation_curve(self._run.folder, self._metric)[self._told :]
+            curve = validation_curve(self._run.folder, self._metric, self._column)[self._told :]
             if curve and (is_over or curve[0][0] < self._run.config.train.max_steps):
                 self._told += 1
                 step, tokens, score = curve[0]

@@ -25,6 +25,7 @@ from pipeline.evaluate.tokenizers import DEFAULT
 from pipeline.files import hash_of
 from pipeline.progress import MapTasks, Progress, no_progress
 from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.task import Metric
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class RunFacts:
 
     Attributes:
         settings: with their full names. data, environment: by names of ours: corpus.hash, machine, …
-        training: steps, seconds, source_tokens, target_tokens, workers and, where they can be counted, parameters and
-            flops.
+        training: steps, seconds, <column>_tokens of each column, workers and, where they can be counted, parameters
+            and flops.
         steps_averaged: the steps whose snapshots the model is the average of.
         search: how it was decoded, in words.
         progress: what became of the training after the last of its steps that are told of here: "ended", or in words.
-        validation_set: hash of the validation set's references; BLEU curves are compared on the same one only.
-        course: its training losses. validations: each with step, seconds, tokens, loss, bleu, flops.
+        validation_set: hash of the validation set's references or documents; curves of scores are compared on the same
+            one only.
+        course: its training losses. validations: each with step, seconds, tokens, loss, score, flops.
     """
 
     settings: Mapping[str, str]
@@ -86,13 +88,14 @@ def compare(
         UserError: no run reached that.
     """
     runs = {system.name: system.run for system in systems if system.run}
-    same_validation_set = len({run.validation_set for run in runs.values()}) <= 1
-    reached = _reach(runs if same_validation_set else {}, reach)
+    about = about_runs(runs, selecting_metric(TaskName.translation), reach)
     said = {system.name: system.hypotheses for system in systems}
     counted = count_statistics(said, references, map_tasks, progress, tokenize)
     tested = compare_systems(counted, map_tasks, progress)
     scores = sentence_scores(counted["chrf"])
+    translations = {system.name: hash_of(system.hypotheses) for system in systems}
     comparison = {
+        "key": hash_of([translations, systems[0].name, hash_of(references)]),
         "names": [system.name for system in systems],  # in their order; a JSON file has keys by name
         "baseline": systems[0].name,
         "sentences": len(references),
@@ -105,17 +108,11 @@ def compare(
         "systems": {
             system.name: {
                 "where": system.where,
-                "translations": hash_of(system.hypotheses),
+                "translations": translations[system.name],
                 "scores": {metric: asdict(tested[metric][system.name]) for metric in METRICS},
                 "length_ratio": _length_ratio(counted["bleu"][system.name]),
                 "sentences": _better_and_worse(scores[systems[0].name], scores[system.name]),
-                "training": dict(system.run.training) if system.run else None,
-                "steps_averaged": list(system.run.steps_averaged) if system.run else None,
-                "search": system.run.search if system.run else None,
-                "progress": system.run.progress if system.run else None,
-                "machine": system.run.environment.get("machine") if system.run else None,
-                "course": system.run.course if system.run else [],
-                "validations": system.run.validations if system.run else [],
+                **facts_of_run(system.run),
             }
             for system in systems
         },
@@ -123,13 +120,40 @@ def compare(
         "by_frequency": (
             _by_frequency(said, references, training_text, progress, tokenize) if training_text is not None else []
         ),
+        **about,
+    }
+    return comparison, scores
+
+
+def facts_of_run(run: RunFacts | None) -> dict[str, Any]:
+    """What a comparison has of one system's training: JSON values."""
+    return {
+        "training": dict(run.training) if run else None,
+        "steps_averaged": list(run.steps_averaged) if run else None,
+        "search": run.search if run else None,
+        "progress": run.progress if run else None,
+        "machine": run.environment.get("machine") if run else None,
+        "course": run.course if run else [],
+        "validations": run.validations if run else [],
+    }
+
+
+def about_runs(runs: Mapping[str, RunFacts], metric: Metric, reach: float | None) -> dict[str, Any]:
+    """What a comparison has of all of the runs beside each other: JSON values.
+
+    Args:
+        metric: of their validations. reach: see `compare`.
+    Raises:
+        UserError: no run reached that.
+    """
+    same_validation_set = len({run.validation_set for run in runs.values()}) <= 1
+    return {
         "settings": differing({name: run.settings for name, run in runs.items()}),
         "data": _side_by_side({name: run.data for name, run in runs.items()}),
         "environment": differing({name: run.environment for name, run in runs.items()}),
         "same_validation_set": same_validation_set,
-        "reach": reached,
+        "reach": _reach(runs if same_validation_set else {}, metric, reach),
     }
-    return comparison, scores
 
 
 def add_comet(comparison: dict[str, Any], scores: Mapping[str, Sequence[float]], signature: str) -> None:
@@ -197,19 +221,25 @@ def differing(facts: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["name"])
 
 
-def _reach(runs: Mapping[str, RunFacts], asked: float | None) -> dict[str, Any] | None:
-    """When each run first had a validation BLEU; None where no run has a curve.
+def _reach(runs: Mapping[str, RunFacts], metric: Metric, asked: float | None) -> dict[str, Any] | None:
+    """When each run first had a validation score; None where no run has a curve.
 
     Raises:
         UserError: none ever had what was asked for, or there is no curve to ask.
     """
-    best = {name: max(one["bleu"] for one in run.validations) for name, run in runs.items() if run.validations}
+    best = {
+        name: record[metric.name] for name, run in runs.items() if (record := metric.best(run.validations)) is not None
+    }
     if asked is not None and not best:
         raise UserError(f"reach={asked:g}: there are no runs with validations of one set, so it can't be told")
     if not best:
         return None
-    if asked is not None and asked > max(best.values()):
-        raise UserError(f"reach={asked:g}: no run reached that; the best validation BLEU is {max(best.values()):.2f}")
-    metric = selecting_metric(TaskName.translation)
-    bleu = asked if asked is not None else math.floor(100 * min(best.values())) / 100
-    return {"bleu": bleu, "runs": {name: first_reaching(runs[name].validations, metric, bleu) for name in best}}
+    order = sorted(best.values(), key=metric.sort_key)
+    if asked is not None and metric.is_better(asked, order[0]):
+        raise UserError(
+            f"reach={asked:g}: no run reached that; the best validation {metric.title} is {metric.shown(order[0])}"
+        )
+    to_all = math.floor if metric.higher_is_better else math.ceil  # rounded to what the worst of them has reached
+    scale = 10**metric.digits
+    score = asked if asked is not None else to_all(scale * order[-1]) / scale
+    return {metric.name: score, "runs": {name: first_reaching(runs[name].validations, metric, score) for name in best}}

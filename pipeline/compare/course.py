@@ -1,5 +1,6 @@
 """How a training went: losses and scores by steps, tokens and time, out of the points that the run logged."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,18 +9,20 @@ import numpy as np
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import Point
 
-COUNTED = ("seconds", "source_tokens", "target_tokens")  # since the training's start, over all its attempts
+# Since the training's start, over all its attempts: seconds, and tokens by column, such as target_tokens.
+COUNTED = re.compile(r"train/(seconds|\w+_tokens)")
 
 Moment = dict[str, float]  # step, what is COUNTED, and the losses or scores then
 
 
 def training_course(points: Iterable[Point]) -> list[Moment]:
-    """The training loss (nats per target token) as it was logged: step, `COUNTED`, loss."""
+    """The training loss (nats per predicted token) as it was logged: step, `COUNTED`, loss."""
     series = _series(points)
+    counted = _counted(series)
     return [
-        {"step": step, "loss": loss} | {name: series[f"train/{name}"][step] for name in COUNTED}
+        {"step": step, "loss": loss} | {name: known[step] for name, known in counted.items()}
         for step, loss in sorted(series.get("train/loss", {}).items())
-        if all(step in series.get(f"train/{name}", {}) for name in COUNTED)
+        if counted and all(step in known for known in counted.values())
     ]
 
 
@@ -32,14 +35,13 @@ def validation_course(points: Iterable[Point], validations: Sequence[Mapping[str
     Returns:
         nothing where the points are gone.
     """
-    series = _series(points)
-    if not all(series.get(f"train/{name}") for name in COUNTED):
+    counted = _counted(_series(points))
+    if not counted:
         return []
     moments = []
     for one in validations:
         moment = dict(one)
-        for name in COUNTED:
-            known = series[f"train/{name}"]
+        for name, known in counted.items():
             steps = sorted(known)
             moment[name] = float(np.interp(one["step"], [0, *steps], [0.0, *(known[step] for step in steps)]))
         moments.append(moment)
@@ -49,6 +51,12 @@ def validation_course(points: Iterable[Point], validations: Sequence[Mapping[str
 def first_reaching(course: Iterable[Moment], metric: Metric, score: float) -> Moment | None:
     """The first validation with this score or a better one; None where there was none."""
     return next((moment for moment in course if not metric.is_better(score, moment[metric.name])), None)
+
+
+def _counted(series: Mapping[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """What is COUNTED, by name; nothing where the time or the tokens are missing."""
+    counted = {match[1]: series[key] for key in sorted(series) if (match := COUNTED.fullmatch(key))}
+    return counted if "seconds" in counted and len(counted) > 1 else {}
 
 
 def _series(points: Iterable[Point]) -> dict[str, dict[int, float]]:

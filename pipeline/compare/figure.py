@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.figures.race import STYLES
 from pipeline.files import atomic_write
+from pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,26 +23,35 @@ SIZE, DOTS_PER_INCH = (12.0, 6.4), 110
 LEGEND_CHARS = 150  # in a row of that width
 
 
-def draw_courses(runs: Mapping[str, Mapping[str, Any]], path: Path, dark: bool = False) -> Path:
-    """Draws a PNG: loss above, validation BLEU below, each against steps, target tokens and time. Training losses are
-    thin, validation losses have marks.
+def draw_courses(
+    runs: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    metric: Metric,
+    column: str,
+    with_losses: bool = True,
+    dark: bool = False,
+) -> Path:
+    """Draws a PNG: loss above, validation scores below, each against steps, tokens and time. Training losses are thin,
+    validation losses have marks.
 
     Args:
         runs: by name, "course" and "validations" as `RunFacts` has them.
+        column: whose tokens are predicted. with_losses: whether the runs' losses are of the same tokens.
     """
     longest = max((one["seconds"] for run in runs.values() for one in run["validations"]), default=0.0)
     unit, seconds = ("hours", 3600.0) if longest > 5400 else ("minutes", 60.0)
     axes_of = (
         ("step", 1.0, "steps"),
-        ("target_tokens", 1e6, "million target tokens"),
+        (f"{column}_tokens", 1e6, f"million {column} tokens"),
         ("seconds", seconds, f"{unit} of training"),
     )
     with _theme(dark):
-        figure = _figure(SIZE)
-        panels = figure.subplots(2, len(axes_of), sharey="row", sharex="col")
-        for row, what in enumerate(("loss", "bleu")):
-            for column, (key, factor, label) in enumerate(axes_of):
-                axes = panels[row, column]
+        whats = ["loss", metric.name] if with_losses else [metric.name]
+        figure = _figure((SIZE[0], SIZE[1] / 2 * len(whats) + (0.6 if len(whats) == 1 else 0.0)))
+        panels = figure.subplots(len(whats), len(axes_of), sharey="row", sharex="col", squeeze=False)
+        for row, what in enumerate(whats):
+            for place_across, (key, factor, label) in enumerate(axes_of):
+                axes = panels[row, place_across]
                 for place, (name, run) in enumerate(runs.items()):
                     style = _style(place, dark)
                     if what == "loss":
@@ -49,16 +59,19 @@ def draw_courses(runs: Mapping[str, Mapping[str, Any]], path: Path, dark: bool =
                     _plot(axes, run["validations"], key, factor, what, label=name, markersize=4, lw=1.8, **style)
                 axes.set_xlim(left=0)
                 _finish(axes)
-                if row == 1:
+                if row == len(whats) - 1:
                     axes.set_xlabel(label)
         losses = [one["loss"] for run in runs.values() for one in (*run["course"], *run["validations"])]
-        if losses:  # the first steps' would press all that follows into a line
+        if with_losses:
+            panels[0, 0].set_ylabel(f"loss, nats per {column} token\n(thin: in training)")
+        if with_losses and losses:  # the first steps' would press all that follows into a line
             low, top = min(losses), float(np.percentile(losses, 97))
             panels[0, 0].set_ylim(low - 0.06 * (top - low) - 0.02, top + 0.02)
-        panels[0, 0].set_ylabel("loss, nats per target token\n(thin: in training)")
-        panels[1, 0].set_ylabel("validation BLEU\n(0 to 100)")
-        panels[1, 0].set_ylim(bottom=0)
-        _legend(figure, panels[1, 0])
+        note = f"{metric.limits[0]:g} to {metric.limits[1]:g}" if metric.limits else "lower is better"
+        panels[-1, 0].set_ylabel(f"validation {metric.title}\n({note})")
+        if metric.limits:
+            panels[-1, 0].set_ylim(bottom=metric.limits[0])
+        _legend(figure, panels[-1, 0])
         return _save(figure, path)
 
 

@@ -44,7 +44,7 @@ def write_report(
     title: str,
     verdicts: Sequence[str],
     parts: Sequence[Table | Picture],
-    sentences: Sequence[Sentence],
+    sentences: Sequence[Sentence] | None,
     notes: Sequence[str],
     languages: Mapping[str, str],
 ) -> Path:
@@ -53,7 +53,7 @@ def write_report(
     Args:
         verdicts: what came out, in sentences.
         parts: what is shown, in this order.
-        sentences: side by side, at the end.
+        sentences: side by side, at the end; None: nothing is said of sentences.
         notes: how it was counted.
         languages: of "source" and "target", where they are known, for screen readers.
     """

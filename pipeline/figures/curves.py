@@ -1,6 +1,6 @@
 """Pictures of a run, drawn from the points that it logged."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +23,23 @@ SMOOTHED_FROM = 40  # points; below, the curve is drawn as it is
 Series = dict[int, float]  # step -> value
 
 
-def draw_curves(points: Iterable[Point], path: Path, title: str, metric: Metric) -> Path:
+def draw_curves(
+    points: Iterable[Point],
+    path: Path,
+    title: str,
+    metric: Metric,
+    columns: Sequence[str] = ("source", "target"),
+    baselines: Mapping[str, float] | None = None,
+) -> Path:
     """Draws a PNG of 1000 pixels' width, one panel above the other, all against training steps: the losses (nats per
-    target token) with the learning rate; the validation scores with the best one; tokens per second. A panel without
-    points is left out.
+    predicted token) with the learning rate; the validation scores with the best one; tokens per second. A panel
+    without points is left out.
 
     Args:
         title: names the run and its corpus.
         metric: of the scores.
+        columns: whose tokens are counted; those of the last are predicted.
+        baselines: what simple models come to on the validation set, by name.
     Raises:
         ValueError: if no point belongs in any panel.
     """
@@ -41,11 +50,11 @@ def draw_curves(points: Iterable[Point], path: Path, title: str, metric: Metric)
     series = _by_metric(points)
     panels: list[tuple[int, Callable[[Axes, dict[str, Series]], None]]] = []
     if "train/loss" in series or "validation/loss" in series:
-        panels.append((3, _draw_losses))
+        panels.append((3, partial(_draw_losses, columns[-1])))
     if f"validation/{metric.name}" in series:
-        panels.append((3, partial(_draw_scores, metric)))
-    if "train/target_tokens_per_second" in series:
-        panels.append((2, _draw_speed))
+        panels.append((3, partial(_draw_scores, metric, baselines or {})))
+    if f"train/{columns[-1]}_tokens_per_second" in series:
+        panels.append((2, partial(_draw_speed, columns)))
     if not panels:
         raise ValueError(f"no loss, {metric.title} or speed among the points: nothing to draw")
 
@@ -77,7 +86,7 @@ def _by_metric(points: Iterable[Point]) -> dict[str, Series]:
     return {key: dict(sorted(values.items())) for key, values in series.items()}
 
 
-def _draw_losses(axes: "Axes", series: dict[str, Series]) -> None:
+def _draw_losses(column: str, axes: "Axes", series: dict[str, Series]) -> None:
     top = 0.0
     if train := series.get("train/loss"):
         smooth = _plot_smoothed(axes, train, BLUE, "training loss")
@@ -90,7 +99,7 @@ def _draw_losses(axes: "Axes", series: dict[str, Series]) -> None:
     lowest = min(min(series[key].values()) for key in ("train/loss", "validation/loss") if key in series)
     margin = 0.08 * (top - lowest) or 0.1
     axes.set_ylim(lowest - margin, top + margin)
-    axes.set_ylabel("loss (nats per target token)")
+    axes.set_ylabel(f"loss (nats per {column} token)")
     lines = list(axes.get_lines())
     if rate := series.get("train/learning_rate"):
         right = axes.twinx()
@@ -104,7 +113,7 @@ def _draw_losses(axes: "Axes", series: dict[str, Series]) -> None:
     _put_legend(axes, lines)
 
 
-def _draw_scores(metric: Metric, axes: "Axes", series: dict[str, Series]) -> None:
+def _draw_scores(metric: Metric, baselines: Mapping[str, float], axes: "Axes", series: dict[str, Series]) -> None:
     scores = series[f"validation/{metric.name}"]
     best = min(scores, key=lambda step: metric.sort_key(scores[step]))
     label = f"validation {metric.title}"
@@ -114,6 +123,10 @@ def _draw_scores(metric: Metric, axes: "Axes", series: dict[str, Series]) -> Non
     if averaged := series.get(f"averaged/validation_{metric.name}"):
         value = list(averaged.values())[-1]
         axes.axhline(value, color=GREY, lw=1.2, ls="--", label=f"averaged weights: {metric.shown(value)}")
+    for name, value in baselines.items():
+        axes.axhline(value, color=BLUE, lw=1.2, ls=":")
+        place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom", "fontsize": 10}
+        axes.text(0.01, value, f"{name}: {metric.shown(value)}", color=BLUE, **place)  # the legend's row is full
     axes.set_ylabel(score_label(metric))
     scale_scores(axes, metric, scores.values())
     axes.spines["right"].set_visible(False)
@@ -136,10 +149,10 @@ def scale_scores(axes: "Axes", metric: Metric, scores: Iterable[float]) -> None:
         axes.set_ylim(low, min(high + 0.02 * span, low + 1.12 * (highest - low) + 0.01 * span))
 
 
-def _draw_speed(axes: "Axes", series: dict[str, Series]) -> None:
-    _plot_smoothed(axes, series["train/target_tokens_per_second"], BLUE, "target tokens")
-    if source := series.get("train/source_tokens_per_second"):
-        _plot_smoothed(axes, source, GREEN, "source tokens")
+def _draw_speed(columns: Sequence[str], axes: "Axes", series: dict[str, Series]) -> None:
+    for column, color in zip(reversed(columns), (BLUE, GREEN), strict=False):
+        if speed := series.get(f"train/{column}_tokens_per_second"):
+            _plot_smoothed(axes, speed, color, f"{column} tokens")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("tokens per second\n(without padding)")
     axes.yaxis.set_major_formatter(lambda speed, _: f"{speed:,.0f}")

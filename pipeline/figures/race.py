@@ -33,13 +33,14 @@ class Course:
 
 def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Metric) -> Path:
     """Draws a PNG of 1000 pixels' width: above, validation scores against minutes of training and against
-    floating-point operations; below, target tokens per second against sentence length."""
+    floating-point operations; below, where it was measured, target tokens per second against sentence length."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8), layout="constrained")
+    with_speed = any(course.speed for course in courses.values())
+    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8 if with_speed else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplot_mosaic([["time", "flops"], ["speed", "speed"]])
+    panels = figure.subplot_mosaic([["time", "flops"], *([["speed", "speed"]] if with_speed else [])])
     panels["flops"].sharey(panels["time"])
     costs = [flops for course in courses.values() for flops in course.flops]
     power = 3 * int(math.log10(max(costs, default=1.0)) // 3)
@@ -47,7 +48,8 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Met
         style = {"color": color, "marker": marker, "markersize": 5, "lw": 1.8, "label": name}
         panels["time"].plot([seconds / 60 for seconds in course.seconds], course.scores, **style)
         panels["flops"].plot([flops / 10**power for flops in course.flops], course.scores, **style)
-        panels["speed"].plot(list(course.speed), list(course.speed.values()), **style)
+        if with_speed:
+            panels["speed"].plot(list(course.speed), list(course.speed.values()), **style)
     scale_scores(panels["time"], metric, [score for course in courses.values() for score in course.scores])
     panels["time"].set_ylabel(f"validation {score_label(metric)}")
     panels["time"].set_xlabel("minutes of training")
@@ -55,7 +57,8 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Met
     panels["flops"].tick_params(labelleft=False)
     for name in ("time", "flops"):
         panels[name].set_xlim(left=0)
-    _finish_speed(panels["speed"], sorted({length for course in courses.values() for length in course.speed}))
+    if with_speed:
+        _finish_speed(panels["speed"], sorted({length for course in courses.values() for length in course.speed}))
     for axes in panels.values():
         axes.grid(color="#e6e6e6")
         axes.set_axisbelow(True)

@@ -94,7 +94,7 @@ def ticks(parameter: Parameter) -> list[tuple[float, str]]:
 
 
 def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, grace: int) -> Path:
-    """Draws a PNG of 1000 pixels' width: validation scores against the target tokens seen, a line for each trial, a
+    """Draws a PNG of 1000 pixels' width: validation scores against the predicted tokens seen, a line for each trial, a
     cross where one was stopped; `grace` tokens are what every trial gets."""
     figure = _figure(5)
     axes = figure.subplots()
@@ -116,7 +116,7 @@ def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, g
         axes.plot([], [], label=label, **style)
     if any(one.state is State.stopped for one in records):
         axes.axvline(grace / 1e6, color=GREEN, lw=1, ls=":", label="all come to here")
-    axes.set_xlabel("target tokens seen (millions)")
+    axes.set_xlabel("tokens seen (millions)")
     axes.set_ylabel(f"validation {score_label(best.metric)}")
     axes.set_xlim(left=0)
     scale_scores(axes, best.metric, [score for one in records for _, score in one.curve])
@@ -131,8 +131,8 @@ def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, g
 def draw_population(
     records: Mapping[int, Record], parameters: Sequence[Parameter], best: Record, path: Path, title: str
 ) -> Path:
-    """Draws a PNG of 1000 pixels' width: validation scores and every parameter against the target tokens seen, a line
-    for each trial, which begins where its parent ended; the best and those whose weights it went on with are marked."""
+    """Draws a PNG of 1000 pixels' width: validation scores and every parameter against the tokens seen, a line for each
+    trial, which begins where its parent ended; the best and those whose weights it went on with are marked."""
     figure = _figure(3.4 + 1.5 * len(parameters))
     heights = [2.2, *[1.0] * len(parameters)]
     panels = figure.subplots(len(parameters) + 1, sharex=True, gridspec_kw={"height_ratios": heights})
@@ -160,7 +160,7 @@ def draw_population(
     panels[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     panels[0].set_ylabel(f"validation {score_label(best.metric)}")
     scale_scores(panels[0], best.metric, [score for one in records.values() for _, score in one.curve])
-    panels[-1].set_xlabel("target tokens seen (millions)")
+    panels[-1].set_xlabel("tokens seen (millions)")
     panels[-1].set_xlim(left=0)
     for axes in panels:
         axes.grid(color="#e6e6e6")
@@ -171,7 +171,7 @@ def draw_population(
 
 
 def draw_importance(shares: Mapping[str, float], tokens: int, path: Path, title: str, metric: Metric) -> Path:
-    """Draws a PNG of 1000 pixels' width: how much of the variance of the scores after `tokens` target tokens each
+    """Draws a PNG of 1000 pixels' width: how much of the variance of the scores after `tokens` predicted tokens each
     parameter explains, the largest on top."""
     figure = _figure(1.4 + 0.5 * len(shares))
     axes = figure.subplots()
@@ -179,7 +179,7 @@ def draw_importance(shares: Mapping[str, float], tokens: int, path: Path, title:
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
     axes.bar_label(bars, [f" {shares[name]:.0%}" for name in names])
     axes.set_xlim(0, 1)
-    axes.set_xlabel(f"share of the variance of {metric.title} after {tokens / 1e6:.2f} M target tokens (fANOVA)")
+    axes.set_xlabel(f"share of the variance of {metric.title} after {tokens / 1e6:.2f} M tokens (fANOVA)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=14)
     return _save(figure, path)

@@ -32,6 +32,15 @@ def selecting_metric(task: TaskName) -> Metric:
             return BITS_PER_BYTE
 
 
+def token_columns(task: TaskName) -> tuple[str, ...]:
+    """The columns of a task's examples whose tokens a training counts; the last has the predicted ones."""
+    match task:
+        case TaskName.translation:
+            return ("source", "target")
+        case TaskName.language_model:
+            return ("text",)
+
+
 def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progress) -> Any:
     """The corpus with each URL replaced by the path of a copy below `folder`.
 

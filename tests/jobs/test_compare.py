@@ -317,7 +317,7 @@ def test_broken_files_are_refused(root: Path, tmp_path: Path, content: bytes, me
         (["good"], "^there is only good to compare"),
         (["good", "good"], "^good: is named twice"),
         (["good", "godo"], "there is no run 'godo' in .*; the latest there: .*Nor is there a file godo"),
-        (["good", "bad", "reach=much"], "^reach=much: must be a BLEU"),
+        (["good", "bad", "reach=much"], "^reach=much: must be a score"),
         (["good", "bad", "reach=90"], r"^reach=90: no run reached that; the best validation BLEU is 40\.00"),
         (["good", "bad", "references=nowhere"], "no such file: nowhere"),
         (["good", "query=metrics.x > 1"], "^query: there is no MLflow store"),

@@ -15,6 +15,7 @@ from jobs.commands.race import contenders_of, print_race
 from jobs.config.messages import CONTENDERS
 from model.config import RecurrentConfig, TransformerConfig
 from pipeline.errors import UserError
+from pipeline.tasks.build import TaskName, selecting_metric
 
 EXPERIMENT = "experiment=attention_vs_recurrence"
 
@@ -76,13 +77,29 @@ def test_the_table_has_the_metric_of_the_task(tmp_path, capsys, metric, signatur
     one = dict.fromkeys(("parameters", "steps", "seconds", "flops", "source_tokens_per_second"), 10)
     one |= {"target_tokens_per_second": 10, "run": "race-a", metric.name: scores, "search": None}
     result = {"corpus": "demo", "max_minutes": 1, "machine": "x", "workers": 1, "precision": "fp32", "lengths": [8]}
-    print_race(result | {"runs": {"a": one | {"speed_by_length": {"8": 1.0}}}}, tmp_path, metric)
+    columns = ("source", "target")
+    print_race(result | {"runs": {"a": one | {"speed_by_length": {"8": 1.0}}}}, tmp_path, metric, columns)
     out = capsys.readouterr().out
     head, row = [next(line for line in out.splitlines() if word in line) for word in ("source tok/s", "a   ")]
     assert re.split(r"\s{2,}", head.strip())[-2:] == [f"validation {metric.title}", f"test {metric.title}"]
     assert row.split()[-2:] == [metric.shown(9.25), metric.shown(8.0)]
     assert (f"{metric.title} of the averaged models: nrefs:1|tok:13a" in out) == bool(signature)
     assert f"{metric.title} of the averaged models\n" in out or signature
+
+
+def test_the_table_of_language_models_has_no_source_and_no_speed_by_length(tmp_path, capsys):
+    metric = selecting_metric(TaskName.language_model)
+    one = dict.fromkeys(("parameters", "steps", "seconds", "flops", "text_tokens_per_second"), 10)
+    scores = {"validation": {"value": 1.5, "signature": "context:64"}}  # nothing is held out for a test
+    one |= {"run": "race-a", metric.name: scores, "search": "", "speed_by_length": {}}
+    result = {"corpus": "demo", "max_minutes": 1, "machine": "x", "workers": 1, "precision": "fp32", "lengths": []}
+    print_race(result | {"runs": {"a": one}}, tmp_path, metric, ("text",))
+    out = capsys.readouterr().out
+    head, row = [next(line for line in out.splitlines() if word in line) for word in ("text tok/s", "a   ")]
+    assert re.split(r"\s{2,}", head.strip())[-3:] == ["text tok/s", "cost", "validation bits per byte"]
+    assert row.split()[-1] == "1.5000"
+    assert "bits per byte of the averaged models: context:64" in out
+    assert "sentence length" not in out
 
 
 @pytest.mark.slow

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from comparable import GOOD, REFERENCES, make_run
+from comparable import GOOD, REFERENCES, make_documents, make_language_run, make_run
 from safetensors.torch import save_file
 
 from jobs.config.compose import load_config, read_config, to_yaml
-from jobs.runs.report import end_dead_runs, report_evaluation
+from jobs.runs.model import samples_of
+from jobs.runs.report import end_dead_runs, report_evaluation, report_validation
 from jobs.runs.workspace import Run, locked
 from pipeline.evaluate.scores import score
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
+from pipeline.tasks.task import Evaluation, Score
 from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog, driver_records
 from pipeline.tracking.tracker import SpoolTracker
 
@@ -64,6 +66,33 @@ def test_scores_are_named_by_their_search_and_step(tmp_path: Path, result: dict[
     if apart == "_step15":
         assert tags["test_step15.steps"] == "15, 20; the training has not ended, step 15"
         assert "has not ended: 15 steps" in tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("columns", [("source", "reference", "translation"), ("prompt", "continuation")])
+def test_samples_of_a_file_have_the_order_of_their_columns(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    write_json(tmp_path / "result.json", {"samples": {column: [column] for column in columns}})
+    assert list(samples_of(read_json(tmp_path / "result.json"))) == list(columns)
+
+
+def test_a_language_model_without_a_test_set_has_samples_of_both_kinds(tmp_path: Path) -> None:
+    folder = make_language_run(tmp_path, "a", make_documents(tmp_path, test=[]), [2.0])
+    save_file({"w": torch.zeros(3)}, folder / "model" / "model.safetensors")
+    run = Run("a", folder, read_config(folder / "config.yaml"))
+    tracker: Any = SpoolTracker(folder, DRIVER_SPOOL)
+    samples = {"prompt": ["def"], "continuation": [" f(x):"]}
+    score = Score("bits_per_byte", 2.0, "context:256|stride:256|ends:yes")
+    report_validation(tracker, run, 20, Evaluation(1.0, {score.name: score}, 10, samples=samples))
+    (file,) = folder.glob("evaluation/*/result.json")
+    report_evaluation(run, read_json(file) | {"samples": samples, "folder": str(file.parent)}, tracker)
+    records = driver_records(folder)
+    tables = [record["name"] for record in records if record.get("do") == "table"]
+    assert set(tables) == {"validation_samples.json", "averaged_validation_samples.json"}
+    metrics = {name: value for record in records for name, value in record.get("metrics", {}).items()}
+    assert metrics["averaged/validation_bits_per_byte"] == 2.0
+    assert metrics["averaged/validation_bits_per_byte_of_5-gram_of_bytes"] == 2.5
+    (note,) = [record["tags"]["mlflow.note.content"] for record in records if "mlflow.note.content" in str(record)]
+    assert "- Data: standard_library: documents 80 train, 10 validation" in note
+    assert "- Validation: **bits per byte 2.0000**" in note and "100 text" not in note and "2,000 text tokens" in note
 
 
 def test_only_runs_of_this_machine_that_nobody_holds_are_closed(

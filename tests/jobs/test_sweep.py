@@ -71,7 +71,12 @@ def test_a_trial_is_the_experiment_with_its_points_values():
 
 
 @pytest.mark.parametrize(
-    "words", [["experiment=multi30k_sweep"], ["experiment=demo", "model=lstm", "tokenizer=bpe_8k"]]
+    "words",
+    [
+        ["experiment=multi30k_sweep"],
+        ["experiment=demo", "model=lstm", "tokenizer=bpe_8k"],
+        ["experiment=language_model/demo"],
+    ],
 )
 def test_the_best_is_an_experiment_that_gives_the_same_training(tmp_path, words):
     config = at_point(load_config(words), {"model.dropout": 0.25, "train.label_smoothing": 0.05})
@@ -120,6 +125,7 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.log_metrics({"validation/bleu": 20.0}, 40)
     tracker.close()
     assert validation_curve(tmp_path, BLEU) == [(30, 3000, 10.0), (40, 4000, 20.0)]
+    assert validation_curve(tmp_path, BLEU, "text") == []
     assert logged_seconds(tmp_path) == 4.0
 
 
@@ -151,8 +157,8 @@ def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path,
         running.state, running.failure = State.failed, "it diverged"
         board.ended(running)
     said = capsys.readouterr().out
-    assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 target" in said
-    assert "trial 13: BLEU 1.50 at 10 target tokens  ETA 1:15" in said
+    assert "trial 13 of 20: model.dropout=0.2, schedule.peak_learning_rate=0.001234, going on at 10 tokens" in said
+    assert "trial 13: BLEU 1.50 at 10 tokens  ETA 1:15" in said
     assert "trial 13: failed, BLEU 1.50: it diverged" in said
 
 
@@ -197,7 +203,7 @@ class Page(dict):
         """Nothing."""
 
 
-def reported(folder, metric, monkeypatch, capsys):
+def reported(folder, metric, monkeypatch, capsys, splits=("test", "validation")):
     """A sweep of three trials and two seeds: its result, its page, and what is printed."""
     config = load_config(["sweep.seeds=3"])
     monkeypatch.setattr("jobs.sweep.report.selecting_metric", lambda task: metric)
@@ -213,9 +219,7 @@ def reported(folder, metric, monkeypatch, capsys):
     best = _best(study)
     seeds = [Record(i, f"mine-seed{i}", {"seed": i}, metric, State.finished, [(1000, 14.0 + i)]) for i in (1, 2)]
     score = {"value": 13.0, "signature": "", "details": ""}
-    tests = {
-        name: {split: {metric.name: score} for split in ("test", "validation")} for name in (best.run, "mine-seed1")
-    }
+    tests = {name: {split: {metric.name: score} for split in splits} for name in (best.run, "mine-seed1")}
     page = Page()
     result = report_sweep(sweep, study, best, seeds, tests, page)
     print_sweep(sweep, result)
@@ -236,6 +240,15 @@ def test_a_sweep_by_a_metric_that_is_the_better_the_lower_is_reported_by_it(tmp_
     assert "validation perplexity 12.0; of its averaged model 13.0, and test perplexity 13.0\n" in out
     assert "Its lead over the second, 4.0, is" in out and "BLEU" not in out
     assert page["figures"] == ["parallel.png", "cost.png", "seeds.png"]
+
+
+def test_a_sweep_without_a_test_set_says_so(tmp_path, monkeypatch, capsys):
+    result, page, out = reported(tmp_path, PERPLEXITY, monkeypatch, capsys, splits=["validation"])
+    assert result["best"]["test"] is None and result["best"]["averaged"]["perplexity"]["value"] == 13.0
+    assert "sweep/best_test_perplexity" not in page["metrics"]
+    assert "validation perplexity 12.0.\n" in page["mlflow.note.content"]
+    assert "validation perplexity 12.0; of its averaged model 13.0\nNothing is held out for a test: " in out
+    assert "test perplexity" not in out
 
 
 def test_a_translations_sweep_has_the_names_that_it_had(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from metrics import BLEU, PERPLEXITY
 
 from pipeline.figures import curves as figures
 from pipeline.figures.curves import draw_curves
+from pipeline.tasks.build import TaskName, selecting_metric
 from pipeline.tracking.spool import Point
 
 
@@ -94,6 +95,20 @@ def test_scores_that_are_the_better_the_lower(tmp_path: Path, drawn: list[Figure
     assert labels(drawn[0]) == ["validation perplexity", "best: 20.2 at step 2", "averaged weights: 19.0"]
     low, high = axes.get_ylim()
     assert 0 < low < 19 and 90 < high < 100
+
+
+def test_a_language_model_is_drawn_beside_what_a_simple_model_comes_to(tmp_path: Path, drawn: list[Figure]):
+    metric = selecting_metric(TaskName.language_model)
+    keys = {"train/loss": 5.0, "train/text_tokens_per_second": 9.0, "validation/bits_per_byte": 3.0}
+    points = [Point(key, step, value, 0) for key, value in keys.items() for step in (1, 2)]
+    draw_curves(points, tmp_path / "a.png", "t", metric, ("text",), {"5-gram of bytes": 1.9877})
+    assert [axes.get_ylabel().partition("\n")[0] for axes in drawn[0].axes] == [
+        *("loss (nats per text token)", "bits per byte (lower is better)", "tokens per second")
+    ]
+    scores = drawn[0].axes[1]
+    assert [text.get_text() for text in scores.texts] == ["5-gram of bytes: 1.9877"]
+    assert [1.9877, 1.9877] in [list(line.get_ydata()) for line in scores.get_lines()]
+    assert scores.get_ylim()[0] < 1.9877 and scores.get_ylim()[1] > 3.0
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5, 100.0])

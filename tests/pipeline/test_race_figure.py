@@ -29,6 +29,12 @@ def test_a_contender_without_a_validation_is_drawn(tmp_path: Path) -> None:
     assert draw_race({"a": Course([], [], [], {8: 1.0})}, tmp_path / "race.png", "title", BLEU).exists()
 
 
+def test_without_speeds_by_length_there_is_no_panel_of_them(tmp_path: Path) -> None:
+    course = Course([60.0], [1e15], [2.5], {})
+    picture = imread(draw_race({"a": course}, tmp_path / "race.png", "title", PERPLEXITY))
+    assert picture.shape[:2] == (450, 1000)
+
+
 def test_the_axis_says_which_score_it_is_of(tmp_path: Path, monkeypatch) -> None:
     drawn: list[Figure] = []
     savefig = Figure.savefig

@@ -26,6 +26,14 @@ def test_what_was_counted_between_two_points_grows_evenly() -> None:
     assert [one["bleu"] for one in course] == [1.0, 7.0, 6.0]
 
 
+def test_a_language_model_has_tokens_of_its_text_alone() -> None:
+    values = {"loss": 0.1, "seconds": 10.0, "text_tokens": 1000.0, "text_tokens_per_second": 7.0}
+    logged = [Point(f"train/{name}", step, value * step, 0) for step in (10, 20) for name, value in values.items()]
+    assert training_course(logged)[0] == {"step": 10, "loss": 1.0, "seconds": 100.0, "text_tokens": 10_000.0}
+    (moment,) = validation_course(logged, [{"step": 15, "loss": 3.0, "bits_per_byte": 2.0}])
+    assert moment == {"step": 15, "loss": 3.0, "bits_per_byte": 2.0, "seconds": 150.0, "text_tokens": 15_000.0}
+
+
 def test_of_a_step_that_was_taken_twice_the_last_counts() -> None:
     again = [Point("train/loss", 10, 0.5, 1), Point("train/seconds", 10, 130.0, 1)]
     course = training_course([*points(10, 20), *again])
