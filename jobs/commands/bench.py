@@ -28,6 +28,7 @@ from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
+from pipeline.tasks.build import TaskName
 
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
@@ -53,7 +54,6 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
-    pairs_of(config, "bench")  # refuses another task
     of = config.corpus.name if bench.trains or given is None else _name_of(given)
     name = config.name or f"{of}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = output_dir(config) / "bench" / name
@@ -84,13 +84,17 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
     trained on."""
     from jobs.bench.contenders import measure_training, task_of
     from jobs.bench.decoding import measure_decoding
+    from jobs.bench.text_decoding import measure_continuing
     from jobs.ray_cluster.session import ray_session
     from jobs.training.prepare import found_prepared, prepare_stage
 
     corpus = _corpus_of(given)
     model = read_json(given / MODEL_CONFIG) if given else {}
-    tokenize = tokenizer_for(model.get("target_language", pairs_of(config, "bench").target_language), config.evaluate)
-    load_tokenizer(tokenize)  # refused now, not after the training
+    is_text = model["architecture"] == "decoder_only" if model else config.task is TaskName.language_model
+    if not is_text:
+        language = model.get("target_language") or pairs_of(config, "bench").target_language
+        tokenize = tokenizer_for(language, config.evaluate)
+        load_tokenizer(tokenize)  # refused now, not after the training
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
         if bench.trains or corpus is None:
@@ -112,10 +116,13 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
         if bench.decodes:
             assert given is not None and corpus is not None
             folder.mkdir(parents=True, exist_ok=True)
+            use_gpu = config.cluster.gpus_per_worker > 0
+            if is_text:
+                result["decoding"] = measure_continuing(given, corpus, bench, use_gpu, progress)
+                return
             sources, references = [
                 [line.decode() for line in read_lines(corpus / f"test.{side}")] for side in ("source", "target")
             ]
-            use_gpu = config.cluster.gpus_per_worker > 0
             result["decoding"] = measure_decoding(
                 given, sources, references, config.decode, bench, use_gpu, progress, tokenize
             )
@@ -138,9 +145,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
 
     from pipeline.model_folder import save_model
 
-    corpus = pairs_of(config, "bench")
-    about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
-    about |= {"run": folder.name, "steps": [bench.steps_in_all]}
+    about: dict[str, Any] = {"run": folder.name, "steps": [bench.steps_in_all]}
+    if config.languages:
+        about |= {"source_language": config.languages[0], "target_language": config.languages[1]}
     weights = folder / WEIGHTS_FILE
     save_model(folder / MODEL_FOLDER, config.model, load_file(weights), prepared.tokenizer.folder, about)
     weights.unlink()

@@ -233,7 +233,10 @@ def next_commands(plan: dict[str, Any], settings: Sequence[str], calibrated: boo
     if worst["recommended_stage"] is None:
         tokens, most = plan["batch"]["tokens"], plan["batch"]["micro_tokens"] // 2
         less = next(some for some in range(max(1, most), 0, -1) if tokens % some == 0)
-        return [f"{_command('plan', words, f'batch.micro_tokens={less}')}  # it does not fit into {worst['name']}"]
+        changes = [f"batch.micro_tokens={less}"]
+        if less < plan["model"].get("max_positions", 0):  # a micro-batch holds a whole text
+            changes.append(f"model.max_positions={less}")
+        return [f"{_command('plan', words, *changes)}  # it does not fit into {worst['name']}"]
     if not worst["fits"] or worst["stage"] != _stage_of(plan):
         words = _with(words, f"engine=zero{worst['recommended_stage']}")
     commands = [_command("run", words)]

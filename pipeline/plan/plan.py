@@ -82,11 +82,16 @@ def make_plan(
 
 
 def _token_flops(training: Training) -> dict[str, int]:
-    """FLOPs of a token; of a language model's also what attention's own products are of it."""
+    """FLOPs of a token; of a language model's also what attention's own products are of it, in texts as long as the
+    context."""
     model, vocab_size = training.model, training.vocab_size
     if isinstance(model, DecoderConfig):
         of_token = training_flops(model, vocab_size, 1)
-        return {"flops_per_token": of_token, "attention_flops_per_token": attention_flops(model)}
+        return {
+            "max_positions": model.max_positions,
+            "flops_per_token": of_token,
+            "attention_flops_per_token": attention_flops(model),
+        }
     return {
         "flops_per_source_token": training_flops(model, vocab_size, 1, 0),
         "flops_per_target_token": training_flops(model, vocab_size, 0, 1),

@@ -37,6 +37,11 @@ def test_equal_sentences_need_the_same_kernels_again_and_again() -> None:
     assert kernel_bytes((same, same), BATCH, 1, 1, 50) == OF_TOKENS + OF_GRID + OF_PAIR
 
 
+def test_a_language_model_has_one_side() -> None:
+    same = np.full(1024, 16, dtype=np.int32)
+    assert kernel_bytes((same,), BATCH, 1, 1, 50) == OF_TOKENS + OF_GRID
+
+
 def test_memory_grows_with_new_shapes_up_to_what_is_kept() -> None:
     grown = [kernel_bytes(LENGTHS, BATCH, 1, 1, count) for count in (1, 10, 100, 1000, 100_000)]
     assert grown == sorted(grown) and grown[0] < grown[2] / 5
