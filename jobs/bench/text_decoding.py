@@ -36,8 +36,8 @@ def measure_continuing(
 ) -> dict[str, Any]:
     """Lets both continue beginnings of test documents in turns, in fp32, and ours in bf16 where the device has it.
 
-    Each prompt is continued by half of the context, at most by 128 tokens; `bench.sentences` prompts at most, a tenth of them
-    where they are continued one by one.
+    Each prompt is continued by half of the context, at most by 128 tokens; `bench.sentences` prompts at most, a tenth
+    of them where they are continued one by one.
 
     Args:
         model: a model folder. corpus: its prepared documents.

@@ -79,6 +79,8 @@ def _import_trainer(task: Task) -> Callable[[Task, torch.device], Trainer]:
 
             return torch_trainer
         case Kind.marian:
+            import transformers.models.marian  # noqa: F401
+
             from pipeline.bench.peers import marian_trainer
 
             return marian_trainer
@@ -87,6 +89,8 @@ def _import_trainer(task: Task) -> Callable[[Task, torch.device], Trainer]:
 
             return nanogpt_trainer
         case Kind.huggingface:
+            from transformers import AutoModelForCausalLM  # noqa: F401
+
             from pipeline.bench.text_peers import huggingface_trainer
 
             return huggingface_trainer
