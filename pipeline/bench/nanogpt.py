@@ -4,12 +4,15 @@ windows, scaled_dot_product_attention, AdamW, autocast.
 Letters in shapes: B windows, L their length, H heads, G heads of keys and values, K width of a head, V the vocabulary.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import Activation, DecoderConfig, Normalization, Positions
 from model.decoder_only import DecoderOnly
+from model.layers import SelfAttentionLayer
 
 
 def make_norm(config: DecoderConfig) -> nn.Module:
@@ -90,6 +93,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Pre-norm, with learned or rotary positions: of GPT-2's or Llama's form."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
@@ -115,7 +121,7 @@ class GPT(nn.Module):
         if self.config.positions is Positions.learned:
             x = x + self.positions(torch.arange(length, device=tokens.device))
         else:
-            rotation = self.cos[:length], self.sin[:length]  # type: ignore[index]
+            rotation = self.cos[:length], self.sin[:length]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rotation)
@@ -130,7 +136,8 @@ def copy_weights(ours: DecoderOnly, gpt: GPT) -> None:
     gpt.norm.load_state_dict(ours.norm.state_dict())
     if ours.config.positions is Positions.learned:
         gpt.positions.load_state_dict(ours.learned_positions.state_dict())
-    for layer, block in zip(ours.layers, gpt.blocks, strict=True):
+    layers = cast(list[SelfAttentionLayer], ours.layers)
+    for layer, block in zip(layers, cast(list[Block], gpt.blocks), strict=True):
         block.attention_norm.load_state_dict(layer.around_attention.norm.state_dict())
         block.attention.query_key_value.load_state_dict(layer.self_attention.query_key_value.state_dict())
         block.attention.output.load_state_dict(layer.self_attention.output.state_dict())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ def text_steps(
         return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), end_of_text)
 
     documents = open_shards(Path(task.shards), "train", (COLUMN,))
-    place = {"rank": rank, "world_size": world_size}
-    return iterate_steps(documents, collate, "text", task.batch, task.seed, of_epoch=cut, **place)
+    return iterate_steps(
+        documents, collate, "text", task.batch, task.seed, rank=rank, world_size=world_size, of_epoch=cut
+    )
 
 
 def context_of(task: Task) -> int:
@@ -73,7 +74,7 @@ def dense_steps(task: Task) -> Iterator[DenseStep]:
     context = context_of(task)
     left = np.empty((2, 0), dtype=np.int64)
     for step in text_steps(task, collate=_in_a_row):
-        stream = np.concatenate([left, *step.batches], axis=1)
+        stream = np.concatenate([left, *cast(list[np.ndarray], step.batches)], axis=1)
         windows = stream.shape[1] // context
         whole, left = stream[:, : windows * context], stream[:, windows * context :]
         if not windows:

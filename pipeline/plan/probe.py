@@ -137,12 +137,11 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
 
 
 def _steps(probe: Probe) -> Iterator[Step]:
-    place = {"rank": rank(), "world_size": world_size()}
     if not isinstance(probe.model, DecoderConfig):
         pairs = (
             open_pairs(Path(probe.shards), "train") if probe.shards else RandomWords(probe.lengths, probe.vocab_size)
         )
-        return pair_steps(pairs, probe.batch, probe.seed, **place)
+        return pair_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size())
     columns, context = (COLUMN,), probe.model.max_positions
     documents = (
         open_shards(Path(probe.shards), "train", columns)
@@ -153,7 +152,16 @@ def _steps(probe: Probe) -> Iterator[Step]:
     def cut(documents: Examples, seed: int, epoch: int) -> TextPieces:
         return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), EOS_ID)
 
-    return iterate_steps(documents, collate_pieces, "text", probe.batch, probe.seed, of_epoch=cut, **place)
+    return iterate_steps(
+        documents,
+        collate_pieces,
+        "text",
+        probe.batch,
+        probe.seed,
+        rank=rank(),
+        world_size=world_size(),
+        of_epoch=cut,
+    )
 
 
 def _take_steps(engine: Engine, steps: Sequence[Step], probe: Probe) -> Taken:

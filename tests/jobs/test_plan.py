@@ -149,7 +149,7 @@ def test_a_language_models_documents_are_counted(place: Path, capsys: pytest.Cap
         (text / f"{number}.txt").write_text(f"Text {number}. " + "Some words are here. " * (number % 7 + 1))
     words = ["experiment=language_model/demo", "corpus=text", "corpus.train.text=text", "tokenizer.vocab_size=300"]
     words += ["model.max_positions=32", "batch.tokens=256", "batch.micro_tokens=64", "corpus.held_out.validation=0.2"]
-    words += ["name=lm"]
+    words += ["corpus.held_out.test=0.2", "name=lm"]
     assert main(["plan", *words]) == 0
     said = capsys.readouterr().out
     assert "estimated from the size of 40 files" in said
