@@ -13,6 +13,8 @@ from jobs.__main__ import main
 from jobs.config.compose import load_config, with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.plan import calibrate as calibration
+from pipeline.plan.memory import ANY_MODEL, cpu_footing
+from pipeline.plan.training import memory_alone
 
 REFUSED = {
     "model.d_modle=512": "model.d_modle: no such setting. Did you mean model.d_model?",
@@ -196,6 +198,22 @@ def test_calibrating_measures_this_machine(place: Path, capsys, monkeypatch: pyt
     assert 1e-4 < cpu["step_seconds"]["total"] < 5
     assert cpu["memory_bytes"] > plan["calibration"]["training_bytes"] > 1e7
     assert sorted(path.name for path in (place / "outputs").iterdir()) == ["plans"]
+
+
+@pytest.mark.slow
+def test_a_language_models_memory_is_what_was_planned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that a process which trains holds beside its libraries, within what translations are held to."""
+    from jobs.commands.plan import calibrate_here, training_of
+
+    monkeypatch.setattr(calibration, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(calibration, "TURN_SECONDS", 0.2)
+    words = ["experiment=language_model/demo", "precision=fp32", "cluster.num_workers=1"]
+    config = with_absolute_paths(load_config(words))
+    training = training_of(config, None)
+    measured = calibrate_here(config, training)
+    planned = memory_alone(training, measured.micro_batches, cpu_footing(False)) + ANY_MODEL
+    assert planned == pytest.approx(measured.training_bytes, rel=0.2)
+    assert measured.flops_alone > 1e8
 
 
 def test_more_memory_than_there_is_is_refused_before_anything_starts(place: Path, capsys) -> None:
