@@ -90,7 +90,14 @@ def _measure(config: Config, bench: BenchConfig, given: Path | None, folder: Pat
 
     corpus = _corpus_of(given)
     model = read_json(given / MODEL_CONFIG) if given else {}
-    is_text = model["architecture"] == "decoder_only" if model else config.task is TaskName.language_model
+    config_is_text = config.task is TaskName.language_model
+    is_text = model.get("architecture") == "decoder_only" if model else config_is_text
+    if corpus is None and is_text != config_is_text:
+        needed = "experiment=language_model/demo" if is_text else "experiment=bench"
+        raise UserError(
+            f"task: {config.task.value} has nothing to decode for {given}, a model of another task. Give an experiment "
+            f"of its task, such as {needed}"
+        )
     if not is_text:
         language = model.get("target_language") or pairs_of(config, "bench").target_language
         tokenize = tokenizer_for(language, config.evaluate)

@@ -149,6 +149,14 @@ def test_a_small_bench_of_decoding(prepared: Prepared, model: Path, tmp_path: Pa
     assert draw_bench({"decoding": found, "machine": about}, tmp_path / "bench.png").stat().st_size > 10_000
 
 
+def test_a_model_of_another_task_is_refused_where_it_has_no_corpus_of_its_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(model), "part=decode", f"output_dir={tmp_path / 'outputs'}"]) == 2
+    assert "transloom: task: " in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.slow
 def test_a_whole_small_bench(tmp_path: Path) -> None:
     from command import transloom_here
@@ -159,6 +167,7 @@ def test_a_whole_small_bench(tmp_path: Path) -> None:
         (text / f"{number}.txt").write_text(f"Text {number}. " + f"It has {number} words. " * (number % 9 + 8))
     words = [DEMO, "corpus=text", "corpus.train.text=text", "corpus.held_out.test=0.2", "tokenizer.vocab_size=300"]
     words += ["model.layers=2", "model.d_model=48", "model.d_ff=64", "model.max_positions=64", "batch.micro_tokens=256"]
+    words += ["cluster.num_workers=1", "corpus.held_out.validation=0.2"]
     words += ["batch.tokens=256", "rounds=1", "steps=2", "train_steps=24", "sentences=4", "tracking=off", "name=small"]
     said = transloom_here(tmp_path, "bench", *words).out
     assert NANOGPT in said and "Greedy continuations" in said
