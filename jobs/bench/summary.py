@@ -64,7 +64,8 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
     console.print(
         f"\nFigures  {folder / 'bench.json'}\nPicture  {folder / 'bench.png'}\nTook     {clock(result['seconds'])}"
     )
-    if (folder / MODEL_FOLDER).exists():
+    is_text = decoding is not None and "new_tokens" in decoding  # its corpus is one of the settings
+    if (folder / MODEL_FOLDER).exists() and not is_text:
         print_next("transloom ui", f"transloom bench {folder / MODEL_FOLDER} part=decode  # the same weights again")
     else:
         print_next("transloom ui")
@@ -74,11 +75,12 @@ def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> N
     bench, settings = result["bench"], result["settings"]
     contenders: Mapping[str, Mapping[str, Any]] = training["contenders"]
     steps = next(iter(contenders.values()))["steps"]
+    has_source = any(one["source_tokens_per_second"]["median"] for one in contenders.values())
     columns = [
         "contender",
         "target tok/s",
         "least-most",
-        "source tok/s",
+        *(["source tok/s"] if has_source else []),
         "model FLOP/s",
         "of matmul",
         "peak",
@@ -94,7 +96,7 @@ def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> N
                 name,
                 f"{target['median']:,.0f}",
                 _range(target),
-                f"{one['source_tokens_per_second']['median']:,.0f}",
+                *([f"{one['source_tokens_per_second']['median']:,.0f}"] if has_source else []),
                 quantity(one["model_flops_per_second"]["median"]).strip(),
                 f"{one['share_of_matmul']:.1%}",
                 f"{peak / 1e6:,.0f} MB",
