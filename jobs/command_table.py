@@ -147,7 +147,12 @@ COMMANDS = {
             *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
             *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
         ),
-        examples=("", "corpus=multi30k_en_de corpus.path=../multi30k", "my-run part=decode"),
+        examples=(
+            "",
+            "corpus=multi30k_en_de corpus.path=../multi30k",
+            "experiment=language_model/demo",
+            "my-run part=decode",
+        ),
     ),
     "attend": Command(
         "translate a sentence and draw the model's attention",

@@ -3,6 +3,7 @@
 import torch
 
 from model.build import ModelConfig, build_model
+from model.config import DecoderConfig
 
 
 def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
@@ -19,11 +20,21 @@ def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
 def training_flops(config: ModelConfig, vocab_size: int, *tokens: int) -> int:
     """Floating-point operations to train on these tokens: 2 for each multiply-add, forward once, backward twice.
 
+    A language model's attention products count as in texts of max_positions tokens, `attention_flops` a token.
+
     Args:
         tokens: of the source and the target, or of a language model's text alone.
     """
     costs = multiply_adds(config, vocab_size)[-len(tokens) :]
-    return 6 * sum(cost * count for cost, count in zip(costs, tokens, strict=True))
+    flops = 6 * sum(cost * count for cost, count in zip(costs, tokens, strict=True))
+    return flops + attention_flops(config) * tokens[-1] if isinstance(config, DecoderConfig) else flops
+
+
+def attention_flops(config: DecoderConfig) -> int:
+    """Of `training_flops` of a language model's token what attention's own products are: 12 * layers * d_model *
+    max_positions (Chowdhery et al. 2022, appendix B)."""
+    with_products, without = (config.multiply_adds(0, length)[-1] for length in (config.max_positions, 0))
+    return 6 * (with_products - without)
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -99,6 +99,15 @@ def read_huggingface(folder: Path, cache_links: bool = False) -> tuple[DecoderCo
     return config, vocab_size, _read_weights(folder, cache_links, settings, config, vocab_size)
 
 
+def huggingface_form(config: DecoderConfig) -> dict[str, Any]:
+    """The settings of config.json, of Llama's form where positions are rotary, else of GPT-2's.
+
+    Raises:
+        UserError: neither has such a model, by the setting's key.
+    """
+    return _llama_settings(config) if config.positions is Positions.rotary else _gpt2_settings(config)
+
+
 def write_huggingface(
     folder: Path,
     config: DecoderConfig,
@@ -116,7 +125,7 @@ def write_huggingface(
         UserError: neither has such a model, by the setting's key.
     """
     is_llama = config.positions is Positions.rotary
-    settings = _llama_settings(config) if is_llama else _gpt2_settings(config)
+    settings = huggingface_form(config)
     theirs: dict[str, Tensor] = {}
     for name, source in _names(config, vocab_size, "llama" if is_llama else "gpt2", "transformer."):
         tensor = weights.get(name)

@@ -14,15 +14,27 @@ from typing import Any
 from jobs.config.schema import ClusterConfig, Config
 from jobs.ray_cluster.session import ALLOCATOR
 from jobs.training.trainer import make_trainer
-from model.config import Norm, Positions, TransformerConfig
+from model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
 from pipeline.bench.config import BenchConfig
 from pipeline.bench.kept import Kept
-from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1, summarise_training, training_ratios
+from pipeline.bench.report import (
+    BARE,
+    CONTROL,
+    HUGGINGFACE,
+    MARIAN,
+    NANOGPT,
+    TWO,
+    ZERO0,
+    ZERO1,
+    summarise_training,
+    training_ratios,
+)
 from pipeline.bench.task import Kind, Ready, Task, Weights
 from pipeline.bench.training import make_matmul, make_member
 from pipeline.bench.turns import rounds_of, take_turns
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
+from pipeline.huggingface import huggingface_form
 from pipeline.processes import Contender, IsLost, Meeting, serve
 from pipeline.progress import Progress
 from pipeline.train.engine import EngineConfig, EngineName
@@ -49,21 +61,28 @@ def refuse_unlike(config: Config) -> None:
         UserError: naming the setting.
     """
     model = config.model
+    if config.precision.dtype is Precision.fp16:
+        raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
+    if isinstance(model, DecoderConfig):
+        if model.positions is Positions.sinusoidal:
+            raise UserError("model.positions: the bench compares with learned and rotary ones, not with sinusoids")
+        if model.norm is not Norm.pre:
+            raise UserError("model.norm: the bench compares with language models that are pre-norm; leave it out")
+        return
     if not isinstance(model, TransformerConfig):
         raise UserError("model: the bench compares Transformers; choose another model")
     if model.positions is not Positions.sinusoidal:
         raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
     if {model.key_width * model.num_heads, model.value_width * model.num_heads} != {model.d_model}:
         raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
-    if config.precision.dtype is Precision.fp16:
-        raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
     if config.optimizer.weight_decay:
         raise UserError("optimizer.weight_decay: the bench compares without it; leave it out")
 
 
 def task_of(config: Config, prepared: Prepared) -> Task:
     """The training that all share; the contender's kind and engine are put in its place."""
-    assert isinstance(config.model, TransformerConfig)
+    assert not isinstance(config.model, RecurrentConfig)
+    counts = prepared.tokenizer.manifest["counts"]
     return Task(
         kind=Kind.ours,
         engine=EngineConfig(EngineName.torch),
@@ -76,8 +95,9 @@ def task_of(config: Config, prepared: Prepared) -> Task:
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,
         shards=str(prepared.shards.folder),
-        vocab_size=prepared.tokenizer.manifest["counts"]["vocab_size"],
+        vocab_size=counts["vocab_size"],
         use_gpu=config.cluster.gpus_per_worker > 0,
+        end_of_text=counts.get("end_of_text", 0),
     )
 
 
@@ -92,6 +112,8 @@ def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
         found[TWO] = (zero(1), 2)
     else:
         notes.append(f"{TWO}: left out, for it needs two processor cores, no GPU, and a step of two micro-batches")
+    if isinstance(task.model, DecoderConfig):
+        return found | _text_peers(task, task.model, notes), notes
     found[CONTROL] = (dataclasses.replace(task, kind=Kind.torch), 1)
     if not find_spec("transformers"):
         notes.append(f"{MARIAN} is left out: the package transformers is not installed (pip install transformers)")
@@ -100,6 +122,20 @@ def contenders_of(task: Task) -> tuple[dict[str, tuple[Task, int]], list[str]]:
     else:
         found[MARIAN] = (dataclasses.replace(task, kind=Kind.marian), 1)
     return found, notes
+
+
+def _text_peers(task: Task, model: DecoderConfig, notes: list[str]) -> dict[str, tuple[Task, int]]:
+    """What a language model is compared with; why Hugging Face is left out is noted."""
+    found = {NANOGPT: (dataclasses.replace(task, kind=Kind.nanogpt), 1)}
+    try:
+        huggingface_form(model)
+    except UserError as error:
+        notes.append(f"{HUGGINGFACE} is left out: {error}")
+        return found
+    if not find_spec("transformers"):
+        notes.append(f"{HUGGINGFACE} is left out: the package transformers is not installed (pip install transformers)")
+        return found
+    return found | {HUGGINGFACE: (dataclasses.replace(task, kind=Kind.huggingface), 1)}
 
 
 def has_all_turns(bench: BenchConfig, kept: Kept) -> bool:

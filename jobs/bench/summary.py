@@ -53,11 +53,14 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
         _print_training(training, result)
         ratios += training["ratios"]
     if decoding := result.get("decoding"):
-        _print_decoding(decoding)
+        if "new_tokens" in decoding:
+            _print_continuing(decoding)
+        else:
+            _print_decoding(decoding)
         ratios += decoding["ratios"]
     _print_ratios(ratios)
     for part, figures in (("Training", training), ("Decoding", decoding)):
-        if figures and figures["measured"]["turns"] < figures["measured"]["of"]:
+        if figures and "measured" in figures and figures["measured"]["turns"] < figures["measured"]["of"]:
             measured = figures["measured"]
             console.print(f"{part} was stopped after {measured['turns']} of {measured['of']} turns.", style="bold")
     for note in [*(training["notes"] if training else []), *(decoding["notes"] if decoding else [])]:
@@ -67,7 +70,8 @@ def print_bench(result: Mapping[str, Any], folder: Path) -> None:
     )
     if "stopped" in result:
         return
-    if (folder / MODEL_FOLDER).exists():
+    is_text = decoding is not None and "new_tokens" in decoding  # its corpus is one of the settings
+    if (folder / MODEL_FOLDER).exists() and not is_text:
         print_next("transloom ui", f"transloom bench {folder / MODEL_FOLDER} part=decode  # the same weights again")
     else:
         print_next("transloom ui")
@@ -77,11 +81,12 @@ def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> N
     bench, settings = result["bench"], result["settings"]
     contenders: Mapping[str, Mapping[str, Any]] = training["contenders"]
     steps = max(one["steps"] for one in contenders.values())
+    has_source = any(one["source_tokens_per_second"]["median"] for one in contenders.values())
     columns = [
         "contender",
         "target tok/s",
         "least-most",
-        "source tok/s",
+        *(["source tok/s"] if has_source else []),
         "model FLOP/s",
         "of matmul",
         "peak",
@@ -97,7 +102,7 @@ def _print_training(training: Mapping[str, Any], result: Mapping[str, Any]) -> N
                 name,
                 f"{target['median']:,.0f}",
                 _range(target),
-                f"{one['source_tokens_per_second']['median']:,.0f}",
+                *([f"{one['source_tokens_per_second']['median']:,.0f}"] if has_source else []),
                 quantity(one["model_flops_per_second"]["median"]).strip(),
                 f"{one['share_of_matmul']:.1%}",
                 f"{peak / 1e6:,.0f} MB",
@@ -150,6 +155,22 @@ def _print_decoding(decoding: Mapping[str, Any]) -> None:
     )
 
 
+def _print_continuing(decoding: Mapping[str, Any]) -> None:
+    rows = []
+    for name, by_batch in decoding["contenders"].items():
+        for batch, one in by_batch.items():
+            speed = one["tokens_per_second"]
+            told = [f"{speed['median']:,.0f}", _range(speed), f"{one['identical_to_ours']:.1%}"]
+            rows.append([name, batch, *told, f"{one['peak_bytes'] / 1e6:,.0f} MB"])
+    columns = ["contender", "at a time", "tokens/s", "least-most", "as ours", "peak"]
+    title = (
+        f"\nGreedy continuations with a cache, in fp32 where nothing else is said: {decoding['prompts']} prompts of "
+        f"{decoding['prompt_tokens']} tokens, {decoding['new_tokens']} new ones each"
+    )
+    console.print(table(title, columns, rows, right=(1, 2, 3, 4, 5)))
+    console.print(f"A tenth of the prompts where they are continued one by one. Weights: {decoding['model']}")
+
+
 def _range(spread: Mapping[str, float], digits: int = 0) -> str:
     return f"{spread['least']:,.{digits}f}-{spread['most']:,.{digits}f}"
 
@@ -194,7 +215,10 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     if decoding := result.get("decoding"):
         for name, by_beam in decoding["contenders"].items():
             for beam, one in by_beam.items():
-                metrics[f"{_key(name)}/beam_{beam}/sentences_per_second"] = one["sentences_per_second"]["median"]
+                if "tokens_per_second" in one:
+                    metrics[f"{_key(name)}/batch_{beam}/tokens_per_second"] = one["tokens_per_second"]["median"]
+                else:
+                    metrics[f"{_key(name)}/beam_{beam}/sentences_per_second"] = one["sentences_per_second"]["median"]
     for part in (training, decoding):
         metrics |= {f"ratios/{_key(one['what'])}": one["value"] for one in (part["ratios"] if part else [])}
     return metrics

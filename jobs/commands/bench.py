@@ -33,6 +33,7 @@ from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
 from pipeline.files import read_json, write_json
 from pipeline.progress import Progress
 from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
+from pipeline.tasks.build import TaskName
 
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
@@ -60,8 +61,9 @@ def main(argv: list[str]) -> int:
     warn_of_slow_precision(config)
     given = find_model(folders[0], output_dir(config)) if folders else None
     started_at = time.monotonic()
-    pairs_of(config, "bench")  # refuses another task
-    load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
+    is_text = _is_text(config, given)
+    if not is_text:
+        load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
     corpus = _corpus_of(given)
     prepared = found_prepared(config) if bench.trains or corpus is None else None
     result: dict[str, Any] = {
@@ -160,6 +162,7 @@ def _measure(
     """
     from jobs.bench.contenders import has_all_turns, measure_training, task_of, training_result
     from jobs.bench.decoding import choose_sentences, decoding_result, measure_decoding
+    from jobs.bench.text_decoding import measure_continuing
     from jobs.ray_cluster.session import ray_session
     from jobs.training.prepare import prepare_stage
 
@@ -194,10 +197,15 @@ def _measure(
                 assert prepared is not None
                 corpus = prepared.corpus.folder
             model = given or folder / MODEL_FOLDER
+            use_gpu = config.cluster.gpus_per_worker > 0
+            if _is_text(config, given):
+                if not kept.of("continued"):
+                    kept.add("continued", result=measure_continuing(model, corpus, bench, use_gpu, progress))
+                result["decoding"] = kept.of("continued")[-1]["result"]
+                return kept
             sources, references = [
                 [line.decode() for line in read_lines(corpus / f"test.{side}")] for side in ("source", "target")
             ]
-            use_gpu = config.cluster.gpus_per_worker > 0
             sentences = choose_sentences(model, sources, references, bench.sentences, _tokenizer(config, given))
             try:
                 if not kept.of("decoded"):
@@ -219,6 +227,23 @@ def _about(model: Path | None) -> dict[str, Any]:
     return read_json(model / MODEL_CONFIG) if model else {}
 
 
+def _is_text(config: Config, model: Path | None) -> bool:
+    """Whether it is a language model that is measured.
+
+    Raises:
+        UserError: the model is of another task than the settings, and comes without a corpus to decode.
+    """
+    config_is_text = config.task is TaskName.language_model
+    is_text = _about(model).get("architecture") == "decoder_only" if model else config_is_text
+    if is_text != config_is_text and _corpus_of(model) is None:
+        needed = "experiment=language_model/demo" if is_text else "experiment=bench"
+        raise UserError(
+            f"task: {config.task.value} has nothing to decode for {model}, a model of another task. Give an experiment "
+            f"of its task, such as {needed}"
+        )
+    return is_text
+
+
 def _tokenizer(config: Config, model: Path | None) -> str:
     """BLEU's tokenizer for the model's language, else the corpus'."""
     return tokenizer_for(
@@ -237,9 +262,9 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
 
     from pipeline.model_folder import save_model
 
-    corpus = pairs_of(config, "bench")
-    about = {"source_language": corpus.source_language, "target_language": corpus.target_language}
-    about |= {"run": folder.name, "steps": [bench.steps_in_all]}
+    about: dict[str, Any] = {"run": folder.name, "steps": [bench.steps_in_all]}
+    if config.languages:
+        about |= {"source_language": config.languages[0], "target_language": config.languages[1]}
     weights = folder / WEIGHTS_FILE
     save_model(folder / MODEL_FOLDER, config.model, load_file(weights), prepared.tokenizer.folder, about)
     weights.unlink()

@@ -11,15 +11,18 @@ import psutil
 
 from jobs.cli import configuration, sort_words
 from jobs.config.compose import recorded
-from jobs.config.schema import Config, pairs_of
+from jobs.config.schema import Config
 from jobs.plan.summary import plan_precision, print_plan
 from jobs.ray_cluster.session import ALLOCATOR
 from jobs.runs.summary import print_next
 from jobs.runs.workspace import output_dir, prepared_before
 from jobs.terminal.console import StatusLine, console
 from jobs.training.precision import warn_of_slow_precision
+from model.config import DecoderConfig
 from model.flops import count_parameters
+from pipeline.data.documents import DocumentsConfig
 from pipeline.data.prepare import Prepared
+from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt, hash_of, write_json
 from pipeline.plan.calibrate import Calibration, calibrate, calibrated
@@ -28,8 +31,9 @@ from pipeline.plan.memory import cpu_footing
 from pipeline.plan.picture import draw_plan
 from pipeline.plan.plan import make_plan, price_of
 from pipeline.plan.probe import Probe
+from pipeline.plan.text_volume import TextVolume, estimated_text_volume, prepared_text_volume, vocabulary_of
 from pipeline.plan.training import Training, memory_alone
-from pipeline.plan.volume import estimated_volume, prepared_volume, training_lengths
+from pipeline.plan.volume import Volume, estimated_volume, prepared_volume
 from pipeline.processor import processor_flags
 from pipeline.tasks.build import prepare_data
 from pipeline.train.engine import EngineName
@@ -132,10 +136,10 @@ def _found(config: Config) -> Prepared | None:
 def training_of(config: Config, prepared: Prepared | None) -> Training:
     """What the plan is of."""
     if prepared:
-        volume = prepared_volume(prepared.shards.folder, config.batch, config.seed)
         vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
+    elif isinstance(config.tokenizer, TextTokenizerConfig):
+        vocab_size = vocabulary_of(config.tokenizer)
     else:
-        volume = estimated_volume(pairs_of(config, "plan"), config.batch)
         vocab_size = config.tokenizer.vocab_size
     return Training(
         model=config.model,
@@ -146,11 +150,25 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         train=config.train,
         seed=config.seed,
         corpus=config.corpus.name,
-        volume=volume,
+        volume=_volume(config, prepared),
         shards=prepared.shards.folder if prepared else None,
         workers=config.cluster.num_workers,
         on_gpu=config.cluster.gpus_per_worker > 0,
     )
+
+
+def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:
+    """Counted where the corpus is prepared, else estimated."""
+    shards = prepared.shards.folder if prepared else None
+    if not isinstance(config.corpus, DocumentsConfig):
+        if shards:
+            return prepared_volume(shards, config.batch, config.seed)
+        return estimated_volume(config.corpus, config.batch)
+    assert isinstance(config.model, DecoderConfig) and isinstance(config.tokenizer, TextTokenizerConfig)
+    context = config.model.max_positions
+    if shards:
+        return prepared_text_volume(shards, context, config.batch, config.seed)
+    return estimated_text_volume(config.corpus, config.tokenizer, context, config.batch)
 
 
 def this_machine(config: Config) -> Hardware:
@@ -189,7 +207,7 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,
         shards=str(training.shards) if training.shards else None,
-        lengths=training_lengths(training.volume, training.shards, training.batch.micro_tokens),
+        lengths=training.lengths,
         members=1,
         folder=str(output_dir(config)),
     )
@@ -215,7 +233,10 @@ def next_commands(plan: dict[str, Any], settings: Sequence[str], calibrated: boo
     if worst["recommended_stage"] is None:
         tokens, most = plan["batch"]["tokens"], plan["batch"]["micro_tokens"] // 2
         less = next(some for some in range(max(1, most), 0, -1) if tokens % some == 0)
-        return [f"{_command('plan', words, f'batch.micro_tokens={less}')}  # it does not fit into {worst['name']}"]
+        changes = [f"batch.micro_tokens={less}"]
+        if less < plan["model"].get("max_positions", 0):  # a micro-batch holds a whole text
+            changes.append(f"model.max_positions={less}")
+        return [f"{_command('plan', words, *changes)}  # it does not fit into {worst['name']}"]
     if not worst["fits"] or worst["stage"] != _stage_of(plan):
         words = _with(words, f"engine=zero{worst['recommended_stage']}")
     commands = [_command("run", words)]

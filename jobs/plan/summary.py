@@ -23,25 +23,49 @@ def print_plan(plan: Mapping[str, Any], name: str) -> None:
 
 def _print_model(plan: Mapping[str, Any]) -> None:
     model, data = plan["model"], plan["data"]
+    if is_text(plan):
+        costs = (
+            f"{quantity(model['flops_per_token'])}FLOP a token, {quantity(model['attention_flops_per_token'])}FLOP of "
+            "it in attention's own products"
+        )
+        total = "" if data["tokens"] is None else f"{data['tokens']:,} tokens "
+        if data["documents"] is not None:
+            total = f"{data['documents']:,} documents, {total}"
+        step, limit = f"{data['step_target_tokens']:,.0f} tokens", ""
+    else:
+        costs = (
+            f"{quantity(model['flops_per_source_token'])}FLOP a source token and "
+            f"{quantity(model['flops_per_target_token'])}FLOP a target token"
+        )
+        total = (
+            ""
+            if data["pairs"] is None
+            else f"{data['pairs']:,} pairs, {data['source_tokens']:,} source + {data['target_tokens']:,} target tokens "
+        )
+        step = f"{data['step_source_tokens']:,.0f} source + {data['step_target_tokens']:,.0f} target tokens"
+        limit = " on each side"
     console.print(
         f"Model  {model['architecture']}, {model['parameters']:,} parameters with {model['vocab_size']:,} pieces; "
-        f"training takes {quantity(model['flops_per_source_token'])}FLOP a source token and "
-        f"{quantity(model['flops_per_target_token'])}FLOP a target token"
+        f"training takes {costs}"
     )
-    if data["pairs"] is None:
+    if not total:
         console.print(f"Data   {data['origin']}")
     else:
         console.print(
-            f"Data   {data['pairs']:,} pairs, {data['source_tokens']:,} source + {data['target_tokens']:,} target "
-            f"tokens ({data['origin']})\n"
+            f"Data   {total}({data['origin']})\n"
             f"       {plan['steps']:,} steps are {data['epochs']:.1f} epochs of {data['steps_per_epoch']:,.0f} steps; "
             f"shards take {size(data['shard_bytes'])}"
         )
+    origin = "counted" if data["is_exact"] else "estimated"
     console.print(
-        f"Step   {data['step_source_tokens']:,.0f} source + {data['step_target_tokens']:,.0f} target tokens "
-        f"({'counted' if data['is_exact'] else 'estimated'}; at most {plan['batch']['tokens']:,} on each side), "
+        f"Step   {step} ({origin}; at most {plan['batch']['tokens']:,}{limit}), "
         f"{quantity(model['flops_per_step'])}FLOP; {plan['steps']:,} steps {model['flops']:.2e} FLOP"
     )
+
+
+def is_text(plan: Mapping[str, Any]) -> bool:
+    """Whether the plan is of a language model."""
+    return "flops_per_token" in plan["model"]
 
 
 def _print_batch(batch: Mapping[str, Any]) -> None:
@@ -105,7 +129,8 @@ def plan_precision(plan: Mapping[str, Any]) -> str:
 
 
 def _print_hardware(plan: Mapping[str, Any]) -> None:
-    columns = ["device", "workers", "ZeRO", "memory", "of", "peak FLOP/s", "used", "step", "target tok/s", "time"]
+    columns = ["device", "workers", "ZeRO", "memory", "of", "peak FLOP/s", "used", "step"]
+    columns += ["tok/s" if is_text(plan) else "target tok/s", "time"]
     columns += ["device-hours", "$/hour", "$"]
     rows = []
     for one in plan["hardware"]:

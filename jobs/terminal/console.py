@@ -128,7 +128,7 @@ def clock(seconds: float) -> str:
 
 def quantity(value: float) -> str:
     """1234567 -> "1.23 M", to be followed by the unit."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.2f} {prefix}"
     return f"{value:.0f} "

@@ -6,15 +6,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.config import DecoderConfig
 from model.kernels.linear import quicker_products, use_products
 from pipeline.bench.task import Task, Trainer, initial_model
+from pipeline.bench.text_steps import text_steps
 from pipeline.data.batches import Step, ahead
 from pipeline.data.pairs import open_pairs, pair_steps
 from pipeline.processor import processor_vendor
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import make_engine
 from pipeline.train.loop import add_gradients
-from pipeline.train.objective import TranslationObjective
+from pipeline.train.objective import LanguageModelObjective, TranslationObjective
 from pipeline.train.optimizer import Precision
 
 
@@ -23,7 +25,8 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
     model = initial_model(task)
     if task.precision.dtype is Precision.fp32 and device.type == "cpu":
         use_products(quicker_products(model, processor_vendor()))
-    objective = TranslationObjective(model, task.label_smoothing).train()
+    is_text = isinstance(task.model, DecoderConfig)
+    objective = (LanguageModelObjective if is_text else TranslationObjective)(model, task.label_smoothing).train()
     engine = make_engine(objective, task.optimizer, task.precision, task.engine, device)
 
     def take(step: Step, rate: float) -> Tensor:
@@ -36,6 +39,9 @@ def our_trainer(task: Task, device: torch.device) -> Trainer:
         if rank() == 0:
             save_file(weights, path)
 
-    pairs = open_pairs(Path(task.shards), "train")
-    steps = pair_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
+    if is_text:
+        steps = text_steps(task, rank=rank(), world_size=world_size())
+    else:
+        pairs = open_pairs(Path(task.shards), "train")
+        steps = pair_steps(pairs, task.batch, task.seed, rank=rank(), world_size=world_size())
     return Trainer(ahead(steps, device), take, save)

@@ -163,8 +163,9 @@ def _copy_feed_forward(layer: SelfAttentionLayer | DecoderLayer, theirs: Any) ->
 
 def torch_trainer(task: Task, device: torch.device) -> Trainer:
     """The control."""
-    model = PlainTransformer(task.model, task.vocab_size)
-    copy_weights(initial_model(task), model)
+    ours = cast(Transformer, initial_model(task))
+    model = PlainTransformer(ours.config, task.vocab_size)
+    copy_weights(ours, model)
     return _trainer(task, device, model, model)
 
 
@@ -174,11 +175,12 @@ def marian_trainer(task: Task, device: torch.device) -> Trainer:
 
     from pipeline.export import marian_config, marian_weights
 
-    config = marian_config(task.model, task.vocab_size)
+    ours = cast(Transformer, initial_model(task))
+    config = marian_config(ours.config, task.vocab_size)
     # Of its two implementations the quicker one: on a CPU the backward of torch's fused attention is slow.
     config._attn_implementation = "sdpa" if device.type == "cuda" else "eager"
     model = MarianMTModel(config)
-    model.load_state_dict(marian_weights(initial_model(task).state_dict(), task.model.d_model), strict=False)
+    model.load_state_dict(marian_weights(ours.state_dict(), ours.config.d_model), strict=False)
 
     def logits(source: Tensor, target: Tensor) -> Tensor:
         mask = (source != PAD_ID).long()

@@ -87,12 +87,14 @@ def _draw_decoding(axes: "Axes", searches: Mapping[str, Any]) -> None:
     names, spreads, colors, notes = [], [], [], []
     for name, by_beam in searches.items():
         for beam, one in by_beam.items():
-            names.append(f"{name}, beam {beam}")
-            spreads.append(one["sentences_per_second"])
+            is_text = "tokens_per_second" in one
+            names.append(f"{name}, {beam} at a time" if is_text else f"{name}, beam {beam}")
+            spreads.append(one["tokens_per_second" if is_text else "sentences_per_second"])
             colors.append(BLUE if _is_ours(name) else GREY)
-            notes.append(f"BLEU {one['bleu']:.1f}")
+            notes.append(f"{one['identical_to_ours']:.0%} as ours" if is_text else f"BLEU {one['bleu']:.1f}")
     _draw_bars(axes, names, spreads, colors, notes)
-    axes.set_xlabel("decoding: sentences/s (processes x threads; fp32 or as said)")
+    what = "tokens/s (greedy, with a cache" if is_text else "sentences/s (processes x threads"
+    axes.set_xlabel(f"decoding: {what}; fp32 or as said)")
 
 
 def _draw_bars(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import TransformerConfig
-from model.transformer import Transformer
+from model.build import Model, build_model
+from model.config import DecoderConfig, TransformerConfig
 from pipeline.data.batches import BatchConfig
 from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from pipeline.train.schedule import ScheduleConfig
@@ -22,6 +22,8 @@ class Kind(Enum):
     ours = "ours"
     torch = "torch"
     marian = "marian"
+    nanogpt = "nanogpt"
+    huggingface = "huggingface"
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,12 @@ class Task:
         shards: folder of the tokenised corpus. vocab_size: of its tokenizer.
         total_steps: of the whole training, for the schedule alone: a bench takes as many as it has time for.
         use_gpu: one GPU for each member, else the CPU.
+        end_of_text: the id that stands before a document; of a language model alone.
     """
 
     kind: Kind
     engine: EngineConfig
-    model: TransformerConfig
+    model: TransformerConfig | DecoderConfig
     batch: BatchConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
@@ -47,6 +50,7 @@ class Task:
     shards: str
     vocab_size: int
     use_gpu: bool
+    end_of_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Burst:
     """What a member tells of its turn.
 
     Attributes:
-        source_tokens, target_tokens: of the whole steps, over all members, without padding.
+        source_tokens, target_tokens: of the whole steps, over all members, without padding. A language model's tokens
+            are target tokens.
         loss: summed over this member's target tokens (nats, smoothed).
         cpu_seconds: of this process, all threads.
         peak_bytes: most resident memory since its start. gpu_peak_bytes: most allocated on the GPU.
@@ -96,7 +101,8 @@ class Trainer:
     """A model in training.
 
     Attributes:
-        steps: the plan; each has source_tokens and target_tokens, over all members. Making a batch is part of a step.
+        steps: the plan; each has its tokens by column and its loss_count, over all members. Making a batch is part of
+            a step.
         take: takes a step at a learning rate; returns this member's loss, summed over its target tokens.
         save: writes the weights to a file; ours alone can.
     """
@@ -106,7 +112,7 @@ class Trainer:
     save: Callable[[Path], None] | None = None
 
 
-def initial_model(task: Task) -> Transformer:
+def initial_model(task: Task) -> Model:
     """Where all contenders begin."""
     torch.manual_seed(task.seed)
-    return Transformer(task.model, task.vocab_size)
+    return build_model(task.model, task.vocab_size)

@@ -1,7 +1,8 @@
 """The contenders of training: all take the same steps on the same pairs in the same micro-batches.
 
 Ours is the objective with an engine (`ours.py`), alone or under Ray Train. The control is torch.nn.Transformer as it is
-usually written, and another is Hugging Face's Marian (`peers.py`). All begin with the same weights.
+usually written, and another is Hugging Face's Marian (`peers.py`); of a language model a loop in the style of nanoGPT
+and Hugging Face's GPT-2 or Llama (`text_peers.py`). All begin with the same weights.
 """
 
 import os
@@ -46,8 +47,8 @@ def make_member(task: Task) -> tuple[Callable[[int | Weights | Skip], Burst | No
             step = next(trainer.steps)
             rate = learning_rate(task.schedule, taken, task.total_steps, task.model.d_model)
             total += trainer.take(step, rate)
-            source_tokens += step.tokens["source"]
-            target_tokens += step.tokens["target"]
+            source_tokens += step.tokens.get("source", 0)
+            target_tokens += step.loss_count
         _synchronize(device)
         return Burst(
             seconds=time.monotonic() - started_at,
@@ -87,6 +88,16 @@ def _import_trainer(task: Task) -> Callable[[Task, torch.device], Trainer]:
             from pipeline.bench.peers import marian_trainer
 
             return marian_trainer
+        case Kind.nanogpt:
+            from pipeline.bench.text_peers import nanogpt_trainer
+
+            return nanogpt_trainer
+        case Kind.huggingface:
+            from transformers import AutoModelForCausalLM  # noqa: F401
+
+            from pipeline.bench.text_peers import huggingface_trainer
+
+            return huggingface_trainer
 
 
 def make_matmul(use_gpu: bool, dtype: torch.dtype) -> tuple[Callable[[float], float], Ready]:

@@ -266,7 +266,7 @@ def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
         UserError: no file is there.
     """
     if config.kind is DocumentsKind.standard_library:
-        hashes = [(path.name, sha256_file(path)) for path in _library_files()]
+        hashes = [(path.name, sha256_file(path)) for path in library_files()]
         return {"standard_library": f"Python {sys.version.split()[0]}, {len(hashes)} files, {hash_of(hashes)}"}
     if config.kind is DocumentsKind.dataset:
         identity = {"dataset": config.dataset, "config": config.dataset_config, "revision": config.revision}
@@ -373,11 +373,11 @@ def _read(config: DocumentsConfig, split: str) -> Iterator[Read]:
             yield place, field_of(row, config.text_field, f"{config.dataset} {name} {place}")
         return
     is_library = config.kind is DocumentsKind.standard_library
-    for file in _library_files() if is_library else source_files(config, split):
+    for file in library_files() if is_library else source_files(config, split):
         yield from read_file(file, Unit.file if is_library else config.unit, config.text_field, config.max_bytes)
 
 
-def _library_files() -> list[Path]:
+def library_files() -> list[Path]:
     """The modules of Python's own library, without tests and installed packages, sorted by their paths."""
     files = files_below(Path(sysconfig.get_paths()["stdlib"]), (".py",), NOT_OF_THE_LIBRARY)
     # _sysconfigdata_*.py is what this one Python was compiled with.

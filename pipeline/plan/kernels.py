@@ -3,7 +3,7 @@ Where oneDNN does not compute in the type, torch has other kernels, which fit al
 
 Shapes are the numbers of packed tokens, for the products of weights; the grids (sentences, longest sentence), for
 those of self-attention; and both sides' grids together, for those between them. How many different ones a worker meets
-follows from the sentences' lengths; what each of them takes was measured.
+follows from the sentences' lengths; what each of them takes was measured, of translations.
 """
 
 from collections.abc import Iterator
@@ -38,32 +38,33 @@ def keeps_kernels(precision: Precision) -> bool:
 
 
 def kernel_bytes(
-    lengths: tuple[np.ndarray, np.ndarray], batch: BatchConfig, seed: int, workers: int, micro_batches: int
+    lengths: tuple[np.ndarray, ...], batch: BatchConfig, seed: int, workers: int, micro_batches: int
 ) -> float:
     """What the kernels of a worker's first so many micro-batches take.
 
     Args:
-        lengths: (pairs,) tokens of the source's and of the target's sentences.
+        lengths: (pairs,) tokens of the source's and of the target's sentences, or (texts,) of a language model's alone.
         workers: who share the steps.
     """
     tokens: set[int] = set()
     grids: set[tuple[int, int]] = set()
-    pairs: set[tuple[tuple[int, int], tuple[int, int]]] = set()
+    pairs: set[tuple[tuple[int, int], ...]] = set()
     sentences = 0
-    for source, target in islice(_shapes(lengths, batch, seed, workers), min(MOST_BATCHES, micro_batches)):
-        tokens |= {source[2], target[2]}
-        grids |= {source[:2], target[:2]}
-        pairs.add((source[:2], target[:2]))
-        sentences += source[0]
+    for sides in islice(_shapes(lengths, batch, seed, workers), min(MOST_BATCHES, micro_batches)):
+        tokens |= {side[2] for side in sides}
+        grids |= {side[:2] for side in sides}
+        if len(sides) > 1:
+            pairs.add(tuple(side[:2] for side in sides))
+        sentences += sides[0][0]
         if sentences > MOST_SENTENCES:
             break
     return min(MOST_BYTES, OF_TOKENS * len(tokens) + OF_GRID * len(grids) + OF_PAIR * len(pairs))
 
 
 def _shapes(
-    lengths: tuple[np.ndarray, np.ndarray], batch: BatchConfig, seed: int, workers: int
+    lengths: tuple[np.ndarray, ...], batch: BatchConfig, seed: int, workers: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """(sentences, longest, tokens) of both sides of the micro-batches that one of the workers gets, for ever."""
+    """(sentences, longest, tokens) of each side of the micro-batches that one of the workers gets, for ever."""
     epoch = 0
     while True:
         for chosen in plan_epoch(np.stack(lengths, axis=1), batch, seed, epoch)[::workers]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.build import architecture_of
-from model.flops import count_parameters, training_flops
+from model.config import DecoderConfig
+from model.flops import attention_flops, count_parameters, training_flops
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.launches import launches
 from pipeline.plan.memory import GPU, Footing, Memory
@@ -37,9 +38,7 @@ def make_plan(
     """
     model, volume, train = training.model, training.volume, training.train
     parameters = count_parameters(model, training.vocab_size)
-    flops = training_flops(
-        model, training.vocab_size, round(volume.step_source_tokens), round(volume.step_target_tokens)
-    )
+    flops = training_flops(model, training.vocab_size, *map(round, volume.step_tokens))
     kernels = kernels_of(training)
     rows = [_on(one, training, parameters, flops, cpu_footing, checkpoint_seconds, kernels) for one in hardware]
     return {
@@ -52,8 +51,7 @@ def make_plan(
             "architecture": architecture_of(model),
             "parameters": parameters,
             "vocab_size": training.vocab_size,
-            "flops_per_source_token": training_flops(model, training.vocab_size, 1, 0),
-            "flops_per_target_token": training_flops(model, training.vocab_size, 0, 1),
+            **_token_flops(training),
             "flops_per_step": flops,
             "flops": flops * train.max_steps,
         },
@@ -83,6 +81,23 @@ def make_plan(
     }
 
 
+def _token_flops(training: Training) -> dict[str, int]:
+    """FLOPs of a token; of a language model's also what attention's own products are of it, in texts as long as the
+    context."""
+    model, vocab_size = training.model, training.vocab_size
+    if isinstance(model, DecoderConfig):
+        of_token = training_flops(model, vocab_size, 1)
+        return {
+            "max_positions": model.max_positions,
+            "flops_per_token": of_token,
+            "attention_flops_per_token": attention_flops(model),
+        }
+    return {
+        "flops_per_source_token": training_flops(model, vocab_size, 1, 0),
+        "flops_per_target_token": training_flops(model, vocab_size, 0, 1),
+    }
+
+
 def _as_dict(memory: Memory) -> dict[str, float]:
     return {**dataclasses.asdict(memory), "total": memory.total}
 
@@ -100,11 +115,11 @@ def _shares(micro_batches: int) -> list[dict[str, Any]]:
 def _data(training: Training) -> dict[str, Any]:
     volume = training.volume
     epochs = shard_bytes = None
-    if volume.pairs is not None and volume.source_tokens is not None and volume.target_tokens is not None:
+    if volume.numbers is not None:
         assert volume.steps_per_epoch is not None
         epochs = training.train.max_steps / volume.steps_per_epoch
-        bytes_per_token = 2 if training.vocab_size <= 1 << 16 else 4
-        shard_bytes = bytes_per_token * (volume.source_tokens + volume.target_tokens) + 2 * 4 * volume.pairs
+        tokens, lengths = volume.numbers
+        shard_bytes = (2 if training.vocab_size <= 1 << 16 else 4) * tokens + 4 * lengths
     return {
         **dataclasses.asdict(volume),
         "steps_per_epoch": volume.steps_per_epoch,

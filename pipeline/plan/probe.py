@@ -2,7 +2,7 @@
 took. It is a member as the bench has them (`pipeline/processes.py`)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,17 +12,21 @@ import torch
 from torch import distributed as dist
 
 from model.build import ModelConfig, build_model
+from model.config import DecoderConfig
 from model.flops import training_flops
-from pipeline.data.batches import BatchConfig, Step, ahead
+from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
+from pipeline.data.document_shards import COLUMN
 from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.shards import SIDES
+from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from pipeline.data.shards import SIDES, open_shards
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.processes import peak_bytes
 from pipeline.ranks import rank, world_size
+from pipeline.tasks.task import Examples
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
 from pipeline.train.loop import add_gradients
-from pipeline.train.objective import TranslationObjective
+from pipeline.train.objective import LanguageModelObjective, TranslationObjective
 
 REDUCTIONS = 5
 
@@ -33,7 +37,7 @@ class Probe:
 
     Attributes:
         batch: of all members together.
-        shards: folder of prepared shards; None: sentences of random words, of these `lengths`.
+        shards: folder of prepared shards; None: sentences or documents of random words, of these `lengths`.
         folder: for the members' meeting and a checkpoint.
     """
 
@@ -45,7 +49,7 @@ class Probe:
     label_smoothing: float
     seed: int
     shards: str | None
-    lengths: tuple[np.ndarray, np.ndarray]
+    lengths: tuple[np.ndarray, ...]
     members: int
     folder: str
 
@@ -89,12 +93,11 @@ class Taken:
     peak_bytes: int
 
 
-class RandomPairs:
-    """Pairs of random words as long as a corpus's: `Examples`."""
+class RandomWords:
+    """Pairs, or documents, of random words as long as a corpus's: `Examples`."""
 
-    columns = SIDES
-
-    def __init__(self, lengths: tuple[np.ndarray, np.ndarray], vocab_size: int) -> None:
+    def __init__(self, lengths: tuple[np.ndarray, ...], vocab_size: int, columns: tuple[str, ...] = SIDES) -> None:
+        self.columns = columns
         self.lengths = np.stack(lengths, axis=1)
         longest = int(max(side.max() for side in lengths))
         self._words = np.random.default_rng(0).integers(EOS_ID + 1, vocab_size, longest)
@@ -103,7 +106,7 @@ class RandomPairs:
         return len(self.lengths)
 
     def get(self, column: str, row: int) -> np.ndarray:
-        return np.append(self._words[: self.lengths[row, SIDES.index(column)] - 1], EOS_ID)
+        return np.append(self._words[: self.lengths[row, self.columns.index(column)] - 1], EOS_ID)
 
 
 def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | Save], Taken | float], int]:
@@ -114,10 +117,10 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
         dist.init_process_group("gloo", init_method=store, rank=number, world_size=probe.members)
     torch.manual_seed(probe.seed)
     device = torch.device("cpu")
-    objective = TranslationObjective(build_model(probe.model, probe.vocab_size), probe.label_smoothing).train()
+    kind = LanguageModelObjective if isinstance(probe.model, DecoderConfig) else TranslationObjective
+    objective = kind(build_model(probe.model, probe.vocab_size), probe.label_smoothing).train()
     engine = make_engine(objective, probe.optimizer, probe.precision, EngineConfig(name=EngineName.torch), device)
-    pairs = open_pairs(Path(probe.shards), "train") if probe.shards else RandomPairs(probe.lengths, probe.vocab_size)
-    plan = ahead(pair_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size()), device)
+    plan = ahead(_steps(probe), device)
     steps: list[Step] = []
 
     def answer(request: Steps | Reduce | Save) -> Taken | float:
@@ -131,6 +134,34 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
                 return _save(engine, Path(folder))
 
     return answer, imported
+
+
+def _steps(probe: Probe) -> Iterator[Step]:
+    if not isinstance(probe.model, DecoderConfig):
+        pairs = (
+            open_pairs(Path(probe.shards), "train") if probe.shards else RandomWords(probe.lengths, probe.vocab_size)
+        )
+        return pair_steps(pairs, probe.batch, probe.seed, rank=rank(), world_size=world_size())
+    columns, context = (COLUMN,), probe.model.max_positions
+    documents = (
+        open_shards(Path(probe.shards), "train", columns)
+        if probe.shards
+        else RandomWords(probe.lengths, probe.vocab_size, columns)
+    )
+
+    def cut(documents: Examples, seed: int, epoch: int) -> TextPieces:
+        return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), EOS_ID)
+
+    return iterate_steps(
+        documents,
+        collate_pieces,
+        "text",
+        probe.batch,
+        probe.seed,
+        rank=rank(),
+        world_size=world_size(),
+        of_epoch=cut,
+    )
 
 
 def _take_steps(engine: Engine, steps: Sequence[Step], probe: Probe) -> Taken:

@@ -4,14 +4,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from model.build import ModelConfig
-from model.config import RecurrentConfig
+from model.config import DecoderConfig, RecurrentConfig
 from model.flops import count_parameters
 from pipeline.data.batches import BatchConfig
 from pipeline.plan.activations import MicroBatch, has_onednn_lstm
 from pipeline.plan.kernels import keeps_kernels, kernel_bytes
 from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
 from pipeline.plan.speed import accumulation
+from pipeline.plan.text_volume import TextVolume, text_lengths
 from pipeline.plan.volume import Volume, training_lengths
 from pipeline.train.engine import EngineConfig, EngineName
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
@@ -35,7 +38,7 @@ class Training:
     train: TrainConfig
     seed: int
     corpus: str
-    volume: Volume
+    volume: Volume | TextVolume
     shards: Path | None
     workers: int
     on_gpu: bool
@@ -44,6 +47,14 @@ class Training:
     def stage(self) -> int:
         """ZeRO's; plain torch keeps what stage 0 keeps."""
         return 0 if self.engine.name is EngineName.torch else self.engine.zero_stage
+
+    @property
+    def lengths(self) -> tuple[np.ndarray, ...]:
+        """(examples,) tokens of each column: the corpus's own, or others like them."""
+        if isinstance(self.volume, Volume):
+            return training_lengths(self.volume, self.shards, self.batch.micro_tokens)
+        assert isinstance(self.model, DecoderConfig)
+        return (text_lengths(self.volume, self.shards, self.model.max_positions, self.seed),)
 
 
 def memory_of(
@@ -81,10 +92,11 @@ def memory_of(
 
 def kernels_of(training: Training, micro_batches: int | None = None) -> float:
     """Bytes of the kernels that a worker on a CPU keeps after so many micro-batches, or at the training's end."""
+    if isinstance(training.volume, TextVolume) and training.shards is None:
+        micro_batches = 1  # all are alike
     if micro_batches is None:
         micro_batches = training.train.max_steps * accumulation(training.batch.micro_batches, training.workers)
-    lengths = training_lengths(training.volume, training.shards, training.batch.micro_tokens)
-    return kernel_bytes(lengths, training.batch, training.seed, training.workers, micro_batches)
+    return kernel_bytes(training.lengths, training.batch, training.seed, training.workers, micro_batches)
 
 
 def memory_alone(training: Training, micro_batches: int, footing: Footing) -> float:

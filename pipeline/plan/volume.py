@@ -51,6 +51,18 @@ class Volume:
             return None
         return max(self.target_tokens / self.step_target_tokens, self.source_tokens / self.step_source_tokens)
 
+    @property
+    def step_tokens(self) -> tuple[float, ...]:
+        """Of a step, by column."""
+        return self.step_source_tokens, self.step_target_tokens
+
+    @property
+    def numbers(self) -> tuple[int, int] | None:
+        """Token ids, and lengths, that the shards of an epoch hold; None where nothing is known."""
+        if self.pairs is None or self.source_tokens is None or self.target_tokens is None:
+            return None
+        return self.source_tokens + self.target_tokens, 2 * self.pairs
+
 
 def random_lengths(mean: float, longest: int, count: int = 20_000) -> np.ndarray:
     """(count,) tokens of sentences, skewed as sentences are; the n-th is as long, for its mean, on either side."""

@@ -10,9 +10,11 @@ import pytest
 from command import ROOT, TINY
 
 from jobs.__main__ import main
-from jobs.config.compose import load_config
+from jobs.config.compose import load_config, with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.plan import calibrate as calibration
+from pipeline.plan.memory import ANY_MODEL, cpu_footing
+from pipeline.plan.training import memory_alone
 
 REFUSED = {
     "model.d_modle=512": "model.d_modle: no such setting. Did you mean model.d_model?",
@@ -102,6 +104,67 @@ def test_a_prepared_corpus_is_counted_and_a_plan_has_one_folder(place: Path, cap
         main_raising(["plan", *words, "batch.micro_tokens=16"])
 
 
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [
+        (["experiment=language_model/gpt2_124m", "model=gpt1", "tokenizer.vocab_size=40478"], 116_534_784),
+        (["experiment=language_model/gpt2_124m"], 124_439_808),
+        (["experiment=language_model/gpt2_355m"], 354_823_168),
+        (["experiment=language_model/gpt2_774m"], 774_030_080),
+        (["experiment=language_model/gpt2_1558m"], 1_557_611_200),
+        (["experiment=language_model/gpt3_175b"], 174_604_259_328),
+    ],
+)
+def test_the_published_language_models_are_planned_without_a_corpus(
+    words: list[str], parameters: int, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words, "name=gpt"]) == 0
+    said = capsys.readouterr().out
+    plan = json.loads((place / "outputs" / "plans" / "gpt" / "plan.json").read_bytes())
+    assert plan["model"]["parameters"] == parameters and f"{parameters:,} parameters" in said
+    assert "unknown: the corpus is not at hand" in said and plan["data"]["tokens"] is None
+    config = load_config(words)
+    tokens = config.batch.tokens * config.train.max_steps
+    assert plan["model"]["flops"] == plan["model"]["flops_per_token"] * tokens
+    own = plan["model"]["flops_per_token"] - plan["model"]["attention_flops_per_token"]
+    assert own == pytest.approx(6 * parameters, rel=0.01)
+    h200 = next(one for one in plan["hardware"] if one["key"] == "h200")
+    assert h200["fits"]
+    if parameters > 1e11:
+        assert tokens == pytest.approx(300e9, rel=1e-4) and own * tokens == pytest.approx(3.143e23, rel=1e-3)
+        # 16 bytes a parameter shared out, a billion gathered weights of two bytes, a bucket, and 1.5 GB of libraries
+        parts = plan["memory"]["gpu"]["bf16"][3]
+        assert parts["optimizer"] + parts["gradients"] == pytest.approx(16 * parameters / 1536 + 4 * 50e6)
+        # A layer keeps 34 d_model bytes of a token (Korthikanti et al. 2022), less the masks of dropout
+        assert parts["passing"] / 1.1 == pytest.approx(96 * 2048 * 12288 * 34, rel=0.1)
+        # The micro-batch is one text already: the next plan has shorter ones
+        last = said.rstrip().rpartition("\n")[2].partition("#")[0].split()
+        assert load_config(last[2:]).model.max_positions == 1024
+
+
+def test_a_language_models_documents_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.tasks.build import prepare_data
+
+    text = place / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"Text {number}. " + "Some words are here. " * (number % 7 + 1))
+    words = ["experiment=language_model/demo", "corpus=text", "corpus.train.text=text", "tokenizer.vocab_size=300"]
+    words += ["model.max_positions=32", "batch.tokens=256", "batch.micro_tokens=64", "corpus.held_out.validation=0.2"]
+    words += ["corpus.held_out.test=0.2", "name=lm"]
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "estimated from the size of 40 files" in said
+    prepare_data(with_absolute_paths(load_config(words)), place / "outputs")
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    plan = json.loads((place / "outputs" / "plans" / "lm" / "plan.json").read_bytes())
+    assert "counted: the corpus is prepared" in said
+    assert f"{plan['data']['documents']} documents, {plan['data']['tokens']:,} tokens" in said
+    assert plan["data"]["shard_bytes"] == 2 * plan["data"]["tokens"] + 4 * plan["data"]["documents"]
+    assert plan["data"]["longest"] == 32 and plan["model"]["vocab_size"] <= 300
+
+
 def main_raising(words: list[str]) -> None:
     import jobs.commands.plan
 
@@ -135,6 +198,22 @@ def test_calibrating_measures_this_machine(place: Path, capsys, monkeypatch: pyt
     assert 1e-4 < cpu["step_seconds"]["total"] < 5
     assert cpu["memory_bytes"] > plan["calibration"]["training_bytes"] > 1e7
     assert sorted(path.name for path in (place / "outputs").iterdir()) == ["plans"]
+
+
+@pytest.mark.slow
+def test_a_language_models_memory_is_what_was_planned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that a process which trains holds beside its libraries, within what translations are held to."""
+    from jobs.commands.plan import calibrate_here, training_of
+
+    monkeypatch.setattr(calibration, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(calibration, "TURN_SECONDS", 0.2)
+    words = ["experiment=language_model/demo", "precision=fp32", "cluster.num_workers=1"]
+    config = with_absolute_paths(load_config(words))
+    training = training_of(config, None)
+    measured = calibrate_here(config, training)
+    planned = memory_alone(training, measured.micro_batches, cpu_footing(False)) + ANY_MODEL
+    assert planned == pytest.approx(measured.training_bytes, rel=0.2)
+    assert measured.flops_alone > 1e8
 
 
 def test_more_memory_than_there_is_is_refused_before_anything_starts(place: Path, capsys) -> None:

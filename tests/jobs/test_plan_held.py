@@ -27,6 +27,7 @@ SIZES = {
     "tiny": (600, 200, ["model=tiny", "batch.tokens=2048", "batch.micro_tokens=1024"]),
     "small": (140, 60, ["model=small", "batch.tokens=4096", "batch.micro_tokens=2048"]),
     "medium": (50, 20, ["model=small", "model.d_model=512", "model.d_ff=2048", "model.num_heads=8"]),
+    "language model": (50, 20, ["experiment=language_model/demo", "tokenizer=byte_bpe_4k", "precision=auto"]),
 }
 COMMON = ["tokenizer=bpe_4k", "precision=bf16", "engine=zero1", "tracking=off", "train.log_every=10"]
 

@@ -11,7 +11,7 @@ from pipeline.data.pairs import pair_steps
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.plan import calibrate as calibration
 from pipeline.plan.calibrate import calibrate
-from pipeline.plan.probe import Probe, RandomPairs
+from pipeline.plan.probe import Probe, RandomWords
 from pipeline.plan.volume import random_lengths
 from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
@@ -19,7 +19,7 @@ SHAPE = TransformerConfig(d_model=64, d_ff=128, num_heads=2, encoder_layers=1, d
 
 
 def test_random_pairs_are_as_long_as_a_corpuss() -> None:
-    pairs = RandomPairs((random_lengths(20.0, 100), random_lengths(25.0, 100)), 500)
+    pairs = RandomWords((random_lengths(20.0, 100), random_lengths(25.0, 100)), 500)
     assert pairs.lengths[:, 0].mean() == pytest.approx(20, rel=0.03)
     assert pairs.lengths[:, 1].mean() == pytest.approx(25, rel=0.03)
     assert np.corrcoef(pairs.lengths[:, 0], pairs.lengths[:, 1])[0, 1] > 0.9

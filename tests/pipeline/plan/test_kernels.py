@@ -12,7 +12,7 @@ import pytest
 from pipeline.data.batches import BatchConfig
 from pipeline.data.pairs import pair_steps
 from pipeline.plan.kernels import MOST_BYTES, OF_GRID, OF_PAIR, OF_TOKENS, _shapes, kernel_bytes
-from pipeline.plan.probe import RandomPairs
+from pipeline.plan.probe import RandomWords
 from pipeline.plan.volume import random_lengths
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +22,7 @@ LENGTHS = random_lengths(14.0, 60), random_lengths(16.0, 60)
 
 
 def test_shapes_are_those_of_the_batches_that_a_worker_gets() -> None:
-    pairs = RandomPairs(LENGTHS, 500)
+    pairs = RandomWords(LENGTHS, 500)
     steps = list(islice(pair_steps(pairs, BATCH, 3, rank=0, world_size=2), 12))  # type: ignore[arg-type]
     batches = [batch for step in steps for batch in step.batches]
     found = [
@@ -35,6 +35,11 @@ def test_shapes_are_those_of_the_batches_that_a_worker_gets() -> None:
 def test_equal_sentences_need_the_same_kernels_again_and_again() -> None:
     same = np.full(1024, 16, dtype=np.int32)  # sixteen in every micro-batch
     assert kernel_bytes((same, same), BATCH, 1, 1, 50) == OF_TOKENS + OF_GRID + OF_PAIR
+
+
+def test_a_language_model_has_one_side() -> None:
+    same = np.full(1024, 16, dtype=np.int32)
+    assert kernel_bytes((same,), BATCH, 1, 1, 50) == OF_TOKENS + OF_GRID
 
 
 def test_memory_grows_with_new_shapes_up_to_what_is_kept() -> None:

@@ -14,7 +14,7 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.pairs import pair_steps
 from pipeline.plan.activations import MicroBatch
 from pipeline.plan.memory import GPU, Footing, Memory, loss_bytes, peak_memory
-from pipeline.plan.probe import RandomPairs
+from pipeline.plan.probe import RandomWords
 from pipeline.plan.volume import random_lengths
 from pipeline.ranks import rank, world_size
 from pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
@@ -45,7 +45,7 @@ def kept_between_steps(stage: int | None, precision: Precision) -> int:
     engine = make_engine(
         objective, OptimizerConfig(), PrecisionConfig(precision), EngineConfig(name, stage or 0), torch.device("cpu")
     )
-    pairs = RandomPairs((random_lengths(12.0, 30, 200), random_lengths(12.0, 30, 200)), VOCABULARY)
+    pairs = RandomWords((random_lengths(12.0, 30, 200), random_lengths(12.0, 30, 200)), VOCABULARY)
     steps = pair_steps(pairs, BatchConfig(512, 128), 1, rank=rank(), world_size=world_size())  # type: ignore[arg-type]
     for _ in range(2):
         add_gradients(engine, next(steps))
