@@ -68,7 +68,7 @@ COMMANDS = {
         "prepare what is missing, then train; resume=<run> goes on with a run",
     ),
     "evaluate": Command(
-        "average the last checkpoints of a run, translate the test set, score it",
+        "average a run's snapshots, score the model on validation and test",
     ),
     "translate": Command(
         "translate text with a trained model: lines in, lines out",

@@ -291,11 +291,18 @@ def read_model(folder: Path) -> StoredModel:
         return StoredModel(folder, config, weights, tokenizer, sums[0] if len(sums) == 1 else hash_of(sums))
     about = read_about(folder)
     config = _config_of(folder, about)
-    for name in about["sha256"]:
+    tokenizer = tokenizer_file(folder).name
+    for name in (tokenizer, WEIGHTS):
         _refuse_damaged(folder, name, about["sha256"])
     _read_shapes(inside(folder, WEIGHTS))
-    tokenizer = about["sha256"][tokenizer_file(folder).name]
-    return StoredModel(folder, config, load_file(folder / WEIGHTS), tokenizer, about["sha256"][WEIGHTS])
+    weights = load_file(folder / WEIGHTS)
+    _refuse_infinite(folder, weights)
+    return StoredModel(folder, config, weights, about["sha256"][tokenizer], about["sha256"][WEIGHTS])
+
+
+def _refuse_infinite(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    if broken := [name for name, tensor in weights.items() if not _is_finite(tensor)]:
+        raise UserError(f"{folder / WEIGHTS} is no trained model: {broken[0]} has numbers that are not finite")
 
 
 def _config_of(folder: Path, about: Mapping[str, Any]) -> ModelConfig:
@@ -336,8 +343,7 @@ def load_model(
     model = _build_fitting(folder, config, tokenizer.vocab_size)
     _refuse_damaged(folder, WEIGHTS, about["sha256"])
     weights = load_file(folder / WEIGHTS)
-    if broken := [name for name, tensor in weights.items() if not _is_finite(tensor)]:
-        raise UserError(f"{folder / WEIGHTS} is no trained model: {broken[0]} has numbers that are not finite")
+    _refuse_infinite(folder, weights)
     model.load_state_dict(weights)
     if dtype is torch.float16 and device.type == "cpu":
         dtype = torch.float32

@@ -23,6 +23,7 @@ STOP_FILE = "stop"  # the training ends once something is written into it
 WORKERS_FOLDER, RESTART_FILE = "workers", "restart"  # <attempt>/: heartbeats; as STOP_FILE, of this attempt
 STACKS_FOLDER = "stacks"  # of workers that hung
 SKIPPED_FOLDER = "skipped"  # batches that were left out
+ROLLBACKS_FILE = "rollbacks.json"  # where the training went back, and why
 RAY_FOLDER = "ray"
 
 MODEL_FOLDER, MODEL_CONFIG = "model", "config.json"  # the averaged model; the file in it that is written last

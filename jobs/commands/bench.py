@@ -233,8 +233,10 @@ def _is_text(config: Config, model: Path | None) -> bool:
     Raises:
         UserError: the model is of another task than the settings, and comes without a corpus to decode.
     """
+    from pipeline.model_folder import is_language_model
+
     config_is_text = config.task is TaskName.language_model
-    is_text = _about(model).get("architecture") == "decoder_only" if model else config_is_text
+    is_text = is_language_model(model) if model else config_is_text
     if is_text != config_is_text and _corpus_of(model) is None:
         needed = "experiment=language_model/demo" if is_text else "experiment=bench"
         raise UserError(

@@ -8,6 +8,7 @@ from jobs.training.prepare import found_prepared, prepare_stage
 from jobs.training.stages import done_before, finish_run
 from jobs.training.trainer import import_trainer
 from pipeline.data.corpus import CorpusKind
+from pipeline.data.documents import DocumentsKind
 
 
 def main(argv: list[str]) -> int:
@@ -30,10 +31,13 @@ def main(argv: list[str]) -> int:
             result, seconds["train"], seconds["evaluate"] = finish_run(run, prepared)
     print_stages(seconds)
     print_result(run, result)
-    more = ["transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> where there is no network"]
+    more = {
+        CorpusKind.phrasebook: "transloom run experiment=multi30k_en_de  # a real corpus; corpus.path=<folder> offline",
+        DocumentsKind.standard_library: "transloom run experiment=language_model/demo corpus=text corpus.train.text=…",
+    }.get(config.corpus.kind)
     print_next(
         "transloom ui  # this run in MLflow; from a checkout also: make ui",
         use_of(run, run.name),
-        *(more if config.corpus.kind is CorpusKind.phrasebook else []),
+        *([more] if more else []),
     )
     return 0

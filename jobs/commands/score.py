@@ -108,5 +108,8 @@ def _score_documents(name: str, root: Path, path: Path, own: Mapping[str, str], 
     ]
     columns = ["documents", "tokens", "bytes", "log-probability (nats)", "bits per byte"]
     console.print(table(f"{name} on {path}", columns, [row], right=(0, 1, 2, 3, 4)))
+    stride = config.stride or max(1, loaded.model.config.max_positions // 2)
+    counted = f"context:{loaded.model.config.max_positions}|stride:{stride}|ends:no"
+    console.print(f"Counted as {counted}: ends of text are not predicted, so a run's own evaluation differs.")
     if results is not None:
         console.print(f"Results  {results.absolute()}")

@@ -1,6 +1,7 @@
 """Runs of language models compared: gathered on one split of one corpus, and what is said of them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.compare.documents import ReadBy, farthest_apart
 from pipeline.compare.report import Table
 from pipeline.data.document_store import Documents, open_documents
 from pipeline.errors import UserError
+from pipeline.evaluate.bootstrap import LEAST_DOCUMENTS
 from pipeline.files import MANIFEST, hash_of, read_json
 from pipeline.tasks.build import TaskName, selecting_metric
 
@@ -59,6 +61,7 @@ def gather_documents(found: Mapping[str, Evaluated | Path]) -> GatheredDocuments
     for name, one in runs.items():
         _refuse_other_documents(one, first, split)
         signature = one.result[split]["bits_per_byte"]["signature"]
+        _refuse_changed(one, signature)
         systems.append(ReadBy(name, str(one.folder), _bits(one, split, documents), signature, facts_of(one)))
         for model, value in one.result.get("baselines", {}).get(split, {}).items():
             # Counted in train, which may be another one.
@@ -68,6 +71,14 @@ def gather_documents(found: Mapping[str, Evaluated | Path]) -> GatheredDocuments
     return GatheredDocuments(
         systems, split, documents, hashed, baselines, {name: one.run.folder for name, one in runs.items()}
     )
+
+
+def _refuse_changed(one: Evaluated, signature: str) -> None:
+    if match := re.search(r"changed:(\d+)", signature):
+        raise UserError(
+            f"the tokenizer of the run {one.run.name} changes {int(match[1]):,} of the documents, so its bits per byte "
+            "are of another text and compare with nothing. Take one from whose tokens texts come back as they were"
+        )
 
 
 def _hash(corpus: Path, split: str) -> str:
@@ -94,7 +105,7 @@ def _bits(one: Evaluated, split: str, documents: Documents) -> np.ndarray:
     file = one.folder / f"{split}.hypotheses"
     again = f"Remove {one.folder} and evaluate again: transloom evaluate resume={one.run.name}"
     try:
-        records = [json.loads(line) for line in file.read_bytes().decode().splitlines()]
+        records = [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
         bits = np.array([record["bits"] for record in records], float)
         sizes = np.array([record["bytes"] for record in records], np.int64)
     except FileNotFoundError:
@@ -160,10 +171,12 @@ def document_tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
 def _scores(comparison: Mapping[str, Any]) -> Table:
     metric = selecting_metric(TaskName.language_model)
     several = len(comparison["systems"]) > 2
+    is_few = comparison["documents"] < LEAST_DOCUMENTS
     rows = []
     for name, one in comparison["systems"].items():
         scores = one["scores"][metric.name]
-        row = [name, metric.shown(scores["score"]), f"{metric.shown(scores['low'])} to {metric.shown(scores['high'])}"]
+        interval = "–" if is_few else f"{metric.shown(scores['low'])} to {metric.shown(scores['high'])}"
+        row = [name, metric.shown(scores["score"]), interval]
         if name == comparison["baseline"]:
             row += ["baseline", "", *([""] if several else [])]
         else:
@@ -172,7 +185,7 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
                 comparison["systems"][other]["scores"][metric.name]["score"] for other in (name, comparison["baseline"])
             )
             row.append(f"{scores['difference']:+.{metric.digits}f}")
-            row += ["–" if is_trivial else p_in_words(scores[test]) for test in tests]
+            row += ["–" if is_trivial or is_few else p_in_words(scores[test]) for test in tests]
         rows.append([*row, one["signature"]])
     for model, value in comparison["simple_models"].items():
         of_baseline = comparison["systems"][comparison["baseline"]]["scores"][metric.name]["score"]

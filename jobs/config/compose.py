@@ -115,7 +115,7 @@ def with_absolute_paths(config: Config) -> Config:
     resume = config.resume and os.path.expanduser(config.resume)
     sweep = dataclasses.replace(config.sweep, warm_start=[os.path.expanduser(name) for name in config.sweep.warm_start])
     initial = config.train.initial and os.path.expanduser(config.train.initial)
-    if initial and os.path.exists(initial):  # else the name of a run
+    if initial and ("/" in initial or os.path.exists(os.path.join(initial, "config.json"))):  # else the name of a run
         initial = os.path.abspath(initial)
     return dataclasses.replace(
         config,

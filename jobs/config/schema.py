@@ -110,9 +110,9 @@ class Config:
 
     In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are;
     `task` says whose those of `corpus` and `tokenizer` are.
-    `name` names the run's folder (none: made from the experiment), `resume` is the name or the folder of a run to go
-    on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL: what is
-    finished is copied there, and what is missing in `output_dir` is fetched from there.
+    `name` names the run's folder (none: made from the corpus's name and a hash), `resume` is the name or the folder of
+    a run to go on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL:
+    what is finished is copied there, and what is missing in `output_dir` is fetched from there.
     """
 
     task: TaskName = TaskName.translation
@@ -190,6 +190,11 @@ def refuse_contradictions(config: Config) -> Config:
         )
     if is_text and config.clean != CleanConfig():
         raise UserError("clean: its rules are of sentence pairs, and mean nothing to task=language_model")
+    if isinstance(config.corpus, DocumentsConfig) and "validation" not in config.corpus.splits:
+        raise UserError(
+            "corpus.held_out.validation: is 0, and corpus.validation has no data, but a training is validated; hold a "
+            "share out, such as 0.01"
+        )
     if is_text and config.batch.micro_tokens < (context := config.model.max_positions or 0):
         raise UserError(
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "

@@ -187,7 +187,7 @@ def export_model(run: Run) -> Path:
     if missing := [path.name for path in paths if path.name not in hashes]:
         fewer = f"average fewer (transloom evaluate resume={called(run)} train.average={len(hashes)}), "
         older = (
-            f" {folder} is of steps {in_words(written['steps'])}; a copy of it translates."
+            f" {folder} is of steps {in_words(written['steps'])}; a copy of it still works."
             if "steps" in written
             else ""
         )

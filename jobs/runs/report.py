@@ -151,7 +151,6 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
         **({"languages": "-".join(pair)} if pair else {}),
         "corpus.hash": prepared.corpus.manifest["key"],
         **_cleaning(prepared),
-        **{f"initial.{key}": value for key, value in lineage(run.folder).items()},
         "tokenizer.hash": prepared.tokenizer.manifest["counts"]["sha256"],
         "shards.hash": prepared.shards.manifest["key"],
         "mlflow.source.git.commit": code_revision(),
@@ -207,6 +206,8 @@ def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluat
 def report_training(run: Run, tracker: MlflowTracker) -> None:
     training = run.training
     assert training is not None
+    if origin := lineage(run.folder):
+        tracker.set_tags({f"initial.{key}": value for key, value in origin.items()})
     column, tokens = list(tokens_of(training).items())[-1]
     tracker.log_metrics(
         {
@@ -289,7 +290,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     steps = in_words(result["steps_averaged"])
     so_far = "" if result["training_ended"] else "has not ended: "
     column, tokens = list(tokens_of(training).items())[-1]
-    final = final_split(result)
+    final, origin = final_split(result), lineage(run.folder)
     lines = {
         final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task))}",
         "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
@@ -302,6 +303,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
             if pair
             else {"Generate": f'`transloom generate {run.name} "Once upon a time"`'}
         ),
+        **({"Began with": f"`{origin['model']}`, SHA-256 {origin['sha256'][:12]}…"} if origin else {}),
         "Folder": f"`{run.folder}`",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())

@@ -85,6 +85,12 @@ def print_cleaning(prepared: Prepared) -> None:
             f"\nwarning: {unasked / read:.1%} of the training {unit} were left out, most by {rule}. Look at the "
             f"examples{f': {question}' if unit == 'pairs' else ''}"
         )
+    shards = prepared.shards.manifest["counts"]
+    if changed := sum(split.get("changed", 0) for split in shards["splits"].values()):
+        console.print(
+            f"\nwarning: {changed:,} documents do not come back from their tokens as they were, such as "
+            f"{shards['changed_example']!r}: bits per byte are not those of the text. Take another tokenizer"
+        )
     if kept := counts.get("contaminated", 0) - dropped.get("contaminated", 0):
         console.print(
             f"\nwarning: {kept:,} of the training pairs have a sentence that stands in validation or test, and stay "

@@ -5,8 +5,9 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,22 @@ from jobs.training.precision import with_precision
 from model.build import architecture_of
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.files import MANIFEST, Stage, atomic_write, hash_of, read_json, without_defaults, write_json
+from pipeline.files import (
+    MANIFEST,
+    Stage,
+    atomic_write,
+    hash_of,
+    read_json,
+    sha256_file,
+    without_defaults,
+    write_json,
+)
 from pipeline.generate.beam import BeamConfig
 from pipeline.run_folder import (
     CONFIG_FILE,
     LOCK_FILE,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
     PREPARED_FILE,
     RUNS_FOLDER,
     STAGES,
@@ -87,6 +99,8 @@ def identity(config: Config, prepared: Prepared) -> str:
         settings.pop(key, None)
     for key in ("output_dir", "storage", "name", "resume"):
         settings.pop(key, None)
+    if config.train.initial:
+        settings["train"] |= {"initial": _weights_of(config.train.initial, output_dir(config))}
     settings["cluster"] = {
         key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }
@@ -98,6 +112,22 @@ def identity(config: Config, prepared: Prepared) -> str:
             "shards": prepared.shards.manifest["key"],
         }
     )
+
+
+def _weights_of(name_or_path: str, root: Path) -> str:
+    """The hash of the weights that a run or a folder has now; its name, where it has none yet or is gone."""
+    for folder in (root / RUNS_FOLDER / name_or_path / MODEL_FOLDER, Path(name_or_path)):
+        own = folder if (folder / MODEL_CONFIG).exists() else folder / MODEL_FOLDER
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return read_json(own / MODEL_CONFIG)["sha256"]["model.safetensors"]
+        if files := sorted(own.glob("*.safetensors")):
+            return hash_of([_hash_once(file, file.stat().st_mtime_ns) for file in files])
+    return name_or_path
+
+
+@cache
+def _hash_once(file: Path, modified: int) -> str:
+    return sha256_file(file)
 
 
 def run_folder(config: Config, prepared: Prepared) -> Path:

@@ -108,7 +108,7 @@ class Trials:
         if state is State.finished and run.training:
             report_training(run, tracker)
         if state is State.stopped:
-            tracker.set_tags({"sweep.stopped": f"{self._stop} at {record.tokens:,} target tokens"})
+            tracker.set_tags({"sweep.stopped": f"{self._stop} at {record.tokens:,} tokens"})
         if failure:
             tracker.set_tags({"sweep.failed": failure})
         tracker.set_tags({"sweep.state": state.value})

@@ -45,7 +45,7 @@ QUIET = {
 }
 
 
-def validation_curve(folder: Path, metric: Metric, column: str = "target") -> list[tuple[int, int, float]]:
+def validation_curve(folder: Path, metric: Metric, column: str) -> list[tuple[int, int, float]]:
     """(step, tokens of the column, score) of the validations of a run so far; those whose score is no number are left
     out. Tokens are logged every few steps: where a validation is not at one of them, those of the steps since are
     estimated."""

@@ -1,4 +1,4 @@
-"""Run: the whole pipeline. Finished stages are skipped, an unfinished training goes on from its newest checkpoint."""
+"""What is left of a run after its data are prepared: the training, then the evaluation; and whether nothing is left."""
 
 from typing import Any
 

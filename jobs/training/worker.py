@@ -23,9 +23,11 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.processor import processor_vendor
 from pipeline.run_folder import (
+    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     INITIAL_FOLDER,
     PREPARED_FILE,
+    PRODUCTS_FILE,
     PROGRESS_FILE,
     RESTART_FILE,
     STOP_FILE,
@@ -35,8 +37,6 @@ from pipeline.tracking.spool import read_points
 
 if TYPE_CHECKING:
     from model.build import Model
-
-PRODUCTS_FILE = "products.json"
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     task = make_task(config, partial(stage_folder, folder))
     torch.manual_seed(config.seed)  # the initial weights
     model = task.model()
-    initial, saved = resume(folder / "checkpoints")
+    initial, saved = resume(folder / CHECKPOINTS_FOLDER)
     if saved is None and config.train.initial:
         weights = load_weights(snapshot_path(folder / INITIAL_FOLDER, 0))
         model.load_state_dict(weights, strict=False)  # others begin with random weights, as bring_initial has told

@@ -56,7 +56,7 @@ def plan_epoch(lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int) 
     if len(sizes) and sizes.max() > config.micro_tokens:
         raise UserError(
             f"batch.micro_tokens: {config.micro_tokens} is less than the longest example of train, {sizes.max()} "
-            "tokens; raise it, or lower clean.max_bytes"
+            "tokens; raise it, or leave longer examples out (clean.max_bytes)"
         )
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(sizes))

@@ -79,7 +79,7 @@ def open_documents(folder: Path, split: str) -> Documents:
     text_file, ends_file = folder / f"{split}.text", folder / f"{split}.ends.npy"
     try:
         size = text_file.stat().st_size
-        ends = np.load(ends_file, allow_pickle=False)
+        ends = np.load(ends_file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no documents of {split} ({error.filename}): run the prepare job first") from None
     except ValueError as error:

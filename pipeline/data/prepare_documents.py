@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.document_shards import document_tasks, tokenize_documents
+from pipeline.data.document_shards import DocumentsTask, document_tasks, tokenize_documents
 from pipeline.data.document_store import Documents, open_documents, write_documents
 from pipeline.data.documents import (
     DocumentsConfig,
@@ -32,6 +32,7 @@ from pipeline.files import Stage, stage, without_defaults
 from pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of every key below: raise it when the same settings no longer give the same files
+LEAST_SHARD_BYTES, MAX_SHARDS = 4 * 2**20, 256
 BASELINE = "5-gram of bytes"  # interpolated Kneser-Ney
 BASELINE_BYTES = 64 * 2**20  # of train that it is counted in, which takes a quarter of a minute
 
@@ -42,7 +43,7 @@ def prepare_documents(
     output_dir: Path,
     map_tasks: MapTasks = map,
     progress: Progress = no_progress,
-    shard_bytes: int = 16 * 2**20,
+    shard_bytes: int | None = None,
     only_find: bool = False,
 ) -> Prepared:
     """Reads the documents, learns the tokenizer and tokenises everything, below `output_dir`; see
@@ -52,7 +53,8 @@ def prepare_documents(
     language model must beat.
 
     Args:
-        shard_bytes: of text in a shard, about.
+        shard_bytes: of text in a shard, about. None: LEAST_SHARD_BYTES, or as many more as make MAX_SHARDS of a split,
+            for each shard keeps a file open.
     Raises:
         NotBuilt: with `only_find`, if something is left to do.
         UserError: see `read_documents`, `train_text_tokenizer` and `stage`.
@@ -83,7 +85,7 @@ def prepare_documents(
         output_dir / "shards",
         "",
         {"format": FORMAT, "shard_bytes": shard_bytes},
-        hashes | {"tokenizer": tokenizer_stage.manifest["counts"]["sha256"]},
+        hashes | {key: str(tokenizer_stage.manifest["counts"][key]) for key in ("sha256", "end_of_text")},
         unless_only_found(
             lambda folder: _build_shards(
                 folder, corpus.splits, corpus_stage, tokenizer_stage, shard_bytes, map_tasks, progress
@@ -114,10 +116,9 @@ def _build_documents(folder: Path, corpus: DocumentsConfig, progress: Progress) 
         known = evaluation_hashes(corpus) if split == "train" else None
         splits[split] = write_documents(folder, split, read_documents(corpus, split, dropped, known), progress)
         refuse_nothing_left(corpus, split, splits[split]["documents"], dropped)
-        if split == "train" or corpus.has_own_data(split):
-            counts.update(dropped.counts)
-            examples = dropped.examples | examples
-            read += splits[split]["documents"] + dropped.counts.total()
+        if split == "train":
+            counts, examples = dropped.counts, dropped.examples
+            read = splits[split]["documents"] + dropped.counts.total()
     held_out = {split: splits[split]["documents"] for split in corpus.splits[1:] if not corpus.has_own_data(split)}
     by_documents = sum(held_out.values()) if corpus.held_out.by is HeldOutBy.documents else 0
     return {
@@ -132,6 +133,8 @@ def _build_documents(folder: Path, corpus: DocumentsConfig, progress: Progress) 
 
 def _baselines(folder: Path, splits: tuple[str, ...], progress: Progress) -> dict[str, dict[str, float]]:
     """Bits per byte of a 5-gram model, by split and name."""
+    if len(splits) == 1:
+        return {}
     progress("count 5-grams", 0, len(splits) - 1)
     train = open_documents(folder, "train")
     is_part = int(train.num_bytes.sum()) > BASELINE_BYTES
@@ -163,13 +166,15 @@ def _build_shards(
     splits: tuple[str, ...],
     corpus: Stage,
     tokenizer: Stage,
-    shard_bytes: int,
+    shard_bytes: int | None,
     map_tasks: MapTasks,
     progress: Progress,
 ) -> dict[str, Any]:
-    tasks = [
-        task for split in splits for task in document_tasks(corpus.folder, tokenizer.folder, folder, split, shard_bytes)
-    ]
+    tasks: list[DocumentsTask] = []
+    for split in splits:
+        size = corpus.manifest["counts"]["splits"][split]["bytes"]
+        each = shard_bytes or max(LEAST_SHARD_BYTES, -(-size // MAX_SHARDS))
+        tasks += document_tasks(corpus.folder, tokenizer.folder, folder, split, each)
     totals: dict[str, dict[str, Any]] = {split: defaultdict(int) for split in splits}
     changed_example, done = "", 0
     total = sum(task.end - task.first for task in tasks)

@@ -8,12 +8,14 @@ import numpy as np
 from pipeline.evaluate.significance import Tested, holm
 
 RESAMPLES, SEED = 10_000, 12345
+LEAST_DOCUMENTS = 10  # of fewer, resamples are too alike to show a chance
 
 
 def compare_ratios(tops: Mapping[str, np.ndarray], bottom: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Tested]:
     """The ratio sum(top) / sum(bottom) of each system against that of the first, the baseline, by paired bootstrap over
     documents (Koehn 2004). Two-sided p-values count how often a resample's difference is as far from the mean of all
-    as the difference is from 0, as sacreBLEU's do; there is no randomisation: `p_randomisation` is None.
+    as the difference is from 0, as sacreBLEU's do; there is no randomisation: `p_randomisation` is None. Of fewer than
+    LEAST_DOCUMENTS every p-value is 1.
 
     Args:
         tops: (documents,) by the system's name. bottom: (documents,), not all 0.
@@ -33,6 +35,8 @@ def compare_ratios(tops: Mapping[str, np.ndarray], bottom: np.ndarray, resamples
     extreme = np.abs(differences - differences.mean(axis=0)) >= np.abs(scores - scores[0])
     p_values = (extreme.sum(axis=0) + 1) / (resamples + 1)
     p_values[np.isclose(scores, scores[0], rtol=0.0, atol=1e-12)] = 1.0
+    if count < LEAST_DOCUMENTS:
+        p_values[:] = 1.0
     names = list(tops)[1:]
     corrected = holm([float(p) for p in p_values[1:]])
     for i, (name, p_holm) in enumerate(zip(names, corrected, strict=True), start=1):

@@ -14,6 +14,7 @@ from pipeline.generate.translator import Translator
 from pipeline.gpu_check.outcome import Outcome, Target
 from pipeline.gpu_check.settings import Demo
 from pipeline.model_folder import save_model
+from pipeline.run_folder import WEIGHTS_FOLDER
 from pipeline.tasks.task import Evaluation
 from pipeline.tasks.translation import translation
 from pipeline.train.checkpoint import average_weights, list_weights, load_weights
@@ -37,7 +38,7 @@ def run_demo(demo: Demo, device: torch.device, folder: Path) -> Outcome:
     prepared_at = time.monotonic()
     state = _train(demo, prepared, device, folder)
     trained_at = time.monotonic()
-    snapshots = list_weights(folder / "weights")[-demo.train.average :]
+    snapshots = list_weights(folder / WEIGHTS_FOLDER)[-demo.train.average :]
     about = {
         "source_language": demo.corpus.source_language,
         "target_language": demo.corpus.target_language,

@@ -25,6 +25,7 @@ from pipeline.run_folder import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     EVALUATION_FOLDER,
+    INITIAL_FOLDER,
     LOCK_FILE,
     MODEL_CONFIG,
     MODEL_FOLDER,
@@ -47,11 +48,12 @@ from pipeline.tracking.spool import SPOOLS
 MARKERS = {
     CHECKPOINTS_FOLDER: MANIFEST,
     WEIGHTS_FOLDER: MANIFEST,
+    INITIAL_FOLDER: MANIFEST,
     MODEL_FOLDER: MODEL_CONFIG,
     EVALUATION_FOLDER: RESULT_FILE,
 }
 UNIT = re.compile(
-    rf"(({CHECKPOINTS_FOLDER}|{WEIGHTS_FOLDER})/step_\d+|({MODEL_FOLDER})|({EVALUATION_FOLDER})/[\w.-]+)/.+"
+    rf"(({CHECKPOINTS_FOLDER}|{WEIGHTS_FOLDER}|{INITIAL_FOLDER})/step_\d+|({MODEL_FOLDER})|({EVALUATION_FOLDER})/[\w.-]+)/.+"
 )
 # Of this machine alone: locks, Ray's own files, how far the upload to MLflow has come; and what is still being written.
 NOT_STORED = re.compile(

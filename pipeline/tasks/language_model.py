@@ -117,7 +117,8 @@ def _evaluation(
     counts = read_json(shards / MANIFEST)["counts"]["splits"][split]
     loss = nats / counts["text_tokens"]
     bits = bits_per_byte(nats, counts["bytes"], counts["unknown"], tokenizer.unknown_bits)
-    signature = f"context:{context}|stride:{context}|ends:yes" if context else ""
+    changed = f"|changed:{counts['changed']}" if counts["changed"] else ""  # documents that the tokenizer does not keep
+    signature = f"context:{context}|stride:{context}|ends:yes{changed}" if context else ""
     scores = {
         BITS_PER_BYTE.name: Score(BITS_PER_BYTE.name, bits, signature),
         "perplexity": Score("perplexity", math.exp(min(loss, 700.0)), f"vocabulary:{tokenizer.vocab_size}"),

@@ -1,5 +1,6 @@
 """What a task is made of: types alone. A task is one file beside this one, which makes one `Task`."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +35,12 @@ class Metric:
 
     def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The first of the records whose value of this metric none betters; None of none."""
-        sign = 1 if self.higher_is_better else -1
-        return max(records, key=lambda record: sign * record[self.name], default=None)
+        return min(records, key=lambda record: self.sort_key(record[self.name]), default=None)
 
     def sort_key(self, value: float) -> float:
-        """Sorts values from the best to the worst."""
+        """Sorts values from the best to the worst; what is no number is the worst."""
+        if math.isnan(value):
+            return math.inf
         return -value if self.higher_is_better else value
 
     def is_better(self, value: float, other: float) -> bool:

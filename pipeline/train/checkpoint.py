@@ -37,6 +37,8 @@ WEIGHTS = "weights.safetensors"
 LATEST = "latest"
 STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
+KEEP_ALL = 1 << 30  # checkpoints
+
 log = logging.getLogger(__name__)
 
 

@@ -15,12 +15,12 @@ from pipeline.data.batches import Step
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.train.checkpoint import good_checkpoint, load_checkpoint, prune
+from pipeline.run_folder import CHECKPOINTS_FOLDER, ROLLBACKS_FILE, SKIPPED_FOLDER
+from pipeline.train.checkpoint import KEEP_ALL, good_checkpoint, load_checkpoint, prune
 from pipeline.train.engine import Engine
 from pipeline.train.optimizer import EngineState
 
-SKIPPED_FOLDER, SKIPPED_KEPT = "skipped", 5
-ROLLBACKS_FILE = "rollbacks.json"
+SKIPPED_KEPT = 5  # batches
 RECENT_LOSSES, ENOUGH_LOSSES = 100, 20  # steps that a spike is measured by, and how many of them it takes
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def roll_back(engine: Engine, folder: Path, from_step: int, reordered: list[list
 
     def read() -> dict[str, Any]:
         nonlocal engine_state
-        path = good_checkpoint(folder / "checkpoints", reordered)
+        path = good_checkpoint(folder / CHECKPOINTS_FOLDER, reordered)
         if path is None:
             raise UserError(
                 f"{reason}. There is no checkpoint in {folder / 'checkpoints'} to go back to (train.on_divergence="
@@ -146,7 +146,7 @@ def roll_back(engine: Engine, folder: Path, from_step: int, reordered: list[list
             )
         engine_state, trainer = load_checkpoint(path)
         trainer["reordered"] = [*reordered, [trainer["epoch"], trainer["index"]]]
-        prune(folder / "checkpoints", keep_last=1 << 30, newest_step=trainer["step"])
+        prune(folder / CHECKPOINTS_FOLDER, keep_last=KEEP_ALL, newest_step=trainer["step"])
         last = {"from_step": from_step, "to_step": trainer["step"], "reason": reason}
         write_json(folder / ROLLBACKS_FILE, {"reordered": trainer["reordered"], "last": last})
         return trainer

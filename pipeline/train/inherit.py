@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.files import sealed_folder
+from pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
 from pipeline.train.checkpoint import LATEST, list_weights, point_to, remove_unfinished, snapshot_path, verify
 
 
@@ -18,16 +19,18 @@ def inherit(parent: Path, step: int, folder: Path) -> None:
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
-    own = snapshot_path(folder / "checkpoints", step)
-    if (folder / "checkpoints" / LATEST).exists():
+    own = snapshot_path(folder / CHECKPOINTS_FOLDER, step)
+    if (folder / CHECKPOINTS_FOLDER / LATEST).exists():
         return
-    checkpoint = snapshot_path(parent / "checkpoints", step)
+    checkpoint = snapshot_path(parent / CHECKPOINTS_FOLDER, step)
     verify(checkpoint)
-    for unfinished in (folder / "weights", folder / "checkpoints"):
+    for unfinished in (folder / WEIGHTS_FOLDER, folder / CHECKPOINTS_FOLDER):
         remove_unfinished(unfinished)
-    for snapshot in list_weights(parent / "weights"):  # which the average of the last ones, and of the best, asks for
+    for snapshot in list_weights(
+        parent / WEIGHTS_FOLDER
+    ):  # which the average of the last ones, and of the best, asks for
         if snapshot.name <= own.name:
-            _copy(snapshot, folder / "weights" / snapshot.name)
+            _copy(snapshot, folder / WEIGHTS_FOLDER / snapshot.name)
     _copy(checkpoint, own)
     point_to(own)
 

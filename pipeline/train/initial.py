@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from model.build import ModelConfig, architecture_of
+from model.config import Positions
 from pipeline.errors import UserError
 from pipeline.model_folder import StoredModel
 
@@ -50,7 +51,7 @@ def fitting(
             f"{architecture_of(config)}"
         )
     for field in dataclasses.fields(config):
-        own, other = getattr(config, field.name), getattr(stored.config, field.name)
+        own, other = _meaning(config, field.name), _meaning(stored.config, field.name)
         if field.name not in FREE and own != other:
             raise UserError(
                 f"model.{field.name}: is {_word(own)} here and {_word(other)} in {stored.folder} (train.initial); its "
@@ -75,11 +76,26 @@ def fitting(
         elif name in EMBEDDINGS and len(tensor) > len(own) and tensor.shape[1:] == own.shape[1:]:
             weights[name] = tensor[: len(own)].float().clone()
             left_out[f"{name}[{len(own)}:]"] = "the tokenizer has no such ids"
+        elif name in EMBEDDINGS and len(tensor) < len(own):
+            raise UserError(
+                f"{where} has {len(tensor):,} tokens, and the tokenizer {len(own):,}, which names no end of text among "
+                "them: tokenizer.end_of_text"
+            )
         else:
             left_out[name] = f"its shape is {_shape(tensor)}, and in the new model {_shape(own)}"
     if not weights:
         raise UserError(f"{where}: none of its weights fits the new model. Take the model's settings from there")
     return Initial(weights, left_out, [name for name in state if name not in weights])
+
+
+def _meaning(config: ModelConfig, name: str) -> Any:
+    """A setting as it acts: heads of keys that are not given are as many as those of queries, and rotary_base is
+    nothing without rotary positions."""
+    if name == "key_value_heads":
+        return getattr(config, name) or getattr(config, "num_heads", None)
+    if name == "rotary_base" and getattr(config, "positions", None) is not Positions.rotary:
+        return None
+    return getattr(config, name)
 
 
 def _word(value: Any) -> str:

@@ -145,8 +145,8 @@ def explained(error: OutOfMemory, folder: Path, parts: int, batch: BatchConfig, 
     advice = (
         f"Start a new run with batch.micro_tokens={fitting[-1]}, which holds {1 / more:g} of that at a time"
         if fitting
-        else f"The longest training example, {longest} tokens, leaves no much smaller budget: lower clean.max_words, "
-        "or take a smaller model"
+        else f"The longest training example, {longest} tokens, leaves no much smaller budget: make examples shorter "
+        "(clean.max_words; model.max_positions of a language model), or take a smaller model"
     )
     message = (
         f"batch.micro_tokens: {error}. {advice}; or give each worker more memory. The checkpoints before are untouched"

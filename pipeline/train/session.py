@@ -17,13 +17,12 @@ from torch import Tensor
 from pipeline.data.batches import Step
 from pipeline.errors import Diverged
 from pipeline.ranks import gather, on_any, on_rank_zero, world_size
+from pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
 from pipeline.tasks.task import Evaluation, Metric
-from pipeline.train.checkpoint import list_steps, save_checkpoint, save_weights, snapshot_path
+from pipeline.train.checkpoint import KEEP_ALL, list_steps, save_checkpoint, save_weights, snapshot_path
 from pipeline.train.divergence import OnDivergence, reordered_before, roll_back
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
-
-KEEP_ALL = 1 << 30  # checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class Session:
         self._validate, self._stop = validate, stop
         state.reordered = reordered_before(folder, state.reordered)
         self._take_up()
-        if self._goes_back and not on_rank_zero(lambda: list_steps(folder / "checkpoints")):
+        if self._goes_back and not on_rank_zero(lambda: list_steps(folder / CHECKPOINTS_FOLDER)):
             self.save()  # there is to be a checkpoint to go back to
         self._mark_saved()
         # The time may be up, after a kill, at a step that has no snapshot: the training goes on to the next report.
@@ -318,7 +317,7 @@ class Session:
         engine_state = self.engine.state()
         manifest = {**self._metadata, "world_size": world_size()}
         keep = self.config.keep_checkpoints if state.skipped_in_a_row == 0 else KEEP_ALL
-        folder = self.folder / "checkpoints"
+        folder = self.folder / CHECKPOINTS_FOLDER
 
         def write() -> str | None:
             self.reports.flush()
@@ -366,18 +365,18 @@ class Session:
 
         def write() -> None:
             kept = best_before(state.step)
-            for step in list_steps(self.folder / "checkpoints"):
+            for step in list_steps(self.folder / CHECKPOINTS_FOLDER):
                 before = [record for record in state.validations if record["step"] <= step]
                 kept += best_before(step) + before[-config.average :]
             keep = {int(record["step"]) for record in kept}
-            save_weights(self.folder / "weights", state.step, weights, keep_last=config.average, keep=keep)
+            save_weights(self.folder / WEIGHTS_FOLDER, state.step, weights, keep_last=config.average, keep=keep)
 
         on_rank_zero(write)
 
     def _begin_validation(self, step: int) -> Callable[[], Evaluation] | None:
         """Has a snapshot validated; None when the result is there at once."""
         self.reports.progress({"doing": "validating", "step": step})
-        result = self._validate(step, snapshot_path(self.folder / "weights", step))
+        result = self._validate(step, snapshot_path(self.folder / WEIGHTS_FOLDER, step))
         self.state.pending_validation = step
         if callable(result):
             return result

@@ -68,6 +68,7 @@ def test_the_sections_of_a_task_are_its_own(tmp_path):
             r"^corpus\.held_out: 500 is a value of task=translation",
         ),
         (["experiment=language_model/demo", "batch.micro_tokens=128"], r"^batch\.micro_tokens: "),
+        (["experiment=language_model/demo", "corpus.held_out.validation=0"], r"^corpus\.held_out\.validation: "),
         (["experiment=language_model/demo", "corpus.nonsense=1"], r"^corpus\.nonsense: no such setting"),
     ],
 )

@@ -1,5 +1,6 @@
 """Whoever uses a run's model gets the average of the steps that it should be of by now, and is told which these are."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_the_best_steps_are_those_of_the_metric_whichever_way_it_goes() -> None:
     scores = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: float("nan")}
     assert _ranked(scores, Metric("accuracy", "accuracy")) == [10, 40, 20, 30, 50]
     assert _ranked(scores, Metric("perplexity", "perplexity", higher_is_better=False)) == [20, 40, 10, 30, 50]
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_what_is_no_number_is_never_the_best(higher_is_better):
+    metric = Metric("x", "x", higher_is_better)
+    records = [{"x": math.nan}, {"x": 2.0}, {"x": math.nan}]
+    assert metric.best(records) == {"x": 2.0}
+    assert metric.is_better(2.0, math.nan) and not metric.is_better(math.nan, 2.0)
 
 
 def test_tokens_are_named_by_their_columns() -> None:

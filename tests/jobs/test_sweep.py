@@ -124,7 +124,7 @@ def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
     tracker.log_metrics({"validation/bleu": 10.0}, 30)
     tracker.log_metrics({"validation/bleu": 20.0}, 40)
     tracker.close()
-    assert validation_curve(tmp_path, BLEU) == [(30, 3000, 10.0), (40, 4000, 20.0)]
+    assert validation_curve(tmp_path, BLEU, "target") == [(30, 3000, 10.0), (40, 4000, 20.0)]
     assert validation_curve(tmp_path, BLEU, "text") == []
     assert logged_seconds(tmp_path) == 4.0
 
@@ -170,7 +170,7 @@ def test_a_score_that_is_no_number_counts_for_nothing(tmp_path):
     for step, score in ((20, 30.0), (40, float("nan")), (60, float("inf")), (80, 25.0)):
         tracker.log_metrics({"train/target_tokens": 100.0 * step, "validation/perplexity": score}, step)
     tracker.close()
-    assert validation_curve(tmp_path, PERPLEXITY) == [(20, 2000, 30.0), (80, 8000, 25.0)]
+    assert validation_curve(tmp_path, PERPLEXITY, "target") == [(20, 2000, 30.0), (80, 8000, 25.0)]
 
 
 def test_tune_is_told_which_way_is_better(tmp_path):

@@ -39,3 +39,10 @@ def test_a_difference_within_chance_has_the_p_value_of_a_t_test() -> None:
     p = tested["b"].p_bootstrap
     assert p is not None and p == pytest.approx(0.134, abs=0.03)
     assert tested["b"].p_holm == pytest.approx(2 * p)
+
+
+@pytest.mark.parametrize(("count", "p"), [(1, 1.0), (9, 1.0), (10, 1 / 501)])
+def test_a_few_documents_show_no_difference(count: int, p: float) -> None:
+    sizes = np.full(count, 100)
+    tested = compare_ratios({"a": 2.0 * sizes, "b": 2.1 * sizes}, sizes, resamples=500)
+    assert tested["b"].p_bootstrap == pytest.approx(p) == tested["b"].p_holm

@@ -1,5 +1,6 @@
 """What of another model's weights a training begins with."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_another_tokenizer_is_refused_or_its_embeddings_left_out() -> None:
     assert initial.fresh == ["embedding.weight"] == list(initial.left_out)
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.end_of_text"):
+        fitting(stored(vocab=VOCAB - 1), SMALL, state(), "same", with_embeddings=True)
+
+
+def test_heads_of_keys_that_are_not_given_are_those_of_queries() -> None:
+    config = dataclasses.replace(SMALL, key_value_heads=2, rotary_base=5000.0)  # which learned positions do not look at
+    assert not fitting(stored(config), SMALL, state(), "same", with_embeddings=True).fresh
+
+
 @pytest.mark.parametrize(
     ("config", "key"),
     [
@@ -87,6 +98,11 @@ def test_folders_of_both_forms_are_read(tmp_path: Path) -> None:
         initial = fitting(model, SMALL, state(), own.tokenizer, with_embeddings=True)
         assert all(torch.equal(initial.weights[name], tensor) for name, tensor in weights.items())
     assert theirs.config.positions is Positions.learned
+    (tmp_path / "own" / "characters.json").write_text("{}")
+    (tmp_path / "own" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"characters\.json is missing or damaged"):
+        read_model(tmp_path / "own")
+    (tmp_path / "own" / "tokenizer.json").write_text("{}")
     (tmp_path / "own" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="missing or damaged"):
         read_model(tmp_path / "own")

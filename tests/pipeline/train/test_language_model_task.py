@@ -113,6 +113,24 @@ def test_another_tokenizer_keeps_the_corpus(corpus: DocumentsConfig, tmp_path: P
     assert third.shards.folder == first.shards.folder, "the same tokenizer gives the same shards"
 
 
+def test_another_end_of_text_makes_other_shards(corpus: DocumentsConfig, tmp_path: Path) -> None:
+    learnt = prepare_documents(corpus, TextTokenizerConfig(vocab_size=280), tmp_path)
+    settings = json.loads((learnt.tokenizer.folder / "tokenizer.json").read_text())
+    first = settings["added_tokens"][0]
+    settings["added_tokens"].append({**first, "id": 280, "content": "<|other|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    ends = {}
+    for name in (first["content"], "<|other|>"):
+        config = TextTokenizerConfig(TextTokenizerKind.file, path=str(tmp_path / "tokenizer.json"), end_of_text=name)
+        ends[name] = prepare_documents(corpus, config, tmp_path)
+    folders_of_shards = {prepared.shards.folder for prepared in ends.values()}
+    assert len(folders_of_shards) == 2
+    last = {
+        name: int(open_tokens(prepared.shards.folder, "train").get("tokens", 0)[-1]) for name, prepared in ends.items()
+    }
+    assert last == {first["content"]: first["id"], "<|other|>": 280}
+
+
 def test_a_corpus_without_a_test_split_has_none(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("To be, or not to be. " * 100)
     config = DocumentsConfig(
