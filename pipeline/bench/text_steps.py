@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,20 +14,16 @@ from model.config import DecoderConfig
 from pipeline.bench.task import Task
 from pipeline.data.batches import Step, iterate_steps
 from pipeline.data.document_shards import COLUMN
-from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
 from pipeline.data.shards import open_shards
-from pipeline.tasks.task import Examples
+from pipeline.errors import UserError
 
 
 def text_steps(
     task: Task, *, rank: int = 0, world_size: int = 1, collate: Callable[..., Any] = collate_pieces
 ) -> Iterator[Step]:
     """The steps of a run of ours, or its pieces of documents as other batches."""
-    context, end_of_text = context_of(task), task.end_of_text
-
-    def cut(documents: Examples, seed: int, epoch: int) -> TextPieces:
-        return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), end_of_text)
-
+    cut = partial(cut_documents, context_of(task), task.end_of_text)
     documents = open_shards(Path(task.shards), "train", (COLUMN,))
     return iterate_steps(
         documents, collate, "text", task.batch, task.seed, rank=rank, world_size=world_size, of_epoch=cut
@@ -78,7 +75,10 @@ def dense_steps(task: Task) -> Iterator[DenseStep]:
         windows = stream.shape[1] // context
         whole, left = stream[:, : windows * context], stream[:, windows * context :]
         if not windows:
-            raise ValueError(f"a step of {stream.shape[1]} tokens has no window of {context}")
+            raise UserError(
+                f"batch.tokens: a step of {stream.shape[1]:,} tokens has no window of model.max_positions={context:,}; "
+                "take a larger corpus or step"
+            )
         tokens, labels = torch.from_numpy(whole).view(2, windows, context)
         parts = min(windows, task.batch.micro_batches)
         micro = zip(tokens.tensor_split(parts), labels.tensor_split(parts), strict=True)

@@ -96,6 +96,13 @@ class TextPieces:
         return inputs if column == "input" else labels
 
 
+def cut_documents(
+    context: int, end_of_text: int, documents: Examples, seed: int | None = None, epoch: int = 0
+) -> TextPieces:
+    """The pieces of an epoch, of at most `context` predicted tokens; see `pieces_of`."""
+    return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), end_of_text)
+
+
 @dataclass(frozen=True)
 class TextBatch:
     """One micro-batch of packed pieces, then filler. Letters: N tokens, M of them real.

@@ -4,6 +4,7 @@ took. It is a member as the bench has them (`pipeline/processes.py`)."""
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,12 +18,11 @@ from model.flops import training_flops
 from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from pipeline.data.document_shards import COLUMN
 from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from pipeline.data.pieces import collate_pieces, cut_documents
 from pipeline.data.shards import SIDES, open_shards
 from pipeline.data.tokenizer import EOS_ID
 from pipeline.processes import peak_bytes
 from pipeline.ranks import rank, world_size
-from pipeline.tasks.task import Examples
 from pipeline.train.checkpoint import save_checkpoint
 from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
 from pipeline.train.loop import add_gradients
@@ -148,10 +148,6 @@ def _steps(probe: Probe) -> Iterator[Step]:
         if probe.shards
         else RandomWords(probe.lengths, probe.vocab_size, columns)
     )
-
-    def cut(documents: Examples, seed: int, epoch: int) -> TextPieces:
-        return TextPieces(documents, pieces_of(documents.lengths[:, 0], context, seed, epoch), EOS_ID)
-
     return iterate_steps(
         documents,
         collate_pieces,
@@ -160,7 +156,7 @@ def _steps(probe: Probe) -> Iterator[Step]:
         probe.seed,
         rank=rank(),
         world_size=world_size(),
-        of_epoch=cut,
+        of_epoch=partial(cut_documents, context, EOS_ID),
     )
 
 

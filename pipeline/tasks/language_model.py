@@ -16,7 +16,7 @@ from model.config import DecoderConfig
 from model.packed_linear import pack_linears
 from pipeline.data.document_shards import COLUMN
 from pipeline.data.document_store import open_documents
-from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
 from pipeline.data.shards import Columns, open_shards
 from pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte, load_text_tokenizer
 from pipeline.evaluate.likelihood import Passage, log_probabilities
@@ -50,13 +50,11 @@ def language_model(
     context = model.max_positions
     tokenizer = load_text_tokenizer(folder_of("tokenizer"))
 
-    def cut(documents: Examples, seed: int | None, epoch: int) -> TextPieces:
-        pieces = pieces_of(documents.lengths[:, 0], context, seed, epoch)
-        return TextPieces(documents, pieces, tokenizer.end_of_text)
+    cut = partial(cut_documents, context, tokenizer.end_of_text)
 
     def validated(trained: LanguageModel) -> Evaluation:
         documents = open_tokens(folder_of("shards"), "validation")
-        pieces = cut(documents, None, 0)
+        pieces = cut(documents)
         share = _by_length(pieces)[rank() :: world_size()]  # every rank gets as much work
         total = float(piece_nats(trained, pieces, share, micro_tokens).sum())
         nats = math.fsum(gather(total))
@@ -176,7 +174,7 @@ def evaluate_language_model(
     shards = folder_of("shards")
     tokenizer = load_text_tokenizer(folder_of("tokenizer"))
     documents = open_tokens(shards, split)
-    pieces = TextPieces(documents, pieces_of(documents.lengths[:, 0], context), tokenizer.end_of_text)
+    pieces = cut_documents(context, tokenizer.end_of_text, documents)
     order = _by_length(pieces)
     num_tasks = min(len(order), max(2, -(-int(pieces.lengths.sum()) // TOKENS_PER_TASK)))
     shares = [
@@ -210,7 +208,6 @@ def _evaluate_share(share: _Share) -> tuple[np.ndarray, dict[str, list[str]]]:
     loaded = load_language_model(Path(share.model), device)
     model: Any = pack_linears(loaded.model)
     documents = open_tokens(Path(share.shards), share.split)
-    cut = pieces_of(documents.lengths[:, 0], share.context)
-    pieces = TextPieces(documents, cut, loaded.tokenizer.end_of_text)
+    pieces = cut_documents(share.context, loaded.tokenizer.end_of_text, documents)
     nats = piece_nats(model, pieces, share.rows, BATCH_TOKENS)
     return nats, _samples(model, loaded.tokenizer, documents) if share.with_samples else {}
