@@ -15,14 +15,14 @@ from model.dropout import Dropout
 from model.kernels.linear import Linear
 from model.packing import Layout, from_grid, to_grid
 
-LONG = 64  # tokens of the longest sentence from which on torch's own causal attention is quicker, there and back
+LONG = 64  # tokens: from this length on torch's causal attention is quicker, forward and backward together
 
 
 class _SoftmaxOverKeys(torch.autograd.Function):
     """softmax(scale * scores + bias) of scores (..., Lk, Lq) over the keys, as (..., Lq, Lk).
 
-    In memory the keys come first: so a CPU takes many queries at a time, where over rows as short as a sentence
-    softmax falls back to one element at a time and needs five times as long.
+    The keys come first in memory, so a CPU's softmax takes many queries at a time. Over rows as short as a sentence
+    softmax works element by element and takes five times as long.
     """
 
     @staticmethod
@@ -58,9 +58,7 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor
     """
     # The scale keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
     scale = 1.0 / math.sqrt(query.shape[-1])
-    if (
-        query.shape[-2] == 1 and bias is None and query.dtype is torch.float32
-    ):  # decoding: here the plain way is quicker
+    if query.shape[-2] == 1 and bias is None and query.dtype is torch.float32:  # decoding: the plain product is quicker
         return torch.matmul(query * scale, key.transpose(-1, -2)).softmax(-1)
     return _SoftmaxOverKeys.apply(torch.matmul(key, query.transpose(-1, -2)), bias, scale)
 
@@ -68,8 +66,8 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: nn.Module | None = None) -> Tensor:
     """softmax(query key^T / sqrt(K) + bias) value, equation 1 of the paper.
 
-    Explicit products: on a CPU the backward of torch's scaled_dot_product_attention takes longer than all of this,
-    up to LONG tokens.
+    The products are explicit: up to LONG tokens, the backward of torch's scaled_dot_product_attention takes longer on a
+    CPU than the whole explicit computation.
 
     Args:
         query: (..., Lq, K). key, value: (..., Lk, K). bias: as for `attention_weights`. dropout: of the weights.
@@ -81,7 +79,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropo
 
 
 def attend_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` where each token sees itself and what stands before it, without (L, L) weights in memory.
+    """Causal `attend`: each token sees itself and the tokens before it. Keeps no (L, L) weights in memory.
 
     Args:
         query: (B, H, L, K). key, value: (B, G, L, K), each head for H / G heads of queries.
@@ -93,10 +91,10 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", source: "Grid", causal: bool) -> Tensor:
-    """The same on packed tokens, without a grid: flash attention of sentences of any length, on a GPU.
+    """Attention on packed tokens, without a grid: flash attention of sentences of any length, on a GPU.
 
     Args:
-        query: (N target tokens, H, K). key, value: (N source tokens, G, K). target, source: may be the same side.
+        query: (N target tokens, H, K). key, value: (N source tokens, G, K). target, source: one side in self-attention.
     Returns:
         (N target tokens, H, K)
     """
@@ -124,11 +122,12 @@ def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """What every layer's attention needs to know of one packed side; each part is made once, when first asked for.
+    """The layout, biases and indices that every layer's attention shares for one packed side. Each is made once, at its
+    first use.
 
     Attributes:
         dtype: of the scores.
-        rotation: (N, K) by what self-attention turns queries and keys; None: by nothing.
+        rotation: (N, K) cosines and sines that turn self-attention's queries and keys; None: no rotation.
     """
 
     layout: Layout
@@ -143,12 +142,12 @@ class Grid:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest sentence; L may be one more."""
+        """Tokens of the longest sentence; L may be larger by 1."""
         return int(self.layout.lengths.max())
 
     @property
     def has_packed_kernel(self) -> bool:
-        """Whether `attend_packed` runs here."""
+        """Whether `attend_packed` runs on this device and type."""
         return self.layout.lengths.is_cuda and self.dtype in (torch.bfloat16, torch.float16)
 
     @cached_property
@@ -156,7 +155,7 @@ class Grid:
         return {}
 
     def rows(self, num_heads: int, projections: int) -> tuple[Tensor, Tensor]:
-        """The gather of `Layout.head_rows`."""
+        """The indices of `Layout.head_rows`, made once."""
         key = num_heads, projections
         if key not in self._rows:
             self._rows[key] = self.layout.head_rows(num_heads, projections)
@@ -177,19 +176,19 @@ class Grid:
         return {1: self.causal_bias}
 
     def causal_bias_of(self, queries: int) -> Tensor:
-        """For so many heads of queries that follow each other: (queries * L, L)"""
+        """The causal bias repeated for `queries` consecutive heads: (queries * L, L)"""
         if queries not in self._causal_biases:
             self._causal_biases[queries] = self.causal_bias.repeat(queries, 1)
         return self._causal_biases[queries]
 
     @cached_property
     def ends(self) -> Tensor:
-        """(B + 1,) int32: 0, then the row behind each sentence."""
+        """(B + 1,) int32: 0, then each sentence's end in the packed row (exclusive)."""
         return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
 
 
 def to_heads(projected: Tensor, grid: Grid, projections: int, num_heads: int | None = None) -> Tensor:
-    """Projections that lie side by side, (N, P * H * K), as heads in the grid: (P, B, H, L, K)."""
+    """Adjacent projections (N, P * H * K) -> heads in the grid (P, B, H, L, K)."""
     (sentences, length), heads = grid.shape, num_heads or grid.num_heads
     rows, places = grid.rows(heads, projections)
     width = projected.shape[1] // (projections * heads)
@@ -204,10 +203,10 @@ def from_heads(context: Tensor, grid: Grid) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns the pairs (i, i + K / 2) of every head by the angles of its token's position (RoPE, equation 34).
+    """Turns the pairs (i, i + K / 2) of every head by the angles of the token's position (RoPE, equation 34).
 
     Args:
-        x: (N, H, K). rotation: (N or 1, K), K / 2 cosines and as many sines.
+        x: (N, H, K). rotation: (N or 1, K), K / 2 cosines, then K / 2 sines.
     """
     cos, sin = rotation.to(x.dtype)[:, None].chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
@@ -216,11 +215,11 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where hypotheses of different lengths go on.
+    """The next positions of hypotheses of different lengths.
 
     Attributes:
-        positions: (R,) of each one's next token.
-        bias: (R, 1, 1, L) hides what stands behind it from it; L is the longest one's tokens with the next.
+        positions: (R,) of each hypothesis' next token.
+        bias: (R, 1, 1, L) hides the cells behind that token; L counts the longest hypothesis' tokens and its next one.
     """
 
     positions: Tensor
@@ -228,14 +227,14 @@ class Ragged:
 
     @staticmethod
     def of(lengths: Tensor, longest: int, dtype: torch.dtype) -> "Ragged":
-        """Of hypotheses with so many tokens, (R,), the longest of which has `longest`."""
+        """For hypotheses of `lengths` tokens, (R,), the longest of `longest` tokens."""
         behind = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
         return Ragged(lengths, padding_bias(behind, dtype))
 
 
 class KeyValueCache:
-    """Keys (R, G, room, K) and values (R, G, room, V) of the tokens decoded so far, which stand from 0 on; the room
-    doubles when full. Behind the end of a shorter row are finite numbers that mean nothing.
+    """Keys (R, G, capacity, K) and values (R, G, capacity, V) of the tokens decoded so far, from index 0 on. The
+    capacity doubles when full. Cells behind the end of a shorter row hold finite numbers without meaning.
 
     Attributes:
         length: of the longest row.
@@ -246,7 +245,7 @@ class KeyValueCache:
         self._room: list[Tensor] = []
 
     def fill(self, keys: Tensor, values: Tensor, length: int) -> None:
-        """Takes up the first tokens of all rows: keys (R, G, L, K) and values (R, G, L, V), L at least `length`."""
+        """Stores the first tokens of all rows: keys (R, G, L, K) and values (R, G, L, V), L at least `length`."""
         self._room = [part[:, :, :length] for part in (keys, values)]
         self.length = length
 
@@ -275,7 +274,7 @@ class KeyValueCache:
         return keys, values
 
     def reorder(self, rows: Tensor, length: int | None = None) -> None:
-        """Row r goes on from what was row rows[r]; rows (R',). `length`: of the longest of them, where it changes."""
+        """Row r becomes the old row rows[r]; rows (R',). `length`: of the longest chosen row; None: unchanged."""
         self._room = [part.index_select(0, rows) for part in self._room]
         self.length = self.length if length is None else length
 
@@ -283,8 +282,8 @@ class KeyValueCache:
 class SelfAttention(nn.Module):
     """Multi-head attention of packed sentences to themselves; heads are key_width (K) and value_width (V) wide.
 
-    Keys and values may have fewer heads, G, each of which H / G heads of queries share. These are laid one behind the
-    other as if they were one head of H / G times as many queries.
+    Keys and values may have fewer heads, G, each shared by H / G heads of queries. The query heads of a group are laid
+    one behind the other, as one head of H / G times as many queries.
     """
 
     def __init__(
@@ -299,7 +298,7 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
-        self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for them all
+        self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for all three
         self.key_width, self.value_width = key_width, value_width
         self.dropout = Dropout(dropout) if dropout else None  # of the weights
         self.widths = [num_heads * key_width, self.key_value_heads * key_width, self.key_value_heads * value_width]
@@ -316,14 +315,14 @@ class SelfAttention(nn.Module):
         return self.num_heads // self.key_value_heads
 
     def forward(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
-        """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and what stands before it.
+        """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and the tokens before it.
 
         Args:
-            state: of `start`, takes the tokens up, so that `step` goes on behind them.
+            state: of `start`; stores the keys and values, so that `step` continues behind these tokens.
         """
         projected = self._project(x, grid.rotation)
         dropout = self.dropout if self.training else None
-        # No kernel drops weights in the same way everywhere, so the weights are written out where some are dropped.
+        # Kernels differ in how they drop weights, so dropout uses explicit weights.
         if grid.has_packed_kernel and self.key_width == self.value_width and dropout is None:
             if state is not None:
                 state.fill(*self._to_heads(projected, grid)[1:], grid.longest)
@@ -339,8 +338,8 @@ class SelfAttention(nn.Module):
         return self.output(from_heads(context.reshape(len(context), self.num_heads, -1, context.shape[-1]), grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
-        """How much `forward`, which takes the same, takes of each token, (B, H, L queries, L keys); rows of padding
-        mean nothing."""
+        """The attention weights of `forward`, for the same arguments: (B, H, L queries, L keys). Rows of padding have
+        no meaning."""
         query, key, _ = self._to_heads(self._project(x, grid.rotation), grid)
         weights = attention_weights(query, key, self._bias(grid, causal))
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
@@ -349,7 +348,7 @@ class SelfAttention(nn.Module):
         return grid.causal_bias_of(self.queries_per_key) if causal else grid.padding_bias
 
     def _project(self, x: Tensor, rotation: Tensor | None) -> Tensor:
-        """Queries, keys and values side by side, of which the first two are turned: (N, d_model) -> (N, widths)"""
+        """Queries, keys and values side by side, queries and keys rotated: (N, d_model) -> (N, widths)"""
         projected = self.query_key_value(x)
         if rotation is None:
             return projected
@@ -358,7 +357,7 @@ class SelfAttention(nn.Module):
         return torch.cat((rotate(heads, rotation).flatten(1), projected[:, turned:]), dim=1)
 
     def _to_heads(self, projected: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """What `_project` returned: (N, widths) -> (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
+        """The projections of `_project`, (N, widths), as heads: (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
         if self.has_one_width:
             query, key, value = to_heads(projected, grid, 3)
         elif self.key_value_heads == self.num_heads:
@@ -381,7 +380,7 @@ class SelfAttention(nn.Module):
 
         Args:
             rotation: (1 or R, K) of the positions.
-            ragged: where the hypotheses are of different lengths; None: all are at one position.
+            ragged: for hypotheses of different lengths; None: all are at the same position.
         """
         query, key, value = self._project(x, rotation).split(self.widths, dim=1)
         key, value = (part.view(len(x), self.key_value_heads, -1) for part in (key, value))  # (R, G, K)
@@ -425,7 +424,7 @@ class CrossAttention(nn.Module):
         return self.output(from_heads(context.view(len(context), self.num_heads, -1, context.shape[-1]), target))
 
     def weights(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
-        """How much `forward` takes of each source token, (B, H, L target, L source); rows of padding mean nothing."""
+        """The attention weights of `forward`, (B, H, L target, L source). Rows of padding have no meaning."""
         key, _ = self.keys_and_values(memory, source)
         weights = attention_weights(self._queries(x, target), key, source.padding_bias)
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
@@ -436,7 +435,7 @@ class CrossAttention(nn.Module):
         return query.view(len(query), self.key_value_heads, -1, query.shape[-1])
 
     def keys_and_values(self, memory: Tensor, source: Grid) -> tuple[Tensor, Tensor]:
-        """memory: (N source tokens, d_model) -> (B, G, L, K), (B, G, L, V), what `step` sees."""
+        """memory: (N source tokens, d_model) -> keys (B, G, L, K) and values (B, G, L, V) for `step`."""
         projected, heads = self.key_value(memory), self.key_value_heads
         if self.has_one_width:
             key, value = to_heads(projected, source, 2, heads)
@@ -446,7 +445,7 @@ class CrossAttention(nn.Module):
         return key, value
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """One more token of each hypothesis; the B sentences have R / B hypotheses each, which share their keys.
+        """One more token of each hypothesis. Each of the B sentences has R / B hypotheses, which share its keys.
 
         Args:
             x: (R, d_model). keys, values: of `keys_and_values`. bias: (B, 1, 1, L) or None.

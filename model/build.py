@@ -1,4 +1,4 @@
-"""From a configuration to its model: the one place that knows them all."""
+"""Builds a model from its configuration. Only this file knows every architecture."""
 
 from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
 from model.decoder_only import DecoderOnly
@@ -8,7 +8,7 @@ from model.transformer import Transformer
 ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
 Model = Transformer | Recurrent | DecoderOnly
 
-# What configurations and model folders call them.
+# The names in configurations and model folders.
 ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[DecoderConfig]] = {
     "transformer": TransformerConfig,
     "lstm": RecurrentConfig,
@@ -28,5 +28,5 @@ def build_model(config: ModelConfig, vocab_size: int) -> Model:
 
 
 def architecture_of(config: ModelConfig) -> str:
-    """The name in ARCHITECTURES."""
+    """The architecture's name in ARCHITECTURES."""
     return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))

@@ -1,4 +1,4 @@
-"""The shapes of models. The vocabulary's size is not here: it comes from the tokenizer."""
+"""The shapes of models. The vocabulary's size comes from the tokenizer."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ NORM_EPSILON = 1e-5  # torch's
 
 
 class Norm(Enum):
-    """Where layer normalisation stands: after the residual sum (the paper) or before the sublayer."""
+    """The place of layer normalisation: after the residual sum (the paper) or before the sublayer."""
 
     post = "post"
     pre = "pre"
 
 
 class Normalization(Enum):
-    """By what a token's vector is normalised: mean and variance (the paper), or its root mean square alone
+    """The normalisation of a token's vector: by mean and variance (the paper), or by the root mean square alone
     (Zhang and Sennrich 2019)."""
 
     layer = "layer"
@@ -25,8 +25,8 @@ class Normalization(Enum):
 
 
 class Activation(Enum):
-    """What stands between the two products of a feed-forward layer: max(0, x) (equation 2), GELU (Hendrycks and Gimpel
-    2016) exactly or by its approximation with tanh, which GPT-2 has, or SiLU gated by a third product (SwiGLU, Shazeer
+    """The function between the two products of a feed-forward layer: max(0, x) (equation 2), the exact GELU (Hendrycks
+    and Gimpel 2016), GPT-2's approximation of GELU with tanh, or SiLU gated by a third product (SwiGLU, Shazeer
     2020)."""
 
     relu = "relu"
@@ -36,8 +36,8 @@ class Activation(Enum):
 
 
 class Positions(Enum):
-    """How a token learns where it stands: added to its embedding (section 3.5; learned positions are row E of table 3),
-    or as a rotation of queries and keys in self-attention (RoPE, Su et al. 2021)."""
+    """How a token's position enters the model: added to the embedding (section 3.5; learned positions are row E of
+    table 3), or as a rotation of queries and keys in self-attention (RoPE, Su et al. 2021)."""
 
     sinusoidal = "sinusoidal"
     learned = "learned"
@@ -53,8 +53,8 @@ class TransformerConfig:
         d_v: width of a head's values; None: as d_k.
         key_value_heads: heads of keys and values, each shared by as many heads of queries (grouped-query attention,
             Ainslie et al. 2023); None: num_heads.
-        d_ff: with SwiGLU each of the two inner products is so wide.
-        bias: whether products and normalisations have one.
+        d_ff: width of the inner product; with SwiGLU of each of the two inner products.
+        bias: whether products and normalisations have a bias.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -96,7 +96,7 @@ class TransformerConfig:
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether all layers are those of the paper, as other programs have them too."""
+        """Whether all layers are those of the paper, which other programs implement too."""
         return (self.normalization, self.activation, self.shared_heads, self.bias) == (
             Normalization.layer,
             Activation.relu,
@@ -106,31 +106,31 @@ class TransformerConfig:
 
     @property
     def has_packed_attention(self) -> bool:
-        """Whether kernels on packed tokens compute all of its attention on a GPU in 16 bits."""
+        """Whether kernels on packed tokens compute all attention of the model on a GPU in 16 bits."""
         return self.key_width == self.value_width and self.shared_heads == self.num_heads
 
     @property
     def shared_heads(self) -> int:
-        """key_value_heads, whether it is given or not."""
+        """key_value_heads, or its default."""
         return self.key_value_heads or self.num_heads
 
     @property
     def key_width(self) -> int:
-        """d_k, whether it is given or not."""
+        """d_k, or its default."""
         return self.d_k or self.d_model // self.num_heads
 
     @property
     def value_width(self) -> int:
-        """d_v, whether it is given or not."""
+        """d_v, or its default."""
         return self.d_v or self.key_width
 
     @property
     def norm_epsilon(self) -> float:
-        """What normalisations add to the variance."""
+        """The constant that normalisations add to the variance."""
         return NORM_EPSILON
 
     def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
-        """Of the forward pass per (source token, target token), without attention's own products."""
+        """Multiply-adds of the forward pass per (source token, target token), without attention's own products."""
         layer, keys_and_values = _layer_multiply_adds(self)
         query_and_output = self.d_model * self.num_heads * (self.key_width + self.value_width)
         source = self.encoder_layers * layer + self.decoder_layers * keys_and_values
@@ -142,7 +142,7 @@ class RecurrentConfig:
     """The attentional LSTM of `recurrent.py`.
 
     Attributes:
-        d_model: width of embeddings and of every layer; an encoder layer has half of it in each direction.
+        d_model: width of embeddings and of every layer; an encoder layer has d_model / 2 in each direction.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -165,17 +165,17 @@ class RecurrentConfig:
 
     @property
     def max_positions(self) -> None:
-        """A recurrent model counts no positions: any length goes."""
+        """None: a recurrent model takes sentences of any length."""
         return None
 
     @property
     def has_packed_attention(self) -> bool:
-        """No kernel on packed tokens computes its attention."""
+        """False: no kernel on packed tokens computes a recurrent model's attention."""
         return False
 
     def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
-        """Of the forward pass per (source token, target token), without attention's own products. An LSTM has four
-        gates, each a product with its input and one with its state."""
+        """Multiply-adds of the forward pass per (source token, target token), without attention's own products. Each of
+        an LSTM's four gates has a product with the input and a product with the state."""
         square = self.d_model**2
         direction = 4 * (self.d_model // 2) * (self.d_model + self.d_model // 2)
         source = self.encoder_layers * 2 * direction + square  # the keys
@@ -190,13 +190,13 @@ class DecoderConfig:
 
     Attributes:
         key_value_heads: heads of keys and values, each shared by as many heads of queries; None: num_heads.
-        d_ff: with SwiGLU each of the two inner products is so wide.
-        dropout: of embeddings, of attention's weights, and of what each sublayer adds.
-        norm_epsilon: what normalisations add to the variance.
+        d_ff: width of the inner product; with SwiGLU of each of the two inner products.
+        dropout: of embeddings, of attention's weights, and of each sublayer's output.
+        norm_epsilon: the constant that normalisations add to the variance.
         rotary_base: the angle of a head's pair i turns by rotary_base^(-2i / width) a position.
-        bias: whether products and normalisations have one.
+        bias: whether products and normalisations have a bias.
         max_positions: the context: tokens of the longest text.
-        tied: whether the embedding is the output projection too.
+        tied: whether the embedding is also the output projection.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -238,30 +238,30 @@ class DecoderConfig:
 
     @property
     def has_packed_attention(self) -> bool:
-        """Whether kernels on packed tokens compute its attention on a GPU in 16 bits; they drop no weights."""
+        """Whether kernels on packed tokens compute the model's attention on a GPU in 16 bits; these lack dropout."""
         return self.dropout == 0.0
 
     @property
     def shared_heads(self) -> int:
-        """key_value_heads, whether it is given or not."""
+        """key_value_heads, or its default."""
         return self.key_value_heads or self.num_heads
 
     @property
     def key_width(self) -> int:
-        """Of a head's queries and keys."""
+        """Width of a head's queries and keys."""
         return self.d_model // self.num_heads
 
     @property
     def value_width(self) -> int:
-        """Of a head's values."""
+        """Width of a head's values."""
         return self.key_width
 
     def multiply_adds(self, vocab_size: int, length: int = 0) -> tuple[int, int]:
-        """Of the forward pass per (source token, token); there is no source.
+        """Multiply-adds of the forward pass per (source token, token); the first is 0, without a source.
 
         Args:
             length: tokens of a text, for attention's own products, 2 * length * d_model a layer (Chowdhery et al. 2022,
-                appendix B: the masked half is counted). 0: they are left out.
+                appendix B: the masked half is counted). 0: without these products.
         """
         layer = _layer_multiply_adds(self)[0] + 2 * length * self.d_model
         return 0, self.layers * layer + vocab_size * self.d_model
@@ -282,7 +282,7 @@ def _check(config: Any, counts: Sequence[str]) -> None:
 def _check_heads(config: "TransformerConfig | DecoderConfig") -> None:
     """
     Raises:
-        ValueError: heads of keys that can't be shared out among those of queries.
+        ValueError: the number of query heads is no multiple of key_value_heads.
     """
     heads = config.key_value_heads
     if heads is not None and (heads < 1 or config.num_heads % heads):
@@ -290,8 +290,8 @@ def _check_heads(config: "TransformerConfig | DecoderConfig") -> None:
 
 
 def _layer_multiply_adds(config: "TransformerConfig | DecoderConfig") -> tuple[int, int]:
-    """Per token: of self-attention's projections and feed-forward, and of the keys and values among them."""
-    # Queries, keys, values and output: between the model's width and that of all heads together
+    """Multiply-adds a token: of self-attention's projections and feed-forward, and of keys and values among them."""
+    # Queries, keys, values and output map between the model's width and the width of all heads together.
     widths = config.key_width + config.value_width
     query_and_output = config.d_model * config.num_heads * widths
     keys_and_values = config.d_model * config.shared_heads * widths

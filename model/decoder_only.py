@@ -1,4 +1,4 @@
-"""The decoder-only language model: GPT (Radford et al. 2018, 2019; Brown et al. 2020), and with other settings Llama
+"""The decoder-only language model: GPT (Radford et al. 2018, 2019; Brown et al. 2020) or, by its settings, Llama
 (Touvron et al. 2023).
 
 Letters in shapes: N packed tokens, B texts, R rows being decoded, V the vocabulary.
@@ -39,7 +39,7 @@ class DecoderOnly(nn.Module):
         self.layers = nn.ModuleList(
             SelfAttentionLayer(config, causal=True, dropout=config.dropout) for _ in range(config.layers)
         )
-        # Post-norm layers end in a normalisation of their own.
+        # A post-norm layer already ends in a normalisation.
         self.norm = make_normalization(config) if config.norm is Norm.pre else nn.Identity()
         if not config.tied:
             self.output = nn.Parameter(torch.empty(vocab_size, config.d_model))
@@ -47,9 +47,9 @@ class DecoderOnly(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Weights of a standard deviation of 0.02 (Radford et al. 2018, section 4.1), those of the products that write
-        to the residual stream divided by sqrt(2 * layers), the number of sublayers (Radford et al. 2019, section 2.3).
-        """
+        """Draws weights with a standard deviation of 0.02 (Radford et al. 2018, section 4.1). Weights of products that
+        write to the residual stream are divided by sqrt(2 * layers), the number of sublayers (Radford et al. 2019,
+        section 2.3)."""
         for name, parameter in self.named_parameters():
             if name.endswith(("self_attention.output.weight", "feed_forward.outer.weight")):
                 nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * self.config.layers))
@@ -59,7 +59,7 @@ class DecoderOnly(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor, segments: Layout) -> Tensor:
-        """The last layer's output at every token, which has seen itself and what stands before it in its own text.
+        """The last layer's output at every token, which sees itself and the tokens before it in its own text.
 
         Args:
             tokens: (N,) ids of texts that follow each other.
@@ -75,23 +75,23 @@ class DecoderOnly(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions (below max_positions): (N,) -> (N, d_model). Unlike the Transformer's, embeddings are not
-        multiplied."""
+        """tokens, positions (below max_positions): (N,) -> (N, d_model). Embeddings are not scaled by sqrt(d_model),
+        unlike the Transformer's."""
         return self.dropout(with_positions(self, self.embedding(tokens), positions))
 
     @property
     def output_weight(self) -> Tensor:
-        """The projection to the vocabulary, (V, d_model): the embedding where they are tied."""
+        """The projection to the vocabulary, (V, d_model); with `tied` the embedding."""
         return self.embedding.weight if self.config.tied else self.output
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        """`forward`'s output (N, d_model) -> logits (N, V)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
         return nn.functional.linear(hidden, self.output_weight)
 
     def start_decoding(self, tokens: Tensor, layout: Layout) -> "DecoderOnlyDecoding":
-        """Reads packed prompts, of any lengths, in one forward pass, and prepares to go on behind each of them.
+        """Reads packed prompts, of any lengths, in one forward pass, and prepares to continue each prompt.
 
         Raises:
             ValueError: a prompt of more than max_positions tokens.
@@ -100,7 +100,7 @@ class DecoderOnly(nn.Module):
 
 
 class DecoderOnlyDecoding:
-    """Incremental decoding of R rows, at first one for each prompt.
+    """Incremental decoding of R rows, at first one row a prompt.
 
     Attributes:
         logits: (R, V) of every row's next token.
@@ -143,10 +143,10 @@ class DecoderOnlyDecoding:
         return self.logits
 
     def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
-        """Row r goes on from rows[r]: rows (R',), where R' may be smaller or larger, and a row may be there many times.
+        """Row r becomes the old row rows[r]; rows (R',). R' may be smaller or larger than R, and rows may repeat.
 
         Args:
-            sentences: of the protocol `Decoding`; nothing here belongs to a sentence beside its rows.
+            sentences: unused, of the protocol `Decoding`: this model keeps no state per sentence.
         """
         self.lengths = self.lengths.index_select(0, rows)
         self.logits = self.logits.index_select(0, rows)

@@ -1,12 +1,12 @@
-"""Dropout (section 5.4 of the paper), on a CPU at a fraction of the cost of torch's."""
+"""Dropout (section 5.4 of the paper), on a CPU at a fraction of the cost of torch's dropout."""
 
 import torch
 from torch import Tensor, nn
 
 
 class _AddDropped(torch.autograd.Function):
-    """x + dropout(change), from one random byte an element: torch's bernoulli_ takes 13 % of a training step on a CPU,
-    and a product with a mask of zeros and ones in x's own type is the quickest way to apply it."""
+    """x + dropout(change), from one random byte an element: torch's bernoulli_ takes 13 % of a training step on a CPU.
+    Multiplying by a mask of zeros and ones in x's type is the quickest way to apply the mask."""
 
     @staticmethod
     def forward(ctx, x: Tensor | None, change: Tensor, threshold: int) -> Tensor:
@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, change: Tensor, x: Tensor | None = None) -> Tensor:
-        """change with dropout, added to x if there is one: any shape -> the same."""
+        """dropout(change), plus x if given; any shape, which the result keeps."""
         threshold = round(self.probability * 256)
         if self.training and threshold and change.device.type == "cpu":
             return _AddDropped.apply(x, change, threshold)

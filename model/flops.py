@@ -1,4 +1,4 @@
-"""What a model costs, by its shape."""
+"""The operations and parameters of a model, by its shape."""
 
 import torch
 
@@ -9,10 +9,10 @@ from model.config import DecoderConfig
 def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
     """Multiply-adds of the forward pass per (source token, target token).
 
-    A source token pays for the encoder and for the keys and values that the decoder's attention makes of it; a target
-    token for the decoder and the output projection. Attention's own products are left out: under 1 % at 30 tokens a
-    sentence. Base: 84 d^2 and 84 d^2 + V d. The LSTM with its defaults: 13 d^2 and 22 d^2 + V d. A language
-    model's tokens are all target tokens. GPT-2's smallest: 144 d^2 + V d, and 24 L d more in texts of L tokens.
+    A source token's cost is the encoder and the decoder's cross-attention keys and values; a target token's cost is the
+    decoder and the output projection. Attention's own products are left out: under 1 % at 30 tokens a sentence. Base:
+    84 d^2 and 84 d^2 + V d. The LSTM with its defaults: 13 d^2 and 22 d^2 + V d. All tokens of a language model are
+    target tokens. GPT-2's smallest: 144 d^2 + V d, plus 24 L d in texts of L tokens.
     """
     return config.multiply_adds(vocab_size)
 
@@ -31,13 +31,13 @@ def training_flops(config: ModelConfig, vocab_size: int, *tokens: int) -> int:
 
 
 def attention_flops(config: DecoderConfig) -> int:
-    """Of `training_flops` of a language model's token what attention's own products are: 12 * layers * d_model *
+    """The share of attention's own products in a language model's `training_flops` a token: 12 * layers * d_model *
     max_positions (Chowdhery et al. 2022, appendix B)."""
     with_products, without = (config.multiply_adds(0, length)[-1] for length in (config.max_positions, 0))
     return 6 * (with_products - without)
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Trained numbers, a shared one once; nothing is allocated."""
+    """The number of trained parameters, shared ones counted once. Allocates no tensor."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(config, vocab_size).parameters())

@@ -10,8 +10,8 @@ from model.kernels.linear import Linear
 
 
 class _RootMeanSquare(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight, which keeps x alone: torch's own, on a CPU, is a chain of operations, each of
-    which keeps its input, in fp32."""
+    """x / sqrt(mean(x^2) + eps) * weight, keeping only x for the backward pass. On a CPU torch's version is a chain of
+    operations, each keeping its input in fp32."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -51,8 +51,8 @@ def make_normalization(config: TransformerConfig | DecoderConfig) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """max(0, x W1 + b1) W2 + b2 (equation 2): (N, d_model) -> (N, d_model), d_ff wide inside; or with another
-    activation. SwiGLU: (silu(x W1) * (x W3)) W2, W1 and W3 side by side in `inner`."""
+    """max(0, x W1 + b1) W2 + b2 (equation 2), or another activation than max: (N, d_model) -> (N, d_model), d_ff wide
+    inside. SwiGLU: (silu(x W1) * (x W3)) W2, W1 and W3 side by side in `inner`."""
 
     def __init__(self, d_model: int, d_ff: int, activation: Activation = Activation.relu, bias: bool = True) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         inner = self.inner(x)
         match self.activation:
             case Activation.relu:
-                return self.outer(inner.relu_())  # in place: nothing else reads what `inner` returned
+                return self.outer(inner.relu_())  # in place: nothing else reads the output of `inner`
             case Activation.gelu:
                 return self.outer(nn.functional.gelu(inner))
             case Activation.gelu_tanh:
@@ -87,17 +87,17 @@ class Residual(nn.Module):
         self.is_pre = config.norm is Norm.pre
 
     def enter(self, x: Tensor) -> Tensor:
-        """What the sublayer reads: (N, d_model) -> (N, d_model)."""
+        """The sublayer's input: (N, d_model) -> (N, d_model)."""
         return self.norm(x) if self.is_pre else x
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
-        """What the next sublayer gets: x before `enter` and the sublayer's output, each (N, d_model)."""
+        """The next sublayer's input, from x before `enter` and the sublayer's output `change`, each (N, d_model)."""
         x = self.dropout(change, x)
         return x if self.is_pre else self.norm(x)
 
 
 def heads_of(config: TransformerConfig | DecoderConfig) -> tuple[int, int, int, int, int, bool]:
-    """What an attention is made of."""
+    """The arguments of an attention layer, in the constructors' order."""
     widths = config.key_width, config.value_width
     return config.d_model, config.num_heads, *widths, config.shared_heads, config.bias
 
@@ -106,7 +106,7 @@ class SelfAttentionLayer(nn.Module):
     """Self-attention and feed-forward: the encoder's layer (figure 1, left), and with `causal` a language model's.
 
     Args:
-        dropout: of attention's weights, which the paper does not have.
+        dropout: of attention's weights; the paper has none.
     """
 
     def __init__(self, config: TransformerConfig | DecoderConfig, causal: bool = False, dropout: float = 0.0) -> None:
@@ -118,14 +118,15 @@ class SelfAttentionLayer(nn.Module):
         self.around_feed_forward = Residual(config)
 
     def forward(self, x: Tensor, grid: Grid, state: KeyValueCache | None = None) -> Tensor:
-        """x: (N, d_model) -> the same. The state, if there is one, takes the tokens up for `step`."""
+        """x: (N, d_model) -> (N, d_model). The state, if given, stores the keys and values for `step`."""
         frame = self.around_attention
         x = frame.leave(x, self.self_attention(frame.enter(x), grid, self.causal, state))
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))
 
     def step(self, x: Tensor, state: KeyValueCache, rotation: Tensor | None, ragged: Ragged | None) -> Tensor:
-        """One more token of each hypothesis: x (R, d_model) -> the same; the rest as in `SelfAttention.step`."""
+        """One more token of each hypothesis: x (R, d_model) -> (R, d_model); other arguments as in
+        `SelfAttention.step`."""
         frame = self.around_attention
         x = frame.leave(x, self.self_attention.step(frame.enter(x), state, rotation, ragged))
         frame = self.around_feed_forward
@@ -162,7 +163,8 @@ class DecoderLayer(nn.Module):
         bias: Tensor | None,
         rotation: Tensor | None,
     ) -> Tensor:
-        """One more token of each hypothesis: x (R, d_model); the rest as in the attentions' own `step`."""
+        """One more token of each hypothesis: x (R, d_model) -> (R, d_model); other arguments as in the `step` of the
+        attention layers."""
         frame = self.around_self_attention
         x = frame.leave(x, self.self_attention.step(frame.enter(x), state, rotation))
         frame = self.around_cross_attention

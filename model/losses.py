@@ -1,4 +1,4 @@
-"""Losses as sums: the training loop divides once, by the step's number of target tokens over all workers."""
+"""Losses as sums: the training loop divides once, by the number of target tokens that the step has on all workers."""
 
 import math
 from typing import NamedTuple
@@ -9,23 +9,23 @@ from torch.nn import functional
 
 from model.kernels.linear import multiply, multiply_transposed, products_for
 
-CPU_ROWS, GPU_ROWS = 32, 4096  # of logits at a time: on a CPU what its cache holds in fp32
-LEAST_PROBABILITY = 1e-30  # of a label, for its logarithm to be exact
+CPU_ROWS, GPU_ROWS = 32, 4096  # rows of logits at a time: on a CPU as many as the cache holds in fp32
+LEAST_PROBABILITY = 1e-30  # of a label: the logarithm of a smaller one is not exact
 
 
 class LossSum(NamedTuple):
-    """A loss summed over tokens (nats; a scalar in fp32) and the number of tokens that it sums over."""
+    """A loss summed over tokens (nats; a scalar in fp32) and the number of these tokens."""
 
     total: Tensor
     num_tokens: int
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Logits become their own gradient, softmax(z) - q, a few rows at a time while they are in the cache: in fp32
-    without ever holding [tokens × vocabulary] in fp32, and in half the time of cross_entropy on a CPU.
+    """Replaces logits by their gradient, softmax(z) - q, a few rows at a time while the rows are in the cache. The
+    gradient is fp32, no fp32 tensor has [tokens × vocabulary] elements, and a CPU takes half of cross_entropy's time.
 
-    What smoothing adds is the same for all tokens, so it never touches [tokens × vocabulary]: it is a sum over the
-    vocabulary of the weights, and over the tokens of what they meet.
+    Smoothing adds the same term for all tokens, so the term needs no [tokens × vocabulary] tensor: only a sum of the
+    weights over the vocabulary, and a sum of the hidden vectors over the tokens.
     """
 
     @staticmethod
@@ -44,7 +44,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
             if not is_cpu:
                 some_normalisers.copy_(z.logsumexp(-1, keepdim=True))
             p = torch.softmax(z, -1, out=z)
-            if is_cpu:  # from the label's own probability: logsumexp would take as long as softmax
+            if is_cpu:  # from the label's probability: logsumexp would take as long as softmax
                 torch.sub(some_of_label, p.gather(1, some_labels).log_(), out=some_normalisers)
             p.scatter_add_(1, some_labels, p.new_full((1, 1), smoothing - 1).expand_as(some_labels))
             if p.data_ptr() != some_logits.data_ptr():
@@ -69,7 +69,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
 
 def _mend_underflow(log_normaliser: Tensor, of_label: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """Counts anew, in place, where a label's probability is too small for its logarithm: a wrong and very sure model.
+    """Recomputes, in place, rows whose label's probability is too small for a logarithm: a wrong and very sure model.
 
     Args:
         log_normaliser, of_label: (M, 1) of the first M rows of hidden (N, d_model). weight: (V, d_model).
@@ -83,11 +83,11 @@ def _mend_underflow(log_normaliser: Tensor, of_label: Tensor, hidden: Tensor, we
 def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> LossSum:
     """Cross-entropy of softmax(hidden weight^T) to the smoothed labels (section 5.4), summed over tokens.
 
-    With smoothing e over a vocabulary of V the label's share q is 1 - e + e / V and every other token's e / V
-    (Szegedy et al. 2016): -sum_v q(v) log p(v).
+    The loss of a token is -sum_v q(v) log p(v). With smoothing e over a vocabulary of V, q is 1 - e + e / V for the
+    label and e / V for every other token (Szegedy et al. 2016).
 
     Args:
         hidden: (N, d_model). weight: (V, d_model).
-        labels: (M,) ids of the first M rows; rows behind them are filler, without loss or gradient.
+        labels: (M,) ids of the first M rows; the other rows are filler, without loss or gradient.
     """
     return LossSum(_SmoothedCrossEntropy.apply(hidden, weight, labels, smoothing), labels.numel())

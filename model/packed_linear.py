@@ -1,8 +1,8 @@
 """Products with fixed weights, for inference on a CPU.
 
-torch multiplies fp32 matrices by MKL, which is slow on processors that are not Intel's (on an AMD EPYC 100 GFLOP/s a
-core, where oneDNN does 230), and lays bf16 weights out anew for every product. Here oneDNN gets them in its own layout,
-once, through the operators that torch.compile's CPU backend uses.
+torch multiplies fp32 matrices by MKL, which is slow on processors other than Intel's (on an AMD EPYC 100 GFLOP/s a
+core, oneDNN 230), and rearranges bf16 weights for every product. This module rearranges the weights into oneDNN's
+layout once, through the operators of torch.compile's CPU backend.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from model.build import Model
 
-ROWS = 256  # of a typical product, for which oneDNN chooses the layout; any other number works
+ROWS = 256  # of a typical product, for which oneDNN chooses the layout; products of other sizes work, too
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b with weights that can't change any more: (..., inputs) -> (..., outputs)."""
+    """x W^T + b with fixed weights: (..., inputs) -> (..., outputs)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -26,12 +26,11 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: Model) -> Model:
-    """Gives all linear layers of a model packed weights, and its projection to the vocabulary too, in place. From then
-    on it can neither train nor be saved.
+    """Packs the weights of a model's linear layers and of its projection to the vocabulary, in place. A packed model
+    can neither train nor be saved.
 
     Returns:
-        the model; unchanged where it is packed already, and where this torch has no such operators for its device and
-        type.
+        the model; unchanged if packed already, or if this torch lacks the operators for the model's device and type.
     """
     weight = model.output_weight
     if model.packed_projection is not None or not _can_pack(weight):
@@ -49,6 +48,6 @@ def _can_pack(weight: Tensor) -> bool:
         return False
     try:
         PackedLinear(weight[:8])(weight[:1])
-    except (AttributeError, RuntimeError, TypeError):  # the operators are torch's own affair, and may change
+    except (AttributeError, RuntimeError, TypeError):  # the operators are private to torch, and may change
         return False
     return True

@@ -1,8 +1,8 @@
-"""Packed sentences: tokens of many sentences stand in one row, without padding; only attention needs to know
-where a sentence begins. A Layout says so, and carries tokens between the row and a padded grid.
+"""Packed sentences: the tokens of many sentences in one row, without padding. Only attention needs the sentences'
+boundaries. A Layout holds the boundaries, and the indices between the row and a padded grid.
 
 Letters in shapes: N tokens in the row, B sentences, L a grid's length, H heads, K width of a head, P projections
-(query, key, value) that lie side by side in one token's row.
+(query, key, value) side by side in a token's row.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each packed token stands.
+    """The place of each packed token.
 
     Attributes:
         lengths: (B,) tokens of each sentence, each at least 1.
         positions: (N,) a token's position in its own sentence, from 0.
-        to_grid: (B, L) the row of the token in this cell; cells behind a sentence's end name the row 0. L is even, one
-            more than the longest sentence where need be: half as many shapes of the grid.
+        to_grid: (B, L) the row of each cell's token; 0 in cells behind a sentence's end. L is the longest sentence's
+            length rounded up to an even number, which halves the number of grid shapes.
         cells: (N,) the cell b * L + l of each token.
         padding: (B, L) True behind a sentence's end; None where all sentences have L tokens.
     """
@@ -32,7 +32,7 @@ class Layout:
 
     @staticmethod
     def of(lengths: Tensor) -> "Layout":
-        """The layout of sentences that follow each other in the row; lengths (B,)."""
+        """The layout of consecutive sentences of `lengths` tokens, (B,)."""
         longest = -(-int(lengths.max()) // 2) * 2
         starts = lengths.cumsum(0) - lengths
         steps = torch.arange(longest, device=lengths.device)
@@ -48,7 +48,7 @@ class Layout:
         return self.to_grid.shape[0], self.to_grid.shape[1]
 
     def to(self, device: torch.device) -> "Layout":
-        """The same on another device."""
+        """Returns the layout on another device."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
@@ -60,8 +60,8 @@ class Layout:
         """The permutation between a row of tokens, seen as (N * P * H, K), and a grid of heads (P, B, H, L, K).
 
         Returns:
-            rows: (P * B * H * L,) for every place in the grid the row that belongs there.
-            places: (N * P * H,) for every row its place in the grid.
+            rows: (P * B * H * L,) the row of every place in the grid.
+            places: (N * P * H,) the place in the grid of every row.
         """
         sentences, longest = self.grid
         device = self.lengths.device
@@ -81,7 +81,7 @@ def refuse_longer(layout: Layout, max_positions: int) -> None:
         ValueError: a sentence of more than max_positions tokens.
     """
     longest = layout.grid[1]
-    if longest > max_positions:  # the grid may have one more than the longest sentence
+    if longest > max_positions:  # L may be larger than the longest sentence by 1
         longest = int(layout.lengths.max())
     if longest > max_positions:
         raise ValueError(f"a sentence of {longest} tokens; model.max_positions is {max_positions}")
@@ -108,16 +108,16 @@ class _FromGrid(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         rows, places = ctx.saved_tensors
-        if len(rows) == len(places):  # no padding: the permutation back
+        if len(rows) == len(places):  # no padding: the inverse permutation
             return grad.index_select(0, rows), None, None
         return grad.new_zeros(len(rows), grad.shape[1]).index_copy_(0, places, grad), None, None
 
 
 def to_grid(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """Carries a row of tokens into a grid, with the indices of `Layout.head_rows`.
+    """Gathers a row of tokens into a grid, by the indices of `Layout.head_rows`.
 
-    Padding repeats some row. The gradient there is taken to be zero, as attention makes it: so the backward is a
-    gather too, where index_select's would scatter and add.
+    Padding repeats an arbitrary row. The backward assumes a gradient of zero in padding, as attention gives it, and so
+    is a gather too; index_select's backward would scatter and add.
 
     Args:
         x: (N * P * H, K). rows: (P * B * H * L,). places: (N * P * H,).
@@ -128,5 +128,5 @@ def to_grid(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def from_grid(grid: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """The way back: (P * B * H * L, K) -> (N * P * H, K); padding is dropped and gets a gradient of zero."""
+    """The inverse of `to_grid`: (P * B * H * L, K) -> (N * P * H, K). Drops padding, whose gradient is zero."""
     return _FromGrid.apply(grid, rows, places)

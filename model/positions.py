@@ -1,4 +1,4 @@
-"""How a model on packed tokens learns where each token stands: the tables, and what is made of them.
+"""Positions of packed tokens: the tables, and how they enter a model.
 
 Letters in shapes: N packed tokens, K width of a head.
 """
@@ -29,7 +29,7 @@ def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
 
 
 def make_positions(model: nn.Module, config: TransformerConfig | DecoderConfig, rotary_base: float = 10000.0) -> None:
-    """Gives the model the table that positions are looked up in: `learned_positions`, `rotations` or `sinusoids`."""
+    """Gives the model the table of its positions: `learned_positions`, `rotations` or `sinusoids`."""
     match config.positions:
         case Positions.learned:
             model.learned_positions = nn.Embedding(config.max_positions, config.d_model)
@@ -41,7 +41,7 @@ def make_positions(model: nn.Module, config: TransformerConfig | DecoderConfig, 
 
 
 def with_positions(model: Any, x: Tensor, positions: Tensor) -> Tensor:
-    """The tokens' embeddings x (N, d_model) with what stands for their positions (N,), where these are added."""
+    """Adds the vectors of positions (N,) to the tokens' embeddings x (N, d_model); with rotations returns x."""
     match model.config.positions:
         case Positions.learned:
             return x + model.learned_positions(positions)
@@ -51,14 +51,14 @@ def with_positions(model: Any, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def rotation_at(model: Any, positions: Tensor) -> Tensor | None:
-    """By what self-attention turns queries and keys at these positions: (N,) -> (N, K); None: by nothing."""
+    """The rotation of self-attention's queries and keys at positions (N,): (N, K); None without rotations."""
     if model.config.positions is not Positions.rotary:
         return None
     return model.rotations.index_select(0, positions)
 
 
 def grid_of(model: Any, layout: Layout) -> Grid:
-    """What the layers need to know of one side.
+    """The grid that the layers share for one side.
 
     Raises:
         ValueError: a text of more than max_positions tokens.

@@ -1,16 +1,16 @@
 """The baseline that the Transformer beat: an LSTM encoder-decoder with attention, the best of 2016.
 
-It is the network of Google's translator (Wu et al. 2016, "GNMT"), with three choices that make it fast on today's
+The network is that of Google's translator (Wu et al. 2016, "GNMT"), with three choices that make it faster on today's
 machines, and no weaker:
 
-- Attention is asked by the decoder's bottom layer at the same position, and what it finds goes into every layer above,
-  as in the later GNMT of the MLPerf benchmark; Wu et al. ask with the position before. So no layer's input waits for
-  another one's output of an earlier position: each LSTM runs over the whole target in one call of oneDNN or cuDNN,
-  where input feeding needs a Python loop over time. The upper layers still remember what was attended to.
+- The decoder's bottom layer queries attention at the same position, and the context goes into every layer above, as in
+  the later GNMT of the MLPerf benchmark; Wu et al. query with the position before. So no layer's input waits for
+  another layer's output of an earlier position: each LSTM runs over the whole target in one call of oneDNN or cuDNN,
+  where input feeding needs a Python loop over time. The upper layers still remember earlier contexts.
 - The score is a scaled product (Luong et al. 2015, "general"), not a layer of tanh for each pair of positions.
-- All encoder layers are bidirectional (Chen et al. 2018), not only the first, which Wu et al. chose to spread the
+- All encoder layers are bidirectional (Chen et al. 2018). Wu et al. made only the first bidirectional, to spread the
   layers over devices. The last layer's state and the context pass through Luong's tanh layer: with one decoder layer
-  this is Luong's global attention.
+  the model is Luong's global attention.
 
 Letters in shapes: N packed tokens, B sentences, L source positions, T target positions, R hypotheses, V the vocabulary.
 Grids are time-major, (L, B, d_model), as LSTM kernels read them.
@@ -34,13 +34,13 @@ State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, R, d_model)
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """Between packed tokens and a time-major grid.
+    """The indices between packed tokens and a time-major grid.
 
     Attributes:
         shape: (L, B)
-        rows: (L * B,) the packed token in each cell; padding stands behind a sentence's end and repeats some token.
+        rows: (L * B,) the packed token in each cell; padding, behind a sentence's end, repeats an arbitrary token.
         places: (N,) the cell of each token.
-        flip: (L * B,) the cell whose token stands here when every sentence is read backwards; its own inverse.
+        flip: (L * B,) the cell whose token moves here when every sentence is reversed; its own inverse.
     """
 
     shape: tuple[int, int]
@@ -72,12 +72,12 @@ class TimeGrid:
         return from_grid(x.flatten(0, 1), self.rows, self.places)
 
     def reverse(self, x: Tensor) -> Tensor:
-        """Every sentence backwards, its padding still behind its end: (L, B, d) -> the same."""
+        """Reverses every sentence, its padding still behind its end: (L, B, d) -> (L, B, d)."""
         return to_grid(x.flatten(0, 1), self.flip, self.flip).view(x.shape)
 
 
 class EncoderLayer(nn.Module):
-    """One LSTM of half the width in each direction."""
+    """An LSTM of width d_model / 2 in each direction."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -85,15 +85,15 @@ class EncoderLayer(nn.Module):
         self.backwards = _lstm(d_model, d_model // 2)
 
     def forward(self, x: Tensor, grid: TimeGrid) -> Tensor:
-        """x: (L, B, d_model) -> the same. Two LSTMs on left-aligned grids need no packed sequences, which run position
-        by position on a CPU: padding stands behind the end in both directions."""
+        """x: (L, B, d_model) -> (L, B, d_model). The grids are left-aligned, so padding is behind the end in both
+        directions and torch's packed sequences, which run position by position on a CPU, are not needed."""
         return torch.cat((self.forwards(x)[0], grid.reverse(self.backwards(grid.reverse(x))[0])), dim=-1)
 
 
 class Recurrent(nn.Module):
     """Encoder and decoder over packed token ids below `vocab_size`; see `forward`.
 
-    On a CPU without AVX-512 oneDNN has no LSTM in bf16, and torch's own runs position by position: take fp32 there.
+    On a CPU without AVX-512 use fp32: there oneDNN has no LSTM in bf16, and torch's runs position by position.
     """
 
     def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:
@@ -106,7 +106,7 @@ class Recurrent(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(d_model) for _ in range(config.encoder_layers))
         self.key = nn.Linear(d_model, d_model, bias=False)
-        # All but the bottom one also read what attention found.
+        # All layers above the bottom one also read the context.
         self.decoder = nn.ModuleList(_lstm(d_model * (2 if i else 1), d_model) for i in range(config.decoder_layers))
         self.output = nn.Linear(2 * d_model, d_model)
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
@@ -133,12 +133,12 @@ class Recurrent(nn.Module):
         return self.combine(grid.pack(found))
 
     def encode(self, source: Tensor, layout: Layout) -> "Memory":
-        """source: (N,) ids -> what attention reads."""
+        """source: (N,) ids -> the keys and values of attention."""
         grid = TimeGrid.of(layout)
         x = grid.spread(self.embed(source))
         for i, layer in enumerate(self.encoder):
             change = layer(x, grid)
-            x = self.dropout(x + change if i else change)  # residuals from the second layer on, as deep stacks need
+            x = self.dropout(x + change if i else change)  # residuals from the second layer on, for deep stacks
         bias = None if layout.padding is None else padding_bias(layout.padding, x.dtype)[:, 0]
         return Memory(self.key(x).transpose(0, 1), x.transpose(0, 1), bias)
 
@@ -154,7 +154,7 @@ class Recurrent(nn.Module):
         Args:
             x: (T, R, d_model), embedded tokens.
             states: of each layer before the first position; None: zeros, as in GNMT.
-            read: attention: queries (T, R, d_model) -> contexts, the same.
+            read: attention: queries (T, R, d_model) -> contexts (T, R, d_model).
         Returns:
             the top layer's output beside the context, (T, R, 2 * d_model), and the states after the last position.
         """
@@ -178,7 +178,7 @@ class Recurrent(nn.Module):
         return self.embedding.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        """`forward`'s output (N, d_model) -> logits (N, V)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
         return nn.functional.linear(hidden, self.output_weight)
@@ -190,7 +190,7 @@ class Recurrent(nn.Module):
 
 @dataclass(frozen=True)
 class Memory:
-    """What attention reads of B source sentences: keys and values (B, L, d_model); bias (B, 1, L) hides padding."""
+    """Attention's keys and values (B, L, d_model) of B source sentences; bias (B, 1, L) hides padding."""
 
     keys: Tensor
     values: Tensor
@@ -201,13 +201,13 @@ class Memory:
         return attend(query, self.keys, self.values, self.bias)
 
     def select(self, sentences: Tensor) -> "Memory":
-        """That of some sentences alone."""
+        """The memory of these sentences alone."""
         bias = None if self.bias is None else self.bias.index_select(0, sentences)
         return Memory(self.keys.index_select(0, sentences), self.values.index_select(0, sentences), bias)
 
 
 class RecurrentDecoding:
-    """Incremental decoding of B sentences: what `pipeline.generate.beam` steps through (its protocol `Decoding`)."""
+    """Incremental decoding of B sentences: the protocol `Decoding` of `pipeline.generate.beam`."""
 
     def __init__(self, model: Recurrent, memory: Memory) -> None:
         self.model, self.memory = model, memory
@@ -226,7 +226,7 @@ class RecurrentDecoding:
         return self.model.logits(self.model.combine(found[0]))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
-        """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        """Hypothesis r continues the old rows[r]; `sentences` (B',) are the ones to keep, None: all."""
         self.states = [
             state and (state[0].index_select(1, rows), state[1].index_select(1, rows)) for state in self.states
         ]

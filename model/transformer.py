@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        # Post-norm layers end in a normalisation of their own.
+        # A post-norm layer already ends in a normalisation.
         is_pre = config.norm is Norm.pre
         self.encoder_norm = make_normalization(config) if is_pre else nn.Identity()
         self.decoder_norm = make_normalization(config) if is_pre else nn.Identity()
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         return self.embedding.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `forward` returned, (N, d_model), as logits (N, V)."""
+        """`forward`'s output (N, d_model) -> logits (N, V)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
         return nn.functional.linear(hidden, self.output_weight)
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
 
 
 class TransformerDecoding:
-    """Incremental decoding of B sentences: what `pipeline.generate.beam` steps through (its protocol `Decoding`)."""
+    """Incremental decoding of B sentences: the protocol `Decoding` of `pipeline.generate.beam`."""
 
     def __init__(self, model: Transformer, source: Tensor, layout: Layout) -> None:
         self.model = model
@@ -113,7 +113,7 @@ class TransformerDecoding:
         return self.model.logits(self.model.decoder_norm(x))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
-        """Hypothesis r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        """Hypothesis r continues the old rows[r]; `sentences` (B',) are the ones to keep, None: all."""
         for state in self.states:
             state.reorder(rows)
         if sentences is not None:
