@@ -1,11 +1,11 @@
-"""Checkpoints that exist only when their manifest verifies, and snapshots of the weights alone.
+"""Checkpoints, which exist only once their manifest verifies, and snapshots, which hold the weights alone.
 
     <folder>/step_00001000/   state.safetensors trainer.json manifest.json      (a checkpoint)
     <folder>/step_00001000/   weights.safetensors manifest.json                 (a snapshot)
-    <folder>/latest           the newest one's name, for people: nothing here trusts it
+    <folder>/latest           the newest folder's name, for people: no code trusts it
 
-Each is written into a folder of another name, which is renamed when all of it is on the disk. The manifest holds the
-size and SHA-256 of every file, and its own. No pickle anywhere: loading can't run code.
+Files are written into a temporary folder, which is renamed once all files are on the disk. The manifest holds the size
+and SHA-256 of every file, and its own SHA-256. No file is a pickle, so loading can't run code.
 """
 
 import hashlib
@@ -50,15 +50,15 @@ def save_checkpoint(
     about: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes a checkpoint and keeps the `keep` newest up to it; for rank 0 alone, which has the engine's tensors.
+    """Writes a checkpoint and keeps the `keep` newest; for rank 0 alone, which has the engine's tensors.
 
-    Checkpoints of later steps are removed: the run went back to before them, and they are no longer its future.
+    Checkpoints of later steps are removed: the run went back to a step before them.
 
     Args:
         trainer_state: JSON values that the loop needs to go on.
-        about: JSON values for the manifest: who wrote it, from which configuration.
+        about: JSON values for the manifest: the writer and the configuration.
     Raises:
-        UserError: the files can't be written, for want of space above all. What was there before stays.
+        UserError: the files can't be written, above all for lack of space. Earlier checkpoints stay.
     """
 
     def write(temporary: Path) -> None:
@@ -72,7 +72,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> tuple[EngineState, dict[str, Any]]:
-    """The engine's state and the loop's.
+    """The engine's state and the loop's state.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -82,8 +82,8 @@ def load_checkpoint(path: Path) -> tuple[EngineState, dict[str, Any]]:
 
 
 def resume(folder: Path) -> tuple[EngineState | None, dict[str, Any] | None]:
-    """The newest checkpoint that verifies: the engine's state on rank 0 alone, which reads for all of them, and the
-    loop's on every rank; None where no checkpoint was ever finished. A collective.
+    """The newest checkpoint that verifies: the engine's state on rank 0, which alone reads it, and the loop's state on
+    every rank; None where no checkpoint was ever finished. A collective.
 
     Raises:
         UserError: on every rank, as newest_checkpoint.
@@ -114,7 +114,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; None where none was ever finished.
 
     Raises:
-        UserError: there are checkpoints and none verifies: better to stop than to begin again unasked.
+        UserError: there are checkpoints and none verifies: a training never begins anew unasked.
     """
     damaged = []
     for path in reversed(_steps(folder)):
@@ -138,7 +138,7 @@ def good_checkpoint(folder: Path, avoided: Collection[Sequence[int]]) -> Path | 
     """The newest checkpoint that verifies and was not saved right after a skipped step; None where there is none.
 
     Args:
-        avoided: places [epoch, index] in the data whose checkpoints are taken only where there is no older one.
+        avoided: places [epoch, index] in the data whose checkpoints are used only without an older checkpoint.
     """
     second_choice = None
     for path in reversed(_steps(folder)):
@@ -148,7 +148,7 @@ def good_checkpoint(folder: Path, avoided: Collection[Sequence[int]]) -> Path | 
         except UserError as error:
             log.warning("%s. Going back to the checkpoint before it", error)
             continue
-        if trainer["skipped_in_a_row"]:  # made amid skipped steps, when the run was asked to stop
+        if trainer["skipped_in_a_row"]:  # saved amid skipped steps, when the run was asked to stop
             continue
         if [trainer["epoch"], trainer["index"]] not in avoided:
             return path
@@ -160,7 +160,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint or snapshot.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the manifest is missing or damaged.
     """
     file = path / MANIFEST
     try:
@@ -177,7 +177,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest, once every file is found to be what was written.
+    """The manifest, once every file matches its size and hash.
 
     Raises:
         UserError: naming the first file that is missing or damaged.
@@ -222,8 +222,8 @@ def save_weights(
 
 
 def lineage(run_folder: Path) -> dict[str, str]:
-    """The model that a run's training began with, `train.initial`: its folder, and the SHA-256 of its weights. Empty of
-    one that began with random weights."""
+    """The model that a run's training began with, `train.initial`: its folder, and the SHA-256 of its weights. Empty
+    for a training that began with random weights."""
     path = snapshot_path(run_folder / INITIAL_FOLDER, 0)
     return read_manifest(path)["initial"] if path.exists() else {}
 
@@ -284,7 +284,7 @@ def _install(folder: Path, step: int, write: Callable[[Path], None], about: Mapp
     final = snapshot_path(folder, step)
     try:
         remove_unfinished(folder)
-        with sealed_folder(final) as temporary:  # a run that went back may come here again
+        with sealed_folder(final) as temporary:  # a run that went back writes a step again
             write(temporary)
             _seal(temporary, {**about, "step": step})
         point_to(final)
@@ -304,7 +304,7 @@ def _seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a writer of checkpoints or snapshots that was killed has left: a run has one writer at a time."""
+    """Removes the unfinished folders of a killed writer; a run has one writer at a time."""
     for left in folder.glob("step_*.tmp*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -316,7 +316,7 @@ def point_to(path: Path) -> None:
 
 
 def _sealed_manifest(body: dict[str, Any]) -> bytes:
-    """The manifest's bytes, its own hash in it; any other bytes are not a manifest."""
+    """The manifest's only valid bytes, which include its own hash."""
     return _json_bytes({**body, "sha256": hashlib.sha256(_json_bytes(body)).hexdigest()})
 
 
@@ -325,7 +325,7 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def _remove(path: Path) -> None:
-    """Removes a step's folder; a kill half-way does not leave one that looks damaged."""
+    """Removes a step's folder; a kill half-way leaves no folder that looks damaged."""
     doomed = path.with_name(f"{path.name}.tmp-removed")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The engine protocol on DeepSpeed: ZeRO 0 to 3. The one file that imports deepspeed (0.19).
 
-Its checkpoints are not used: `latest` can name one that was never finished, and a flipped byte loads without an error.
-The state is gathered tensor by tensor instead, and is the same for every stage, engine and number of ranks.
+DeepSpeed's checkpoints are not used: `latest` can name an unfinished one, and a flipped byte loads without an error.
+Instead the state is gathered tensor by tensor, in one form for every stage, engine and number of ranks.
 """
 
 import os
@@ -42,15 +42,15 @@ with plain_import():  # DeepSpeed imports mlflow for its autotuner
     import deepspeed
     import deepspeed.ops
 
-    # Compiles its functions when it is imported, which DeepSpeed does at the first step.
+    # This module compiles its functions at import, and DeepSpeed imports it at the first step.
     import deepspeed.runtime.zero.muon.original_muon
     from deepspeed import utils as access
     from deepspeed.accelerator import get_accelerator
 
-# Without this the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a
-# C++ compiler) that is never used: it needs MPI's environment.
+# Otherwise the first initialisation on a CPU compiles a communication kernel (half a minute, and a crash without a C++
+# compiler). The kernel is never used, as it needs MPI's environment.
 deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
-# torch's new names for two collectives, which DeepSpeed does not use yet.
+# DeepSpeed still uses the old names of two of torch's collectives.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
@@ -63,11 +63,11 @@ def make_deepspeed_engine(
     initial: EngineState | None,
     groups: Groups,
 ) -> "Stage0Engine | ZeroEngine":
-    """See make_engine. Makes a process group of one where there is none."""
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed asks for it
+    """See make_engine. Makes a process group of a single rank where there is none."""
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # DeepSpeed reads it
     accelerator = get_accelerator()
     assert accelerator is not None
-    if device.type == "cpu":  # ZeRO 3 asks at every micro-batch, and each time a program would be run to find out
+    if device.type == "cpu":  # ZeRO 3 asks at every micro-batch, and each answer would run a program
         num_devices = accelerator.device_count()
         accelerator.device_count = lambda: num_devices  # pyright: ignore[reportAttributeAccessIssue]
     if precision.dtype is Precision.fp16 and zero_stage > 0 and not accelerator.is_fp16_supported():
@@ -89,14 +89,14 @@ def make_deepspeed_engine(
 
 def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
     config = {
-        "train_micro_batch_size_per_gpu": 1,  # unused: batches are counted in tokens, by the loop
-        "gradient_accumulation_steps": 1,  # unused: the loop says which micro-batch is the last
+        "train_micro_batch_size_per_gpu": 1,  # unused: the loop counts batches in tokens
+        "gradient_accumulation_steps": 1,  # unused: the loop marks the last micro-batch
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         **settings,
     }
-    with plain_import(), redirect_stdout(StringIO()):  # it prints its memory use
+    with plain_import(), redirect_stdout(StringIO()):  # DeepSpeed prints its memory use
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 
@@ -104,8 +104,8 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: d
 class Stage0Engine(TorchEngine):
     """DeepSpeed's data parallelism around the same fp32 masters as plain torch.
 
-    Its own 16-bit optimizers of stage 0 accumulate gradients in 16 bits, and the fp16 one unscales a loss that was
-    never scaled; so DeepSpeed runs its fp32 path here, in which the optimizer it was given decides.
+    DeepSpeed's own 16-bit optimizers of stage 0 accumulate gradients in 16 bits, and its fp16 optimizer unscales a loss
+    that was never scaled. So DeepSpeed runs its fp32 path here, in which the given optimizer decides.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Stage0Engine(TorchEngine):
             self._optimizer,
             {"gradient_clipping": 0.0, "gradient_allreduce_op": "sum"},  # the optimizer clips
         )
-        self._deepspeed.enable_backward_allreduce = False  # the fp32 sum over the micro-batches is reduced, in step
+        self._deepspeed.enable_backward_allreduce = False  # `step` reduces the fp32 sum over the micro-batches
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         self._deepspeed.set_gradient_accumulation_boundary(last)
@@ -140,7 +140,7 @@ class Stage0Engine(TorchEngine):
 
 
 class ZeroEngine:
-    """ZeRO 1, 2 and 3 (Rajbhandari et al. 2020): masters and moments, gradients, parameters shared out over ranks."""
+    """ZeRO 1, 2 and 3 (Rajbhandari et al. 2020): ranks share masters and moments, gradients, parameters."""
 
     def __init__(
         self,
@@ -165,13 +165,13 @@ class ZeroEngine:
             [adam_group(settings, list(named.values())) for settings, named in trained.items()],
             **adam_arguments(optimizer),
         )
-        self._adam.step = lambda closure=None: plain_step(self._adam)  # which DeepSpeed calls
+        self._adam.step = lambda closure=None: plain_step(self._adam)  # DeepSpeed calls this
         size = sum(shape.numel() for shape in self._shapes.values())
         settings = _zero_settings(zero_stage, precision.dtype, optimizer.clip_norm, size)
         self._deepspeed = _initialize(module, self._adam, settings)
         self._zero = self._deepspeed.optimizer
         self._create_adam_state()
-        # DeepSpeed made its masters from the module's parameters, which the compute type had rounded.
+        # DeepSpeed made its masters from the module's parameters, already rounded to the compute type.
         self._set("weights", weights)
         self._apply_loss_scale()
 
@@ -194,14 +194,14 @@ class ZeroEngine:
         self._is_backward = False
         loss: LossSum = self._deepspeed(batch)
         self._is_backward = True
-        # Stage 3 averages over the ranks; the contract is a sum. DeepSpeed multiplies by the loss scale itself.
+        # The engine sums over the ranks, but stage 3 averages. DeepSpeed itself multiplies by the loss scale.
         factor = scale * world_size() if self._stage == 3 else scale
         self._deepspeed.backward(loss.total * factor, scale_wrt_gas=False)
         return LossSum(loss.total.detach(), loss.num_tokens)
 
     def recover(self) -> bool:
-        """A backward pass can't be undone: DeepSpeed's hooks add each gradient to the sum at once. Under stage 2 every
-        backward pass is a collective, under stage 3 the forward pass too."""
+        """False: a backward pass can't be undone, since DeepSpeed's hooks add each gradient to the sum at once. Under
+        stage 2 every backward pass is a collective, under stage 3 the forward pass too."""
         return not self._is_backward and (self._stage == 1 or (self._stage == 2 and world_size() == 1))
 
     def step(self, learning_rate: float) -> StepResult:
@@ -238,17 +238,17 @@ class ZeroEngine:
         self._apply_loss_scale()
 
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        """Within it a parameter is whole; rank 0's value of it stays, where stage 3 shares it out again."""
+        """Within the block the parameter is whole. At its end stage 3 shares out rank 0's value."""
         return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0) if self._stage == 3 else nullcontext()
 
     def _gathered(self, kind: str) -> dict[str, Tensor]:
-        """All trained parameters' values of one of KINDS, on the CPU of rank 0. The other ranks hold one at a time."""
+        """All trained parameters' values of one of KINDS, on rank 0's CPU. Other ranks hold one parameter at a time."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._named.items():
             value = self._get(kind, parameter)
             if rank() == 0:
                 tensors[name] = value.cpu()
-            del value  # before the next one is gathered
+            del value  # before the next value is gathered
         return tensors
 
     def _get(self, kind: str, parameter: nn.Parameter) -> Tensor:
@@ -261,7 +261,7 @@ class ZeroEngine:
 
     @torch.no_grad()
     def _set(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Share rank 0's tensors out; the parameters in the compute type follow the weights."""
+        """Shares rank 0's tensors out; "weights" also sets the parameters in the compute type."""
         for name, parameter in self._named.items():
             if rank() == 0:
                 value = tensors[name].to(self.device)
@@ -295,13 +295,13 @@ class ZeroEngine:
 
 
 def _zero_settings(stage: int, dtype: Precision, clip_norm: float, size: int) -> dict[str, Any]:
-    # Buffers of this many elements are allocated whole, so no larger than the model.
+    # DeepSpeed allocates whole buffers of this many elements, so they are no larger than the model.
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(size, 50_000_000)}
     settings: dict[str, Any] = {"zero_optimization": zero, "gradient_clipping": clip_norm}
-    if stage != 3:  # which can't
+    if stage != 3:  # stage 3 can't
         settings["gradient_allreduce_op"] = "sum"
     if dtype is Precision.bf16:
         settings["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
     elif dtype is Precision.fp16:
-        settings["fp16"] = {"enabled": True, "loss_scale": 1.0}  # overridden: the loss scale is ours
+        settings["fp16"] = {"enabled": True, "loss_scale": 1.0}  # overridden by this engine's loss scale
     return settings

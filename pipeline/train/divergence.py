@@ -1,5 +1,5 @@
-"""A training that diverges: the batches of its skipped steps are kept for inspection, and it can go back to a
-checkpoint and on from there with the data in another order."""
+"""Divergence: the batches of skipped steps are kept for inspection, and a training can go back to a checkpoint and
+continue with the data in another order."""
 
 import logging
 import math
@@ -21,21 +21,21 @@ from pipeline.train.engine import Engine
 from pipeline.train.optimizer import EngineState
 
 SKIPPED_KEPT = 5  # batches
-RECENT_LOSSES, ENOUGH_LOSSES = 100, 20  # steps that a spike is measured by, and how many of them it takes
+RECENT_LOSSES, ENOUGH_LOSSES = 100, 20  # steps that a spike is measured by, and the fewest that suffice
 
 log = logging.getLogger(__name__)
 
 
 class OnDivergence(Enum):
-    """What follows a divergence: the end with an error, or the newest good checkpoint and another order of the data."""
+    """After a divergence: stop with an error, or go back to the newest good checkpoint and reorder the data."""
 
     stop = "stop"
     rollback = "rollback"
 
 
 def spike(loss: float, recent: list[float], factor: float) -> float | None:
-    """The median of the recent steps' losses where `loss` is above `factor` times that, else None. A loss that is no
-    spike joins the recent ones.
+    """The median of the recent steps' losses if `loss` is above `factor` times the median, else None. A loss that is no
+    spike is added to `recent`.
 
     Args:
         loss: of a step, in nats a target token.
@@ -57,8 +57,8 @@ def keep_batches(
     text: Callable[[str, Any], str] | None,
 ) -> Path | None:
     """Writes the batches of a skipped step as JSON: the rows of the training shards in each micro-batch of every rank,
-    and the examples of the micro-batches whose loss is no number (of all where every loss is one). Keeps the files of
-    the last SKIPPED_KEPT skipped steps. A collective.
+    and the examples of the micro-batches whose loss is no number (if every loss is a number, of all micro-batches).
+    Keeps the files of the last SKIPPED_KEPT skipped steps. A collective.
 
     Args:
         folder: the run's.
@@ -74,7 +74,7 @@ def keep_batches(
         if share > 0.0
     ]
     micro_batches = sorted((one for part in gather(own) for one in part), key=lambda one: one["micro_batch"])
-    # A step that is gone over again after a rollback has a name that sorts behind those of before.
+    # The number of rollbacks comes first, so that files of repeated steps sort behind those before the rollback.
     path = folder / SKIPPED_FOLDER / f"{rollbacks:02d}_step_{step_number:08d}.json"
 
     def content(column: str, row: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def keep_batches(
             write_json(path, {**place, "micro_batches": micro_batches})
             for old in sorted(path.parent.glob("*_step_*.json"))[:-SKIPPED_KEPT]:
                 old.unlink()
-        except OSError as error:  # no reason to end a training
+        except OSError as error:  # a training does not end for this
             log.warning("%s can't be written: %s", path, error)
             return False
         return True
@@ -106,12 +106,12 @@ def _json_number(value: float) -> float | str:
 
 
 def reordered_before(folder: Path, reordered: list[list[int]]) -> list[list[int]]:
-    """The places in the data from which a run has another order, as far as it is known: a checkpoint does not know of a
-    rollback to itself. A collective.
+    """The known places in the data from which a run has another order. The run's folder is read, too, as a checkpoint
+    does not record a rollback to itself. A collective.
 
     Args:
         folder: the run's.
-        reordered: what the newest checkpoint says.
+        reordered: the places in the newest checkpoint.
     """
 
     def read() -> list[list[int]]:

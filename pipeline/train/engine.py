@@ -1,8 +1,8 @@
 """One training step behind a small protocol: plain torch in `torch_engine.py`, DeepSpeed in `deepspeed.py`.
 
-The module's parameters live in the compute type (bf16, fp16 or fp32); the weights that are trained are fp32 masters,
-updated by Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: whoever calls has already divided
-by the step's number of target tokens over all ranks, so neither the number of ranks nor that of micro-batches matters.
+The module's parameters are in the compute type (bf16, fp16 or fp32); the trained weights are fp32 masters, updated by
+Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: the caller has already divided by the step's
+number of target tokens over all ranks, so the numbers of ranks and of micro-batches do not matter.
 """
 
 import os
@@ -25,7 +25,7 @@ class EngineName(Enum):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Which engine takes the steps; zero_stage is DeepSpeed's ZeRO stage and means nothing to plain torch."""
+    """The engine that takes the steps; zero_stage is DeepSpeed's ZeRO stage, which plain torch ignores."""
 
     name: EngineName = EngineName.deepspeed
     zero_stage: int = 1
@@ -38,15 +38,15 @@ class EngineConfig:
 class Engine(Protocol):
     """Takes training steps on one rank's share of the micro-batches.
 
-    Every method is a collective: all ranks call it, forward_backward too (under ZeRO 2 and 3 it reduces). Under ZeRO
-    every micro-batch must use every parameter that is trained: DeepSpeed reduces those alone that got a gradient, and
-    waits for ever where ranks disagree. The buffers of the module are constants of the model: not saved.
+    Every method is a collective that all ranks call, forward_backward too (under ZeRO 2 and 3 it reduces). Under ZeRO
+    every micro-batch must use every trained parameter: DeepSpeed reduces only parameters with a gradient, and waits for
+    ever where ranks disagree. The module's buffers are constants of the model and are not saved.
     """
 
     device: torch.device
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
-        """Add the gradient of scale × the micro-batch's summed loss.
+        """Adds the gradient of scale × the micro-batch's summed loss.
 
         Every rank makes the same number of calls per step; `last` marks the step's last one. The returned total is
         detached and on `device`.
@@ -54,15 +54,15 @@ class Engine(Protocol):
         ...
 
     def recover(self) -> bool:
-        """Drop what a forward_backward that raised for want of memory has left; on that rank alone.
+        """Drops the partial gradients of a forward_backward that ran out of memory; on that rank alone.
 
         Returns:
-            whether the engine is as it was before that call, and the rank may make more calls than the others.
+            whether the engine's state is that from before the call, and the rank may make more calls than the others.
         """
         ...
 
     def step(self, learning_rate: float) -> StepResult:
-        """Sum the gradients over the ranks, clip, update; NaN or inf anywhere skips the update on every rank.
+        """Sums the gradients over the ranks, clips, updates; NaN or inf anywhere skips the update on every rank.
 
         Raises:
             UserError: when fp16 gradients overflow at the smallest loss scale.
@@ -70,14 +70,14 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 master weights on the CPU of rank 0, which alone writes them; names as in the module's state_dict,
-        tied ones once. The other ranks get an empty dict and keep no copy."""
+        """The fp32 master weights on the CPU of rank 0, the only writer; names as in the module's state_dict, tied
+        weights once. The other ranks get an empty dict and keep no copy."""
         ...
 
     def state(self) -> EngineState: ...
 
     def load_state(self, state: EngineState | None) -> None:
-        """Go on from rank 0's `state`; what other ranks pass is not looked at.
+        """Goes on from rank 0's `state`; the other ranks' argument is ignored.
 
         Raises:
             UserError: on every rank, if the state is of another model.
@@ -96,14 +96,14 @@ def make_engine(
 ) -> Engine:
     """The engine that trains `module`, whose forward(batch) returns a LossSum; a collective.
 
-    Uses torch.distributed's default group where there is one. All ranks start from rank 0's `initial` or, without one,
-    from rank 0's weights. The module is moved to `device` and to the compute type; it may be called directly for
-    validation, under ZeRO 3 by all ranks alike. Parameters without requires_grad, now and ever after, are frozen: they
-    have weights in `weights()` and the state, but no moments.
+    Uses torch.distributed's default group, if any. All ranks start from rank 0's `initial` or, if None, from rank 0's
+    weights. The module is moved to `device` and to the compute type. Validation may call the module directly, under
+    ZeRO 3 on all ranks alike. Parameters without requires_grad, now and ever after, are frozen: they have weights in
+    `weights()` and the state, but no moments.
 
     Args:
-        groups: the settings of each parameter that is trained, in place of the optimizer's weight_decay; the same on
-            every rank. None: decay_groups.
+        groups: the settings of each trained parameter, in place of the optimizer's weight_decay; the same on every
+            rank. None: decay_groups.
     Raises:
         ValueError: if all parameters are frozen.
         UserError: if `initial` is of another model.

@@ -1,4 +1,4 @@
-"""A run that goes on with the weights of another one: its checkpoint and snapshots, in the new run's own folder."""
+"""Starts a run from another run's weights, by copying that run's checkpoint and snapshots into the new folder."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from pipeline.train.checkpoint import LATEST, list_weights, point_to, remove_unf
 
 
 def inherit(parent: Path, step: int, folder: Path) -> None:
-    """Puts a run's checkpoint of `step`, and its snapshots up to there, into the folder of another run, which goes on
-    from them as from its own: optimizer, place in the data and validations so far included. A run that has the
-    checkpoint already, from before a kill, is left as it is.
+    """Puts a run's checkpoint of `step`, and its snapshots up to `step`, into another run's folder. The other run
+    resumes from them, with the optimizer, the place in the data and the validations so far. A run that already has the
+    checkpoint, from before a kill, is not changed.
 
     Args:
-        parent, folder: of the two runs.
+        parent: the folder of the run to copy from. folder: of the run that resumes.
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
@@ -26,9 +26,7 @@ def inherit(parent: Path, step: int, folder: Path) -> None:
     verify(checkpoint)
     for unfinished in (folder / WEIGHTS_FOLDER, folder / CHECKPOINTS_FOLDER):
         remove_unfinished(unfinished)
-    for snapshot in list_weights(
-        parent / WEIGHTS_FOLDER
-    ):  # which the average of the last ones, and of the best, asks for
+    for snapshot in list_weights(parent / WEIGHTS_FOLDER):  # for the average of the last or of the best
         if snapshot.name <= own.name:
             _copy(snapshot, folder / WEIGHTS_FOLDER / snapshot.name)
     _copy(checkpoint, own)
@@ -36,8 +34,8 @@ def inherit(parent: Path, step: int, folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Files are linked where the disk can do that: whatever is in a finished checkpoint or snapshot is never written
-    again, only removed."""
+    """Links the files where the disk can, else copies them. Files of a finished checkpoint or snapshot are never
+    rewritten, only removed."""
     if target.exists():
         return
     with sealed_folder(target) as folder:

@@ -1,4 +1,4 @@
-"""Weights that a training begins with: those of another run, of a model folder, or of a folder of Hugging Face's."""
+"""Weights that a training begins with, from another run, a model folder, or a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from pipeline.errors import UserError
 from pipeline.model_folder import StoredModel
 
 EMBEDDINGS = ("embedding.weight", "output")  # a row for each token
-# Settings that change no weight's meaning.
+# Settings that do not change the meaning of weights.
 FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied")
 
 
 @dataclass(frozen=True)
 class Initial:
-    """What of another model's weights a new one begins with.
+    """The weights that a new model takes from another model.
 
     Attributes:
         weights: by the new model's names.
-        left_out: why others are not loaded, by name.
-        fresh: weights of the new model that begin anew.
+        left_out: the reason, by name, why another weight is not loaded.
+        fresh: names of the new model's weights that stay random.
     """
 
     weights: dict[str, Tensor]
@@ -35,14 +35,14 @@ class Initial:
 def fitting(
     stored: StoredModel, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: str, with_embeddings: bool
 ) -> Initial:
-    """The weights of a stored model that a new one can take.
+    """The weights of a stored model that a new model can take.
 
     Args:
-        config, state: of the new model; of the state names and shapes.
+        config: of the new model. state: of the new model; only names and shapes are read.
         tokenizer: the SHA-256 of the new model's tokenizer.
-        with_embeddings: false: embeddings and output projection begin anew, as they must with another tokenizer.
+        with_embeddings: false: embeddings and output projection stay random, as another tokenizer requires.
     Raises:
-        UserError: the models compute different things, by the setting's key; the tokenizers differ; nothing fits.
+        UserError: the models compute different things (names the setting's key); the tokenizers differ; nothing fits.
     """
     where = f"train.initial: {stored.folder}"
     if type(stored.config) is not type(config):
@@ -89,8 +89,8 @@ def fitting(
 
 
 def _meaning(config: ModelConfig, name: str) -> Any:
-    """A setting as it acts: heads of keys that are not given are as many as those of queries, and rotary_base is
-    nothing without rotary positions."""
+    """A setting's effective value: key_value_heads defaults to num_heads, and rotary_base is None without rotary
+    positions."""
     if name == "key_value_heads":
         return getattr(config, name) or getattr(config, "num_heads", None)
     if name == "rotary_base" and getattr(config, "positions", None) is not Positions.rotary:

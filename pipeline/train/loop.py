@@ -1,6 +1,6 @@
-"""The training loop: steps from the plan; what stands between them is the session's. It knows neither Ray nor MLflow.
+"""The training loop takes steps from the plan; the session acts between steps. The loop knows neither Ray nor MLflow.
 
-Read `train` from top to bottom: that is the path of a step.
+Read `train` from top to bottom for the path of a step.
 """
 
 import functools
@@ -30,10 +30,10 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
     Args:
         rate: the learning rate of an optimizer step, counted from 1.
     Raises:
-        UserError: the training diverged (`Diverged`), and is to stop or has gone back often enough; a full disk;
-            with one rank an example that does not fit in memory.
-        MemoryError: the same with several ranks, on one of them alone; or a micro-batch that does not fit, and that the
-            run's next workers will cut smaller.
+        UserError: the training diverged (`Diverged`), and must stop or has gone back often enough; a full disk; with a
+            single rank, an example that does not fit in memory.
+        MemoryError: with several ranks, an example that does not fit, on that rank alone; or a micro-batch that does
+            not fit, and that the run's next workers will cut smaller.
     """
     engine, state = session.engine, session.state
     parts = read_parts(session.folder)
@@ -60,7 +60,7 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
 def _steps_from(
     state: TrainState, task: Task, examples: Examples, batch: BatchConfig, seed: int, device: torch.device
 ) -> Iterator[Step]:
-    """The steps from the state's place in the data on, their batches made ahead."""
+    """Yields the steps from the state's place in the data on, their batches made ahead."""
     place = {"epoch": state.epoch, "index": state.index, "reordered": state.reordered, "of_epoch": task.epoch}
     ranks = {"rank": rank(), "world_size": world_size()}
     return ahead(iterate_steps(examples, task.collate, task.loss_column, batch, seed, **ranks, **place), device)
@@ -72,16 +72,17 @@ def add_gradients(
     collate: Callable[[Examples, Sequence[int] | np.ndarray], Batch] | None = None,
     parts: int = 1,
 ) -> Tensor:
-    """The gradients of a rank's micro-batches, into the engine; a collective. The loss is a sum over tokens, normalised
-    once, by the count of all ranks.
+    """Adds the gradients of a rank's micro-batches to the engine; a collective. The loss is a sum over tokens,
+    normalised once, by the count of all ranks.
 
     Args:
-        collate: makes a part of a micro-batch, or half of one that does not fit in memory; None: none is divided.
-        parts: into how many each micro-batch is cut, the same on every rank; above 1 it needs `collate`.
+        collate: makes a part of a micro-batch, or half of a micro-batch that does not fit in memory; None: no
+            micro-batch is divided.
+        parts: the parts of each micro-batch, the same number on every rank; above 1 needs `collate`.
 
     Returns:
-        (micro-batches of this rank,) each one's loss, summed over what it counts (nats, smoothed; fp64), on the
-        engine's device.
+        (micro-batches of this rank,) fp64, on the engine's device: each micro-batch's loss (nats, smoothed), summed
+        over the elements that it counts.
     Raises:
         OutOfMemory: on this rank alone.
     """
@@ -103,10 +104,10 @@ def add_gradients(
 
 
 def _count(session: Session, step: Step, losses: Tensor, result: StepResult, task: Task) -> None:
-    """A step that was taken, into the session's state.
+    """Adds a finished step to the session's state.
 
     Raises:
-        Diverged: on every rank: too many skipped steps in a row, or a loss that leaps.
+        Diverged: on every rank: too many skipped steps in a row, or a spike of the loss.
     """
     state, config = session.state, session.config
     session.meter.gradient_norm = result.grad_norm

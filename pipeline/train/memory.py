@@ -1,5 +1,5 @@
-"""A micro-batch that does not fit in memory: taken in two halves where the engine allows it. Else the workers start
-again and cut every micro-batch into parts, whose number is kept in the run's folder; else a clear error."""
+"""A micro-batch that does not fit in memory is taken in two halves, where the engine allows it. Else the workers
+restart and cut every micro-batch into parts, whose number is kept in the run's folder. The last resort is an error."""
 
 import functools
 import logging
@@ -28,8 +28,8 @@ class OutOfMemory(MemoryError):
     """A micro-batch does not fit.
 
     Attributes:
-        parts: into how many parts it must be cut to have a chance.
-        rows: how many examples it has.
+        parts: the least number of parts for the micro-batch to have a chance.
+        rows: the micro-batch's number of examples.
     """
 
     def __init__(self, batch: Batch, parts: int, rows: int, cause: str) -> None:
@@ -51,13 +51,13 @@ def forward_backward(
     scale: float,
     last: bool,
 ) -> Tensor:
-    """The engine's forward_backward. A batch that does not fit is taken in two halves, once. Losses are sums, so the
-    gradient is the same up to rounding. Dropout draws on from where the failed attempt left the generator: its masks
-    are not those of the undivided batch.
+    """The engine's forward_backward, once in two halves where the batch does not fit. Losses are sums, so the gradient
+    is the same up to rounding. Dropout masks differ from the undivided batch's: the halves draw from the generator as
+    the failed attempt left it.
 
     Args:
         rows: the batch's examples.
-        make: a batch of rows; None: no batch is divided.
+        make: makes a batch of rows; None: batches are not divided.
     Returns:
         the loss, summed over what the batch counts: a scalar on the engine's device.
     Raises:
@@ -70,7 +70,7 @@ def forward_backward(
         if not is_out_of_memory(error):
             raise
         cause = _first_line(error)
-    # The handler has been left: its traceback held the tensors of the failed attempt.
+    # Outside of the exception handler: its traceback held the tensors of the failed attempt.
     if make is None or len(rows) < 2 or not engine.recover():
         raise OutOfMemory(batch, 2, len(rows), cause)
     if engine.device.type == "cuda":
@@ -101,13 +101,14 @@ def _warn(cause: str) -> None:
 
 
 def cut(rows: np.ndarray, share: float, parts: int) -> list[tuple[np.ndarray, float]]:
-    """A micro-batch in `parts` parts, each its rows and its share. A part without rows gets a stand-in of share 0: the
-    number of calls is the same on every rank."""
+    """Cuts a micro-batch into `parts` parts of (rows, share). A part without rows gets a stand-in of share 0, so that
+    every rank makes the same number of calls."""
     return [(part, share) if len(part) else (rows[:1], 0.0) for part in np.array_split(rows, parts)]
 
 
 def read_parts(folder: Path) -> int:
-    """Into how many parts each micro-batch of the run is cut: 1 unless one did not fit before. A collective."""
+    """The number of parts that each micro-batch of the run is cut into; 1 unless a micro-batch did not fit before. A
+    collective."""
 
     def read() -> int:
         try:
@@ -119,7 +120,8 @@ def read_parts(folder: Path) -> int:
 
 
 def keep_parts(folder: Path, parts: int) -> bool:
-    """Whether the run's next workers will cut each micro-batch into so many parts. Several ranks may say it at once."""
+    """Writes the number of parts for the run's next workers; several ranks may write at once. Returns whether the file
+    now has at least `parts`."""
     with suppress(OSError), atomic_write(folder / PARTS_FILE) as file:
         file.write(f"{parts}\n".encode())
     try:
@@ -129,13 +131,13 @@ def keep_parts(folder: Path, parts: int) -> bool:
 
 
 def explained(error: OutOfMemory, folder: Path, parts: int, batch: BatchConfig, longest: int) -> Exception:
-    """What to raise in place of `error`. A MemoryError, at which the workers are started anew, where these will cut
-    micro-batches into more parts. Else the examples are too long: a UserError where all ranks raise it, since there is
-    one, and a MemoryError where the other ranks wait for this one.
+    """The exception to raise in place of `error`. It is a MemoryError, which restarts the workers, if they will cut
+    micro-batches into more parts. Else the examples are too long: a UserError with a single rank, and a MemoryError
+    where other ranks wait for this rank.
 
     Args:
         folder: the run's, where the new number of parts is kept.
-        parts: into which micro-batches were cut this time.
+        parts: the number of parts of a micro-batch in this attempt.
         longest: tokens of the longest training example.
     """
     more = parts * error.parts

@@ -19,8 +19,8 @@ class Meter:
     """Counts tokens without padding, and time without validation and checkpoints.
 
     Args:
-        flops: of tokens by column the operations that their training took.
-        counted: what `state` said when a checkpoint was saved between two reports; the next one covers it, too.
+        flops: tokens by column to the operations of training on them.
+        counted: `state()` from a checkpoint that was saved between two reports; the next report includes it.
     Attributes:
         gradient_norm: of the last step.
         seconds_per_step: since the last report.
@@ -40,7 +40,7 @@ class Meter:
                 setattr(self, name, counted[name])
             self.tokens = dict(self.tokens)
             losses = counted["losses"]
-            # A rank goes on with its own: a sum in another order is not the same to the bit.
+            # Each rank resumes its own sum: a sum in another order would not be equal bit for bit.
             self.loss += losses[rank()] if len(losses) == world_size() else sum(losses) / world_size()
 
     def state(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Meter:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def start(self) -> None:
-        """A step begins, with the making of its batches."""
+        """Starts the clock of a step, before its batches are made."""
         self.started_at = time.monotonic()
 
     def add_loss(self, total: Tensor) -> None:
@@ -63,7 +63,7 @@ class Meter:
         self.loss += total  # stays on the device: reading it here would wait for the step
 
     def stop(self, step: Step) -> float:
-        """The step has ended; returns its seconds."""
+        """Counts the finished step; returns its seconds."""
         elapsed = time.monotonic() - self.started_at
         self.seconds += elapsed
         self.steps += 1

@@ -1,4 +1,4 @@
-"""What is minimised. New mathematics (a reward) is another module beside these."""
+"""Training objectives. A new objective (a reward) is another module beside these."""
 
 from torch import nn
 
@@ -9,8 +9,8 @@ from pipeline.data.pieces import TextBatch
 
 
 class TranslationObjective(nn.Module):
-    """Label-smoothed cross-entropy of the target given the source. A module, so that an engine which shards or
-    gathers parameters around `forward` (ZeRO 3) sees every use of them, the tied output projection too."""
+    """Label-smoothed cross-entropy of the target given the source. The objective is a module, so that an engine which
+    gathers parameters around `forward` (ZeRO 3) sees their every use, the tied output projection too."""
 
     def __init__(self, model: Model, label_smoothing: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class TranslationObjective(nn.Module):
 
 
 class LanguageModelObjective(nn.Module):
-    """Cross-entropy of each token given those before it in its own document, with label smoothing where asked for."""
+    """Cross-entropy of each token given the earlier tokens of its document, with optional label smoothing."""
 
     def __init__(self, model: Model, label_smoothing: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Adam on fp32 master weights, the loss scale of fp16, and the state that a checkpoint holds of them."""
+"""Adam on fp32 master weights, the loss scale of fp16, and their state in a checkpoint."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,9 +17,9 @@ from pipeline.train.uncompiled import keep_uncompiled, plain_step
 
 
 class Precision(Enum):
-    """The type that the module computes in. The master weights are fp32 in any case.
+    """The type that the module computes in. The master weights are always fp32.
 
-    `auto` is decided where the workers are, before a run is made: nothing computes in it.
+    `auto` is replaced by the best type for the workers' devices before a run is made.
     """
 
     auto = "auto"
@@ -33,10 +33,10 @@ TORCH_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, P
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """The compute type; fp16 also needs a loss scale, which halves on overflow and doubles after a calm window.
+    """The compute type; fp16 also needs a loss scale, which halves on overflow and doubles after a window without one.
 
     Raises:
-        ValueError: if a number makes no sense, naming the field.
+        ValueError: if a number is out of range, naming the field.
     """
 
     dtype: Precision = Precision.auto
@@ -55,7 +55,7 @@ class PrecisionConfig:
 class OptimizerConfig:
     """Adam (Kingma and Ba 2015) with the paper's numbers (section 5.3); weight decay is decoupled, as in AdamW.
 
-    weight_decay: of the matrices alone, see decay_groups.
+    weight_decay: of matrices only, see decay_groups.
     clip_norm: the largest norm of the whole gradient; 0 turns clipping off.
     """
 
@@ -78,10 +78,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What may differ between parameters.
+    """The settings that may differ between parameters.
 
-    lr_scale: factor on the step's learning rate. weight_decay: as in AdamW a step takes the scaled rate times this
-    from each weight.
+    lr_scale: factor on the step's learning rate. weight_decay: as in AdamW, a step subtracts the scaled rate ×
+    weight_decay × the weight.
 
     Raises:
         ValueError: if a number makes no sense, naming the field.
@@ -97,12 +97,12 @@ class GroupSettings:
             raise ValueError(f"weight_decay: must be at least 0, not {self.weight_decay}")
 
 
-Groups = Callable[[str, nn.Parameter], GroupSettings]  # by a parameter's name in the module, tied ones once
+Groups = Callable[[str, nn.Parameter], GroupSettings]  # by a parameter's name in the module, tied parameters once
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> Groups:
-    """Weight decay for the matrices: not for what has one dimension (norms, biases) nor for embeddings (learned
-    positions, and an output matrix that is tied to an embedding)."""
+    """Weight decay for matrices only: not for parameters of one dimension (norms, biases), nor for embeddings (learned
+    positions and a tied output matrix included)."""
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
 
     def settings(name: str, parameter: nn.Parameter) -> GroupSettings:
@@ -113,10 +113,10 @@ def decay_groups(module: nn.Module, weight_decay: float) -> Groups:
 
 
 def trained_groups(module: nn.Module, groups: Groups) -> dict[GroupSettings, dict[str, nn.Parameter]]:
-    """The parameters that are trained, by their settings and their names, in the module's order.
+    """The trained parameters, by their settings and their names, in the module's order.
 
     Raises:
-        ValueError: if all are frozen.
+        ValueError: if all parameters are frozen.
     """
     trained: dict[GroupSettings, dict[str, nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -128,18 +128,18 @@ def trained_groups(module: nn.Module, groups: Groups) -> dict[GroupSettings, dic
 
 
 def adam_group(settings: GroupSettings, parameters: list[Any]) -> dict[str, Any]:
-    """A group as torch's optimizers take it."""
+    """A parameter group in the form of torch's optimizers."""
     return {"params": parameters, "weight_decay": settings.weight_decay, "lr_scale": settings.lr_scale}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Of a step, for groups made by adam_group."""
+    """Sets a step's learning rate in all groups, which adam_group has made."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
 
 
 class StepResult(NamedTuple):
-    """grad_norm: of the whole gradient, before clipping; inf when skipped. loss_scale: the one that was used."""
+    """grad_norm: of the whole gradient, before clipping; inf when skipped. loss_scale: of this step."""
 
     grad_norm: float
     skipped: bool
@@ -147,11 +147,11 @@ class StepResult(NamedTuple):
 
 
 class EngineState(NamedTuple):
-    """All that training needs to go on, whatever the engine and the number of ranks.
+    """The state that training resumes from, in one form for every engine and number of ranks.
 
-    tensors: fp32 on the CPU: "weights/<name>", "exp_avg/<name>" and "exp_avg_sq/<name>" of each parameter, tied ones
-    once, of frozen ones the weights alone; empty on ranks other than 0. scalars: JSON values: the number of updates and
-    the loss scale's state.
+    tensors: fp32 on the CPU: "weights/<name>", "exp_avg/<name>" and "exp_avg_sq/<name>" of each parameter, tied
+    parameters once, frozen parameters only the weights; empty on ranks other than 0. scalars: JSON values: the number
+    of updates and the loss scale's state.
     """
 
     tensors: dict[str, Tensor]
@@ -192,12 +192,12 @@ class LossScale:
         return {"loss_scale": self.value, "good_steps": self.good_steps} if self.dynamic else {}
 
     def load_state(self, scalars: dict[str, Any]) -> None:
-        if self.dynamic and "loss_scale" in scalars:  # not there when the checkpoint was of another type
+        if self.dynamic and "loss_scale" in scalars:  # missing in a checkpoint of another type
             self.value, self.good_steps = scalars["loss_scale"], scalars["good_steps"]
 
 
 def adam_arguments(config: OptimizerConfig) -> dict[str, Any]:
-    """torch.optim.Adam's arguments beside its groups; the fused kernel is a single pass over memory, on the CPU too."""
+    """torch.optim.Adam's arguments besides the groups; the fused kernel makes one pass over memory, also on CPUs."""
     return {
         "lr": 0.0,  # set anew at each step
         "betas": (config.beta1, config.beta2),
@@ -208,7 +208,7 @@ def adam_arguments(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def create_adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    """Make what Adam makes lazily at its first step, so that it can be read and set before."""
+    """Creates the state that Adam creates lazily at its first step, so that the state can be read and set before."""
     optimizer.state[parameter] = {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         "exp_avg": torch.zeros_like(parameter),
@@ -217,9 +217,9 @@ def create_adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> No
 
 
 class FrozenWeights:
-    """The parameters of a module that are not trained. Rank 0 keeps them in fp32 on the CPU, whatever the compute type.
+    """The frozen parameters of a module, which rank 0 keeps in fp32 on the CPU, whatever the compute type.
 
-    Made before the module is moved to the compute type.
+    To be made before the module is moved to the compute type.
 
     Attributes:
         shapes: by name.
@@ -239,10 +239,10 @@ class FrozenWeights:
         state: EngineState | None,
         gathered: Callable[[nn.Parameter], AbstractContextManager[Any]] = lambda parameter: nullcontext(),
     ) -> None:
-        """All ranks take over the weights of rank 0's state, which fits the model; without one those of rank 0.
+        """All ranks take the weights of rank 0's state, which fits the model, or without a state rank 0's weights.
 
         Args:
-            gathered: within it a parameter that is shared out over the ranks is whole on each of them.
+            gathered: a block within which a parameter that the ranks share is whole on each rank.
         """
         for name, parameter in self._parameters.items():
             if rank() == 0 and state is not None:
@@ -257,10 +257,10 @@ class FrozenWeights:
 def share_scalars(
     state: EngineState | None, shapes: dict[str, torch.Size], frozen: dict[str, torch.Size]
 ) -> dict[str, Any] | None:
-    """Rank 0's scalars on every rank, once its tensors are found to fit the model; None where it has no state.
+    """Rank 0's scalars on every rank, after checking that its tensors fit the model; None where rank 0 has no state.
 
     Args:
-        shapes, frozen: of the parameters that are trained, and of those that are not.
+        shapes: of the trained parameters. frozen: shapes of the frozen parameters.
     """
     message: list[Any] = [None, None]
     if rank() == 0 and state is not None:
@@ -287,11 +287,11 @@ def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], frozen: d
 
 
 class MasterAdam(torch.optim.Adam):
-    """Adam on fp32 master weights that lie in one flat buffer, as do their gradients and moments; frozen parameters are
-    left out. Parameters of the same settings lie side by side: each group is one part of the buffers.
+    """Adam on fp32 master weights in one flat buffer; gradients and moments have a flat buffer each. Frozen parameters
+    are left out. Parameters of the same settings are adjacent, so each group is one slice of the buffers.
 
-    The module's parameters become views: of the masters themselves in fp32, else of one flat copy of them in the
-    compute type. So the update, its copy to the compute type, the norm and the reduction are one operation each.
+    The module's parameters become views: in fp32 of the masters, else of one flat copy of the masters in the compute
+    type. So the update, its copy to the compute type, the norm and the reduction are one operation each.
     """
 
     ALIGNMENT = 64  # elements: every parameter starts on a cache line, in 16 bits too
@@ -343,20 +343,20 @@ class MasterAdam(torch.optim.Adam):
         return {"weights": self.masters, **self._flats}
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Of the parameters that are trained, by name."""
+        """Shapes of the trained parameters, by name."""
         return {name: shape for name, (_, shape) in self._slices.items()}
 
     def updates(self) -> int:
-        """How many have been made."""
+        """The number of updates so far."""
         return int(self.state[self._parts[0]]["step"].item())
 
     def named(self, kind: str) -> dict[str, Tensor]:
-        """Copies on the CPU by the parameter's name, of one of KINDS."""
+        """Copies on the CPU of one of KINDS, by the parameter's name."""
         return {name: view.to("cpu", copy=True) for name, view in self._views(self.flats()[kind]).items()}
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Take the parameters' gradients into the fp32 buffer: a copy from the step's first backward, then a sum."""
+        """Moves the parameters' gradients into the fp32 buffer: a copy after the step's first backward, then a sum."""
         for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
             if parameter.grad is None:
                 if not self._accumulating:
@@ -370,7 +370,7 @@ class MasterAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Clip and update, or skip where the gradient (already summed over the ranks) is not finite; see `result`."""
+        """Clips and updates, or skips if the gradient (already summed over the ranks) is not finite; see `result`."""
         self._accumulating = False
         scale = self._loss_scale.value
         chunks = torch.linalg.vector_norm(self.gradient.view(-1, self.CHUNK), dim=1)
@@ -379,7 +379,7 @@ class MasterAdam(torch.optim.Adam):
         self.result = StepResult(float("inf") if skipped else norm, skipped, scale)
         if not skipped:
             divisor = scale * max(1.0, (norm + 1e-6) / self._clip_norm) if self._clip_norm else scale
-            # The fused kernel divides the gradient as it reads it.
+            # The fused kernel divides the gradient while reading it.
             self.grad_scale = None if divisor == 1.0 else torch.tensor(divisor, device=self.masters.device)
             plain_step(self)
             self._refresh_copies()
@@ -391,7 +391,7 @@ class MasterAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def load(self, state: EngineState | None, scalars: dict[str, Any] | None) -> None:
-        """Take over rank 0's state, which fits; without one all ranks take over its weights, with empty moments.
+        """All ranks take rank 0's state, which fits the model, or without a state rank 0's weights and empty moments.
 
         Args:
             scalars: of the state, on every rank.

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class ScheduleName(Enum):
-    """Which curve; see ScheduleConfig."""
+    """The learning rate's curve; see ScheduleConfig."""
 
     noam = "noam"
     inverse_sqrt = "inverse_sqrt"
@@ -16,29 +16,29 @@ class ScheduleName(Enum):
     warmup_stable_decay = "warmup_stable_decay"
 
 
-# Their curves end with the training.
+# Schedules whose curves end with the training.
 NEED_TOTAL = (ScheduleName.linear, ScheduleName.cosine, ScheduleName.warmup_stable_decay)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes.
+    """The learning rate's schedule.
 
-    All but noam rise linearly to peak_learning_rate. The curves of linear, cosine and warmup_stable_decay end at
-    final_ratio · peak_learning_rate with the last step. That is train.max_steps, also for a training that
-    train.max_minutes or train.patience ends earlier: its rate has then not come down. A run that is resumed with
-    another train.max_steps follows the curve of the new total from there on, so that the rate may jump.
+    All schedules but noam rise linearly to peak_learning_rate. The curves of linear, cosine and warmup_stable_decay end
+    at final_ratio · peak_learning_rate at step train.max_steps. If train.max_minutes or train.patience ends a training
+    earlier, its rate has not come down. A run that is resumed with another train.max_steps follows the new total's
+    curve from then on, so the rate may jump.
 
     Attributes:
         name: noam: scale · d_model^-0.5 · min(s^-0.5, s · warmup_steps^-1.5), equation 3 of the paper.
-            inverse_sqrt: falling with s^-0.5 (fairseq's name). constant: stays at the peak. linear: a straight line.
-            cosine: half a cosine without restarts (Loshchilov and Hutter 2017, equation 5, as GPT has it).
+            inverse_sqrt: falls with s^-0.5 (fairseq's name). constant: stays at the peak. linear: a straight line.
+            cosine: half a cosine without restarts (Loshchilov and Hutter 2017, equation 5; GPT's schedule).
             warmup_stable_decay: stays at the peak (Hu et al. 2024, section 4), then falls over the last decay_share of
             all steps with 1 - sqrt(x), x from 0 to 1 (Hägele et al. 2024, section 3.2: better than a straight line).
         warmup_steps: steps until the highest rate.
-        scale: factor of noam. peak_learning_rate: highest rate of the others.
-        final_ratio: rate of the last step, as a share of the peak; 0.1 is GPT-3's (Brown et al. 2020, appendix B).
-        decay_share: of all steps, those in which warmup_stable_decay falls.
+        scale: factor of noam. peak_learning_rate: highest rate of the other schedules.
+        final_ratio: rate of the last step, as a share of the peak; GPT-3 has 0.1 (Brown et al. 2020, appendix B).
+        decay_share: the share of all steps in which warmup_stable_decay falls.
     """
 
     name: ScheduleName = ScheduleName.noam
@@ -59,7 +59,7 @@ class ScheduleConfig:
 
 
 def check_total(config: ScheduleConfig, total_steps: int) -> None:
-    """Whether the parts of the curve fit into the training. noam and inverse_sqrt fit into any.
+    """Checks that the parts of the curve fit into the training; noam and inverse_sqrt always fit.
 
     Raises:
         ValueError: naming the field.
@@ -78,8 +78,8 @@ def check_total(config: ScheduleConfig, total_steps: int) -> None:
 
 
 def learning_rate(config: ScheduleConfig, step: int, total_steps: int, d_model: int) -> float:
-    """The rate of optimizer step `step`, counted from 1. After step `total_steps` the rate stays where the curve of
-    linear, cosine and warmup_stable_decay has ended; the other curves do not depend on the total."""
+    """The rate of optimizer step `step`, counted from 1. After step `total_steps` the rate of linear, cosine and
+    warmup_stable_decay stays at the curve's end; the other curves do not depend on the total."""
     if config.name in (ScheduleName.noam, ScheduleName.inverse_sqrt):
         warmup = min(step**-0.5, step * config.warmup_steps**-1.5)
         if config.name is ScheduleName.noam:

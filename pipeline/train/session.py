@@ -1,6 +1,6 @@
-"""What stands between the steps of a training: reports, validations, snapshots, checkpoints, the end.
+"""The work between the steps of a training: reports, validations, snapshots, checkpoints, the end.
 
-A loop takes steps and tells its `Session` of each; another loop, of another control flow, tells another Session.
+A loop takes steps and tells its `Session` of each step. A loop with another control flow has a Session of its own.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Average(Enum):
-    """Which snapshots make the final model: the last ones (the paper, section 6.1) or those of the best validations."""
+    """The snapshots whose average is the final model: the last (the paper, section 6.1), or the best in validation."""
 
     last = "last"
     best = "best"
@@ -36,29 +36,29 @@ class Average(Enum):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train and what to do meanwhile.
+    """The length of a training, and its reports, validations, checkpoints and limits.
 
     Attributes:
         max_steps: optimizer steps.
-        max_minutes: of training, without validation and checkpoints, over all attempts; looked at every log_every
-            steps. 0: no limit.
+        max_minutes: of training, without validation and checkpoints, over all attempts; checked every log_every steps.
+            0: no limit.
         label_smoothing: share of the target spread over the vocabulary (section 5.4).
-        log_every, validate_every, checkpoint_every: in steps. A checkpoint holds everything that training needs to
-            go on; a validation also keeps a snapshot of the weights alone.
-        keep_checkpoints: complete checkpoints kept, the newest.
-        patience: validations in a row, none better than the best before, after which training stops; 0: never.
+        log_every, validate_every, checkpoint_every: in steps. A checkpoint holds the whole state that training resumes
+            from; a validation also keeps a snapshot of the weights alone.
+        keep_checkpoints: the number of newest complete checkpoints to keep.
+        patience: validations in a row without a new best, after which training stops; 0: never.
         average, average_of: how many snapshots make the final model, and which.
-        validation_beam: 1 is greedy: quick, and close enough to choose by.
+        validation_beam: 1 is greedy search: quick, and close enough to choose by.
         max_skipped: steps in a row with a loss or gradient that is no number, after which the training has diverged.
-        spike_factor: the training has also diverged where a step's loss per token is above this times the median of the
-            100 steps before; 0: however high the loss.
-        on_divergence: stop with an error, or go back to the newest good checkpoint and on from there, with what is left
-            of the epoch in another order.
-        max_rollbacks: how many times in a run; the next divergence is an error.
-        initial: whose weights the training begins with, the optimizer anew: a run, a model folder, or a folder of
-            Hugging Face's. None: random ones.
-        initial_embeddings: whether embeddings and output projection are taken, too; they can't be from a model with
-            another tokenizer.
+        spike_factor: the training has also diverged if a step's loss per token is above spike_factor times the median
+            of the 100 steps before; 0: no such limit.
+        on_divergence: stop with an error, or go back to the newest good checkpoint and continue with the rest of the
+            epoch in another order.
+        max_rollbacks: rollbacks of a run; the next divergence is an error.
+        initial: the source of the initial weights, with a fresh optimizer: a run, a model folder, or a Hugging Face
+            folder. None: random weights.
+        initial_embeddings: whether to take embeddings and output projection, too; impossible from a model with another
+            tokenizer.
     """
 
     max_steps: int = 100_000
@@ -95,19 +95,19 @@ class TrainConfig:
 
 @dataclass
 class TrainState:
-    """What the loop itself must know to go on; saved with each checkpoint.
+    """The loop's own state, saved with each checkpoint.
 
     Attributes:
-        epoch, index: where the next step stands in the plan.
+        epoch, index: the next step's place in the plan.
         tokens: of all steps so far, without padding, by column.
         validations: {"step", "loss", and each score by its name} of each validation, oldest first.
-        pending_validation: step of a validation whose result had not come yet.
-        seconds: of training, without validation and checkpoints; over all attempts. Ranks agree on it when they
-            report, and so on when the time is up.
-        unreported: what the meter has counted since the last report.
-        recent_losses: of the last steps, in nats a target token, while train.spike_factor asks for them.
-        reordered: [epoch, index] from where the data come in another order, one for each rollback.
-        products: the `Products` that the training began with, whose rounding it keeps; empty: torch's own.
+        pending_validation: step of a validation without a result yet.
+        seconds: of training, without validation and checkpoints, over all attempts. Ranks agree on it at each report,
+            and so on when the time is up.
+        unreported: the meter's counts since the last report.
+        recent_losses: of the last steps, in nats a target token; kept while train.spike_factor is set.
+        reordered: for each rollback the place [epoch, index] from which the data are in another order.
+        products: the `Products` that the training began with, kept for equal rounding; empty: torch's own.
     """
 
     step: int = 0
@@ -126,8 +126,8 @@ class TrainState:
 
     @staticmethod
     def of(saved: Mapping[str, Any]) -> "TrainState":
-        """The state that a checkpoint has. One of a translation before there were other tasks counted its two columns
-        apart."""
+        """The state in a checkpoint. Old checkpoints of translations have a separate count for each of the two
+        columns."""
         saved = dict(saved)
         if "source_tokens" in saved:
             saved["tokens"] = {column: saved.pop(f"{column}_tokens") for column in ("source", "target")}
@@ -138,31 +138,31 @@ class TrainState:
         return TrainState(**saved)
 
     def summary(self) -> dict[str, Any]:
-        """The state as `training.json` has it: tokens as <column>_tokens."""
+        """The state in the form of `training.json`: tokens as <column>_tokens."""
         record = dataclasses.asdict(self)
         return record | {f"{column}_tokens": count for column, count in record.pop("tokens").items()}
 
     def validations_without_gain(self, selects: Metric) -> int:
-        """How many have come since the best one."""
+        """The number of validations after the best one."""
         best = selects.best(self.validations)
         return len(self.validations) - 1 - self.validations.index(best) if best else 0  # type: ignore[arg-type]
 
 
-# Validates the snapshot of a step's weights. Gives the result, or where others do the work meanwhile a function that
-# waits for it. A collective, and so is that function: all ranks call, all get the same.
+# Validates the snapshot of a step's weights. Returns the result or, where other processes do the work meanwhile, a
+# function that waits for the result. Both are collectives: all ranks call them, and get the same result.
 Validate = Callable[[int, Path], "Evaluation | Callable[[], Evaluation]"]
 
 
 @dataclass(frozen=True)
 class Reports:
-    """Where rank 0 tells what happens; other ranks pass functions that do nothing.
+    """Rank 0's callbacks for events; other ranks pass functions that do nothing.
 
     Attributes:
-        metrics: metrics of a step, for the tracker.
-        validated: a step's validation; its snapshot lies in the weights folder.
-        progress: what the progress line shows, every `log_every` steps and around validations.
-        flush: has the metrics so far reach the disk, before each checkpoint; a UserError where that is full. Metrics
-            that are in memory alone are then logged again by the run that goes on from the checkpoint before.
+        metrics: takes a step's metrics, for the tracker.
+        validated: takes a step's validation, whose snapshot lies in the weights folder.
+        progress: takes the progress line's values, every `log_every` steps and around validations.
+        flush: writes the metrics so far to the disk, before each checkpoint; a UserError if the disk is full. Metrics
+            that stay unwritten are logged again by the run that resumes from the checkpoint before.
     """
 
     metrics: Callable[[Mapping[str, float], int], None]
@@ -175,17 +175,17 @@ class Session:
     """A training between its steps; every method is a collective.
 
     Attributes:
-        reason: why the training is over: "max_steps", "max_minutes", "patience" (the metric has stopped to improve) or
-            "stopped"; None while it goes on.
+        reason: why the training is over: "max_steps", "max_minutes", "patience" (the metric no longer improves) or
+            "stopped"; None while the training goes on.
 
     Args:
-        state: where to begin; moved along in place.
+        state: the state to begin with; updated in place.
         folder: the run's; gets checkpoints/ and weights/.
         metadata: goes into the checkpoints' manifests (hashes of configuration and tokenizer, engine).
         selects: the metric that patience and the best snapshots go by.
-        flops: of tokens by column the operations that their training took.
-        stop: asked after each step; once it is true on one rank, all save a checkpoint of that step and end, without
-            waiting for a validation that others are at: the run is to go on later.
+        flops: tokens by column to the operations of training on them.
+        stop: called after each step. Once it returns true on any rank, all ranks save a checkpoint of that step and
+            end, without waiting for a pending validation: the run will be resumed.
     """
 
     def __init__(
@@ -209,18 +209,18 @@ class Session:
         state.reordered = reordered_before(folder, state.reordered)
         self._take_up()
         if self._goes_back and not on_rank_zero(lambda: list_steps(folder / CHECKPOINTS_FOLDER)):
-            self.save()  # there is to be a checkpoint to go back to
+            self.save()  # a rollback needs a checkpoint
         self._mark_saved()
-        # The time may be up, after a kill, at a step that has no snapshot: the training goes on to the next report.
+        # After a kill the time may be up at a step without a snapshot: then the training goes on to the next report.
         validated = {int(record["step"]) for record in state.validations} | {state.pending_validation}
         is_last = state.step >= config.max_steps or (self._is_out_of_time() and state.step in validated)
         self.reason: str | None = self._reason(is_last)
 
     def _take_up(self) -> None:
-        """The session goes on from the state's step."""
+        """Resumes the session at the state's step."""
         self.meter = Meter(self.engine.device, self._flops, counted=self.state.unreported)
         self._pending: Callable[[], Evaluation] | None = None
-        if self.state.pending_validation is not None:  # its result was lost with the process that waited for it
+        if self.state.pending_validation is not None:  # the process that waited for the result has ended
             self._pending = self._begin_validation(self.state.pending_validation)
 
     def _mark_saved(self) -> None:
@@ -242,7 +242,7 @@ class Session:
         return self.config.on_divergence is OnDivergence.rollback
 
     def after(self, step: Step, rate: float) -> None:
-        """A step was taken, with this learning rate.
+        """Does the work after a step with learning rate `rate`.
 
         Raises:
             Diverged: see `save`.
@@ -257,7 +257,7 @@ class Session:
             self._finish_validation()
             self._keep_snapshot()
             self._pending = self._begin_validation(state.step)
-        # While steps are skipped, the training may have diverged: the checkpoint waits for a step that is not.
+        # While steps are skipped, the training may have diverged: the checkpoint waits for the next unskipped step.
         self._is_due = self._is_due or state.step % config.checkpoint_every == 0
         if self._is_due and state.skipped_in_a_row == 0 and not is_last:
             self.save()
@@ -270,7 +270,7 @@ class Session:
         self.reason = self._reason(is_last)
 
     def finish(self) -> str:
-        """The end of a training: its last validation and checkpoint. Returns the reason."""
+        """Makes the last validation and checkpoint of a training. Returns the reason of its end."""
         assert self.reason is not None, "the training goes on"
         if self.reason != "stopped":
             self._finish_validation()
@@ -279,10 +279,10 @@ class Session:
         return self.reason
 
     def go_back(self, error: Diverged) -> None:
-        """The newest good checkpoint becomes the present.
+        """Goes back to the newest good checkpoint.
 
         Raises:
-            Diverged: `error`, where the training is to stop, or has gone back often enough.
+            Diverged: `error`, if the training must stop, or has gone back often enough.
         """
         config, state = self.config, self.state
         if config.on_divergence is OnDivergence.stop:
@@ -304,12 +304,12 @@ class Session:
         self._mark_saved()
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment. One that is made while steps are skipped, since the run was asked to
-        stop, replaces none.
+        """Writes a checkpoint of the current step. A checkpoint amid skipped steps, written because the run was asked
+        to stop, replaces no other.
 
         Raises:
-            Diverged: a parameter or a moment is no number. The checkpoints before stay.
-            UserError: the checkpoint can't be written. Those before stay.
+            Diverged: a parameter or a moment is no number. Earlier checkpoints stay.
+            UserError: the checkpoint can't be written. Earlier checkpoints stay.
         """
         state = self.state
         self.reports.progress({"doing": "saving a checkpoint", "step": state.step})
@@ -331,7 +331,7 @@ class Session:
             raise Diverged(problem)
 
     def _report(self, rate: float) -> None:
-        """Tells how the steps since the last report went."""
+        """Reports the metrics of the steps since the last report."""
         config, state = self.config, self.state
         state.seconds = gather(state.seconds)[0]  # the ranks' clocks differ
         metrics = {
@@ -352,9 +352,9 @@ class Session:
         self.reports.progress(progress)
 
     def _keep_snapshot(self) -> None:
-        """Writes the weights alone, for validation and for the average. The last and the best few stay, and those that
-        a training which goes on from one of the checkpoints has as its last and best few: a validation that was pending
-        there reads its snapshot again."""
+        """Writes the weights alone, for validation and for the average. Keeps the last and the best snapshots, as of
+        now and as of each checkpoint: a training that resumes from a checkpoint needs them, and a pending validation
+        reads its snapshot again."""
         config, state = self.config, self.state
         weights = {name.removeprefix("model."): tensor for name, tensor in self.engine.weights().items()}
 
@@ -374,7 +374,7 @@ class Session:
         on_rank_zero(write)
 
     def _begin_validation(self, step: int) -> Callable[[], Evaluation] | None:
-        """Has a snapshot validated; None when the result is there at once."""
+        """Starts the validation of a snapshot; returns None if the result is there at once."""
         self.reports.progress({"doing": "validating", "step": step})
         result = self._validate(step, snapshot_path(self.folder / WEIGHTS_FOLDER, step))
         self.state.pending_validation = step
@@ -385,8 +385,8 @@ class Session:
         return None
 
     def _finish_validation(self) -> None:
-        """Waits for a validation, and counts it. One that others did counts only when the next one begins, however
-        early its result was there, so that a run that is stopped and resumed decides the same."""
+        """Waits for the pending validation, and counts it. A validation by other processes counts only when the next
+        one begins, however early its result is there, so that a run that is stopped and resumed decides the same."""
         state = self.state
         pending, self._pending = self._pending, None
         if pending is None or state.pending_validation is None:
@@ -401,8 +401,8 @@ class Session:
 
 
 def _no_numbers(tensors: Mapping[str, Tensor], step: int) -> str | None:
-    """What is wrong where an element of a parameter or a moment is NaN or infinite; else None."""
-    # A sum reads each element once and writes nothing; one that overflows is looked at more closely.
+    """The error's text if an element of a parameter or a moment is NaN or infinite; else None."""
+    # A sum reads each element once and writes nothing; only tensors whose sum is not finite are checked by element.
     bad = [name for name, tensor in tensors.items() if not tensor.sum().isfinite() and not tensor.isfinite().all()]
     if not bad:
         return None

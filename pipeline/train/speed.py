@@ -1,4 +1,4 @@
-"""How fast training steps are on sentences of one length: what recurrence and attention cost as sentences grow."""
+"""The speed of training steps on sentences of equal length: the cost of recurrence and attention by length."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class SameLength:
     vocab_size: int
 
     def get(self, column: str, row: int) -> np.ndarray:
-        """The same on either side: (length,) ids."""
+        """(length,) ids, the same for both columns."""
         words = np.random.default_rng(row).integers(EOS_ID + 1, self.vocab_size, self.length - 1)
         return np.append(words, EOS_ID)
 
@@ -43,8 +43,8 @@ def speed_by_length(
     device: torch.device,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, list[float]]:
-    """Target tokens per second (as many source tokens go with them) of whole training steps on one worker with the
-    plain torch engine, for each of the lengths. The models take turns; medians.
+    """Median target tokens per second of whole training steps, for each length, with as many source tokens. One worker
+    runs the plain torch engine, and the models take turns.
 
     Args:
         lengths: tokens of each sentence, on both sides.

@@ -1,4 +1,4 @@
-"""The engine protocol on plain torch: the control for DeepSpeed's correctness and cost, and the way out."""
+"""The engine protocol on plain torch: the reference for DeepSpeed's correctness and cost, and its replacement."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class TorchEngine:
         dtype = TORCH_DTYPES[precision.dtype]
         self._frozen = FrozenWeights(module)
         self._optimizer = MasterAdam(module, optimizer, self._loss_scale, dtype, groups)
-        module.to(dtype)  # the buffers and what is frozen: the other parameters are already
+        module.to(dtype)  # buffers and frozen parameters; the others already are
 
     def forward_backward(self, batch: Any, *, scale: float, last: bool) -> LossSum:
         loss: LossSum = self._module(batch)
@@ -50,7 +50,7 @@ class TorchEngine:
         return LossSum(loss.total.detach(), loss.num_tokens)
 
     def recover(self) -> bool:
-        for parameter in self._optimizer.parameters:  # the sum over the micro-batches before is in a buffer of its own
+        for parameter in self._optimizer.parameters:  # the sum over earlier micro-batches is in another buffer
             parameter.grad = None
         return True
 

@@ -11,10 +11,10 @@ import torch
 
 
 def keep_uncompiled(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Tells torch that the class' methods need no protection from the compiler.
+    """Marks the class' methods as needing no protection from the compiler.
 
-    torch wraps each of these methods in a function that imports the compiler at its first call, to be told how the
-    compiler leaves the method alone. The function asks this attribute first.
+    torch wraps each of these methods in a function that imports the compiler at its first call, to exempt the method
+    from compilation. The function checks this attribute first.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = inspect.unwrap(getattr(optimizer, name))
@@ -23,16 +23,16 @@ def keep_uncompiled(optimizer: type[torch.optim.Optimizer]) -> None:
 
 
 def plain_step(optimizer: torch.optim.Adam) -> None:
-    """Adam's own step, without torch's wrapper: it imports the compiler at each step, to tell it where the gradient is
-    switched off. Here it is switched off, too."""
+    """Adam's step without torch's wrapper, with gradients switched off. The wrapper imports the compiler at each step,
+    to tell it that gradients are off."""
     with torch.no_grad():
         inspect.unwrap(torch.optim.Adam.step)(optimizer)
 
 
 @contextmanager
 def plain_import() -> Iterator[None]:
-    """For the import of a library that decorates functions for torch's compiler, or that imports mlflow where there is
-    one: within the block torch's decorators do nothing, and there is no mlflow."""
+    """Within the block torch's compiler decorators do nothing, and mlflow can't be imported. For imports of libraries
+    that decorate functions for the compiler, or that import mlflow where it is installed."""
     places: list[tuple[Any, str]] = [(torch, "compile"), (torch, "_disable_dynamo"), (torch.compiler, "disable")]
     usual = [getattr(module, name) for module, name in places]
     for module, name in places:
