@@ -1,9 +1,9 @@
-"""Which examples make which step: a pure function of (lengths, budgets, seed, epoch), never of the number of workers.
+"""The examples of each step: a pure function of (lengths, budgets, seed, epoch), never of the number of workers.
 
 An epoch is shuffled, sorted by length within pools of a few dozen steps, and cut into micro-batches of about
 `micro_tokens` tokens; a step is `tokens / micro_tokens` micro-batches, of which rank r of W takes every W-th. So the
-effective batch stays the same when the cluster shrinks or grows, and (epoch, step) says where to resume. No code here
-knows what a batch is made of: `collate` makes it from rows of the examples.
+effective batch stays the same when the cluster shrinks or grows, and (epoch, step) is the place to resume from. This
+module does not know a batch's content: `collate` makes a batch from rows of the examples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,17 @@ import torch
 from pipeline.errors import UserError
 from pipeline.tasks.task import Batch, Examples
 
-STEPS_PER_POOL = 64  # sorted together: more makes purer lengths, fewer makes steps more alike
+STEPS_PER_POOL = 64  # sorted together: more steps give more uniform lengths, fewer steps are more alike
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How much a step reads.
+    """The size of a step.
 
     Attributes:
         tokens: a step's budget in tokens, counted on each side without padding (the paper: 25,000).
-        micro_tokens: what one worker holds in memory at a time; tokens / micro_tokens is the largest number of
-            workers that share a step.
+        micro_tokens: tokens that a worker holds in memory at a time; at most tokens / micro_tokens workers share a
+            step.
     """
 
     tokens: int = 4096
@@ -50,7 +50,7 @@ def plan_epoch(lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int) 
     Args:
         lengths: (examples, columns) elements of each column; for translation tokens with </s>.
     Raises:
-        UserError: an example alone is larger than batch.micro_tokens.
+        UserError: a single example is larger than batch.micro_tokens.
     """
     sizes = lengths.max(axis=1)
     if len(sizes) and sizes.max() > config.micro_tokens:
@@ -64,7 +64,7 @@ def plan_epoch(lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int) 
     pool_tokens = STEPS_PER_POOL * config.tokens
     pool_of = np.cumsum(sizes[order]) // pool_tokens
     for pool in np.split(order, np.flatnonzero(np.diff(pool_of)) + 1):
-        by_length = pool[np.lexsort(lengths[pool].T)]  # by the last column, then by those before
+        by_length = pool[np.lexsort(lengths[pool].T)]  # by the last column, then by the columns before
         cut = _cut(lengths[by_length], config.micro_tokens)
         pool_batches = np.split(by_length, cut)
         micro_batches += [pool_batches[i] for i in random.permutation(len(pool_batches))]
@@ -72,7 +72,7 @@ def plan_epoch(lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int) 
 
 
 def _cut(lengths: np.ndarray, budget: int) -> list[int]:
-    """Where to cut a row of examples so that no column of a piece has more than `budget` elements."""
+    """The places to cut consecutive examples at, so that no column of a piece has more than `budget` elements."""
     ends = np.cumsum(lengths, axis=0, dtype=np.int64).T
     cuts, start = [], 0
     while True:
@@ -87,17 +87,17 @@ def _cut(lengths: np.ndarray, budget: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as one rank sees it.
+    """A rank's part of an optimizer step.
 
     Attributes:
-        epoch, index: where it stands; index counts the epoch's steps from 0.
-        examples: of the epoch; what `rows` are rows of.
+        epoch, index: the step's place; index counts the epoch's steps from 0.
+        examples: of the epoch; `rows` are rows of these.
         batches: this rank's micro-batches; all ranks have equally many.
-        rows: the examples of each.
-        shares: 1.0 each; 0.0 for the stand-in of a rank that has none left, which must take part all the same.
-        seeds: one for each micro-batch, by its place in the plan: dropout is the same on whichever rank it falls.
+        rows: each micro-batch's examples.
+        shares: 1.0 a micro-batch; 0.0 for the stand-in of a rank with none left, which must still take part.
+        seeds: of each micro-batch, by its place in the plan: dropout is the same on any rank.
         tokens: of the whole step, over all ranks, by column.
-        loss_count: what the step's summed loss is divided by.
+        loss_count: the divisor of the step's summed loss.
     """
 
     epoch: int
@@ -139,15 +139,15 @@ def iterate_steps(
     reordered: Sequence[Sequence[int]] = (),
     of_epoch: Callable[[Examples, int, int], Examples] = lambda examples, seed, epoch: examples,
 ) -> Iterator[Step]:
-    """Steps for ever, from (epoch, index) on.
+    """Yields steps for ever, from (epoch, index) on.
 
     Args:
-        collate: rows of the examples to a batch.
-        loss_column: the column by whose elements a step's loss is divided.
+        collate: makes a batch from rows of the examples.
+        loss_column: the column whose number of elements divides a step's loss.
         reordered: places (epoch, index), oldest first, from which the micro-batches come in another order.
-        of_epoch: (examples, seed, epoch) to the examples that an epoch has.
+        of_epoch: (examples, seed, epoch) to the epoch's examples.
     Raises:
-        UserError: there are no examples, or one is too long.
+        UserError: there are no examples, or an example is too long.
     """
     if not len(examples):
         raise UserError("corpus.train: no training examples are left after cleaning")
@@ -180,7 +180,7 @@ def iterate_steps(
 
 
 def ahead(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
-    """The same steps, their batches on the device: each is made in the background while the one before it is used."""
+    """Moves the steps' batches to the device. Each step is made in the background while the previous one is used."""
 
     def make() -> Step:
         step = next(steps)

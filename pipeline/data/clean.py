@@ -1,4 +1,4 @@
-"""Which training pairs are fit to learn from. Validation and test pairs are never filtered."""
+"""Filters training pairs. Validation and test pairs are never filtered."""
 
 import hashlib
 from collections import Counter
@@ -11,7 +11,7 @@ from pipeline.data.overlap import Sides, pair_hash
 from pipeline.data.pairs import SentencePair
 from pipeline.data.words import collapse_whitespace, count_words
 
-# Which settings of CleanConfig each rule goes by.
+# The settings of CleanConfig that each rule uses.
 RULES = {
     "empty": (),
     "too_long": ("max_words", "max_bytes"),
@@ -25,7 +25,7 @@ SHOWN = 60  # characters of a sentence in an example
 
 
 class Invalid(Enum):
-    """What to do about lines that are not text (invalid UTF-8, NUL bytes)."""
+    """The handling of lines that are not text (invalid UTF-8, NUL bytes)."""
 
     error = "error"
     drop = "drop"
@@ -37,7 +37,7 @@ class CleanConfig:
 
     Words are those of `count_words`, for scripts with and without spaces.
     `drop_duplicates` remembers a hash for each pair, about 100 bytes of memory.
-    `decontaminate` leaves out pairs of which a sentence stands in validation or test, on the same side.
+    `decontaminate` leaves out pairs with a sentence that is in validation or test, on the same side.
 
     Raises:
         ValueError: if a limit can't be met, naming the field.
@@ -61,14 +61,14 @@ class CleanConfig:
 
 @dataclass
 class CleanReport:
-    """What became of the training pairs that were read.
+    """Counts of the training pairs that were read.
 
     Attributes:
-        kept: how many are for training.
-        held_out: how many stand in for validation and test.
-        dropped: how many were left out, by rule.
-        contaminated: how many have a sentence that stands in validation or test, whether left out or kept.
-        examples: the first pair of each rule: its place, what is wrong, and the beginnings of both sentences.
+        kept: pairs for training.
+        held_out: pairs held out for validation and test.
+        dropped: pairs left out, by rule.
+        contaminated: pairs with a sentence that is in validation or test, left out or kept.
+        examples: the first pair that each rule left out: place, fault, and the beginnings of both sentences.
     """
 
     kept: int = 0
@@ -93,13 +93,13 @@ def clean_pairs(
     evaluation: Sides | None = None,
     held_out: Iterable[SentencePair] = (),
 ) -> Iterator[SentencePair]:
-    """Yields the pairs that are fit for training, whitespace collapsed; counts all of them in `report`.
+    """Yields the pairs that are fit for training, whitespace collapsed; counts all pairs in `report`.
 
     Args:
-        rows: (place, pair), the place as it is to be named in an example: "line 7".
-        evaluation: the sentences of validation and test, those of `held_out` among them.
-        held_out: pairs among `rows` that stand in for validation or test. They are taken out, and so are, whatever
-            `config` says, the pairs that share a sentence with them.
+        rows: (place, pair), the place as shown in an example: "line 7".
+        evaluation: the sentences of validation and test, `held_out` included.
+        held_out: pairs among `rows` that are held out for validation or test. These pairs and, whatever `config` says,
+            all pairs that share a sentence with them are left out.
     """
     seen: set[bytes] = set()
     held_out = list(held_out)
@@ -128,16 +128,16 @@ def clean_pairs(
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, without what would move a terminal's cursor."""
+    """The beginning of a text, without characters that would move a terminal's cursor."""
     text = text[:SHOWN] + "…" if len(text) > SHOWN else text
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _fault(pair: SentencePair, config: CleanConfig) -> tuple[str | None, str]:
-    """The rule that a pair breaks and how; None, if it breaks none."""
+    """The rule that a pair breaks (None: no rule), and the fault in words."""
     if not pair.source or not pair.target:
         return "empty", f"empty {' and '.join(side for side in pair._fields if not getattr(pair, side))}"
-    # Characters first: they never outnumber the bytes, and are known without encoding.
+    # Characters first: their number needs no encoding, and is never above the number of bytes.
     if max(map(len, pair)) > config.max_bytes or max(len(text.encode()) for text in pair) > config.max_bytes:
         return "too_long", f"{max(len(text.encode()) for text in pair):,} bytes"
     source_words, target_words = map(count_words, pair)

@@ -1,4 +1,4 @@
-"""Where sentence pairs come from: the embedded phrasebook, two text files, or a data set of the `datasets` library."""
+"""Reads sentence pairs from the embedded phrasebook, two text files, or a data set of the `datasets` library."""
 
 import glob
 import heapq
@@ -31,7 +31,7 @@ class CorpusKind(Enum):
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Where one split is: two text files (plain or .gz), or the name of a split of a data set."""
+    """The source of a split: two text files (plain or .gz), or the name of a split of a data set."""
 
     source: str | None = None
     target: str | None = None
@@ -42,14 +42,13 @@ class SplitConfig:
 class CorpusConfig:
     """A parallel corpus.
 
-    `path` is the folder of the text files named in the splits; when set, kind "dataset" reads these files instead of
-    the data set.
+    `path` is the folder of the splits' text files; if set, kind "dataset" reads these files instead of the data set.
     `source_column` and `target_column` are dotted paths into nested columns.
     `held_out` pairs are taken out of train for each of validation and test that has no data of its own.
-    `published_pairs` is how many training pairs the corpus is said to have: for plans, while it is not at hand.
+    `published_pairs` is the published number of training pairs, for plans without the corpus at hand.
 
     Raises:
-        ValueError: if it does not say where the pairs are, naming the field.
+        ValueError: if the source of the pairs is missing, naming the field.
     """
 
     kind: CorpusKind = CorpusKind.phrasebook
@@ -95,7 +94,9 @@ class CorpusConfig:
         for name in SPLITS:
             split: SplitConfig = getattr(self, name)
             paths |= {f"corpus.{name}.source": split.source, f"corpus.{name}.target": split.target}
-        has_own = self.kind is CorpusKind.text and self.path is None  # with a path, the splits' files lie in it
+        has_own = (
+            self.kind is CorpusKind.text and self.path is None
+        )  # with a path, the splits' files are in that folder
         return {
             key: path
             for key, path in paths.items()
@@ -104,11 +105,11 @@ class CorpusConfig:
 
     @property
     def is_from_hub(self) -> bool:
-        """Whether a hub of data sets is asked."""
+        """Whether the data come from a hub of data sets."""
         return self.kind is CorpusKind.dataset and self.path is None and not self.data_files
 
     def with_absolute_paths(self) -> "CorpusConfig":
-        """The same with paths that count from the working directory made absolute, and ~ expanded."""
+        """The configuration with paths made absolute (from the working directory), and ~ expanded."""
         change = absolute_path if self.kind is CorpusKind.text and self.path is None else os.path.expanduser
         splits: dict[str, Any] = {}
         for name in SPLITS:
@@ -123,7 +124,7 @@ class CorpusConfig:
         return self.kind is CorpusKind.text or (self.kind is CorpusKind.dataset and self.path is not None)
 
     def has_own_data(self, split: str) -> bool:
-        """Whether the split is read from data of its own, not held out of train."""
+        """Whether the split has data of its own, rather than pairs held out of train."""
         if self.kind is CorpusKind.phrasebook:
             return True
         where: SplitConfig = getattr(self, split)
@@ -137,7 +138,7 @@ class _Unreadable(ValueError):
 
 
 def refuse(reason: str, message: str) -> None:
-    """What to do about a pair that can't be read, unless told otherwise: stop."""
+    """The default handling of a pair that can't be read: stop with a UserError."""
     raise UserError(f"{message} Mend the corpus there.")
 
 
@@ -147,12 +148,12 @@ def read_pairs(
     unreadable: Callable[[str, str], None] = refuse,
     held_out: dict[str, list[SentencePair]] | None = None,
 ) -> Iterator[SentencePair]:
-    """Streams the pairs of "train", "validation" or "test", in the corpus's order, texts as they stand there.
+    """Streams the pairs of "train", "validation" or "test", in the corpus's order, texts unchanged.
 
     Args:
         unreadable: called with (reason, message) for a pair that is not text: invalid_utf8, nul, too_long (over
             MAX_LINE_BYTES). When it returns, the pair is left out.
-        held_out: what `held_out_pairs` gave, when known already: it costs a pass over the training data.
+        held_out: the result of `held_out_pairs`, if known already, which saves a pass over the training data.
 
     Raises:
         UserError: a file is missing, the sides have unequal line counts, a data set or column can't be found, or
@@ -170,11 +171,11 @@ def read_pairs(
 def held_out_pairs(
     config: CorpusConfig, unreadable: Callable[[str, str], None] = refuse
 ) -> dict[str, list[SentencePair]]:
-    """Pairs of train that stand in for validation or test where these have no data of their own.
+    """Pairs of train that are held out for validation or test, where these have no data of their own.
 
-    They are those whose hash is smallest: whatever the order of the corpus, always the same ones. No two of them share
-    a sentence, so that what is left when all pairs with their sentences are taken out of train is known to be half of
-    the different pairs or more.
+    The pairs with the smallest hashes are held out, so the choice does not depend on the corpus's order. No two of them
+    share a sentence. So at least half of the different pairs are left when all pairs that share a sentence with them
+    are taken out of train.
 
     Raises:
         UserError: too few pairs of train share no sentence.
@@ -183,7 +184,11 @@ def held_out_pairs(
     if not lacking:
         return {}
     wanted = config.held_out * len(lacking)
-    for size in (4 * wanted, 16 * wanted, 64 * wanted):  # more only where many pairs share their sentences
+    for size in (
+        4 * wanted,
+        16 * wanted,
+        64 * wanted,
+    ):  # the larger sizes are for corpora in which many pairs share sentences
         candidates, usable = _smallest_hashes(config, size, unreadable)
         apart: list[SentencePair] = []
         sides = Sides()
@@ -217,8 +222,8 @@ def _where(config: CorpusConfig) -> str:
 def _smallest_hashes(
     config: CorpusConfig, size: int, unreadable: Callable[[str, str], None]
 ) -> tuple[list[SentencePair], int]:
-    """The `size` different pairs of train with the smallest hashes, in their order, and how many pairs are not
-    empty."""
+    """The `size` different pairs of train with the smallest hashes, in the hashes' order, and the number of pairs that
+    are not empty."""
     chosen: dict[int, SentencePair] = {}
     largest: list[int] = []  # a heap of the chosen hashes, negated: the largest one first
     usable = 0
@@ -237,8 +242,8 @@ def _smallest_hashes(
 
 
 def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
-    """Names and hashes of everything that the pairs come from. A data set of the hub counts by its name and
-    revision: set corpus.revision to hold on to one version."""
+    """Names and hashes of all sources of the pairs. A data set of the hub is identified by its name and revision:
+    corpus.revision fixes the version."""
     if config.kind is CorpusKind.phrasebook:
         from pipeline.phrasebook import phrasebook_version
 
@@ -265,7 +270,7 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
 
 
 def count_pairs(config: CorpusConfig, split: str) -> int:
-    """How many pairs the split has before cleaning, or 0 where only reading it would tell.
+    """The number of pairs in the split before cleaning, or 0 where counting would need to read it.
 
     Raises:
         UserError: text files are missing or have unequal line counts.
@@ -287,10 +292,10 @@ def count_pairs(config: CorpusConfig, split: str) -> int:
 
 
 def refuse_wrong_files(config: CorpusConfig) -> None:
-    """Looks at the beginning of text files, before anything else is done with them.
+    """Checks the beginning of text files before any other work.
 
     Raises:
-        UserError: one is missing, is something else than text with a sentence a line, or both sides are the same.
+        UserError: a file is missing, is not text with a sentence a line, or both sides are the same.
     """
     is_same_language = config.source_language == config.target_language
     if config.reads_text:
@@ -307,7 +312,7 @@ def refuse_wrong_files(config: CorpusConfig) -> None:
 
 
 class _Row(NamedTuple):
-    """A pair as it was read: where it is for an example, and where each side is for a message."""
+    """A pair as read, with its place for an example and each side's place for a message."""
 
     place: str
     source_place: str
@@ -319,7 +324,7 @@ class _Row(NamedTuple):
 def read_own(
     config: CorpusConfig, split: str, unreadable: Callable[[str, str], None] = refuse
 ) -> Iterator[tuple[str, SentencePair]]:
-    """Streams (place, pair) of a split that has data of its own, nothing held out; see `read_pairs`."""
+    """Streams (place, pair) of a split with data of its own, held-out pairs included; see `read_pairs`."""
     match config:
         case CorpusConfig(kind=CorpusKind.phrasebook):
             from pipeline.phrasebook import phrasebook_pairs
@@ -360,7 +365,7 @@ def text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
     """The files of a split's two sides.
 
     Raises:
-        UserError: one is not there.
+        UserError: a file is missing.
     """
     where: SplitConfig = getattr(config, split)
     files = []

@@ -1,4 +1,4 @@
-"""Files as streams of documents: text, JSON lines and parquet, in memory that does not grow with the file."""
+"""Streams documents from files of text, JSON lines and parquet; memory does not grow with the file."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROWS_PER_BATCH = 64  # of a parquet file
 
 
 class Unit(Enum):
-    """What of a text file is a document: the file, a line, or what blank lines separate."""
+    """The document in a text file: the file, a line, or a block between blank lines."""
 
     file = "file"
     line = "line"
@@ -30,24 +30,24 @@ class Unit(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Why something that was read is no document."""
+    """The reason why a text that was read is no document."""
 
     reason: str
     message: str
 
 
-Read = tuple[str, str | Fault]  # a place, and the document or why it is none
+Read = tuple[str, str | Fault]  # a place, and the document or its fault
 
 
 def read_file(file: Path, unit: Unit, text_field: str, max_bytes: int) -> Iterator[Read]:
-    """Streams (place, document) of a file, texts as they stand there, with a `Fault` for each that can't be read.
+    """Streams (place, document) of a file, texts unchanged, with a `Fault` for each document that can't be read.
 
     Args:
-        unit: what is a document of a file of text.
+        unit: the document in a text file.
         text_field: the field of a JSON object, or the column of a parquet file; a dotted path leads into nested ones.
         max_bytes: of a longer document only the beginning is ever in memory.
     Raises:
-        UserError: the file is not whole, not readable, or has no such column.
+        UserError: the file is truncated, not readable, or lacks the column.
     """
     format_of_file = file_format(file)
     if format_of_file == "parquet":
@@ -87,7 +87,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...], excluded: frozenset[str
 
 
 def _binary(file: Path) -> Fault | None:
-    """What a file is that holds no text, seen from its beginning."""
+    """The fault of a file that is not text, from its beginning; None for text."""
     with open_text(file) as opened:
         head = opened.read(HEAD_BYTES)
     try:
@@ -108,7 +108,7 @@ def _whole_file(file: Path, max_bytes: int) -> Read:
 
 
 def _lines(file: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """(number, line) without its line end; of a line longer than `max_bytes` only max_bytes + 1 bytes."""
+    """Yields (number, line) without the line end; of a line longer than `max_bytes` only max_bytes + 1 bytes."""
     with open_text(file) as opened:
         number = 0
         while line := opened.readline(max_bytes + 2 + len(BOM)):
@@ -183,7 +183,7 @@ def _parquet(file: Path, text_field: str) -> Iterator[Read]:
 
 
 def field_of(record: Any, name: str, place: str) -> str | Fault:
-    """The text of a record's field, or why there is none."""
+    """The text of a record's field, or the fault."""
     value = record
     for part in [name] if isinstance(record, Mapping) and name in record else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -204,7 +204,7 @@ def _too_long(place: str, max_bytes: int) -> Fault:
 
 
 def _decoded(file: Path, first_line: int, data: bytes) -> str | Fault:
-    """The text of some lines of a file, or where it is none."""
+    """The text of some lines of a file, or the fault with its place."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -219,7 +219,8 @@ def _decoded(file: Path, first_line: int, data: bytes) -> str | Fault:
 
 
 def checked(place: str, text: str, max_bytes: int) -> str | Fault:
-    """The document, unless there is nothing to learn from it. With its end of text any other has two tokens or more."""
+    """The document, or the fault if there is nothing to learn from it. Every document has two tokens or more, counting
+    the end of text."""
     if not text.strip():
         return Fault("empty", f"{place}: is empty.")
     if "\0" in text:

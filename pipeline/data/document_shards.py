@@ -14,7 +14,7 @@ from pipeline.data.text_tokenizer import load_text_tokenizer
 from pipeline.disk import explain_full_disk
 
 COLUMN = "tokens"  # the files are `name`.tokens_tokens.npy and `name`.tokens_lengths.npy
-ENCODED_BYTES = 1 << 20  # of text that is given to the tokenizer at a time
+ENCODED_BYTES = 1 << 20  # of text that the tokenizer gets at a time
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,15 @@ def document_tasks(
 
 @dataclass(frozen=True)
 class DocumentCounts:
-    """What a shard holds.
+    """The counts of a shard.
 
     Attributes:
-        text_tokens: with an end of text for each document, which is predicted, too.
-        bytes: of the text in UTF-8: bits per byte are a loss over these.
-        unknown: tokens that stand for a character which the tokenizer lacks; each costs `unknown_bits` beside its loss.
-        changed: documents that do not come back from their tokens as they were: bits per byte of these are not those
-            of the text.
-        longest: of a document, in tokens.
-        changed_example: the beginning of the first of `changed`.
+        text_tokens: tokens, with each document's end of text, which is predicted, too.
+        bytes: of the text in UTF-8, the unit of bits per byte.
+        unknown: tokens for characters that the tokenizer lacks; each costs `unknown_bits` beside its loss.
+        changed: documents that differ after encoding and decoding: their bits per byte are not those of the text.
+        longest: tokens of the longest document.
+        changed_example: the beginning of the first changed document.
     """
 
     documents: int
@@ -73,7 +72,7 @@ class DocumentCounts:
 
 def tokenize_documents(task: DocumentsTask) -> DocumentCounts:
     """Tokenises one shard, each document ending in the end of text, and writes it in the form of `write_shard`, side
-    "tokens". Runs anywhere that sees the three folders."""
+    "tokens". Runs on any machine that sees the three folders."""
     tokenizer = load_text_tokenizer(Path(task.tokenizer_folder))
     documents = open_documents(Path(task.documents_folder), task.split)
     end_of_text = np.array([tokenizer.end_of_text], dtype=np.int32)
@@ -97,7 +96,7 @@ def tokenize_documents(task: DocumentsTask) -> DocumentCounts:
 
 
 def _batches(documents: Documents, first: int, end: int) -> Iterator[list[str]]:
-    """The documents in lists of about ENCODED_BYTES."""
+    """Yields the documents in lists of about ENCODED_BYTES."""
     texts: list[str] = []
     size = 0
     for index in range(first, end):

@@ -1,7 +1,7 @@
 """Documents on disk, read back through memory maps.
 
-The texts of a split stand one after another in `split`.text, in UTF-8, and where each ends in `split`.ends.npy: no
-character inside a document means anything.
+`split`.text holds a split's texts one after another, in UTF-8, and `split`.ends.npy the end of each: no character
+separates documents.
 """
 
 from array import array
@@ -21,7 +21,7 @@ def write_documents(
     """Writes a split's two files, one document in memory at a time.
 
     Returns:
-        documents, and bytes: of all of them in UTF-8.
+        "documents", their number, and "bytes" of all documents in UTF-8.
     """
     ends = array("q")
     size = 0
@@ -71,7 +71,7 @@ class Documents:
 
 
 def open_documents(folder: Path, split: str) -> Documents:
-    """What `write_documents` wrote.
+    """Opens the files of `write_documents`.
 
     Raises:
         UserError: the files are missing or damaged.

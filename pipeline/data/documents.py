@@ -1,5 +1,5 @@
-"""Where documents of a language model come from: Python's own library, files of text, JSON lines or parquet, a folder
-of source code, or a data set of the `datasets` library. Read as a stream: one document at a time is in memory."""
+"""Reads a language model's documents from Python's own library, files of text, JSON lines or parquet, a folder of
+source code, or a data set of the `datasets` library. Documents are streamed: memory holds one document at a time."""
 
 import glob
 import hashlib
@@ -23,14 +23,14 @@ from pipeline.progress import Progress, no_progress
 from pipeline.storage.files import GLOB, fetch_file, is_url
 
 SPLITS = ("train", "validation", "test")
-# Folders of Python's library that are tests, or are no part of it.
+# Folders of tests and of installed packages below Python's library.
 NOT_OF_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 ALWAYS_DROPPED = ("empty", "too_long")  # reasons that are no error, whatever `invalid` says
 
 
 class DocumentsKind(Enum):
-    """Python's own library (the one that runs this code), files, or a data set by name."""
+    """The library of the Python that runs this code, files, or a data set by name."""
 
     standard_library = "standard_library"
     text = "text"
@@ -38,8 +38,8 @@ class DocumentsKind(Enum):
 
 
 class HeldOutBy(Enum):
-    """What of train stands in for validation and test where these have no data of their own: whole documents, chosen
-    by a hash of their content, or the last part of each document."""
+    """The part of train that is held out for validation and test without data of their own: whole documents, chosen by
+    a hash of their content, or the last part of each document."""
 
     documents = "documents"
     tail = "tail"
@@ -47,12 +47,12 @@ class HeldOutBy(Enum):
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where one split is.
+    """The source of a split.
 
     Attributes:
-        text: of kind text: a pattern (`**` goes through folders), a folder (read through, by `suffixes`), or a list of
-            these. Files that end in .jsonl, .ndjson or .json hold a JSON object a line, those in .parquet rows; all
-            others are text. Any but parquet may be compressed (.gz).
+        text: for kind text: a pattern (`**` matches folders at any depth), a folder (all files with `suffixes`), or a
+            list of these. Files that end in .jsonl, .ndjson or .json hold a JSON object a line, .parquet files rows;
+            all other files are text. All but parquet may be compressed (.gz).
         split: the name of a split of the data set.
     """
 
@@ -77,9 +77,9 @@ class HeldOutConfig:
     """How much of train is held out, for each of validation and test that has no data of its own.
 
     Attributes:
-        by: documents: those whose hash is smallest, wherever they stand. tail: of each document the last part, first
-            that of validation, then that of test; nanoGPT's split of a single file is validation=0.1 test=0.
-        validation, test: shares of train, 0 for a split that is not wanted.
+        by: documents: the documents with the smallest hashes, in any order. tail: the last part of each document, first
+            validation's share, then test's; nanoGPT's split of a single file is validation=0.1 test=0.
+        validation, test: shares of train, 0 for no such split.
     """
 
     by: HeldOutBy = HeldOutBy.documents
@@ -99,17 +99,17 @@ class DocumentsConfig:
     """The documents that a language model learns from.
 
     Attributes:
-        unit: what of a text file is a document.
+        unit: the document in a text file.
         text_field: the field of JSON lines, the column of parquet files and of a data set; a dotted path leads into
             nested ones.
-        suffixes: which files of a folder are read.
-        max_bytes: a document, or a line of JSON, that is longer is left out, and not even held in memory.
-        invalid: whether what is no text (NUL bytes, invalid UTF-8, broken JSON, a record without text) is an error or
-            left out. In Python's own library such files are left out always.
+        suffixes: of the files that are read from a folder.
+        max_bytes: a longer document, or line of JSON, is left out, and never wholly in memory.
+        invalid: whether documents that are no text (NUL bytes, invalid UTF-8, broken JSON, a record without text) are
+            an error or left out. Such files of Python's own library are always left out.
         held_out: of train, for validation and test without data of their own.
 
     Raises:
-        ValueError: if it does not say where the documents are, naming the field.
+        ValueError: if the source of the documents is missing, naming the field.
     """
 
     kind: DocumentsKind = DocumentsKind.standard_library
@@ -149,17 +149,17 @@ class DocumentsConfig:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Every pattern, folder and address by its setting's name; of several one after the other."""
+        """Every pattern, folder and address by its setting's name; the parts of a list one after the other."""
         named = {f"corpus.{split}.text": getattr(self, split).patterns for split in SPLITS}
         return {f"{key}[{i}]" if i else key: path for key, paths in named.items() for i, path in enumerate(paths)}
 
     @property
     def is_from_hub(self) -> bool:
-        """Whether a hub of data sets is asked."""
+        """Whether the data come from a hub of data sets."""
         return self.kind is DocumentsKind.dataset
 
     def with_absolute_paths(self) -> "DocumentsConfig":
-        """The same with paths that count from the working directory made absolute, and ~ expanded."""
+        """The configuration with paths made absolute (from the working directory), and ~ expanded."""
         changes = {
             split: replace(source, text=[absolute_path(pattern) for pattern in source.patterns])
             for split, source in ((split, getattr(self, split)) for split in SPLITS)
@@ -169,7 +169,7 @@ class DocumentsConfig:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those of train, validation and test that there are."""
+        """The existing splits among train, validation and test."""
         return tuple(
             split
             for split in SPLITS
@@ -177,7 +177,7 @@ class DocumentsConfig:
         )
 
     def has_own_data(self, split: str) -> bool:
-        """Whether the split is read from data of its own, not held out of train."""
+        """Whether the split has data of its own, rather than documents held out of train."""
         source: SourceConfig = getattr(self, split)
         return source.split is not None if self.kind is DocumentsKind.dataset else bool(source.patterns)
 
@@ -187,8 +187,8 @@ class Dropped:
     """The documents that were left out.
 
     Attributes:
-        counts: how many, by reason.
-        examples: the first of each reason: its place, and what is wrong.
+        counts: their number by reason.
+        examples: the first document of each reason: place and fault.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -202,16 +202,15 @@ class Dropped:
 def read_documents(
     config: DocumentsConfig, split: str, dropped: Dropped, evaluation: Mapping[bytes, str] | None = None
 ) -> Iterator[str]:
-    """Streams the documents of "train", "validation" or "test", always in the same order: files sorted by their names.
+    """Streams the documents of "train", "validation" or "test" in a fixed order: files sorted by their names.
 
     Documents of train that are equal to one of validation or test, byte for byte, are left out and counted.
 
     Args:
-        dropped: counts what is left out of this split.
-        evaluation: for train: what `document_hash` gives for the documents of validation and test -> the split. It
-            costs a pass over their data where it is not given.
+        dropped: counts the documents left out of this split.
+        evaluation: for train: the result of `evaluation_hashes`, which saves a pass over validation and test.
     Raises:
-        UserError: no file is there, or something is no text (see `DocumentsConfig.invalid`); names the file and line.
+        UserError: there is no file, or a document is no text (see `DocumentsConfig.invalid`); names the file and line.
     """
     if split == "train" and evaluation is None:
         evaluation = evaluation_hashes(config)
@@ -235,12 +234,12 @@ def read_documents(
 
 
 def evaluation_hashes(config: DocumentsConfig) -> dict[bytes, str]:
-    """The hash of each document of validation and test -> which of them has it; about 100 bytes of memory each.
+    """The `document_hash` of each document of validation and test -> its split; about 100 bytes of memory each.
 
-    Documents that are held out by their hashes are none of train anyway, and are not among them.
+    Documents held out by their hashes are not included: train never has them.
     """
     hashes: dict[bytes, str] = {}
-    for split in reversed(config.splits[1:]):  # what is in both counts as validation's
+    for split in reversed(config.splits[1:]):  # a document in both splits counts as validation's
         if config.has_own_data(split) or config.held_out.by is HeldOutBy.tail:
             hashes |= {document_hash(text): split for text in read_documents(config, split, Dropped())}
     return hashes
@@ -252,18 +251,18 @@ def document_hash(text: str) -> bytes:
 
 
 def documents_key(config: DocumentsConfig) -> dict[str, Any]:
-    """All settings, beside the files themselves, that the documents of the splits depend on: for the key of a stage."""
+    """All settings, besides the files, that the splits' documents depend on: for the key of a stage."""
     lacking = {split: getattr(config.held_out, split) for split in SPLITS[1:] if not config.has_own_data(split)}
     key: dict[str, Any] = {"unit": config.unit.value, "text_field": config.text_field, "max_bytes": config.max_bytes}
     return key | ({"held_out": {"by": config.held_out.by.value, **lacking}} if lacking else {})
 
 
 def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
-    """Hashes of everything that the documents come from, by split; names of folders are no part of them. A data set
-    of the hub counts by its name and revision.
+    """Hashes of all sources of the documents, by split, independent of folder names. A data set of the hub is
+    identified by its name and revision.
 
     Raises:
-        UserError: no file is there.
+        UserError: there is no file.
     """
     if config.kind is DocumentsKind.standard_library:
         hashes = [(path.name, sha256_file(path)) for path in library_files()]
@@ -282,7 +281,7 @@ def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
 
 
 def source_files(config: DocumentsConfig, split: str) -> list[Path]:
-    """The files of a split of kind "text", in the order in which they are read: pattern by pattern, sorted by name.
+    """The files of a split of kind "text", in reading order: pattern by pattern, sorted by name.
 
     Raises:
         UserError: a pattern matches no file.
@@ -300,7 +299,7 @@ def source_files(config: DocumentsConfig, split: str) -> list[Path]:
                     "corpus.suffixes, as in corpus.suffixes=[.py,.c], or a pattern of files."
                 )
         else:
-            literal = [pattern] if os.path.isfile(pattern) else []  # its name may have brackets
+            literal = [pattern] if os.path.isfile(pattern) else []  # a file's name may have brackets
             matches = literal or sorted(glob.glob(pattern, recursive=True))
             found = [Path(name) for name in matches if os.path.isfile(name)]
             if not found:
@@ -313,8 +312,8 @@ def source_files(config: DocumentsConfig, split: str) -> list[Path]:
 
 
 def with_local_documents(config: DocumentsConfig, folder: Path, progress: Progress = no_progress) -> DocumentsConfig:
-    """The same with each URL of `text` replaced by the path of a copy below `folder`, fetched where there is none or
-    where the file has changed.
+    """The configuration with each URL of `text` replaced by the path of a copy below `folder`, which is fetched if
+    missing or if the file has changed.
 
     Raises:
         UserError: a file can't be reached, or a URL is a pattern; names the setting.
@@ -333,7 +332,7 @@ def with_local_documents(config: DocumentsConfig, folder: Path, progress: Progre
 
 
 def _part(config: DocumentsConfig, split: str, text: str) -> str | None:
-    """What of a document of train belongs to the split; None: nothing."""
+    """The part of a document of train that belongs to the split; None: nothing."""
     shares = [0.0 if config.has_own_data(name) else getattr(config.held_out, name) for name in SPLITS[1:]]
     if not any(shares):
         return text
@@ -344,7 +343,7 @@ def _part(config: DocumentsConfig, split: str, text: str) -> str | None:
         position = SPLITS.index(split)
         part = text[ends[position] : ends[position + 1]]
         return part if part.strip() else None
-    # Another hash than document_hash, which picks what a tokenizer is trained on: the choices must be independent.
+    # Not document_hash, which picks a tokenizer's training documents: the two choices must be independent.
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"held out").digest()
     place = int.from_bytes(digest) / 2**64
     chosen = "test" if place < shares[1] else "validation" if place < sum(shares) else "train"
@@ -352,7 +351,7 @@ def _part(config: DocumentsConfig, split: str, text: str) -> str | None:
 
 
 def _own(config: DocumentsConfig, split: str, dropped: Dropped) -> Iterator[tuple[str, str]]:
-    """(place, document) of a split that has data of its own, or of all of train, nothing held out."""
+    """Yields (place, document) of a split with data of its own, or of all of train, held-out documents included."""
     is_strict = config.invalid is Invalid.error and config.kind is not DocumentsKind.standard_library
     for place, text in _read(config, split):
         if isinstance(text, str):
@@ -380,14 +379,14 @@ def _read(config: DocumentsConfig, split: str) -> Iterator[Read]:
 def library_files() -> list[Path]:
     """The modules of Python's own library, without tests and installed packages, sorted by their paths."""
     files = files_below(Path(sysconfig.get_paths()["stdlib"]), (".py",), NOT_OF_THE_LIBRARY)
-    # _sysconfigdata_*.py is what this one Python was compiled with.
+    # _sysconfigdata_*.py depends on how this Python was compiled.
     return [path for path in files if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
 
 
 def refuse_nothing_left(config: DocumentsConfig, split: str, num_documents: int, dropped: Dropped) -> None:
     """
     Raises:
-        UserError: the split has no documents; says what became of them.
+        UserError: the split has no documents; names the reasons why documents were left out.
     """
     if num_documents:
         return

@@ -1,4 +1,4 @@
-"""Files that are something else than text with a sentence a line, seen from their beginning."""
+"""Refuses files that are not text with a sentence a line, by their beginning."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from pipeline.errors import UserError
 
 HEAD_BYTES = 1 << 20
 LINES = 1000
-LINE_BYTES = 4 << 20  # lines are looked at until they come to this
+LINE_BYTES = 4 << 20  # of the lines that are checked
 
-# First bytes -> what the file is. None of them begins a text in UTF-8.
+# First bytes -> the file's format. A text in UTF-8 never begins with these bytes.
 BINARY = {
     b"\x1f\x8b": "compressed by gzip",
     b"PK\x03\x04": "a zip archive (as .docx and .xlsx are, too)",
@@ -46,7 +46,7 @@ def refuse_binary(file: str | Path, head: bytes, is_compressed: bool = False) ->
         head: the first bytes of the file.
         is_compressed: whether the file may be gzip, by its name.
     Raises:
-        UserError: the file begins like one that holds no text in UTF-8.
+        UserError: by its beginning, the file is not text in UTF-8.
     """
     kind = next((kind for magic, kind in BINARY.items() if head.startswith(magic)), None)
     if kind == "compressed by bzip2" and head[4:10] != b"1AY&SY":
@@ -85,10 +85,10 @@ def refuse_lone_returns(file: str | Path, head: bytes) -> None:
 
 
 def refuse_other_formats(source: Path, target: Path, is_same_language: bool = False) -> None:
-    """Looks at the beginning of the two sides of a corpus.
+    """Checks the beginning of the two sides of a corpus.
 
     Raises:
-        UserError: one of them is no text with a sentence a line, or they are the same sentences.
+        UserError: a side is not text with a sentence a line, or both sides have the same sentences.
     """
     source_lines, target_lines = _lines(source), _lines(target)
     if is_same_language:
@@ -107,7 +107,7 @@ def _lines(file: Path) -> list[bytes]:
     """The first lines of a file, without white space around them.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is not text.
     """
     with open(file, "rb") as raw:
         refuse_binary(file, raw.read(HEAD_BYTES), is_compressed=file.suffix == ".gz")
@@ -154,7 +154,7 @@ def _is_json(lines: list[bytes]) -> bool:
     if re.fullmatch(rb"[\[{]", lines[0]) and len(lines) > 1 and lines[1][:1] in (b'"', b"{", b"["):
         return True  # a single value over many lines
     if lines[0].startswith((b'[{"', b'{"')) and len(lines) == 1:
-        return True  # one line, of which the end may not have been read
+        return True  # a single line, whose end may not have been read
     return sum(map(_is_json_value, lines)) > 0.5 * len(lines)
 
 

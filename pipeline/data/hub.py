@@ -1,4 +1,4 @@
-"""Rows of a data set: from the hub by name, or local parquet, JSON, CSV and TSV files."""
+"""Reads rows of a data set, from the hub by name or from local parquet, JSON, CSV and TSV files."""
 
 import glob
 import os
@@ -10,20 +10,20 @@ from pipeline.errors import UserError
 from pipeline.storage.files import GLOB
 
 TABLES = ("csv", "tsv")
-# Packages whose errors speak of the network.
+# Packages whose errors are about the network.
 CLIENTS = ("requests", "urllib3", "httpx", "httpcore", "aiohttp", "botocore", "ssl", "socket")
 
 
 def load_rows(
     name: str, config: str | None, split: str, revision: str | None = None, data_files: dict[str, str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Streams the rows of one split as (place, {column: value}), the place as messages are to name it.
+    """Streams the rows of one split as (place, {column: value}), the place in the form for messages.
 
-    CSV and TSV files, also those of the hub, are read by `table_rows`: every value is text. All else is read by the
-    `datasets` library.
+    `table_rows` reads CSV and TSV files, from the hub too: every value is text. The `datasets` library reads all other
+    formats.
 
     Raises:
-        UserError: the data set can't be found, reached or read, with the row that was read last.
+        UserError: the data set can't be found, reached or read; names the row that was read last.
     """
     is_local = os.path.exists(name) or _are_local(data_files)
     count = 0
@@ -56,14 +56,14 @@ def _rows(
         )
         yield from _table_files(files, name == "tsv")
         return
-    from datasets import load_dataset_builder  # takes seconds to import, and only this kind of corpus needs it
+    from datasets import load_dataset_builder  # the import takes seconds, and only this kind of corpus needs it
     from datasets.packaged_modules.csv.csv import CsvConfig
 
-    # Streamed: each row is read once, so a second copy in the library's cache would be a waste.
+    # Streaming: each row is read once, so a second copy in the library's cache would be a waste.
     library_name = "csv" if name == "tsv" else name
     builder = load_dataset_builder(library_name, config, data_files=data_files, revision=revision)
     if isinstance(builder.config, CsvConfig) and split in (files := builder.config.data_files or {}):
-        # The library would make numbers and nothing of some texts ("None", "NA"), and of TSV a table with quotations.
+        # The library would turn some texts ("None", "NA") into numbers or no value, and interpret quotes in TSV files.
         is_plain = builder.config.sep in (",", "\t") and builder.config.names is None
         if is_plain and builder.config.header == "infer":
             yield from _table_files(list(files[split]), name == "tsv" or builder.config.sep == "\t")
@@ -84,7 +84,7 @@ def _are_local(data_files: dict[str, str] | None) -> bool:
 
 
 def _causes(error: BaseException) -> str:
-    """The error with those that brought it about: the outermost often says only that there was one."""
+    """The error's text with those of its causes: the outermost error often tells only that there was an error."""
     said = []
     cause: BaseException | None = error
     while cause is not None and len(said) < 3:
@@ -123,10 +123,10 @@ def cell(row: Mapping[str, Any], column: str, key: str, place: str) -> bytes:
     Args:
         column: a column's name, or a dotted path into nested columns ("translation.en").
         key: the configuration key that named the column, for messages.
-        place: where the row is, for messages.
+        place: the row's place, for messages.
 
     Raises:
-        UserError: no such column, or it holds no text.
+        UserError: there is no such column, or its value is no text.
     """
     value: Any = row
     try:
@@ -145,12 +145,12 @@ def cell(row: Mapping[str, Any], column: str, key: str, place: str) -> bytes:
             f"{key}: column {column!r} holds {type(value).__name__}, not text, in {place}: {str(value)[:60]}. "
             "Name a column of text, or write the values as text (in JSON in quotation marks)."
         )
-    # In files a line feed ends the sentence, so one inside a sentence can't stay.
+    # In the files a line feed ends the sentence, so a line feed inside a sentence becomes a space.
     text = (value or "").replace("\r\n", " ").replace("\n", " ")
     try:
         return text.encode(errors="surrogateescape")  # the bytes of a CSV or TSV file that are not UTF-8
     except UnicodeEncodeError:
-        return text.encode(errors="surrogatepass")  # a lone surrogate becomes bytes that are to be refused as such
+        return text.encode(errors="surrogatepass")  # a lone surrogate becomes bytes that are refused later as invalid
 
 
 def _columns(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

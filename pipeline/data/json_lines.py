@@ -1,4 +1,4 @@
-"""Files with a JSON object a line, read with care: what is wrong is a UserError that names file and line."""
+"""Reads and writes files with a JSON object a line. Every fault is a UserError that names file and line."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,15 +14,15 @@ NAMES = (".jsonl", ".json", ".ndjson")
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether the file's name says that it holds JSON lines."""
+    """Whether the file holds JSON lines, by its name."""
     return path.with_suffix("").suffix in NAMES if path.suffix == ".gz" else path.suffix in NAMES
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields each line and where it is ("file, line 3").
+    """Yields (place, line), the place as in "file, line 3".
 
     Raises:
-        UserError: there is no such file, it holds no text in UTF-8, or a line is too long.
+        UserError: the file is missing or is not text in UTF-8, or a line is too long.
     """
     path = existing_file(path)
     with open_text(path) as file:
@@ -40,7 +40,7 @@ def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each line's object and where it is ("file, line 3"). Blank lines are skipped.
+    """Yields (place, object) of each line, the place as in "file, line 3". Blank lines are skipped.
 
     Raises:
         UserError: as `read_text_lines`; or a line is no JSON object, or its text can't be written as UTF-8.
@@ -71,7 +71,7 @@ def _is_utf8(value: Any) -> bool:
 def text_field(where: str, record: Mapping[str, Any], name: str) -> str:
     """
     Raises:
-        UserError: the record has no such field, or the field is no text.
+        UserError: the record lacks the field, or the field is no text.
     """
     if name not in record:
         raise UserError(f'{where}: has no "{name}"')
@@ -98,7 +98,7 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes the file whole or not at all, and returns how many records there were."""
+    """Writes the file whole or not at all, and returns the number of records."""
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -109,6 +109,6 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def shorten(value: Any) -> str:
-    """The value as JSON, 60 characters of it."""
+    """The value as JSON, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else f"{text[:60]}…"

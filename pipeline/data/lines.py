@@ -1,4 +1,4 @@
-"""Text files as lines of bytes, one line for each line feed, in memory that does not grow with the file."""
+"""Reads text files as lines of bytes, one line for each line feed; memory does not grow with the file."""
 
 import gzip
 import zlib
@@ -9,15 +9,15 @@ from typing import IO
 
 from pipeline.errors import UserError
 
-MAX_LINE_BYTES = 1 << 20  # no sentence is longer; beyond it a line is not even held in memory
+MAX_LINE_BYTES = 1 << 20  # no sentence is longer; the rest of a longer line is never in memory
 BOM = b"\xef\xbb\xbf"
 
 
 def existing_file(path: str | Path) -> Path:
-    """The file itself, or the one with .gz behind its name where only that exists.
+    """The file itself or, if missing, the file with .gz behind its name.
 
     Raises:
-        UserError: if there is neither.
+        UserError: both are missing.
     """
     for candidate in (Path(path), Path(f"{path}.gz")):
         if candidate.is_file():
@@ -29,10 +29,10 @@ def existing_file(path: str | Path) -> Path:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked where its name ends in .gz.
+    """Opens the file's bytes, unpacked if its name ends in .gz.
 
     Raises:
-        UserError: not a whole gzip file, or not readable.
+        UserError: the gzip file is truncated, or the file is not readable.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -45,7 +45,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def count_lines(path: Path) -> int:
-    """As `wc -l`, but a last line without a line feed counts too."""
+    """The number of lines as by `wc -l`, plus a last line without a line feed."""
     lines, last = 0, b"\n"
     with open_text(path) as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Whether every sentence fits, known when the corpus is prepared and not in the midst of the training."""
+"""Refuses a corpus with a sentence that is too long, before the training and not in its midst."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) 
         corpus, shards: folders of finished stages.
         key: the setting that allows no more than `limit` tokens in a sentence, </s> included.
     Raises:
-        UserError: the split has longer sentences; names the longest, and for train the limit of `clean` that leaves
-            them out.
+        UserError: the split has longer sentences; names the longest and, for train, the setting of `clean` that leaves
+            such sentences out.
     """
     counts = read_json(shards / MANIFEST)["counts"]["splits"][split]
     longest = max(counts["longest_source"], counts["longest_target"])

@@ -1,14 +1,14 @@
-"""What a language model is compared with: an n-gram model of bytes with interpolated modified Kneser-Ney smoothing.
+"""The baseline of language models: an n-gram model of bytes with interpolated modified Kneser-Ney smoothing.
 
 Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 3. The symbols are the
-256 bytes and the end of text, which is predicted after each document as a language model predicts it; before a document
-stand order - 1 ends of text. The probabilities of all strings of bytes sum to 1, so that bits per byte compare with
-those of any lossless tokenizer.
+256 bytes and the end of text, which is predicted after each document, as by a language model. Each document begins with
+order - 1 ends of text as context. The probabilities of all strings of bytes sum to 1, so bits per byte are comparable
+with those of any lossless tokenizer.
 
     p_k(w | h) = max(c(hw) - D(c(hw)), 0) / c(h) + (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h) * p_{k-1}(w | h')
 
-h' is h without its first symbol, c counts occurrences for the largest order and different symbols before hw for the
-others, Nr(h) is how many symbols follow h with c = r, and p_0 is uniform.
+h' is h without its first symbol. c counts occurrences for the largest order, and different symbols before hw for the
+other orders. Nr(h) is the number of symbols that follow h with c = r, and p_0 is uniform.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,19 +19,19 @@ import numpy as np
 SYMBOLS = 257  # the bytes and the end of text
 END = 256
 MAX_ORDER = 7  # 257**7 is below 2**63
-BLOCK = 1 << 20  # symbols that are worked on at a time
+BLOCK = 1 << 20  # symbols processed at a time
 
 
 @dataclass(frozen=True)
 class _Order:
-    """One k-gram model. Letters: G different k-grams, H different contexts of k - 1 symbols. A gram's code has its
-    symbols as digits to the base SYMBOLS, so that the code of its context is code // SYMBOLS.
+    """One k-gram model. Letters: G different k-grams, H different contexts of k - 1 symbols. The digits of a gram's
+    code, to the base SYMBOLS, are its symbols, so the context's code is code // SYMBOLS.
 
     Attributes:
         grams: (G,) int64 sorted codes.
         discounted: (G,) max(c - D(c), 0) / c(h).
         contexts: (H,) int64 sorted codes.
-        backoff: (H,) what p_{k-1} is multiplied with.
+        backoff: (H,) the factor of p_{k-1}.
     """
 
     grams: np.ndarray
@@ -48,7 +48,7 @@ class NgramModel:
         self.order = len(orders)
 
     def bits(self, documents: Iterable[str]) -> np.ndarray:
-        """(documents,) float64: minus log2 of the probability of each document with its end of text."""
+        """(documents,) float64: -log2 of the probability of each document with its end of text."""
         totals: list[float] = []
         for codes, document in _blocks(documents, self.order):
             totals += [0.0] * (int(document[-1]) + 1 - len(totals))
@@ -59,7 +59,7 @@ class NgramModel:
         return np.array(totals)
 
     def probabilities(self, codes: np.ndarray) -> np.ndarray:
-        """(n,) probability of the last symbol of each gram after those before it.
+        """(n,) probability of each gram's last symbol, given its other symbols.
 
         Args:
             codes: (n,) int64 codes of grams of `order` symbols.
@@ -97,7 +97,7 @@ def ngram_bits_per_byte(train: Iterable[str], evaluation: Iterable[str], order: 
     """Bits per byte (UTF-8) of the documents `evaluation` with their ends of text, by an n-gram model of `train`.
 
     Raises:
-        ValueError: one of them has no documents.
+        ValueError: `train` or `evaluation` has no documents.
     """
     size = 0
 
@@ -120,7 +120,7 @@ def _smoothed(grams: np.ndarray, counts: np.ndarray) -> _Order:
         counts: (G,) c of each.
     """
     n1, n2, n3, n4 = (int((counts == r).sum()) for r in (1, 2, 3, 4))
-    y = n1 / (n1 + 2 * n2) if n1 else 0.5  # Chen & Goodman's equation 17; few grams may lack some of the counts
+    y = n1 / (n1 + 2 * n2) if n1 else 0.5  # Chen & Goodman's equation 17; small sets of grams may lack some counts
     discounts = np.array(
         [
             0.0,
@@ -129,7 +129,7 @@ def _smoothed(grams: np.ndarray, counts: np.ndarray) -> _Order:
             3.0 - 4.0 * y * n4 / n3 if n3 else y,
         ]
     )
-    # Counts of few grams may give 0 or less, and a symbol not seen after a context would have no probability.
+    # The counts of small sets of grams may give 0 or less, and unseen symbols would have a probability of 0.
     discounts = np.clip(discounts, [0.0, 0.1, 0.1, 0.1], np.arange(4))
     discount = discounts[np.minimum(counts, 3)]
     contexts, first = np.unique(grams // SYMBOLS, return_index=True)
@@ -144,7 +144,7 @@ def _smoothed(grams: np.ndarray, counts: np.ndarray) -> _Order:
 
 def _summed(grams: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different grams, sorted, and the sum of the counts of each."""
-    order = np.argsort(grams, kind="stable")  # of sorted runs, which a merge sort is quick at
+    order = np.argsort(grams, kind="stable")  # a merge sort is quick on sorted runs
     grams, counts = grams[order], counts[order]
     first = np.flatnonzero(np.diff(grams, prepend=-1))
     return grams[first], np.add.reduceat(counts, first)
@@ -157,7 +157,7 @@ def _looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, missing
 
 
 def _blocks(documents: Iterable[str], order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(code of the gram that ends in each symbol, number of its document), in blocks of about BLOCK symbols."""
+    """Yields (code of the gram that ends in each symbol, number of its document) in blocks of about BLOCK symbols."""
     pieces: list[np.ndarray] = []
     numbers: list[int] = []
     size = 0
@@ -181,6 +181,6 @@ def _codes(pieces: list[np.ndarray], numbers: list[int], order: int) -> tuple[np
     codes = np.zeros(len(symbols) - (order - 1), np.int64)
     for place in range(order):
         codes = codes * SYMBOLS + symbols[place : place + len(codes)]
-    # Between two pieces lie order - 1 grams that have symbols of both.
+    # Across the border of two pieces are order - 1 grams with symbols of both.
     number = np.repeat(np.arange(len(pieces)), lengths)
     return codes[np.arange(len(number)) + number * (order - 1)], np.array(numbers)[number]

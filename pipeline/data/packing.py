@@ -1,4 +1,4 @@
-"""Rows of token ids, one behind the other: what every batch of text is made of."""
+"""Packs sequences of token ids into one row: the core of every batch of text."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from model.packing import Layout
 from pipeline.data.tokenizer import PAD_ID
 
-# A batch's tokens and sentences are filled up to multiples of these, so that their numbers repeat: libraries prepare a
-# kernel for every shape that is new, which took 10 % of a training step on a CPU.
+# A batch's tokens and sentences are filled up to multiples of these numbers, so that shapes repeat: libraries prepare a
+# kernel for every new shape, which took 10 % of a training step on a CPU.
 ROW_MULTIPLE, SENTENCE_MULTIPLE = 64, 8
 
 
@@ -21,15 +21,15 @@ def pack(sentences: list[np.ndarray], filler: list[int]) -> tuple[Tensor, Layout
 
 
 def filler(lengths: Sequence[list[int]]) -> list[list[int]]:
-    """Lengths of the sentences that fill a batch up, equally many in each column, none longer than the real ones.
+    """Lengths of the filler sentences of a batch, equally many in each column, none longer than the real sentences.
 
     Args:
-        lengths: of the real sentences, for each column equally many.
+        lengths: of the real sentences, equally many for each column.
     """
     count = -len(lengths[0]) % SENTENCE_MULTIPLE
     while True:
         tokens = [count + -(sum(real) + count) % ROW_MULTIPLE for real in lengths]
-        # Up to 2 tokens at least, for filler of single tokens would have to be 64 sentences
+        # Filler sentences may have 2 tokens: of single tokens up to 64 sentences would be needed.
         if all(needed <= count * max(2, *real) for needed, real in zip(tokens, lengths, strict=True)):
             return [_share_out(needed, count) for needed in tokens]
         count += SENTENCE_MULTIPLE

@@ -26,14 +26,14 @@ class SentencePair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairBatch:
-    """One micro-batch of packed pairs, then sentences of <pad> as filler. Letters: S source, T target tokens; M of the
-    T are real.
+    """One micro-batch of packed pairs, then sentences of <pad> as filler. Letters: S source tokens, T target tokens, M
+    real target tokens.
 
     Attributes:
         source: (S,) ids, each sentence ending in </s>.
-        target: (T,) ids the decoder reads: <s> and all but the last of each sentence.
-        labels: (M,) ids the decoder should say: each sentence with its </s>; none for the filler behind them.
-        source_tokens: how many of S are real.
+        target: (T,) ids that the decoder reads: <s>, then all ids of the sentence but the last.
+        labels: (M,) ids to predict: each sentence with its </s>, without filler.
+        source_tokens: the number of real source tokens.
     """
 
     source: Tensor
@@ -44,10 +44,10 @@ class PairBatch:
     source_tokens: int
 
     def to(self, device: torch.device) -> "PairBatch":
-        """The same on another device; does not wait for it."""
+        """Returns the batch on another device, without waiting for the copy."""
         if device.type == "cpu":
             return self
-        # Only from pinned memory does a copy run beside the computation.
+        # A copy runs beside the computation only from pinned memory.
         source, target, labels = (
             x.pin_memory().to(device, non_blocking=True) for x in (self.source, self.target, self.labels)
         )
@@ -56,7 +56,7 @@ class PairBatch:
 
     @property
     def padding_share(self) -> float:
-        """What part of both sides' padded grids, where attention works, is padding or filler."""
+        """The share of padding and filler in both sides' padded grids, on which attention works."""
         cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
         return 1.0 - (self.source_tokens + self.labels.numel()) / cells
 
@@ -79,7 +79,7 @@ def collate_pairs(pairs: Examples, rows: Sequence[int] | np.ndarray) -> PairBatc
 
 
 def pair_steps(pairs: Examples, config: BatchConfig, seed: int, **place: Any) -> Iterator[Step]:
-    """`iterate_steps` of pairs; `place` are its other arguments by name."""
+    """`iterate_steps` of pairs; `place` are the other arguments of `iterate_steps`, by name."""
     return iterate_steps(pairs, collate_pairs, "target", config, seed, **place)
 
 

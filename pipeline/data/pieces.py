@@ -1,5 +1,5 @@
-"""How documents are cut into the pieces that a language model reads at once: a pure function of (lengths, context,
-seed, epoch), never of the number of workers."""
+"""Cuts documents into the pieces that a language model reads at once: a pure function of (lengths, context, seed,
+epoch), never of the number of workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ class Pieces(NamedTuple):
 def pieces_of(lengths: np.ndarray, context: int, seed: int | None = None, epoch: int = 0) -> Pieces:
     """Cuts documents into pieces of at most `context` predicted tokens. Every token stands in exactly one piece.
 
-    A document that fits is one piece. Of a longer one the first piece has from 1 to `context` tokens, all equally
-    likely, chosen anew in each epoch, the others `context` and the last what is left: so the tokens that have little
-    before them are others in each epoch.
+    A document that fits is one piece. The first piece of a longer document has from 1 to `context` tokens, all lengths
+    equally likely, chosen anew in each epoch. Later pieces have `context` tokens, and the last has the rest. So in each
+    epoch other tokens have a short context.
 
     Args:
         lengths: (documents,) tokens of each document, its end of text included.
-        seed: None: every first piece has `context` tokens, whatever the epoch, as for validation.
+        seed: None: every first piece has `context` tokens in all epochs, as for validation.
     """
     if context < 1:
         raise ValueError(f"context: must be at least 1, not {context}")
@@ -55,11 +55,11 @@ def pieces_of(lengths: np.ndarray, context: int, seed: int | None = None, epoch:
 
 
 def inputs_and_labels(tokens: np.ndarray, start: int, length: int, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the model reads and what it predicts of one piece, (length,) each; labels[i] after inputs[: i + 1].
+    """The inputs and labels of one piece, (length,) each; labels[i] is predicted after inputs[: i + 1].
 
     The labels are tokens[start : start + length]. The inputs are the tokens one place before: the first is the token
-    before `start`, or at the document's beginning the end of text. A document [a, b, end] in one piece is read as
-    [end, a, b] and predicted as [a, b, end].
+    before `start` or, at the document's beginning, the end of text. A document [a, b, end] in one piece has the inputs
+    [end, a, b] and the labels [a, b, end].
 
     Args:
         tokens: of the document, its end of text included.
@@ -70,10 +70,10 @@ def inputs_and_labels(tokens: np.ndarray, start: int, length: int, end_of_text: 
 
 
 class TextPieces:
-    """Pieces of documents as the examples of an epoch, of one column, text: the tokens that a piece predicts.
+    """Pieces of documents as the examples of an epoch, with a single column, text: the tokens that a piece predicts.
 
     Attributes:
-        lengths: (pieces, 1) tokens that each predicts.
+        lengths: (pieces, 1) tokens that each piece predicts.
     """
 
     columns = ("text",)
@@ -88,7 +88,7 @@ class TextPieces:
         return len(self.pieces.length)
 
     def get(self, column: str, row: int) -> np.ndarray:
-        """(length,) ids of "text", or of "input": what the model reads, the tokens one place before."""
+        """(length,) ids of "text", or of "input": the model's inputs, which are the tokens one place before."""
         document, start, length = (int(part[row]) for part in self.pieces)
         inputs, labels = inputs_and_labels(
             self._documents.get(self._column, document), start, length, self._end_of_text
@@ -109,8 +109,8 @@ class TextBatch:
 
     Attributes:
         tokens: (N,) ids that the model reads.
-        layout: where each piece stands; no piece sees another one.
-        labels: (M,) ids that it should say, of the real tokens.
+        layout: of the pieces; no piece sees another piece.
+        labels: (M,) ids to predict, of the real tokens.
     """
 
     tokens: Tensor
@@ -118,16 +118,16 @@ class TextBatch:
     labels: Tensor
 
     def to(self, device: torch.device) -> "TextBatch":
-        """The same on another device; does not wait for it."""
+        """Returns the batch on another device, without waiting for the copy."""
         if device.type == "cpu":
             return self
-        # Only from pinned memory does a copy run beside the computation.
+        # A copy runs beside the computation only from pinned memory.
         tokens, labels = (x.pin_memory().to(device, non_blocking=True) for x in (self.tokens, self.labels))
         return TextBatch(tokens, self.layout.to(device), labels)
 
     @property
     def padding_share(self) -> float:
-        """What part of the padded grid, where attention works, is padding or filler."""
+        """The share of padding and filler in the padded grid, on which attention works."""
         return 1.0 - self.labels.numel() / self.layout.to_grid.numel()
 
     @property

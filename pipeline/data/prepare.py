@@ -1,4 +1,4 @@
-"""From a corpus to tokenised shards: three stages, each skipped when its inputs and settings are unchanged."""
+"""Prepares tokenised shards from a corpus, in three stages; a stage with unchanged inputs and settings is skipped."""
 
 import dataclasses
 from collections import defaultdict
@@ -28,8 +28,8 @@ from pipeline.errors import UserError
 from pipeline.files import Stage, atomic_write, stage, without_defaults
 from pipeline.progress import MapTasks, Progress, no_progress
 
-# Part of every key below, and of the corpus's: raise one when the same settings no longer give the same files. So do it
-# when a default changes, for keys have only what differs from the defaults.
+# Parts of the keys below: CORPUS_FORMAT of the corpus's key, FORMAT of the others. Raise a format when the same settings
+# no longer give the same files, or when a default changes: keys hold only settings that differ from the defaults.
 FORMAT = 1
 CORPUS_FORMAT = 2
 
@@ -44,7 +44,7 @@ class Prepared:
 
 
 def unit_of(counts: Mapping[str, Any]) -> str:
-    """What the examples of a corpus are called in its manifest's counts: pairs, or documents."""
+    """The name of a corpus's examples in its manifest's counts: pairs, or documents."""
     return next(unit for unit in ("pairs", "documents") if unit in counts["splits"]["train"])
 
 
@@ -60,18 +60,18 @@ def prepare(
 ) -> Prepared:
     """Cleans the corpus, trains the tokenizer and tokenises everything, below `output_dir`.
 
-    Folders: corpora/<name>-<hash>/ with train, validation and test as .source and .target (train cleaned, the others
-    line for line as they came), tokenizers/<hash>/ and shards/<hash>/. What changes train alone (say a limit in
-    `clean`) makes new folders from there on; what changes nothing finds everything done.
+    Folders: corpora/<name>-<hash>/ with train, validation and test as .source and .target (train cleaned, validation
+    and test unchanged line for line), tokenizers/<hash>/ and shards/<hash>/. A changed setting makes new folders for
+    the stages that depend on it; the other stages are found done.
 
     Args:
-        map_tasks: as `map`, results in the order of the tasks; may run them at the same time in other processes that
+        map_tasks: as `map`, results in the order of the tasks; may run the tasks in parallel, in other processes that
             see `output_dir`.
         progress: called with (what, done, total); total is 0 while unknown.
         only_find: build nothing.
 
     Raises:
-        NotBuilt: with `only_find`, if something is left to do.
+        NotBuilt: with `only_find`, if a stage is not built.
         UserError: see `read_pairs`, `train_tokenizer` and `stage`.
     """
 
@@ -120,13 +120,13 @@ def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progre
             raise UserError(f"{message} Mend it, or set clean.invalid=drop to leave such pairs out of train.")
         report.drop(reason, message)
 
-    # Counted while train itself is read, not while pairs are looked up to be held out.
+    # Unreadable pairs are counted while train is read, not while held-out pairs are chosen.
     held_out = held_out_pairs(corpus, drop_or_refuse)
     report = CleanReport()
     splits: dict[str, Any] = {}
     is_same_language = corpus.source_language == corpus.target_language
     validation, evaluation, test_in_validation = Sides(), Sides(), 0
-    for split in ("validation", "test"):  # before train, which must not have their sentences
+    for split in ("validation", "test"):  # before train, which must not contain their sentences
 
         def noted(split: str = split) -> Iterator[SentencePair]:
             nonlocal test_in_validation
@@ -177,8 +177,8 @@ def _write_pairs(
     """Writes a split's two files.
 
     Args:
-        total: how many pairs there are to read, 0 if unknown.
-        read: how many were read so far; None where all that are read are written.
+        total: number of pairs to read, 0 if unknown.
+        read: returns the number of pairs read so far; None where all pairs that are read are written.
     Raises:
         UserError: the sides of most pairs are equal, though their languages are not.
     """

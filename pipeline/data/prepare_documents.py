@@ -1,4 +1,4 @@
-"""From documents to tokenised shards: three stages, each skipped when its inputs and settings are unchanged."""
+"""Prepares tokenised shards from documents, in three stages; a stage with unchanged inputs and settings is skipped."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,10 +31,10 @@ from pipeline.data.text_tokenizer import (
 from pipeline.files import Stage, stage, without_defaults
 from pipeline.progress import MapTasks, Progress, no_progress
 
-FORMAT = 1  # part of every key below: raise it when the same settings no longer give the same files
+FORMAT = 1  # part of every key below; to be raised when the same settings no longer give the same files
 LEAST_SHARD_BYTES, MAX_SHARDS = 4 * 2**20, 256
 BASELINE = "5-gram of bytes"  # interpolated Kneser-Ney
-BASELINE_BYTES = 64 * 2**20  # of train that it is counted in, which takes a quarter of a minute
+BASELINE_BYTES = 64 * 2**20  # of train that the baseline is trained on, in a quarter of a minute
 
 
 def prepare_documents(
@@ -47,16 +47,16 @@ def prepare_documents(
     only_find: bool = False,
 ) -> Prepared:
     """Reads the documents, learns the tokenizer and tokenises everything, below `output_dir`; see
-    `pipeline.data.prepare.prepare`, whose arguments these are.
+    `pipeline.data.prepare.prepare` for the other arguments.
 
-    The corpus's manifest has what its 5-gram model comes to, in bits per byte of each split that is held out: what a
-    language model must beat.
+    The corpus's manifest has the bits per byte of a 5-gram model on validation and test: the baseline that a language
+    model must beat.
 
     Args:
-        shard_bytes: of text in a shard, about. None: LEAST_SHARD_BYTES, or as many more as make MAX_SHARDS of a split,
-            for each shard keeps a file open.
+        shard_bytes: of text in a shard, about. None: LEAST_SHARD_BYTES, or more so that a split has at most MAX_SHARDS,
+            since each shard keeps a file open.
     Raises:
-        NotBuilt: with `only_find`, if something is left to do.
+        NotBuilt: with `only_find`, if a stage is not built.
         UserError: see `read_documents`, `train_text_tokenizer` and `stage`.
     """
 
@@ -96,7 +96,7 @@ def prepare_documents(
 
 
 def refuse_missing_documents(corpus: DocumentsConfig) -> None:
-    """Looks for the files of all splits at once.
+    """Checks that the files of all splits exist.
 
     Raises:
         UserError: a pattern matches no file.
@@ -111,7 +111,7 @@ def _build_documents(folder: Path, corpus: DocumentsConfig, progress: Progress) 
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     read = 0
-    for split in (*corpus.splits[1:], "train"):  # train last: equal documents must not be in it
+    for split in (*corpus.splits[1:], "train"):  # train last: it leaves out the documents of the other splits
         dropped = Dropped()
         known = evaluation_hashes(corpus) if split == "train" else None
         splits[split] = write_documents(folder, split, read_documents(corpus, split, dropped, known), progress)
@@ -149,7 +149,7 @@ def _baselines(folder: Path, splits: tuple[str, ...], progress: Progress) -> dic
 
 
 def _texts(documents: Documents) -> Iterator[str]:
-    """BASELINE_BYTES of text at most, documents chosen by their hashes."""
+    """Documents chosen by their hashes, at most BASELINE_BYTES of text."""
     for index in chosen_documents(documents, BASELINE_BYTES):
         yield documents.data(index)[:BASELINE_BYTES].decode(errors="ignore")
 

@@ -1,4 +1,4 @@
-"""The files of a corpus that lie behind URLs, as copies on this machine: from there on a corpus is local."""
+"""Copies the files of a corpus from URLs to this machine, so that later stages read local files only."""
 
 import os
 from dataclasses import replace
@@ -11,11 +11,11 @@ from pipeline.storage.files import GLOB, fetch_file, is_url
 
 
 def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no_progress) -> CorpusConfig:
-    """The corpus with each URL replaced by the path of a copy below `folder`, fetched where there is none or where the
-    file has changed. What the hub serves (hf://), and patterns of several files, `datasets` reads itself.
+    """The corpus with each URL replaced by the path of a copy below `folder`, which is fetched if missing or if the
+    file has changed. URLs of the hub (hf://) and patterns of several files stay, for the `datasets` library to read.
 
     Raises:
-        UserError: a file is not there or can't be reached; names the setting.
+        UserError: a file is missing or can't be reached; names the setting.
     """
     changes: dict[str, Any] = {}
     if corpus.reads_text:

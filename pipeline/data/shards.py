@@ -1,7 +1,7 @@
 """Tokenised examples on disk, read back through memory maps.
 
-A shard has two .npy files for each column: the tokens of all its sentences one after another, and the length of each.
-A pair has the columns source and target. Sentences end with </s>, and lengths count it.
+A shard has two .npy files for each column: the tokens of all sentences one after another, and each sentence's length.
+A pair has the columns source and target. Sentences end with </s>, which lengths include.
 """
 
 from collections.abc import Iterator
@@ -38,14 +38,14 @@ def write_shard(folder: Path, name: str, side: str, sentences: list[np.ndarray],
 
 def _write_array(path: Path, array: np.ndarray) -> None:
     with atomic_write(path) as file:
-        # Not np.save: when the disk is full its tofile() raises an OSError that doesn't say so.
+        # Not np.save: on a full disk its tofile() raises an OSError that does not name the cause.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard's share of the corpus: `pairs` lines from these byte offsets of `split`.source and `split`.target."""
+    """One shard's share of the corpus: `pairs` lines from byte offsets in `split`.source and `split`.target."""
 
     corpus_folder: str
     tokenizer_folder: str
@@ -78,7 +78,7 @@ def shard_tasks(
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What a shard holds; tokens include </s>."""
+    """The counts of a shard; tokens include </s>."""
 
     pairs: int
     source_tokens: int
@@ -88,7 +88,7 @@ class ShardCounts:
 
 
 def tokenize_shard(task: ShardTask) -> ShardCounts:
-    """Tokenises one shard and writes it; returns its counts. Runs anywhere that sees the three folders."""
+    """Tokenises and writes one shard; returns its counts. Runs on any machine that sees the three folders."""
     tokenizer = Tokenizer.load(Path(task.tokenizer_folder))
     total, longest = {}, {}
     for side, offset in zip(SIDES, (task.source_offset, task.target_offset), strict=True):
@@ -110,8 +110,8 @@ class Columns:
     """The examples of one split, over all of its shards, in the corpus's order: named columns of token ids.
 
     Attributes:
-        columns: their names.
-        lengths: (examples, columns) int32, tokens of each, </s> included.
+        columns: the columns' names.
+        lengths: (examples, columns) int32, tokens in each column, </s> included.
     """
 
     def __init__(self, folder: Path, split: str, num_shards: int, columns: tuple[str, ...]) -> None:
@@ -133,14 +133,14 @@ class Columns:
 
 
 class _Column:
-    """One column of a split. Its array i lies in the shard and at the offset that the lengths tell."""
+    """One column of a split. The lengths give the shard and the offset of example i."""
 
     def __init__(self, folder: Path, names: list[str], column: str) -> None:
         self._tokens = [np.load(folder / f"{name}.{column}_tokens.npy", mmap_mode="r") for name in names]
         lengths = [np.load(folder / f"{name}.{column}_lengths.npy") for name in names]
         self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
         self._shard_of = np.repeat(np.arange(len(names), dtype=np.int32), [len(part) for part in lengths])
-        # int64: the tokens of one shard would fit into int32, but nothing keeps them from growing.
+        # int64, since the number of tokens in a shard is not limited.
         starts = [np.cumsum(part, dtype=np.int64) - part for part in lengths]
         self._starts = np.concatenate(starts) if starts else np.empty(0, np.int64)
 
@@ -153,7 +153,7 @@ def open_shards(folder: Path, split: str, columns: tuple[str, ...]) -> Columns:
     """The examples of "train", "validation" or "test" in a finished shards folder.
 
     Raises:
-        UserError: the folder is not a finished one, or has no such split.
+        UserError: the folder is not finished, or lacks the split.
     """
     try:
         splits = read_json(folder / MANIFEST)["counts"]["splits"]

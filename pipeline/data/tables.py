@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files, every value as the text that stands there: no value stands for nothing or for a number."""
+"""Reads rows of CSV and TSV files. Every value stays its text, never a number or a missing value."""
 
 import csv
 import gzip
@@ -18,13 +18,13 @@ TSV_ENDINGS = (".tsv", ".tsv.gz", ".tab", ".tab.gz")
 def table_rows(file: str, is_tsv: bool) -> Iterator[tuple[str, dict[str, str]]]:
     """Streams the rows below the header as (place, {column: text}); bytes that are not UTF-8 become surrogates.
 
-    A CSV file has commas, and quotation marks around what holds commas, line ends or quotation marks (RFC 4180). In a
-    TSV file tabs separate, and a quotation mark is a character like any other. Lines without anything are skipped.
+    A CSV file has commas, and quotation marks around values with commas, line ends or quotation marks (RFC 4180). A TSV
+    file has tabs, and a quotation mark is an ordinary character. Empty lines are skipped.
 
     Args:
         file: a path or a URL of fsspec, plain or .gz.
     Raises:
-        UserError: the file is missing or something else, or a row has not as many fields as the header has; names the
+        UserError: the file is missing or has another format, or a row's number of fields is not the header's; names the
             file and the line.
     """
     with _open(file) as lines:
@@ -43,7 +43,7 @@ def table_rows(file: str, is_tsv: bool) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _csv(file: str, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of each row; the line is that in which the row begins."""
+    """Yields (line, fields) of each row; the row begins in that line."""
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(lines, strict=True)
     while True:
@@ -93,7 +93,7 @@ def _open(file: str) -> Iterator[Iterator[str]]:
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
-    """Lines with their line feeds."""
+    """Yields lines with their line feeds."""
     at_start = True
     while line := file.readline(4 * MAX_LINE_BYTES):
         yield (line.removeprefix(BOM) if at_start else line).decode(errors="surrogateescape")

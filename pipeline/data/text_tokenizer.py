@@ -22,18 +22,18 @@ from pipeline.files import absolute_path, atomic_write, write_json
 from pipeline.untrusted import NotWellFormed, read_small
 
 END_OF_TEXT = "<|endoftext|>"
-# Names of the symbol in the tokenizers of others, where nothing beside the file says which it is.
+# Usual names of the end of text, for tokenizers whose folder does not name it.
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 JSON_FILE, CHARACTERS_FILE, MODEL_FILE = "tokenizer.json", "characters.json", "tokenizer.model"
-SETTINGS_FILE = "tokenizer_config.json"  # as Hugging Face writes it beside tokenizer.json; only eos_token is read
+SETTINGS_FILE = "tokenizer_config.json"  # Hugging Face's file beside tokenizer.json; only eos_token is read
 MAX_FILE_BYTES = 128 * 2**20
 MAX_VOCABULARY = 1 << 22
-SCALARS = 0x110000 - 0x800  # characters of Unicode: all code points but the halves of surrogate pairs
-CHUNK = 1 << 11  # characters of a document that the trainer is given at a time, up to twice as many
+SCALARS = 0x110000 - 0x800  # characters of Unicode: all code points without surrogates
+CHUNK = 1 << 11  # characters of a document that the trainer gets at a time, or up to twice as many
 
 
 class TextTokenizerKind(Enum):
-    """Byte-level byte pair encoding that is learnt, the characters of train, or a file that exists."""
+    """Learnt byte-level byte pair encoding, the characters of train, or an existing file."""
 
     byte_bpe = "byte_bpe"
     characters = "characters"
@@ -42,17 +42,16 @@ class TextTokenizerKind(Enum):
 
 @dataclass(frozen=True)
 class TextTokenizerConfig:
-    """Which tokenizer.
+    """The choice of tokenizer.
 
     Attributes:
-        vocab_size: of byte_bpe: the 256 bytes and the end of text are among them. The others bring their own size.
-        max_training_bytes: byte_bpe learns from at most so many bytes of train, documents chosen by a hash of their
-            content when there are more.
-        path: of file: a tokenizer.json, a SentencePiece model, or a folder that holds one.
-        end_of_text: of file: the token that ends a text, where the file's folder does not say it.
+        vocab_size: for byte_bpe, with the 256 bytes and the end of text. The other kinds have a fixed size.
+        max_training_bytes: of train that byte_bpe learns from at most; a hash of the content chooses the documents.
+        path: for file: a tokenizer.json, a SentencePiece model, or a folder with one of these.
+        end_of_text: for file: the token that ends a text, where the file's folder does not name it.
 
     Raises:
-        ValueError: if there can be no such tokenizer, naming the field.
+        ValueError: if the settings make no tokenizer, naming the field.
     """
 
     kind: TextTokenizerKind = TextTokenizerKind.byte_bpe
@@ -74,7 +73,7 @@ class TextTokenizerConfig:
             raise ValueError(f"{'path' if self.path else 'end_of_text'}: is for kind=file, not {self.kind.value}")
 
     def with_absolute_paths(self) -> "TextTokenizerConfig":
-        """The same with a path that counts from the working directory made absolute, and ~ expanded."""
+        """The configuration with its path made absolute (from the working directory), and ~ expanded."""
         return replace(self, path=self.path and absolute_path(self.path))
 
 
@@ -82,12 +81,12 @@ class TextTokenizer(Protocol):
     """Text to token ids and back.
 
     Attributes:
-        vocab_size: one more than the largest id.
-        end_of_text: the id that ends a document; no text is encoded to it, and it decodes to nothing.
-        unknown: the id of what the tokenizer has no token for; None where it has one for any text.
-        unknown_bits: what each unknown symbol costs beside its loss, so that a loss stays the length of a code of the
-            text, comparable with that of other tokenizers: `unknown` says only that a character is none of those
-            known, and which of the others it is takes log2 of their number.
+        vocab_size: the largest id + 1.
+        end_of_text: the id that ends a document; no text is encoded to this id, and it decodes to the empty text.
+        unknown: the id for characters without a token; None where every text has tokens.
+        unknown_bits: the cost of an unknown symbol beside its loss, which keeps the loss the length of a code for the
+            text, comparable between tokenizers. The id tells only that the character is unknown; to tell which of the
+            unknown characters takes log2 of their number.
         sha256: of the tokenizer's file.
     """
 
@@ -102,7 +101,7 @@ class TextTokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of some ids. Bytes that are no character, and unknown symbols, become U+FFFD."""
+        """The text of the ids. Bytes that are no character, and unknown symbols, become U+FFFD."""
         ...
 
 
@@ -111,7 +110,7 @@ def bits_per_byte(nats: float, num_bytes: int, unknown: int = 0, unknown_bits: f
 
     Args:
         nats: the loss, summed over all tokens and ends of text.
-        unknown: how many of the tokens are unknown symbols, each of `TextTokenizer.unknown_bits`.
+        unknown: number of unknown symbols among the tokens, each of `TextTokenizer.unknown_bits`.
     """
     return (nats / math.log(2.0) + unknown * unknown_bits) / num_bytes
 
@@ -119,12 +118,12 @@ def bits_per_byte(nats: float, num_bytes: int, unknown: int = 0, unknown_bits: f
 def train_text_tokenizer(documents: Documents, config: TextTokenizerConfig, folder: Path) -> dict[str, Any]:
     """Learns the tokenizer from the documents of train, or copies the existing one, and writes it into `folder`.
 
-    The same documents and settings give the same file, byte for byte. Documents too few for `vocab_size` give a
-    smaller vocabulary.
+    The same documents and settings give the same file, byte for byte. Too few documents for `vocab_size` give a smaller
+    vocabulary.
 
     Returns:
-        What the manifest should say: kind, vocab_size, end_of_text, sha256, training_documents, training_bytes (of
-        which the tokenizer was learnt; 0 for kind=file).
+        The manifest's entries: kind, vocab_size, end_of_text, sha256, training_documents, training_bytes (the
+        tokenizer's training text; 0 for kind=file).
     Raises:
         UserError: there is nothing to learn from; or see `load_text_tokenizer`.
     """
@@ -153,7 +152,7 @@ def train_text_tokenizer(documents: Documents, config: TextTokenizerConfig, fold
 
 
 def tokenizer_fingerprint(config: TextTokenizerConfig) -> dict[str, str]:
-    """The hash of the existing tokenizer, and what ends a text by its folder; empty for the kinds that are learnt.
+    """The hash of the existing tokenizer, and the end of text that its folder names; empty for learnt kinds.
 
     Raises:
         UserError: the file is missing, or larger than a tokenizer is.
@@ -182,14 +181,14 @@ def _copy(config: TextTokenizerConfig, folder: Path) -> None:
 
 
 def load_text_tokenizer(path: Path) -> TextTokenizer:
-    """Reads a tokenizer.json, a characters.json or a SentencePiece model, or what a folder has of these.
+    """Reads a tokenizer.json, a characters.json or a SentencePiece model, or a folder with one of these.
 
-    Of a tokenizer.json only text to ids and back is taken: truncation, padding and what it adds around a text are
-    switched off. Its end of text is the eos_token of the tokenizer_config.json beside it, else the first of ENDS that
-    is among its special tokens, else an id of its own behind the others.
+    A tokenizer.json's truncation, padding and added tokens around a text are switched off. Its end of text is the
+    eos_token of the tokenizer_config.json beside it, else the first of ENDS among its special tokens, else a new id
+    behind the others.
 
     Raises:
-        UserError: the file is missing, too large, damaged, or its end of text can be produced by a text.
+        UserError: the file is missing, too large or damaged, or a text can be encoded to the end of text.
     """
     file = tokenizer_file(path)
     data = _data(file)
@@ -202,10 +201,10 @@ def load_text_tokenizer(path: Path) -> TextTokenizer:
 
 
 def tokenizer_file(path: Path) -> Path:
-    """The tokenizer's file: the path itself, or the one that a folder has.
+    """The tokenizer's file: the path itself, or the file in the folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no tokenizer.
     """
     candidates = [path / name for name in (JSON_FILE, CHARACTERS_FILE, MODEL_FILE)] if path.is_dir() else [path]
     for file in candidates:
@@ -233,7 +232,7 @@ def _json(file: Path, data: bytes) -> dict[str, Any]:
 
 
 def _named_end(folder: Path) -> str | None:
-    """The end of text by the tokenizer_config.json in a folder."""
+    """The end of text that a folder's tokenizer_config.json names."""
     file = folder / SETTINGS_FILE
     try:
         value = _json(file, read_small(file)).get("eos_token")
@@ -247,11 +246,11 @@ def _named_end(folder: Path) -> str | None:
 
 
 def _train_byte_bpe(documents: Documents, config: TextTokenizerConfig, folder: Path) -> tuple[int, int]:
-    """Writes tokenizer.json; returns of how many documents and bytes it was learnt."""
+    """Writes tokenizer.json; returns the numbers of its training documents and bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    # Bytes as characters, and GPT-2's rule of where words begin; any text comes back as it was.
+    # Bytes as characters, and GPT-2's rule for the beginnings of words; every text decodes unchanged.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -269,8 +268,8 @@ def _train_byte_bpe(documents: Documents, config: TextTokenizerConfig, folder: P
 
 
 def chosen_documents(documents: Documents, max_bytes: int) -> np.ndarray:
-    """The numbers of the documents with the smallest hashes that together have at most `max_bytes` bytes, in order; of
-    a first one that is larger the beginning is to be taken."""
+    """The numbers, in order, of the documents with the smallest hashes that have at most `max_bytes` bytes together. If
+    the first document alone is larger, the caller takes its beginning."""
     if int(documents.num_bytes.sum()) <= max_bytes:
         return np.arange(len(documents))
     digests = np.empty(len(documents), np.uint64)
@@ -283,8 +282,8 @@ def chosen_documents(documents: Documents, max_bytes: int) -> np.ndarray:
 
 
 def _chunks(documents: Documents, chosen: np.ndarray, max_bytes: int) -> Iterator[str]:
-    """The texts in chunks that end at line ends where these are near: the trainer takes time quadratic in the length of
-    a word, and a text may be one word."""
+    """Yields the texts in chunks that end at a near line end, if any: the trainer's time is quadratic in the length of
+    a word, and a text may be a single word."""
     for index in chosen:
         text = documents.data(index)[:max_bytes].decode(errors="ignore")
         start = 0
@@ -303,7 +302,9 @@ class JsonTokenizer:
         self.end_of_text = largest + 1 if end_of_text is None else end_of_text
         self.vocab_size = max(largest, self.end_of_text) + 1
         self.unknown = unknown
-        self.unknown_bits = 0.0 if unknown is None else math.log2(SCALARS)  # at least: it may stand for a whole word
+        self.unknown_bits = (
+            0.0 if unknown is None else math.log2(SCALARS)
+        )  # at least: an unknown symbol may be a whole word
         self.sha256 = sha256
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -316,7 +317,7 @@ class JsonTokenizer:
 
 
 def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str) -> JsonTokenizer:
-    # One thread: work is spread over processes, by whoever knows how many there are.
+    # One thread: the callers spread work over processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer
 
@@ -329,7 +330,7 @@ def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str)
     }
     end = named_end or next((name for name in ENDS if ids.get(name, {}).get("special") is True), None)
     if end in ids:
-        ids[end]["special"] = True  # only then no text is encoded to it
+        ids[end]["special"] = True  # else texts could be encoded to the end of text
     settings["truncation"] = settings["padding"] = None
     try:
         tokenizer = Tokenizer.from_str(json.dumps(settings))
@@ -351,7 +352,7 @@ def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str)
     except UserError:
         raise
     except BaseException as error:
-        # Errors of the library's Rust code are plain Exceptions, and panics are no Exceptions at all.
+        # Errors of the library's Rust code are plain Exceptions; its panics do not derive from Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise NotWellFormed(f"{file} is not a tokenizer.json that can be used: {error}. Copy it anew") from None
@@ -362,7 +363,7 @@ def _json_tokenizer(file: Path, data: bytes, named_end: str | None, sha256: str)
 
 
 class CharacterTokenizer:
-    """Each character a token, in the order of their code points; then the unknown symbol, then the end of text."""
+    """A token for each character, in the order of code points; then the unknown symbol, then the end of text."""
 
     def __init__(self, characters: str, sha256: str) -> None:
         self._points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
@@ -395,7 +396,7 @@ def _characters(file: Path, data: bytes) -> str:
 
 
 class ModelTokenizer:
-    """A SentencePiece model; see `TextTokenizer`. What its normalisation changes does not come back."""
+    """A SentencePiece model; see `TextTokenizer`. Decoding does not undo the model's normalisation."""
 
     def __init__(self, processor: Any, sha256: str) -> None:
         self._processor = processor
@@ -403,7 +404,7 @@ class ModelTokenizer:
         self.end_of_text: int = processor.eos_id() if processor.eos_id() >= 0 else size
         self.vocab_size: int = max(size, self.end_of_text + 1)
         self.unknown: int | None = processor.unk_id()
-        self.unknown_bits = math.log2(SCALARS)  # at least: it may stand for several characters
+        self.unknown_bits = math.log2(SCALARS)  # at least: an unknown symbol may be several characters
         self.sha256 = sha256
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -22,10 +22,10 @@ MAX_MODEL_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What to learn. `max_training_pairs` are taken evenly from the whole corpus when it has more.
+    """The vocabulary to learn. From a larger corpus `max_training_pairs` are taken evenly.
 
     Raises:
-        ValueError: if it can't be trained so, naming the field.
+        ValueError: if a setting is out of range, naming the field.
     """
 
     vocab_size: int = 10_000
@@ -45,7 +45,7 @@ class TokenizerConfig:
             raise ValueError(f"max_training_pairs: must be at least 1, not {self.max_training_pairs}")
 
     def with_absolute_paths(self) -> "TokenizerConfig":
-        """The same: there are no paths."""
+        """Returns the configuration unchanged, as it has no paths."""
         return self
 
 
@@ -59,7 +59,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
         files: cleaned text, one sentence a line, equally many lines in each.
 
     Returns:
-        What the manifest should say: vocab_size and requested_vocab_size, training_lines, sha256 of the model.
+        The manifest's entries: vocab_size and requested_vocab_size, training_lines, sha256 of the model.
 
     Raises:
         UserError: there is nothing to learn from, or the vocabulary can't hold every character.
@@ -71,10 +71,10 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
     lines = (line for file in files for line in _evenly(read_lines(file), wanted, total))
     model = io.BytesIO()
     try:
-        # Read through an iterator: SentencePiece's own file reader leaves long lines out.
-        # "identity" changes no character, so that decoding gives back the text as it was: NFKC would turn ½ into
-        # 1⁄2 and ² into 2, which a reference written with ½ counts as an error. Spaces are not added or removed
-        # either; collapse_whitespace has seen to them. Only U+2581, SentencePiece's own mark, comes back as a space.
+        # Lines come from an iterator: SentencePiece's own file reader leaves long lines out.
+        # "identity" changes no character, so decoding returns the text unchanged: NFKC would turn ½ into 1⁄2 and ²
+        # into 2, which a reference written with ½ counts as an error. No spaces are added or removed either, after
+        # collapse_whitespace. Only U+2581, SentencePiece's own mark, decodes to a space.
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
             model_writer=model,
@@ -90,7 +90,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
             unk_id=UNK_ID,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
-            num_threads=2,  # fixed: it changes no piece, but it is written into the file and so into its hash
+            num_threads=2,  # fixed: the number changes no piece, but is part of the file and so of its hash
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -113,7 +113,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
 
 
 def _evenly(lines: Iterable[bytes], wanted: int, total: int) -> Iterator[bytes]:
-    """`wanted` of the `total` lines, spread over all of them: the start of a corpus is often of one kind."""
+    """`wanted` of the `total` lines, evenly spread: the start of a corpus is often of a single kind."""
     return (line for i, line in enumerate(lines) if (i + 1) * wanted // total > i * wanted // total)
 
 
@@ -128,10 +128,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Reads a tokenizer.model, or the folder that holds one.
+        """Reads a tokenizer.model, or the folder that holds it.
 
         Raises:
-            UserError: the file is missing, or is no SentencePiece model with our special ids.
+            UserError: the file is missing, or is no SentencePiece model with these special ids.
         """
         file = path / MODEL_FILE if path.is_dir() else path
         try:
@@ -155,12 +155,12 @@ class Tokenizer:
 
     def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
         """As `encode`, as arrays of int32."""
-        # One thread: work is spread over processes, by whoever knows how many there are.
+        # One thread: the callers spread work over processes.
         return self._processor.encode(
             [collapse_whitespace(text) for text in texts], add_eos=True, num_threads=1, return_type="numpy"
         )
 
     def decode(self, token_ids: list[list[int]]) -> list[str]:
-        """The text of each list of ids, without the special ones, each on one line."""
-        # A model may put out the byte of a line feed, and one hypothesis must stay one line.
+        """The text of each list of ids, without special ids, each on one line."""
+        # A model may generate the byte of a line feed, but a hypothesis must stay on one line.
         return [text.replace("\n", " ") for text in self._processor.decode(token_ids, num_threads=1)]

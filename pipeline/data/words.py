@@ -1,11 +1,10 @@
-"""How many words a text has, in a unit that holds for scripts with and without spaces between words."""
+"""Counts words, in a unit for scripts with and without spaces between words."""
 
 import re
 
-# Characters that make up a word, on average, in scripts that are written without spaces. The text's characters decide
-# and not the language, so that a sentence may be mixed. A thousand words of English come to 1,300 to 1,800 characters
-# of Chinese, 2,000 to 2,500 of Japanese and about 5,000 of Thai; Lao, Khmer, Burmese and Tibetan are like Thai. Korean
-# has spaces.
+# The average number of characters in a word, in scripts without spaces. The text's characters decide, not the language,
+# so a sentence may be mixed. A thousand words of English correspond to 1,300 to 1,800 characters of Chinese, 2,000 to
+# 2,500 of Japanese and about 5,000 of Thai; Lao, Khmer, Burmese and Tibetan are like Thai. Korean has spaces.
 CHARACTERS_PER_WORD = (
     (
         2,  # Han, kana, Bopomofo
@@ -25,8 +24,8 @@ CHARACTERS_PER_WORD = (
 
 
 def count_words(text: str) -> int:
-    """What whitespace (ASCII) separates; of scripts without spaces the number of characters by
-    `CHARACTERS_PER_WORD`, rounded up, and the words of other scripts among them."""
+    """The number of words between ASCII whitespace. In scripts without spaces, the number of characters divided by
+    `CHARACTERS_PER_WORD`, rounded up, plus the words of other scripts among them."""
     if text.isascii():
         return len(text.encode().split())
     words, rest = 0, text
@@ -35,14 +34,14 @@ def count_words(text: str) -> int:
         words += -(-count // size)
     if not words:
         return len(text.encode().split())
-    # Punctuation is left behind where the characters about it are taken out: it is no word.
+    # Punctuation that is left when the characters around it are removed is no word.
     return words + sum(any(map(str.isalnum, word)) for word in rest.split())
 
 
 def collapse_whitespace(text: str) -> str:
     """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
 
-    Other spaces inside stay as they are: a no-break space belongs to French punctuation.
+    Other spaces inside stay: a no-break space belongs to French punctuation.
     """
-    # bytes.split() knows ASCII whitespace only, str.split() would take the others too.
+    # bytes.split() splits at ASCII whitespace only; str.split() would split at other whitespace, too.
     return b" ".join(text.strip().encode().split()).decode()
