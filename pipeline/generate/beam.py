@@ -1,4 +1,4 @@
-"""Beam search that knows no model: it steps a `Decoding`, batched over sentences and hypotheses.
+"""Beam search over any model's `Decoding`, batched over sentences and hypotheses.
 
 Letters in shapes: B sentences still being decoded, K beam width, V vocabulary, T tokens so far.
 """
@@ -9,16 +9,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BLOCK = 64  # elements: how the vocabulary is looked through for the likeliest tokens
+BLOCK = 64  # elements: the search for the likeliest tokens goes through the vocabulary in blocks
 
 
 @dataclass(frozen=True)
 class BeamConfig:
-    """How to search.
+    """The settings of beam search.
 
     Attributes:
         beam: hypotheses kept for a sentence; 1 is greedy search.
-        length_penalty: alpha of ((5 + length) / 6)^alpha, by which a hypothesis' log-probability is divided
+        length_penalty: alpha of ((5 + length) / 6)^alpha, which divides a hypothesis' log-probability
             (Wu et al. 2016, equation 14; the paper: 0.6).
         extra_tokens: a translation has at most the source's tokens + this (the paper: 50).
         batch_sentences: sentences decoded at a time.
@@ -38,13 +38,13 @@ class BeamConfig:
                 raise ValueError(f"{field}: must be at least 0, not {getattr(self, field)}")
 
     def label(self) -> str:
-        """A short name that no other search has, for folders, metrics and tags: beam4-penalty0.6."""
+        """The search's unique short name, for folders, metrics and tags: beam4-penalty0.6."""
         more = [f"extra{self.extra_tokens}"] if self.extra_tokens != BeamConfig.extra_tokens else []
         more += [f"batch{self.batch_sentences}"] if self.batch_sentences != BeamConfig.batch_sentences else []
         return "-".join([f"beam{self.beam}", f"penalty{self.length_penalty}", *more])
 
     def in_words(self) -> str:
-        """The search as people read it: beam 4, length penalty 0.6."""
+        """The search, for people: beam 4, length penalty 0.6."""
         more = [f"{self.extra_tokens} extra tokens"] if self.extra_tokens != BeamConfig.extra_tokens else []
         if self.batch_sentences != BeamConfig.batch_sentences:
             more.append(f"{self.batch_sentences} sentences at a time")
@@ -52,14 +52,14 @@ class BeamConfig:
 
 
 class Decoding(Protocol):
-    """Sentences being decoded by some model, R = B * hypotheses rows."""
+    """Sentences that a model decodes, in R = B * hypotheses rows."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """Feeds one token to each row: (R,) -> logits (R, V)."""
         ...
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
-        """Row r goes on from rows[r]; `sentences` (B',) are those that stay, None where all do."""
+        """Row r continues the old rows[r]; `sentences` (B',) are the ones to keep, None: all."""
         ...
 
 
@@ -87,18 +87,18 @@ def beam_search(
 ) -> list[Hypothesis]:
     """The best hypothesis of each sentence.
 
-    A sentence is done when it has K ended hypotheses, or when no open one can still beat its best ended one. At
-    max_lengths it must end: </s> is the only token allowed.
+    A sentence is done when it has K ended hypotheses, or when no open hypothesis can still beat its best ended one. At
+    max_lengths a hypothesis must end: </s> is the only token allowed.
 
     Args:
-        decoding: with one row a sentence, nothing fed yet.
-        max_lengths: (B,) most tokens of each translation, </s> included, each at least 1.
+        decoding: with one row a sentence, before the first step.
+        max_lengths: (B,) the limit of each translation's tokens, </s> included, each at least 1.
     """
     beam, alpha = config.beam, config.length_penalty
     device = max_lengths.device
     count = len(max_lengths)
     best: list[Hypothesis | None] = [None] * count
-    # Of the sentences still open: which they are, their limits, their best ended score and number of ended ones.
+    # Of each open sentence: number, length limit, best ended score and number of ended hypotheses.
     sentence = torch.arange(count, device=device)
     best_ended = torch.full((count,), -torch.inf, device=device)
     num_ended = torch.zeros(count, dtype=torch.int64, device=device)
@@ -126,7 +126,7 @@ def beam_search(
         parent, token = choice // vocab, choice % vocab
         is_end = token == eos_id
 
-        # Ended hypotheses: only those among the first K count, as if the beam had no more room.
+        # Ended hypotheses count only among the first K, as in a beam of K.
         ended = torch.where(is_end, extended / length_penalty(length, alpha), -torch.inf)[:, :beam]
         top, where = ended.max(dim=1)
         improved = top > best_ended
@@ -136,11 +136,11 @@ def beam_search(
             said = tokens[row, int(parent[row, where[row]]), 1:].tolist()
             best[int(sentence[row])] = Hypothesis(said, float(top[row]))
 
-        # Open hypotheses: the first K that did not end. They are sorted, so the first is the best.
+        # Open hypotheses: the first K that did not end, sorted from the best.
         open_scores = extended.masked_fill(is_end, -torch.inf)
         scores, order = open_scores.topk(min(beam, open_scores.shape[1]), dim=1)
         parent, token = parent.gather(1, order), token.gather(1, order)
-        # Log-probabilities only fall, so with alpha >= 0 this bounds what an open hypothesis can still reach.
+        # Log-probabilities only fall, so with alpha >= 0 `bound` limits the final score of open hypotheses.
         bound = scores[:, 0] / length_penalty(max_lengths, alpha)
         stays = ~at_limit & (num_ended < beam) & (best_ended < bound)
         kept_rows = stays.nonzero().squeeze(1)
@@ -151,7 +151,7 @@ def beam_search(
             scores, parent, token = scores[kept_rows], parent[kept_rows], token[kept_rows]
         if not len(sentence):
             break
-        rows = kept_rows[:, None] * width + parent  # (B', K) rows of the step just made
+        rows = kept_rows[:, None] * width + parent  # (B', K) rows of the last step
         history = tokens.view(-1, length)[rows.flatten()].view(len(sentence), -1, length)
         tokens = torch.cat((history, token[:, :, None]), dim=2)
         decoding.reorder(rows.flatten(), kept_rows if is_shrunk else None)
@@ -176,8 +176,8 @@ def _best_extensions(logits: Tensor, scores: Tensor, count: int) -> tuple[Tensor
 
 
 def _topk(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """x.topk(count) of long rows (R, V): the largest stand in the `count` blocks with the largest maxima, or in the
-    rest behind the blocks, and looking for maxima is far quicker than sorting."""
+    """x.topk(count) of long rows (R, V): the largest elements are in the `count` blocks with the largest maxima, or in
+    the rest behind the blocks. Finding maxima is far quicker than sorting."""
     rows, length = x.shape
     blocks = length // BLOCK
     if blocks <= count:

@@ -1,6 +1,6 @@
-"""What generation and scoring ask of a language model, and whether a folder holds one.
+"""The protocol of language models for generation and scoring.
 
-Letters in shapes: N packed tokens, R rows (texts that are continued side by side), V vocabulary.
+Letters in shapes: N packed tokens, R rows (texts continued side by side), V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.generate.beam import Decoding
 
 
 class Continuation(Decoding, Protocol):
-    """Texts that are being continued, one row each. `step` and `reorder` are those of `Decoding`."""
+    """Texts that a model continues, one row each. `step` and `reorder` are those of `Decoding`."""
 
     @property
     def logits(self) -> Tensor:
@@ -29,7 +29,7 @@ class LanguageModel(Protocol):
 
     @property
     def config(self) -> Any:
-        """Has `max_positions`: the tokens that the model can read at once, or None for any number."""
+        """Has `max_positions`: the number of tokens that the model can read at once, None for any number."""
         ...
 
     def __call__(self, tokens: Tensor, layout: Layout, /) -> Tensor:
@@ -41,7 +41,7 @@ class LanguageModel(Protocol):
         ...
 
     def start_decoding(self, tokens: Tensor, layout: Layout, /) -> Continuation:
-        """Reads packed prompts, (N,) ids, one row each."""
+        """Reads packed prompts, (N,) ids, and makes a row of each."""
         ...
 
     def parameters(self) -> Any:
@@ -50,11 +50,11 @@ class LanguageModel(Protocol):
 
 
 def device_of(model: LanguageModel) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's weights."""
     return next(iter(model.parameters())).device
 
 
 def pack(sequences: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Layout]:
-    """Sequences of ids, each at least one long, as one row of tokens (N,) and its layout, on the device."""
+    """Packs sequences of ids, each of at least one, into a row of tokens (N,) and its layout, on the device."""
     tokens, layout = packing.pack(list(sequences), filler=[])
     return tokens.to(device), layout.to(device)

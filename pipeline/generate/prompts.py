@@ -14,7 +14,7 @@ from pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts
 from pipeline.generate.text_stream import TextStream
 from pipeline.progress import Progress, no_progress
 
-PROMPTS_AT_A_TIME = 1000  # whose samples are held in memory, and whose lengths are sorted
+PROMPTS_AT_A_TIME = 1000  # sorted by length together, their samples in memory together
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Prompt:
     """A text to continue.
 
     Attributes:
-        where: it comes from, for messages: "file, line 3".
-        id: its name in the file, where it has one.
+        where: the prompt's place, for messages: "file, line 3".
+        id: the prompt's name in the file, if any.
     """
 
     text: str
@@ -34,11 +34,11 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file in UTF-8, plain or .gz.
 
-    A file named .jsonl, .json or .ndjson has an object a line, with "prompt" and, where wanted, "id"; blank lines are
+    A file named .jsonl, .json or .ndjson has an object a line, with "prompt" and an optional "id"; blank lines are
     skipped. Any other file has a prompt a line, and a blank line is an empty prompt.
 
     Raises:
-        UserError: naming file and line; or there are no prompts.
+        UserError: a line is no prompt (names file and line), or there are no prompts.
     """
     if is_json_lines(path):
         prompts = [
@@ -53,7 +53,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def named_prompts(texts: Iterable[str]) -> list[Prompt]:
-    """Prompts that come from elsewhere than a file, such as the words of a command."""
+    """Prompts that do not come from a file, such as the words of a command."""
     return [Prompt(text, f"prompt {number}") for number, text in enumerate(texts, start=1)]
 
 
@@ -67,7 +67,7 @@ def generate(
 ) -> Iterator[dict[str, Any]]:
     """Yields a JSON object for each prompt, in order, for `write_json_lines`.
 
-    Each has "prompt", "id" where the prompt has one, "samples" (of each "text", "log_probability" in nats, "tokens":
+    An object has "prompt", the prompt's "id" if any, "samples" (each with "text", "log_probability" in nats, "tokens":
     ids, and "reason"), "seed" and "settings". All prompts are checked before the first is continued.
 
     Args:
@@ -127,13 +127,13 @@ def stream(
     config: SampleConfig,
     write: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Continues one prompt once, and hands the text to `write` as it becomes certain.
+    """Continues a prompt once, and passes the text to `write` as soon as it is certain.
 
     Returns:
-        The JSON object of `generate`; its sample's text is all that was written.
+        The JSON object of `generate`; the sample's text is the whole written text.
     Raises:
         UserError: see `generate`.
-        ValueError: more than one sample is asked for.
+        ValueError: `config.samples` is above 1.
     """
     if config.samples != 1:
         raise ValueError(f"samples: one sample can be streamed, not {config.samples}")

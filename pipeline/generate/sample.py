@@ -1,6 +1,6 @@
-"""Sampling from a language model that is stepped through its cache, batched over prompts and samples.
+"""Sampling from a language model through its cache, batched over prompts and samples.
 
-Letters in shapes: R rows (a sample of a prompt each) that are not finished, V vocabulary.
+Letters in shapes: R unfinished rows (a sample of a prompt each), V vocabulary.
 """
 
 import math
@@ -20,8 +20,8 @@ from pipeline.progress import Progress, no_progress
 Reason = Literal["end", "stop", "length", "context"]
 OnTokens = Callable[[int, int, int], None]
 
-CANDIDATES = 512  # the likeliest tokens, among which a nucleus is looked for before all others are sorted
-ROUNDING = 1e-9  # half of the tokens, equally likely, reach top_p=0.5 in whatever order their weights are added
+CANDIDATES = 512  # the likeliest tokens, searched for a nucleus before more are sorted
+ROUNDING = 1e-9  # half of equally likely tokens reach top_p=0.5 in whatever order their weights are added
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class SampleConfig:
     """How to continue a prompt. Temperature comes first, then top_k, then top_p of what top_k left.
 
     Attributes:
-        temperature: what logits are divided by; 0 always takes the likeliest token.
-        top_k: only so many of the likeliest tokens are drawn from; 0: all.
-        top_p: only the fewest likeliest tokens that together have this probability are drawn from; 1: all
+        temperature: the divisor of logits; 0 always takes the likeliest token.
+        top_k: the number of likeliest tokens to draw from; 0: all.
+        top_p: tokens are drawn from the smallest set of likeliest tokens with this probability together; 1: all
             (Holtzman et al. 2020, section 3.1).
-        max_new_tokens: after which a sample ends.
+        max_new_tokens: of a sample.
         seed: a sample is a function of (seed, number of the prompt, number of the sample, prompt).
         samples: of each prompt.
-        batch_size: samples that are made side by side.
-        stop: texts before the first of which a sample ends.
+        batch_size: samples made side by side.
+        stop: a sample ends before the first of these texts.
     Raises:
         ValueError: naming the field.
     """
@@ -72,11 +72,11 @@ class Generated:
     """A sample.
 
     Attributes:
-        tokens: the new ids, without the end of text. Those of a stop string are among them.
-        log_probability: of these tokens (and of the end of text where the sample has one) given the prompt, in nats,
-            by the model itself: at temperature 1 and without top_k and top_p.
-        reason: why the sample ends: the model's end of text, a stop string, max_new_tokens, or a full context.
-        text: what the tokens add to the prompt's text, up to the stop string; empty where nothing decodes.
+        tokens: the new ids, without the end of text, but with those of a stop string.
+        log_probability: of these tokens (and of the end of text, if any) given the prompt, in nats, by the model
+            itself: at temperature 1 and without top_k and top_p.
+        reason: of the sample's end: the model's end of text, a stop string, max_new_tokens, or a full context.
+        text: the text that the tokens add to the prompt's text, up to the stop string; empty without `decode`.
     """
 
     tokens: list[int]
@@ -87,7 +87,7 @@ class Generated:
 
 @dataclass
 class _Row:
-    """A sample that is not finished. `limit`: new tokens at most, and `full` the reason when they are reached."""
+    """An unfinished sample. `limit`: its largest number of new tokens. `full`: the reason for an end at the limit."""
 
     prompt: int
     sample: int
@@ -98,7 +98,7 @@ class _Row:
     log_probability: float = 0.0
 
     def take(self, token: int, log_probability: float, end_of_text: int) -> Reason | None:
-        """Adds a token; returns the reason where the sample ends with it."""
+        """Adds a token; returns the reason if the sample ends with this token."""
         self.log_probability += log_probability
         if token == end_of_text:
             return "end"
@@ -132,20 +132,20 @@ def sample(
 ) -> list[list[Generated]]:
     """Continues each prompt `config.samples` times. The model is in evaluation mode.
 
-    A sample depends on (seed, number of its prompt, its own number, the prompt) alone, neither on the batch that it is
-    made in nor on the other prompts: each has its own noise, and finished samples leave the batch. What remains of a
-    dependence is the rounding of the model's products, which is another for another batch: a draw, made in fp64, falls
-    between two tokens about as seldom as that rounding is small.
+    A sample depends on (seed, number of the prompt, number of the sample, prompt) alone, not on its batch or on other
+    prompts: each sample has its own noise, and finished samples leave the batch. Only the rounding of the model's
+    products still depends on the batch. Draws are made in fp64, so rounding changes a token about as seldom as rounding
+    is small.
 
     Args:
-        prompts: ids of each. An empty one begins with the end of text.
+        prompts: ids of each. An empty prompt begins with the end of text.
         decode: ids to text; needed for stop strings and for `Generated.text`.
-        on_tokens: called with (number of the prompt, number of the sample, token) as soon as a token is drawn, but for
-            the end of text. Samples of one batch take turns.
-        first_prompt: the number of the first prompt, where the prompts are a part of many.
-        names: what messages call the prompts.
-        vocab_size: ids from here on are never drawn: a model may have more of them than its tokenizer has tokens. None:
-            all ids are drawn.
+        on_tokens: called with (number of the prompt, number of the sample, token) as soon as a token is drawn, except
+            for the end of text. Samples of a batch take turns.
+        first_prompt: the number of the first prompt, if the prompts are a part of many.
+        names: of the prompts, in messages.
+        vocab_size: ids from vocab_size on are never drawn: a model may have more ids than its tokenizer has tokens.
+            None: all ids are drawn.
     Returns:
         The samples of each prompt.
     Raises:
@@ -158,7 +158,7 @@ def sample(
     starts = [ids if len(ids) else np.array([end_of_text]) for ids in prompts]
     results: list[list[Generated]] = [[Generated([], 0.0, "context")] * config.samples for _ in prompts]
     rows = []
-    # Prompts of like lengths go together, the longest first: a lack of memory shows at once.
+    # Prompts of similar lengths share a batch, the longest first, so that a lack of memory shows at once.
     for prompt in sorted(range(len(prompts)), key=lambda i: -len(starts[i])):
         limit, full = config.max_new_tokens, "length"
         if room is not None and room - len(starts[prompt]) < limit:
@@ -181,7 +181,7 @@ def refuse_long_prompts(prompts: Sequence[np.ndarray], room: int | None, names: 
     """
     Args:
         room: tokens of the model's context; None: any number.
-        names: what the message calls each prompt; by default its number, from 1.
+        names: of the prompts, in the message; by default their numbers, from 1.
     Raises:
         UserError: a prompt is longer than the context.
     """
@@ -247,9 +247,9 @@ def _sample_batch(
 
 
 def draw_noise(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of one sample: the first are the same for every `count`.
+    """`count` uniform numbers in [0, 1) of one sample; a larger `count` only appends numbers.
 
-    Philox (Salmon et al. 2011) is a function of a key and a counter, so no sample's numbers follow from another's.
+    Philox (Salmon et al. 2011) is a function of a key and a counter, so samples have independent numbers.
     """
     key = np.array([seed, prompt], dtype=np.uint64)
     counter = np.array([0, 0, sample, 0], dtype=np.uint64)
@@ -277,16 +277,16 @@ def choose(
     else:
         weights = ((known - known.amax(-1, keepdim=True)) / config.temperature).exp()
         cumulative = truncate(weights, config.top_k, config.top_p).cumsum(-1)
-        # A product with a number below 1 stays below the last sum; a token of weight 0 adds nothing that exceeds it.
+        # A product with a number below 1 stays below the last sum, and a token of weight 0 does not increase the sum.
         tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-        tokens = tokens.clamp(max=known.shape[-1] - 1)  # of NaN
+        tokens = tokens.clamp(max=known.shape[-1] - 1)  # for NaN
     return tokens, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
 
 
 def truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The weights (R, V) of a distribution, at least 0, with 0 for what top_k and then top_p leave out.
+    """The weights (R, V) of a distribution, at least 0, with 0 for tokens that top_k and then top_p leave out.
 
-    Of equal weights those of lower ids stay.
+    Among equal weights, lower ids stay.
     """
     size = weights.shape[-1]
     if 0 < top_k < size:
@@ -309,7 +309,7 @@ def truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
 def _keep_largest(weights: Tensor, smallest: Tensor, counts: Tensor) -> Tensor:
     """
     Args:
-        smallest: (R, 1) the smallest weight that is kept. counts: (R, 1) how many are.
+        smallest: (R, 1) the smallest weight to keep. counts: (R, 1) number of weights to keep.
     """
     above, equal = weights > smallest, weights == smallest
     room = counts - above.sum(-1, keepdim=True)

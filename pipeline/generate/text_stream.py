@@ -1,43 +1,43 @@
-"""Text as it grows token by token: whole characters only, and nothing of a stop string."""
+"""Streams text token by token: whole characters only, and nothing of a stop string."""
 
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
-REPLACEMENT = "\ufffd"  # what a decoder makes of bytes that are no UTF-8, or not yet
-UNFINISHED = 3  # bytes at most that a character can have without being whole: 3 of 4
-CONTEXT_TOKENS = 8  # of the prompt, before which the first new token is decoded
+REPLACEMENT = "\ufffd"  # a decoder's output for bytes that are not, or not yet, UTF-8
+UNFINISHED = 3  # the largest number of bytes of an incomplete character: 3 of 4
+CONTEXT_TOKENS = 8  # of the prompt that are decoded together with the first new token
 
 
 class TextStream:
-    """The text that new tokens add to a prompt, handed out as early as it is certain.
+    """The text that new tokens add to a prompt, returned as soon as it is certain.
 
-    The text ends before the first stop string in it. First is the one whose last character comes first, and of those
-    that end there the longest: so the result does not depend on how the text is cut into tokens. A stop string in the
-    prompt, or across its end, does not count.
+    The text ends before the first stop string, that whose last character comes first; of several with the same last
+    character, the longest counts. So the result does not depend on how the text is cut into tokens. A stop string in
+    the prompt, or across its end, does not count.
 
     Attributes:
-        text: all that was handed out.
-        stopped: whether a stop string has come. Nothing is handed out after it.
+        text: the whole text returned so far.
+        stopped: whether a stop string has come. No text is returned after a stop string.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
         """
         Args:
-            prompt: ids before the first new token: some tokenizers drop the space at the beginning of a text.
+            prompt: ids before the first new token, since some tokenizers drop the space at the beginning of a text.
         """
         self.text = ""
         self.stopped = False
         self._decode = decode
         self._stop = tuple(stop)
-        # Tokens are decoded behind a few that came before them. Those have the text `_window`, which is out already.
+        # New tokens are decoded together with a few earlier tokens, whose text `_window` was already returned.
         self._ids = [int(token) for token in prompt[-CONTEXT_TOKENS:]]
         self._before = len(self._ids)
         self._window = decode(self._ids) if self._ids else ""
-        self._held = ""  # may be the beginning of a stop string
+        self._held = ""  # text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Takes the next token and returns what is certain of the text and not handed out yet."""
+        """Takes the next token and returns the text that has become certain."""
         if self.stopped:
             return ""
         self._ids.append(token)
@@ -46,7 +46,7 @@ class TextStream:
         for _ in range(UNFINISHED):
             certain = certain.removesuffix(REPLACEMENT)
         if not certain.startswith(self._window):
-            return ""  # some decoders take a whole run of bytes back while its last character is not whole
+            return ""  # some decoders change the text of a run of bytes while its last character is incomplete
         new = certain[len(self._window) :]
         if certain == text:
             self._ids = self._ids[self._before :]
@@ -82,7 +82,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of the text that are the beginning of the stop string, and not all of it."""
+    """The number of characters at the end of the text that begin the stop string without completing it."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 

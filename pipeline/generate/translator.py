@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Translator:
-    """A model, its tokenizer, and what its folder says about it."""
+    """A model, its tokenizer, and its folder's metadata."""
 
     model: Model
     tokenizer: Tokenizer
@@ -30,20 +30,20 @@ class Translator:
 
     @staticmethod
     def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> "Translator":
-        """Reads a folder that `save_model` wrote.
+        """Reads a folder written by `save_model`.
 
         Args:
-            dtype: to compute in; None: the precision that the folder names, but fp32 for fp16 away from a GPU.
+            dtype: to compute in; None: the precision that the folder names, but without a GPU fp32 in place of fp16.
         Raises:
-            UserError: a file is missing, damaged, or does not fit the others.
+            UserError: a file is missing, damaged, or does not fit the other files.
         """
         model, tokenizer, about = load_model(folder, device, dtype, Tokenizer.load, _refuse_language_model)
         return Translator(model, tokenizer, about)
 
     def translate(self, lines: list[str], config: BeamConfig, first_line: int = 1) -> list[str]:
-        """One translation a line, in the lines' order; an empty line stays empty.
+        """Translates each line; an empty line stays empty.
 
-        A line longer than a Transformer's positions allow is cut, with a warning that counts lines from first_line.
+        A line longer than a Transformer's positions is cut, with a warning that counts lines from first_line.
         """
         sources = self.tokenizer.encode_arrays(lines)
         room = self.model.config.max_positions
@@ -64,7 +64,7 @@ def translate_tokens(
 ) -> list[Hypothesis]:
     """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model is in evaluation mode.
 
-    Sentences are decoded in batches of like lengths, longest first.
+    Sentences are decoded in batches of similar lengths, longest first.
     """
     room = model.config.max_positions
     device = model.embedding.weight.device
