@@ -1,4 +1,4 @@
-"""The tasks by name. What prepares, trains, sweeps or draws imports no task, but asks here."""
+"""The tasks by name. Code that prepares, trains, sweeps or draws imports this module and no task."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class TaskName(Enum):
-    """What is learned."""
+    """The task that a model learns."""
 
     translation = "translation"
     language_model = "language_model"
 
 
 def selecting_metric(task: TaskName) -> Metric:
-    """The metric that runs of a task are chosen by."""
+    """The metric that chooses among runs of a task."""
     match task:
         case TaskName.translation:
             from pipeline.tasks.translation import BLEU
@@ -33,7 +33,7 @@ def selecting_metric(task: TaskName) -> Metric:
 
 
 def token_columns(task: TaskName) -> tuple[str, ...]:
-    """The columns of a task's examples whose tokens a training counts; the last has the predicted ones."""
+    """The columns of a task's examples whose tokens a training counts; the last has the predicted tokens."""
     match task:
         case TaskName.translation:
             return ("source", "target")
@@ -61,10 +61,10 @@ def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progres
 
 
 def refuse_wrong_corpus(config: Any) -> None:
-    """Looks at the files of a corpus whose preparation is to begin, as far as that takes no time.
+    """Checks the files of a corpus before its preparation, as far as that takes no time.
 
     Raises:
-        UserError: a file is missing, or is something else than it should be.
+        UserError: a file is missing, or has another format than expected.
     """
     match config.task:
         case TaskName.translation:
@@ -86,7 +86,7 @@ def prepare_data(
     `pipeline.data.prepare.prepare`.
 
     Args:
-        config: its corpus is one of local files.
+        config: with a corpus of local files.
     """
     match config.task:
         case TaskName.translation:
@@ -107,7 +107,7 @@ def scoring(config: Any, own: Any) -> Scoring:
     """How the model of a run is evaluated.
 
     Args:
-        config: with the run's settings. own: with those that it was begun with.
+        config: with the run's settings. own: with the settings that the run began with.
     """
     match config.task:
         case TaskName.translation:

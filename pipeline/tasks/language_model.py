@@ -1,4 +1,4 @@
-"""Language modelling: each token of a document given those before it."""
+"""Language modelling: predicts each token of a document from the tokens before it."""
 
 import json
 import math
@@ -29,10 +29,10 @@ from pipeline.ranks import gather, on_rank_zero, rank, world_size
 from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
 from pipeline.train.objective import LanguageModelObjective
 
-# A model that has learned nothing gives each byte a probability of 1/256.
+# An untrained model gives each byte a probability of 1/256.
 BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", higher_is_better=False, digits=4, trivial=8.0)
-BATCH_TOKENS = 4096  # that an evaluation reads at a time
-CHUNK_PIECES = 4096  # whose passages are in memory at a time
+BATCH_TOKENS = 4096  # in a batch of an evaluation
+CHUNK_PIECES = 4096  # in memory at a time
 TOKENS_PER_TASK = 200_000
 SAMPLES, PROMPT_TOKENS = 5, 24
 SAMPLING = SampleConfig(temperature=0.8, max_new_tokens=64)
@@ -55,7 +55,7 @@ def language_model(
     def validated(trained: LanguageModel) -> Evaluation:
         documents = open_tokens(folder_of("shards"), "validation")
         pieces = cut(documents)
-        share = _by_length(pieces)[rank() :: world_size()]  # every rank gets as much work
+        share = _by_length(pieces)[rank() :: world_size()]  # every rank gets the same amount of work
         total = float(piece_nats(trained, pieces, share, micro_tokens).sum())
         nats = math.fsum(gather(total))
         samples = on_rank_zero(lambda: _samples(trained, tokenizer, documents))
@@ -77,7 +77,7 @@ def language_model(
 
 
 def language_model_scoring() -> Scoring:
-    """There is one way to evaluate."""
+    """The only way to evaluate a language model."""
     return Scoring(key={}, folder="likelihood", label="", in_words="", settings={}, is_own=True)
 
 
@@ -92,7 +92,7 @@ def _by_length(pieces: TextPieces) -> np.ndarray:
 
 
 def piece_nats(model: LanguageModel, pieces: TextPieces, rows: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """(rows,) minus the log-probability of each piece's tokens, in nats. The model is in evaluation mode."""
+    """(rows,) negative log-probability of each piece's tokens, in nats. The model is in evaluation mode."""
     nats = np.zeros(len(rows))
     for start in range(0, len(rows), CHUNK_PIECES):
         chunk = rows[start : start + CHUNK_PIECES]
@@ -115,7 +115,7 @@ def _evaluation(
     counts = read_json(shards / MANIFEST)["counts"]["splits"][split]
     loss = nats / counts["text_tokens"]
     bits = bits_per_byte(nats, counts["bytes"], counts["unknown"], tokenizer.unknown_bits)
-    changed = f"|changed:{counts['changed']}" if counts["changed"] else ""  # documents that the tokenizer does not keep
+    changed = f"|changed:{counts['changed']}" if counts["changed"] else ""  # documents that the tokenizer changes
     signature = f"context:{context}|stride:{context}|ends:yes{changed}" if context else ""
     scores = {
         BITS_PER_BYTE.name: Score(BITS_PER_BYTE.name, bits, signature),
@@ -126,12 +126,12 @@ def _evaluation(
 
 
 def _samples(model: LanguageModel, tokenizer: TextTokenizer, documents: Examples) -> dict[str, list[str]]:
-    """The beginnings of a few documents from all over a set, and how the model goes on."""
+    """The beginnings of a few documents, spread over a set, and the model's continuations."""
     column = documents.columns[0]
     room = max(1, model.config.max_positions // 2)
     total = len(documents)
     places = sorted({total * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)})
-    # Of few documents, prompts from several places of each.
+    # With fewer documents than samples, prompts come from several places in each document.
     prompts = []
     for number in range(SAMPLES):
         ids = documents.get(column, places[number % len(places)])[:-1]
@@ -146,7 +146,7 @@ def _samples(model: LanguageModel, tokenizer: TextTokenizer, documents: Examples
 
 @dataclass(frozen=True)
 class _Share:
-    """What one task of an evaluation does: the loss of some pieces, and samples where they are asked for."""
+    """One task's share of an evaluation: the loss of some pieces, and samples if asked for."""
 
     model: str
     shards: str
@@ -164,12 +164,12 @@ def evaluate_language_model(
     map_tasks: MapTasks,
     progress: Progress,
 ) -> Evaluation:
-    """The loss of each document of a split, in pieces of `context` tokens, its work shared out as tasks.
+    """The loss of each document of a split, in pieces of `context` tokens, with the work shared out as tasks.
 
-    Outputs are JSON objects, one a document: "bits" (of its code, with the end of text) and "bytes".
+    Outputs are JSON objects, one a document: "bits" (of the document's code, with the end of text) and "bytes".
 
     Args:
-        model: its folder, which all tasks see.
+        model: the model's folder, which all tasks see.
     """
     shards = folder_of("shards")
     tokenizer = load_text_tokenizer(folder_of("tokenizer"))

@@ -1,4 +1,4 @@
-"""What a task is made of: types alone. A task is one file beside this one, which makes one `Task`."""
+"""The types that a task consists of. Each task is a file beside this file, which makes a `Task`."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ class Metric:
     Attributes:
         name: in files and in the tracker's keys, such as validation/<name>.
         title: for people.
-        higher_is_better: else the lower the better.
+        higher_is_better: False where lower values are better.
         digits: shown behind the point.
-        limits: the lowest and the highest value that there can be; None where there is no highest.
-        trivial: of a model that learned nothing; scores that are no better tell no models apart. None: not known.
+        limits: the lowest and the highest possible value; None where there is no highest.
+        trivial: the value of an untrained model; scores no better than this do not tell models apart. None: not known.
     """
 
     name: str
@@ -34,25 +34,25 @@ class Metric:
     trivial: float | None = None
 
     def best(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """The first of the records whose value of this metric none betters; None of none."""
+        """The first record with the best value of this metric; None without records."""
         return min(records, key=lambda record: self.sort_key(record[self.name]), default=None)
 
     def sort_key(self, value: float) -> float:
-        """Sorts values from the best to the worst; what is no number is the worst."""
+        """A key that sorts values from the best to the worst; NaN is the worst."""
         if math.isnan(value):
             return math.inf
         return -value if self.higher_is_better else value
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether a value betters another one; equal ones do not."""
+        """Whether a value is better than another; equal values are not."""
         return self.sort_key(value) < self.sort_key(other)
 
     def are_trivial(self, values: Iterable[float]) -> bool:
-        """Whether all of the values are worse than that of a model that learned nothing."""
+        """Whether all values are worse than that of an untrained model."""
         return self.trivial is not None and all(self.is_better(self.trivial, value) for value in values)
 
     def shown(self, value: float) -> str:
-        """The value as people read it: 27.31."""
+        """The value, for people: 27.31."""
         return f"{value:.{self.digits}f}"
 
 
@@ -61,10 +61,10 @@ class Score:
     """One number of an evaluation.
 
     Attributes:
-        signature: how the number was counted, such as sacreBLEU's signature; empty where there is only one way.
+        signature: the way of computing the score, such as sacreBLEU's signature; empty where there is only one way.
         details: a line for people, such as BLEU's n-gram precisions.
-        half_width: of the 95 % confidence interval, where it was asked for.
-        length_ratio: of hypotheses to references, in words, where the score has one.
+        half_width: of the 95 % confidence interval, if asked for.
+        length_ratio: of hypotheses to references, in words, if the score has a length ratio.
     """
 
     name: str
@@ -77,15 +77,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on one split.
+    """The quality of a model on a split.
 
     Attributes:
-        loss: in nats a predicted token (or example), without smoothing; None where it was not counted.
-        scores: by the metrics' names; the task's `selects` is among them.
+        loss: in nats a predicted token (or example), without smoothing; None where it was not computed.
+        scores: by the metrics' names, the task's `selects` among them.
         num_examples: that were evaluated.
-        outputs: what the model made of each example, one line each; none where a task makes no text.
+        outputs: the model's output for each example, one line each; empty where a task makes no text.
         samples: columns of a small table for people.
-        baselines: what simple models come to on the same split, by their names; values of `selects`.
+        baselines: values of `selects` for simple models on the same split, by the models' names.
     """
 
     loss: float | None
@@ -109,13 +109,13 @@ class Examples(Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(examples, columns) elements of each."""
+        """(examples, columns) number of elements."""
         ...
 
     def __len__(self) -> int: ...
 
     def get(self, column: str, row: int) -> np.ndarray:
-        """The elements of a column of one example."""
+        """The elements of an example's column."""
         ...
 
 
@@ -123,12 +123,12 @@ class Batch(Protocol):
     """One micro-batch: a task's own frozen dataclass of tensors."""
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device; does not wait for it."""
+        """Returns the batch on another device, without waiting for the copy."""
         ...
 
     @property
     def padding_share(self) -> float:
-        """What part of the computation is padding or filler."""
+        """The share of padding and filler in the computation."""
         ...
 
     @property
@@ -139,14 +139,14 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a run's model is evaluated, beside what it was trained with.
+    """The settings by which a run's model is evaluated.
 
     Attributes:
-        key: what the results depend on: results of another key have a folder of their own.
-        folder: the beginning of that folder's name.
+        key: the settings that the results depend on: results of another key have a folder of their own.
+        folder: the beginning of the results' folder's name.
         label: a short name for metrics and tags. in_words: for people; empty where there is only one way.
         settings: for the result's file.
-        is_own: whether the run was begun with it.
+        is_own: whether the run began with these settings.
     """
 
     key: Mapping[str, Any]
@@ -159,21 +159,21 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Task:
-    """What training asks of a task: functions, each of which needs nothing of the others.
+    """The functions that training needs of a task, independent of each other.
 
     Attributes:
         selects: the metric that patience, the average of the best, sweeps, figures and MLflow's list go by.
-        loss_column: a step's loss is a sum, divided by the number of elements of this column in the step.
-        tokenizer: SHA-256 of what made the examples' tokens; empty where there are none.
-        model: a new model with random weights, from torch's global generator.
-        objective: of a model the module whose forward(batch) returns a `LossSum`.
+        loss_column: the column whose number of elements in a step divides the step's summed loss.
+        tokenizer: SHA-256 of the tokenizer of the examples; empty without a tokenizer.
+        model: makes a new model with random weights, from torch's global generator.
+        objective: model to the module whose forward(batch) returns a `LossSum`.
         examples: the examples of a split.
-        epoch: of the examples (examples, seed, epoch) those that an epoch has: a pure function. Most tasks: the same.
-        collate: (examples, rows) to a batch; pure, and the same in whatever process.
-        validate: a model in evaluation mode, on the validation set; under a process group each rank does its share, and
-            gets the whole result.
-        evaluate: of (model folder, split, map_tasks, progress) the evaluation in full, shared out as tasks that may run
-            elsewhere.
+        epoch: (examples, seed, epoch) to the epoch's examples, in most tasks unchanged: a pure function.
+        collate: (examples, rows) to a batch: a pure function, the same in every process.
+        validate: evaluates a model in evaluation mode on the validation set; in a process group each rank does its
+            share, and gets the whole result.
+        evaluate: (model folder, split, map_tasks, progress) to the full evaluation, shared out as tasks that may run
+            in other processes.
         text: (column, elements) to text, for the files of skipped batches; None where a column is no text.
     """
 

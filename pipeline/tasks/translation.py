@@ -1,4 +1,4 @@
-"""Translation: a sentence of one language to a sentence of another."""
+"""Translation of a sentence in one language to a sentence in another."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from pipeline.progress import MapTasks, Progress
 from pipeline.tasks.task import Evaluation, Metric, Scoring, Task
 from pipeline.train.objective import TranslationObjective
 
-# Below 1 BLEU next to no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
+# Below 1 BLEU almost no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
 BLEU = Metric("bleu", "BLEU", limits=(0.0, 100.0), trivial=1.0)
 LINES_PER_TASK = 500
 
@@ -42,7 +42,7 @@ def translation(
 
     Args:
         folder_of: the folder of "corpus", "tokenizer" or "shards".
-        search: of evaluations; validations have the beam `validation_beam`.
+        search: of evaluations; validations use a beam of `validation_beam`.
         tokenize: BLEU's tokenizer, see `tokenizer_for`.
     """
     tokenizer = Tokenizer.load(folder_of("tokenizer"))
@@ -72,9 +72,9 @@ def translation(
 
 
 def translation_scoring(search: BeamConfig, tokenize: str, own_search: BeamConfig, own_tokenize: str) -> Scoring:
-    """A search, and the tokenizer that BLEU counts words by, of an evaluation and of the run's own."""
+    """The scoring by a search and BLEU's tokenizer, beside the search and tokenizer that the run began with."""
     key: dict[str, Any] = {"decode": search}
-    if tokenize != DEFAULT:  # evaluations of before, all by 13a, keep their folders
+    if tokenize != DEFAULT:  # earlier evaluations, all by 13a, keep their folders
         key["tokenize"] = tokenize
     label, in_words = search.label(), search.in_words()
     if tokenize != own_tokenize:
@@ -92,10 +92,10 @@ def evaluate_translation(
     map_tasks: MapTasks,
     progress: Progress,
 ) -> Evaluation:
-    """Translates a split and scores it on the raw references; of test TER and intervals, too.
+    """Translates a split and scores the translations by the raw references; for test with TER and intervals, too.
 
     Args:
-        model: its folder, which all tasks see.
+        model: the model's folder, which all tasks see.
     """
     sources, references = _texts(folder_of("corpus"), split)
     hypotheses = translate_in_tasks(
@@ -121,7 +121,7 @@ def _samples(sources: Sequence[str], references: Sequence[str], translations: Se
 
 
 def sample_places(total: int, count: int = 5) -> list[int]:
-    """Places of a few sentences from all over a set, not its best ones."""
+    """Places of a few sentences, evenly spread over a set."""
     return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
 
 
@@ -131,9 +131,9 @@ def translate_in_tasks(
     """Translations in the lines' order, decoded in tasks of some hundred lines each.
 
     Args:
-        progress: is told how many are done.
+        progress: called with the number of finished lines.
     """
-    # By length, dealt out in turn: every task has as much to do.
+    # Lines are sorted by length and dealt out in turn, so that every task has the same amount of work.
     order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
     num_tasks = max(2, -(-len(lines) // LINES_PER_TASK))
     shares = [order[i::num_tasks] for i in range(min(num_tasks, len(lines)))]
