@@ -1,8 +1,7 @@
 """Attempts: a training goes on through the loss of workers and nodes, and through hangs.
 
-An attempt is one group of workers. `train_in_attempts` starts the next one from the newest checkpoint when a worker has
-died or hangs, when a node is going away, or when there is room for more workers. `Watch` looks after the attempt that
-is under way.
+An attempt is a group of workers. `train_in_attempts` starts the next attempt from the newest checkpoint when a worker
+has died or hangs, when a node is going away, or when more workers fit. `Watch` monitors the current attempt.
 """
 
 import dataclasses
@@ -36,24 +35,26 @@ from pipeline.run_folder import (
 )
 from pipeline.train.checkpoint import newest_checkpoint
 
-MINUTES_WITHOUT_ROOM = 10  # Ray waits a minute for room by default, then for ever again: it would look like a hang
-SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it takes those that fit
-SECONDS_BEFORE_GROWTH = 30.0  # of steps, before a training makes way for more workers: nodes often come in a row
-SLOW_PHASES = 10.0  # starting, validating and saving may take so many times the limit of a step
-SECONDS_TO_START = 180.0  # at least, for the workers' processes to come up once they have their places
+MINUTES_WITHOUT_ROOM = 10  # Ray's default, a minute's wait repeated for ever, looks like a hang
+SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it starts with fewer
+SECONDS_BEFORE_GROWTH = (
+    30.0  # of steps before a training restarts with more workers: nodes often join one after another
+)
+SLOW_PHASES = 10.0  # starting, validating and saving may take this factor times the limit of a step
+SECONDS_TO_START = 180.0  # the least limit for the workers' processes to start on their places
 SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
 
 log = logging.getLogger(__name__)
 
 
 def train_in_attempts(run: Run, with_spare: bool) -> None:
-    """Has workers train until they end; what is written into the run's file `stop`, which the caller has emptied, lets
-    them save a checkpoint and end before that.
+    """Starts workers until the training ends. The workers save a checkpoint and end earlier if the run's file `stop`,
+    which the caller has emptied, is written to.
 
     Args:
-        with_spare: validations may be made on CPUs that are free beside the workers.
+        with_spare: whether validations may use CPUs that the workers leave free.
     Raises:
-        UserError: what a worker refused, the retries are used up, or the cluster has no room for the workers.
+        UserError: a worker's own UserError, the retries are used up, or the cluster has no room for the workers.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -81,12 +82,12 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
                     raise UserError(message) from error
                 if not run.config.cluster.address and (message := temp_folder_trouble()):
                     raise UserError(f"{message}. Checkpoints are kept: the same command goes on") from error
-                if is_startup_timeout(error):  # somebody else was quicker
+                if is_startup_timeout(error):  # another job took the room first
                     if time.monotonic() > room_by:
                         raise _no_room(run) from error
                     continue
                 reason = watch.hang or watch.makes_way_for or cause_of(error)
-                is_failure = bool(watch.hang or not watch.makes_way_for)  # not of a node that went as it had announced
+                is_failure = bool(watch.hang or not watch.makes_way_for)  # an announced end of a node is no failure
                 failures += is_failure
                 if failures > run.config.cluster.max_failures:
                     raise UserError(
@@ -102,10 +103,11 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
 
 
 def _workers_for_now(run: Run, room_by: float) -> int:
-    """How many workers the next attempt has. Waits for room, on nodes that others hold only where the number is fixed.
+    """The number of workers of the next attempt. Waits for room; if the number is fixed, nodes that other jobs use
+    count as room, too.
 
     Raises:
-        UserError: there is none by then.
+        UserError: there is still no room at `room_by`.
     """
     cluster = run.config.cluster
     settled_at = time.monotonic() + SECONDS_FOR_MORE
@@ -131,7 +133,7 @@ def _no_room(run: Run) -> UserError:
 
 
 def _resources(of_all: bool = False) -> list[dict[str, float]]:
-    """The resources of each node that stays: those that are free, or all that the node has."""
+    """The free resources, or all resources, of each node that is not going away."""
     from jobs.ray_cluster.patches import draining_nodes, free_resources
 
     going = draining_nodes()
@@ -143,19 +145,19 @@ def _resources(of_all: bool = False) -> list[dict[str, float]]:
 
 
 class Watch:
-    """Looks after one attempt, in a thread: ends its workers where one hangs, and has them save a checkpoint and make
-    way where a node is going away or there is room for more workers.
+    """Monitors an attempt, in a thread. If a worker hangs, ends all workers. If a node is going away or more workers
+    fit, asks the workers to save a checkpoint and end.
 
     Attributes:
-        hang: which workers hung or did not start, in words; None: none did.
-        makes_way_for: why the workers were asked to make way, in words; None: they were not.
+        hang: the workers that hung or did not start, in words; None: no hang.
+        makes_way_for: why the workers were asked to end, in words; None: they were not.
     """
 
     def __init__(self, run: Run, number: int, cluster: ClusterConfig) -> None:
         self.hang: str | None = None
         self.makes_way_for: str | None = None
         self._run, self._number, self._cluster = run, number, cluster
-        # A folder of this attempt's own: workers of one before, on a node that was cut off, miss theirs and end.
+        # Each attempt has its own folder: an earlier attempt's workers, on a node that was cut off, miss it and end.
         self._folder = run.folder / WORKERS_FOLDER / f"{number}-{uuid.uuid4().hex}"
         self._limit = 60 * run.config.cluster.hang_minutes
         self._workers: list[Worker] = []
@@ -175,13 +177,13 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
-        self._make_way("the attempt is over")  # for workers that Ray did not end: it may be lost
+        self._make_way("the attempt is over")  # for workers that a lost Ray did not end
 
     def train(self, with_spare: bool) -> dict[str, Any]:
         """What the workers return: "reason", or "user_error".
 
         Raises:
-            TrainingFailedError: Ray's, a worker died or did not start.
+            TrainingFailedError: of Ray; a worker died or did not start.
         """
         use_gpu = self._cluster.gpus_per_worker > 0
         spare = spare_cpus(self._cluster) if with_spare and not use_gpu else 0
@@ -197,18 +199,18 @@ class Watch:
         return trainer.fit().return_value or {}
 
     def _set_places(self, give_up: Callable[[], object]) -> None:
-        """The workers have their CPUs and GPUs, and their processes will now start; `give_up` ends that."""
+        """Called when the workers have CPUs and GPUs, before their processes start; `give_up` ends the start."""
         self._give_up, self._placed_at = give_up, time.monotonic()
 
     def _set_workers(self, workers: list[Worker]) -> None:
-        """The workers are there, and will now start to train."""
+        """Called when the workers' processes have started, before they train."""
         self._seen = {worker.rank: _Sign() for worker in workers}
         self._workers = workers
 
     def _look_on(self) -> None:
         rest = min(REST_SECONDS, self._limit / 10) if self._limit else REST_SECONDS
         looks: list[Callable[[], None]] = [self._look_for_hang] if self._limit else []
-        if self._run.config.cluster.address:  # nodes come and go
+        if self._run.config.cluster.address:  # a cluster's nodes may change
             looks += [self._look_for_drain]
             if self._run.config.cluster.min_workers is not None:
                 looks += [self._look_for_room]
@@ -217,7 +219,7 @@ class Watch:
                 for look in looks if self._workers else [self._look_for_start]:
                     try:
                         look()
-                    except Exception:  # of a busy cluster, or of one that is going down, which the training notices
+                    except Exception:  # the cluster is busy, or going down, which the training notices
                         log.debug("the watch over the workers", exc_info=True)
 
     def _look_for_start(self) -> None:
@@ -242,7 +244,7 @@ class Watch:
             or now - sign.step_at > self._limit * (SLOW_PHASES if sign.doing else 1)
         }
         if late:
-            # Where a worker stands still the others wait for it: those that give no sign of life are the cause.
+            # All workers wait for a hanging worker; the workers without a sign of life are the cause.
             silent = [rank for rank, sign in signs if now - sign.alive_at > self._limit / 2]
             how, hung = ("gave no sign of life", silent) if silent else ("took no step", sorted(late))
             names = f"worker {hung[0]}" if len(hung) == 1 else f"the workers {', '.join(map(str, hung))}"
@@ -291,7 +293,7 @@ class Watch:
 
 
 class _Sign:
-    """What was last seen of a worker, and when, by this process's monotonic clock: no other clock is trusted."""
+    """The last sign of a worker, with its time by this process's monotonic clock: other machines' clocks may differ."""
 
     def __init__(self) -> None:
         self.alive, self.steps, self.doing = 0, 0, "starting"

@@ -1,4 +1,4 @@
-"""Evaluate: average a run's snapshots, have the task evaluate the model, its work shared out on the cluster."""
+"""Evaluate: averages a run's snapshots, and evaluates the model by its task, the work shared out on the cluster."""
 
 import dataclasses
 import time
@@ -18,12 +18,12 @@ from pipeline.tasks.task import Scoring
 
 
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
-    """Scores of the run's averaged model, and the seconds it took; None if it had been done.
+    """The scores of the run's averaged model, and the seconds of the evaluation; None if it was done before.
 
-    The result's "validation" and, where there is such a split, "test" have name → {value, signature, details}; the
-    model's outputs lie beside it as files. Its "baselines" have what simple models come to, by split and name. Its
-    "search" and "label" name the search, "is_own_search" says whether the run was begun with it, "step" is how far the
-    training had come, and "training_ended" whether that was its end.
+    The result's "validation" and, if the split exists, "test" have name → {value, signature, details}; the model's
+    outputs are files in the same folder. "baselines" has the values of simple models, by split and name. "search" and
+    "label" name the search, "is_own_search" tells whether the run began with this search, "step" is the training's
+    step, and "training_ended" tells whether the training has ended.
     """
     started_at = time.monotonic()
     model = export_model(run)
@@ -61,24 +61,23 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether the run's model is the average that it should be by now, and was evaluated with this search. Makes
+    """Whether the run's model is the average of the current snapshots, and was evaluated with this search. Writes
     nothing.
 
     Raises:
-        UserError: there is no snapshot yet, and no model.
+        UserError: the run has no snapshot yet, and no model.
     """
     folder = evaluation_folder(run)
     return folder is not None and (folder / RESULT_FILE).exists() and model_is_current(run)
 
 
 def kept_result(run: Run) -> dict[str, Any]:
-    """The result of a run that is evaluated, with its circumstances as they are now, also in its file. For whoever
-    holds the run's lock."""
+    """The result of an evaluated run. Updates its circumstances, also in its file. The caller holds the run's lock."""
     folder = evaluation_folder(run)
     assert folder is not None
     file = folder / RESULT_FILE
     before = read_json(file)
-    # The training may have ended since, and the folder may have come from another machine.
+    # Since then the training may have ended, and the folder may have been moved to this machine.
     result = before | _circumstances(run, folder)
     if result != before:
         write_json(file, result)
@@ -86,7 +85,7 @@ def kept_result(run: Run) -> dict[str, Any]:
 
 
 def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
-    """What a result says beside its scores."""
+    """The entries of a result besides the scores."""
     how = _scoring(run)
     return {
         "folder": str(folder),
@@ -100,7 +99,7 @@ def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def evaluation_folder(run: Run) -> Path | None:
-    """Where the evaluation of the run's model, with its search, is or would be; None without a model."""
+    """The folder of the evaluation of the run's model by its search, existing or not; None without a model."""
     model = run.folder / MODEL_FOLDER
     return _result_folder(run, model) if (model / MODEL_CONFIG).exists() else None
 
@@ -112,5 +111,5 @@ def _scoring(run: Run) -> Scoring:
 def _result_folder(run: Run, model: Path) -> Path:
     how = _scoring(run)
     name = hash_of({"model": read_json(model / MODEL_CONFIG)["sha256"], **how.key})[:12]
-    unnamed = run.folder / EVALUATION_FOLDER / name  # as folders were called before they had the search's name
+    unnamed = run.folder / EVALUATION_FOLDER / name  # the name of older folders, without the search's name
     return unnamed if unnamed.exists() else run.folder / EVALUATION_FOLDER / f"{how.folder}-{name}"

@@ -1,4 +1,4 @@
-"""What a training begins with, where that is another model: its weights, brought into the run's own folder."""
+"""Copies the initial weights of a training from another model into the run's folder."""
 
 from functools import partial
 
@@ -12,8 +12,8 @@ SHOWN = 4  # names of weights in a message
 
 
 def bring_initial(run: Run) -> None:
-    """Writes the weights of `train.initial` that fit into the run's folder, once, and says which do not. So workers on
-    other machines see them, and a run that is resumed needs the other model no more.
+    """Writes the weights of `train.initial` that fit the model into the run's folder, once, and prints the others. So
+    workers on other machines see the weights, and a resumed run no longer needs the other model.
 
     Raises:
         UserError: there is no such model, or see `pipeline.train.initial.fitting`.

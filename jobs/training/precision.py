@@ -1,4 +1,4 @@
-"""Precision: what `precision=auto` comes to where the workers are, and a warning where training would crawl."""
+"""Resolves `precision=auto` for the workers' devices, and warns of a slow precision."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ THIS_MACHINE = "this machine"
 
 
 def with_precision(config: Config, recorded: Path | None = None) -> Config:
-    """The configuration with `precision=auto` decided: as a run or a sweep recorded it when it was new, else by the
-    devices that its workers may get. With `cluster.address`, inside a Ray session.
+    """The configuration with `precision=auto` resolved: to the precision that the run or sweep recorded at its start,
+    else by the devices that the workers may get. With `cluster.address`, to be called in a Ray session.
 
     Args:
-        recorded: the config.yaml of the run or the sweep, there or not.
+        recorded: the config.yaml of the run or the sweep, existing or not.
     """
     if config.precision.dtype is not Precision.auto:
         return config
@@ -34,7 +34,7 @@ def with_precision(config: Config, recorded: Path | None = None) -> Config:
 
 
 def warn_of_slow_precision(config: Config) -> None:
-    """Says, once, where no instruction multiplies in the run's precision, and how slow it is: measured on a CPU."""
+    """Warns, once, of devices without instructions for the run's precision, with the measured slowness of a CPU."""
     _warn(config.precision.dtype, config.cluster)
 
 
@@ -55,7 +55,7 @@ def _warn(asked: Precision, cluster: ClusterConfig) -> None:
     )
 
 
-@cache  # asked and told once, also where a command makes several runs
+@cache  # resolved and printed once, even if a command makes several runs
 def _best_everywhere(cluster: ClusterConfig) -> Precision:
     best, told = common_precision(cluster)
     console.print(f"Precision   {best.value}, {told}")
@@ -63,7 +63,7 @@ def _best_everywhere(cluster: ClusterConfig) -> Precision:
 
 
 def common_precision(cluster: ClusterConfig) -> tuple[Precision, str]:
-    """The best precision that all devices which a worker may get have instructions for, and why in words."""
+    """The best precision with instructions on all devices that a worker may get, and the reason in words."""
     native = _native_on_nodes(cluster)
     common = [one for one in next(iter(native.values())) if all(one in others for others in native.values())]
     better = {node: found[0] for node, found in native.items() if found[0] != common[0]}
@@ -75,8 +75,7 @@ def common_precision(cluster: ClusterConfig) -> tuple[Precision, str]:
 
 
 def _native_on_nodes(cluster: ClusterConfig) -> dict[str, Sequence[str]]:
-    """By the node's address, the precisions that each device which a worker may get has instructions for, the best
-    first.
+    """By node address, the precisions with instructions on each device that a worker may get, the best first.
 
     Raises:
         UserError: a node does not answer.
@@ -90,7 +89,7 @@ def _native_on_nodes(cluster: ClusterConfig) -> dict[str, Sequence[str]]:
     nodes = [node for node in living_nodes() if room_for_workers(one, [node["Resources"]])]
     try:
         found = ray.get(start_on_nodes(nodes, native_precisions, [(use_gpu,)] * len(nodes)), timeout=NODE_SECONDS)
-    except Exception as error:  # Ray's many: a node is gone, or runs nothing
+    except Exception as error:  # Ray raises many classes: a node is gone, or runs no task
         raise UserError(
             f"precision: a node of the cluster does not say what it has ({type(error).__name__}): look at its Ray, or "
             "say the precision (precision=fp32)"
@@ -99,7 +98,7 @@ def _native_on_nodes(cluster: ClusterConfig) -> dict[str, Sequence[str]]:
 
 
 def _measured_ratio(address: str, dtype: str) -> float | None:
-    """How fast a node's CPU multiplies in this precision, fp32 being 1; None where the node does not answer."""
+    """The speed of a node's CPU in this precision, relative to fp32; None where the node does not answer."""
     if address == THIS_MACHINE:
         return product_ratio(dtype)
     import ray

@@ -1,4 +1,4 @@
-"""Prepare: clean a corpus, train its tokenizer, write the shards."""
+"""Prepare: cleans a corpus, trains the tokenizer, writes the shards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.tracking.tracker import flatten
 
 
 def found_prepared(config: Config) -> Prepared | None:
-    """What was prepared before, here or in the storage; None where something is left to do. Needs no Ray."""
+    """The prepared stages, here or in the storage; None where a stage is missing. Needs no Ray."""
     if config.resume:
         return prepared_before(config)
     config = with_local_data(config)
@@ -32,15 +32,15 @@ def found_prepared(config: Config) -> Prepared | None:
             if folder != looked_for and bring_stage(config, folder):
                 looked_for = folder
                 continue
-            refuse_wrong_corpus(config)  # now, and not when Ray has come up
+            refuse_wrong_corpus(config)  # before the start of Ray
             return None
 
 
 def with_local_data(config: Config) -> Config:
-    """The same with a corpus of files of this machine; what lies behind URLs is fetched into the output folder.
+    """The configuration with a corpus of local files; files behind URLs are fetched into the output folder.
 
     Raises:
-        UserError: see `with_local_corpus`; or an address came from a run's config.yaml, which keeps no secrets.
+        UserError: see `with_local_corpus`; or a URL comes from a run's config.yaml, which does not keep its password.
     """
     for key, value in flatten({"corpus": to_dict(config)["corpus"]}).items():
         if HIDDEN in value:
@@ -56,8 +56,8 @@ def with_local_data(config: Config) -> Config:
 
 
 def prepare_stage(config: Config) -> Prepared:
-    """Cleans, learns and tokenises what is not there yet, spread over the cluster. A run that is resumed has its own
-    folders of before, and needs the raw corpus no more.
+    """Builds the stages that are missing, with the work spread over the cluster. A resumed run uses its earlier stages,
+    and no longer needs the raw corpus.
 
     Raises:
         UserError: see `prepare_data`.
@@ -80,8 +80,8 @@ def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
     Args:
         corpus, shards: folders of finished stages.
     Raises:
-        UserError: a sentence of train is longer than a micro-batch, or one of train or validation than a model that
-            counts positions can take.
+        UserError: a sentence of train is longer than a micro-batch, or a sentence of train or validation is longer than
+            the model's max_positions.
     """
     if config.task is not TaskName.translation:
         return  # long documents are cut into pieces

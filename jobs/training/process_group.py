@@ -1,4 +1,4 @@
-"""The workers' process group. Imports ray at once: jobs/training/trainer.py alone imports this, late."""
+"""The workers' process group. Imports ray at once: only jobs/training/trainer.py imports this module, late."""
 
 import os
 import socket
@@ -11,12 +11,12 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-_listening: list[socket.socket] = []  # of rank 0, until its store takes it
+_listening: list[socket.socket] = []  # the socket of rank 0, until its store takes it
 
 
 class NodeInterfaceConfig(TorchConfig):
-    """Ray's set-up of the process group, but that it listens on the address by which Ray itself knows the node, and
-    nowhere else. Left alone, torch's store, which asks for no token, listens on all addresses of rank 0's machine."""
+    """Ray's set-up of the process group, listening only on the address by which Ray knows the node. By default torch's
+    store, which asks for no token, listens on all addresses of rank 0's machine."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -33,10 +33,10 @@ class _NodeInterfaceBackend(_TorchBackend):
 
 
 def use_node_interface() -> None:
-    """Has gloo and NCCL bind to the interface that owns the Ray node's address.
+    """Makes gloo and NCCL bind to the interface that owns the Ray node's address.
 
-    Left alone, gloo binds to what the host's own name resolves to, on Debian 127.0.0.1, and then ranks on different
-    machines don't reach each other. A setting of the cluster's owner stays.
+    By default gloo binds to the address of the host's name, on Debian 127.0.0.1, so ranks on different machines do not
+    reach each other. Settings of the cluster's owner stay.
     """
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
@@ -55,11 +55,11 @@ def listen() -> tuple[str, int]:
 
 
 def join(rank: int, world_size: int, address: str, port: int, backend: str, timeout_s: int) -> None:
-    """Makes the process group, with rank 0's store on the port that it listens on."""
+    """Makes the process group, with rank 0's store on the port of `listen`."""
     from torch import distributed as dist
 
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    if backend == "nccl":  # as Ray does: a rank that waits for one that is gone ends, and does not hang
+    if backend == "nccl":  # as Ray does: a rank that waits for a dead rank ends instead of hanging
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     timeout = timedelta(seconds=timeout_s)
     is_first = rank == 0

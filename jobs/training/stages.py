@@ -1,4 +1,4 @@
-"""What is left of a run after its data are prepared: the training, then the evaluation; and whether nothing is left."""
+"""The stages of a run after its data are prepared: the training, then the evaluation."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from pipeline.tracking.uploader import is_reported
 
 
 def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:
-    """What is left of a run, in a Ray session: its result, and the seconds of training and of evaluation, None where
-    that was done before."""
+    """Does the remaining stages of a run, in a Ray session. Returns the result, and the seconds of training and of
+    evaluation, None for a stage that was done before."""
     with only_owner(run), stored(run), open_tracker(run, prepared) as tracker:
         training = train_stage(run)
         report_training(run, tracker)
@@ -24,7 +24,7 @@ def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | No
 
 
 def done_before(config: Config, prepared: Prepared) -> tuple[Run, dict[str, Any]] | None:
-    """A run that has nothing left to do, and its result: then neither Ray nor MLflow need to start."""
+    """The run and its result if all stages are done; then neither Ray nor MLflow need to start. Else None."""
     if not has_run(config, prepared):
         return None
     run = run_for(config, prepared)

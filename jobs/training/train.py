@@ -1,4 +1,4 @@
-"""Train: has workers train a run to its end (jobs/training/attempts.py), and says how it went."""
+"""Train: trains a run to its end by workers (jobs/training/attempts.py), and reports the outcome."""
 
 import time
 from pathlib import Path
@@ -22,13 +22,13 @@ SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
 
 
 def train_stage(run: Run) -> float | None:
-    """Trains a run until it is finished, from its newest checkpoint if it has one; seconds, None if it was finished.
+    """Trains a run to its end, from its newest checkpoint, if any. Returns the seconds; None if it was finished before.
 
-    SIGTERM lets the workers save a checkpoint of the step that they are at. Where they do not end within
-    SECONDS_TO_STOP, since one hangs or none has come up, the command ends without them.
+    At SIGTERM the workers save a checkpoint of the current step. If they do not end within SECONDS_TO_STOP, because a
+    worker hangs or none has started, the command ends without them.
 
     Raises:
-        UserError: what a worker refused, or the retries were used up.
+        UserError: a worker's own UserError, or the retries were used up.
         Terminated: SIGTERM came.
     """
     if is_trained(run):
@@ -38,7 +38,7 @@ def train_stage(run: Run) -> float | None:
     warn_of_slow_precision(run.config)
     begin_stage("train")
     started_at = time.monotonic()
-    # Warns of damaged ones, here where a person sees it.
+    # Warns of damaged checkpoints here, where a person sees the warning.
     checkpoint = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
     if checkpoint is not None:
         refuse_exchanged_tokenizer(run, checkpoint)
@@ -58,15 +58,14 @@ def train_stage(run: Run) -> float | None:
 
 
 def refuse_too_long(run: Run) -> None:
-    """Before the hours of training, not in their midst; see `refuse_long_sentences`."""
+    """Calls `refuse_long_sentences` before the hours of training."""
     refuse_long_sentences(run.config, stage_folder(run.folder, "corpus"), stage_folder(run.folder, "shards"))
 
 
 def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
     """
     Raises:
-        UserError: the run's tokenizer is not the one that the checkpoint was trained with: the ids of its embeddings
-            would mean other pieces.
+        UserError: the run's tokenizer is not the checkpoint's: the ids of the embeddings would mean other pieces.
     """
     trained_with = read_manifest(checkpoint).get("tokenizer")
     file = tokenizer_file(stage_folder(run.folder, "tokenizer"))
@@ -81,8 +80,7 @@ def refuse_exchanged_tokenizer(run: Run, checkpoint: Path) -> None:
 def refuse_unspaced_targets(run: Run) -> None:
     """
     Raises:
-        UserError: the scores would look for words between spaces where the target language has none, and choose by 0
-            against 0.
+        UserError: the scores count words between spaces, but the target language has no spaces: all models score 0.
     """
     config = run.config
     if config.languages and config.evaluate.tokenize is None:
@@ -94,7 +92,7 @@ def refuse_unspaced_targets(run: Run) -> None:
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the training has ended, and would not go on for the limits that the configuration has now."""
+    """Whether the training has ended, and the configuration's current limits do not extend it."""
     done, config = run.training, run.config.train
     if done is None:
         return False

@@ -1,4 +1,4 @@
-"""The trainer: one group of Ray Train workers, and what Ray says when it fails."""
+"""The trainer: a group of Ray Train workers, and the cause of a failure."""
 
 import re
 import uuid
@@ -9,12 +9,12 @@ from typing import Any
 from jobs.config.schema import ClusterConfig
 from jobs.ray_cluster.session import ALLOCATOR, worker_resources
 
-LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # what a worker says when another one is gone
-SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its message, where it has ended a process
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # a worker's error when another worker is gone
+SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its message, after it has ended a process
 
 
 def import_trainer() -> None:
-    """What launching workers imports, which takes seconds."""
+    """Imports the modules that launch workers, which takes seconds."""
     from jobs.ray_cluster.patches import trainer_class
 
     trainer_class()
@@ -32,8 +32,8 @@ def make_trainer(
 
     Args:
         folder: for Ray's own files.
-        reserve: what part of its CPUs and GPUs a worker reserves with Ray; less than all lets trainings take turns.
-        start_retries: how often Ray tries again where the workers do not start. One that dies later is never retried.
+        reserve: the share of its CPUs and GPUs that a worker reserves with Ray; below 1 trainings can take turns.
+        start_retries: how often Ray retries the start of the workers. Ray never retries after a later death.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -45,7 +45,7 @@ def make_trainer(
     environment = dict(ALLOCATOR)
     if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
-    if reserve < 1:  # Ray would take the number of threads from what is reserved
+    if reserve < 1:  # Ray would set the number of threads from the reserved CPUs
         environment["OMP_NUM_THREADS"] = str(max(1, int(cluster.cpus_per_worker)))
     trainer = trainer_class()(
         worker,
@@ -53,7 +53,7 @@ def make_trainer(
         scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=NodeInterfaceConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            # A fresh name each time: Ray would take a known one for a run to resume. Ours resumes by its checkpoints.
+            # A fresh name each time: Ray would resume a known name, but this project resumes by its own checkpoints.
             name=f"attempt-{uuid.uuid4().hex}",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_retries),
@@ -65,7 +65,7 @@ def make_trainer(
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong first: of a worker that died, the others know only that it answers no more."""
+    """The first cause of a failure: after a worker's death the other workers report only a lost peer."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     ended = [rank for rank, failure in failures.items() if SHORT_OF_MEMORY in str(failure)]
     start_failure = getattr(error, "controller_failure", error)

@@ -1,6 +1,6 @@
-"""A training worker: what each rank does, from the run's folder to the loop's end.
+"""A training worker: the work of each rank, from the run's folder to the loop's end.
 
-It is told nothing but that folder: config.yaml in it is the resolved configuration.
+A worker gets the run's folder, whose config.yaml is the resolved configuration.
 """
 
 import logging
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One worker, from its start to the end of training. What is the user's to mend, such as a full disk, is returned,
-    since Ray would retry on an exception."""
+    """Runs a worker, from its start to the end of training. Errors for the user to mend, such as a full disk, are
+    returned, since Ray would retry after an exception."""
     try:
         attempt = Path(settings["attempt"])
         return _train(Path(settings["folder"]), attempt, settings["spare_cpus"], settings["hang_seconds"])
@@ -79,7 +79,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     initial, saved = resume(folder / CHECKPOINTS_FOLDER)
     if saved is None and config.train.initial:
         weights = load_weights(snapshot_path(folder / INITIAL_FOLDER, 0))
-        model.load_state_dict(weights, strict=False)  # others begin with random weights, as bring_initial has told
+        model.load_state_dict(weights, strict=False)  # the other weights stay random, as bring_initial has told
     objective = task.objective(model).train()
     objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
@@ -130,7 +130,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
 
 
 def _asked_to_stop(stop: Path, restart: Path, heartbeat: Heartbeat, is_first: bool) -> Callable[[], bool]:
-    """Asked after each step: whether the command is to end, or the workers are to make way for another attempt."""
+    """The `stop` function of the session: whether the command must end, or the workers make way for another attempt."""
     looks = [watched(file) for file in (stop, restart)] if is_first else []
 
     def is_asked() -> bool:
@@ -141,13 +141,13 @@ def _asked_to_stop(stop: Path, restart: Path, heartbeat: Heartbeat, is_first: bo
 
 
 def logged_seconds(folder: Path) -> float:
-    """The seconds of training that the run has logged, over all attempts; 0 where there are none. A checkpoint does not
-    know of what came between it and a kill."""
+    """The seconds of training that the run has logged, over all attempts; 0 without a log. A checkpoint lacks the time
+    between its step and a kill."""
     return max((point.value for point in read_points(folder) if point.key == "train/seconds"), default=0.0)
 
 
 def _products(folder: Path, model: "Model") -> list[bool]:
-    """The quicker products, measured once in a run: one that begins anew before its first checkpoint keeps them."""
+    """The quicker products, measured once in a run. A run that restarts before its first checkpoint keeps them."""
     from model.kernels.linear import quicker_products
 
     file = folder / PRODUCTS_FILE
@@ -159,7 +159,7 @@ def _products(folder: Path, model: "Model") -> list[bool]:
 def _validation(
     config: Config, folder: Path, device: Any, spare: int, heartbeat: Heartbeat
 ) -> Callable[[int, Path], Any]:
-    """Validation in a Ray task where the workers leave a CPU free, else by the workers in turn with training."""
+    """Validates in a Ray task if the workers leave a CPU free, else on the workers, between training steps."""
     from pipeline.ranks import on_rank_zero
 
     if not spare:
@@ -173,7 +173,7 @@ def _validation(
     def result(handle: Any) -> Any:
         try:
             return ray.get(handle)
-        except RayTaskError as error:  # its text is the task's whole traceback
+        except RayTaskError as error:  # the error's text is the task's whole traceback
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:
@@ -189,7 +189,7 @@ def _validation(
 
 
 def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any) -> Any:
-    """The evaluation of a snapshot on the validation set; in the process group of the workers their common work."""
+    """The evaluation of a snapshot on the validation set. In the workers' process group the ranks share the work."""
     import torch
 
     from model.packed_linear import pack_linears
@@ -206,7 +206,7 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
 
 
 def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool) -> Any:
-    """Rank 0 reports to the run's spool and to the progress file; the driver shows and uploads both."""
+    """Rank 0's reports, to the run's spool and to the progress file; the driver shows and uploads both."""
     from pipeline.tracking.tracker import SpoolTracker
     from pipeline.train.session import Reports
 
@@ -230,7 +230,7 @@ def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool)
         shown.update(
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )
-        with suppress(OSError):  # a line to look at is no reason to end
+        with suppress(OSError):  # a failed progress line must not end a training
             write_json(folder / PROGRESS_FILE, shown)
 
     return Reports(tracker.log_metrics, validated, progress, tracker.flush)

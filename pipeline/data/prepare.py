@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.files import Stage, atomic_write, stage, without_defaults
 from pipeline.progress import MapTasks, Progress, no_progress
 
-# Parts of the keys below: CORPUS_FORMAT of the corpus, FORMAT of the other stages. Raise a format when equal settings no
+# Parts of the keys below: CORPUS_FORMAT of the corpus, FORMAT of the other stages. Raise a format if equal settings no
 # longer give the same files, or when a default changes: keys hold only settings that differ from the defaults.
 FORMAT = 1
 CORPUS_FORMAT = 2
