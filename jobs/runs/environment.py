@@ -1,4 +1,4 @@
-"""What a command's process needs first: streams that take any character, and loopback without the proxy."""
+"""Prepares a command's process: streams that take any character, and loopback without the proxy."""
 
 import logging
 import os
@@ -17,22 +17,22 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def prepare_process() -> None:
-    """For this process and those that it starts."""
+    """Prepares this process and its children."""
     take_any_character()
     log_safely()
     reach_loopback_directly()
 
 
 def take_any_character() -> None:
-    """A character that the terminal's or the file's encoding lacks is printed as its escape, not as a traceback."""
+    """Makes the streams print the escape of a character that their encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a stream that stands in for them may have none
+        reconfigure = getattr(stream, "reconfigure", None)  # a replaced stream may have none
         if reconfigure:
             reconfigure(errors="backslashreplace")
 
 
 def log_safely() -> None:
-    """Messages of logs, and tracebacks of bugs, hold no secret and no character that steers a terminal."""
+    """Removes secrets and a terminal's control characters from log messages and from tracebacks of bugs."""
     factory = logging.getLogRecordFactory()
     if getattr(factory, "is_safe", False):
         return
@@ -42,7 +42,7 @@ def log_safely() -> None:
         with suppress(Exception):  # a wrong format, which logging reports itself
             record.msg, record.args = printable(redacted(record.getMessage())), ()
             if record.exc_info and record.exc_info[1]:
-                record.exc_text = _traceback(record.exc_info[1]).rstrip("\n")  # a formatter takes it as it is
+                record.exc_text = _traceback(record.exc_info[1]).rstrip("\n")  # formatters use exc_text unchanged
         return record
 
     safe.is_safe = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -66,10 +66,10 @@ def _print_traceback_of_thread(raised: threading.ExceptHookArgs) -> None:
 
 
 def reach_loopback_directly() -> None:
-    """MLflow's server, Ray's dashboard and others on this machine are not asked through the environment's proxy."""
+    """Exempts servers on this machine, such as MLflow's and Ray's dashboard, from the environment's proxy."""
     if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES):
         return
-    # Libraries read the lower-case name first, and some only one of both.
+    # Libraries read the lower-case name first, and some read only one of the two names.
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in given.split(",") if host.strip()]
     if "*" in hosts:

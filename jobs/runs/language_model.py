@@ -1,4 +1,4 @@
-"""What the commands of a language model share: finding and loading it, files to write, progress, what to do next."""
+"""Shared by the commands of language models: finding and loading a model, output files, progress, suggestions."""
 
 import os
 import sys
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
-    """The model of a run, of a model folder, or of a folder of Hugging Face's form, ready to compute: on a GPU where
-    there is one; on a CPU in fp32 where that has no instructions for bf16, and with packed weights.
+    """The model of a run, of a model folder, or of a Hugging Face folder, ready to compute: on a GPU if there is one.
+    On a CPU the weights are packed, and in fp32 if the CPU has no instructions for bf16.
 
     Args:
-        root: the output folder, in which runs are found by their names.
+        root: the output folder, in which runs are found by name.
     Raises:
-        UserError: there is no such model; the model translates; its files are damaged or do not fit each other.
+        UserError: there is no such model; the model translates; the files are damaged or do not fit each other.
     """
     import torch
 
@@ -50,10 +50,10 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
 
 
 def output_file(key: str, value: str) -> Path:
-    """The file that a word of a command names.
+    """The file that a command's word `key=value` names.
 
     Raises:
-        UserError: the name is that of a folder, or empty.
+        UserError: the name is empty, or is a folder's.
     """
     file = Path(os.path.expanduser(value))
     if not value or file.is_dir():
@@ -63,7 +63,7 @@ def output_file(key: str, value: str) -> Path:
 
 @contextmanager
 def terminal_progress() -> Iterator[Progress]:
-    """A line of progress with rate and remaining time on standard error, where that is a terminal."""
+    """A line of progress with rate and remaining time on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield no_progress
         return
@@ -73,7 +73,7 @@ def terminal_progress() -> Iterator[Progress]:
     def progress(what: str, done: int, total: int) -> None:
         count(what, done, total)
         if done >= total:
-            status.clear()  # before the results, which may go to the same terminal
+            status.clear()  # before the results, which may be printed on the same terminal
 
     try:
         yield progress
@@ -82,6 +82,6 @@ def terminal_progress() -> Iterator[Progress]:
 
 
 def suggest(*commands: str) -> None:
-    """What is sensible next, on standard error where that is a terminal: standard output is the command's result."""
+    """Prints sensible next commands on standard error, if that is a terminal; standard output is for the result."""
     if sys.stderr.isatty() and not submission():
         print("\n".join(["\nNext:", *(f"  {printable(command)}" for command in commands)]), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The model of a run: which snapshots it is the average of, whether it still is, and making it anew."""
+"""The model of a run: the snapshots to average, whether the model is up to date, and making it."""
 
 import math
 import sys
@@ -31,16 +31,16 @@ SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation"
 
 
 def called(run: Run) -> str:
-    """What commands find the run by: its name where it is in the default output folder, else its folder."""
+    """The argument by which commands find the run: its name in the default output folder, else its folder."""
     return run.name if run.folder.absolute().parent == Path("outputs").absolute() / RUNS_FOLDER else str(run.folder)
 
 
 def steps_of_model(run: Run) -> list[int]:
-    """The steps whose snapshots the run's model is the average of: the last or the best validations (section 6.1 of the
-    paper) or, of a training that has not ended, snapshots.
+    """The steps whose snapshots the run's model averages: of the last or the best validations (section 6.1 of the
+    paper) or, before the training's end, of the last or the best snapshots.
 
     Raises:
-        UserError: there is no snapshot yet, and no model of snapshots that are gone.
+        UserError: the run has no snapshot, and no model of removed snapshots.
     """
     config, metric = run.config.train, selecting_metric(run.config.task)
     training = run.training
@@ -60,7 +60,7 @@ def steps_of_model(run: Run) -> list[int]:
 
 
 def _ranked(scores: Mapping[int, float | None], metric: Metric) -> list[int]:
-    """Steps from the best score to the worst; those without a score, or with one that is no number, come last."""
+    """Steps from the best score to the worst; steps whose score is missing or NaN come last."""
 
     def rank(step: int) -> tuple[bool, float]:
         score = scores[step]
@@ -84,11 +84,11 @@ def _no_snapshot(run: Run) -> str:
 
 
 def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
-    """What `training.json` says of a training that has ended. Of one that has not, or had not at `step`, the same
-    figures up to there, from the points that were logged; its "reason" is None.
+    """The contents of `training.json` for an ended training. For a training that had not ended, or not at `step`, the
+    same figures up to that step, from the logged points; "reason" is None.
 
     Args:
-        step: None: the end, or the newest snapshot of the model.
+        step: None: the training's end, or the newest snapshot of the model.
     """
     training = run.training
     if training is not None and step in (None, training["step"]):
@@ -109,14 +109,14 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
 
 
 def tokens_of(training: Mapping[str, Any]) -> dict[str, int]:
-    """How many tokens a training has seen, by their column: source and target, of a translation."""
+    """The number of tokens that a training has seen, by column: for translation source and target."""
     ending = "_tokens"
     return {key.removesuffix(ending): count for key, count in training.items() if key.endswith(ending)}
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The columns of a result's samples, in the order of `SAMPLE_COLUMNS`, for a file has them by name. Those of
-    translations are rows in results of before."""
+    """The columns of a result's samples, in the order of `SAMPLE_COLUMNS`, since a file sorts them by name. In older
+    results the samples of translations are rows."""
     samples = result.get("samples") or {}
     if isinstance(samples, Mapping):
         known = [column for column in SAMPLE_COLUMNS if column in samples]
@@ -125,7 +125,7 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def final_split(result: Mapping[str, Any]) -> str:
-    """The split whose scores are a result's: test, or where nothing was held out for a test, validation."""
+    """The split of a result's final scores: test or, without a test split, validation."""
     return "test" if "test" in result else "validation"
 
 
@@ -139,13 +139,13 @@ def _validations(run: Run, metric: Metric) -> list[dict[str, float]]:
 
 
 def _written(run: Run) -> dict[str, Any]:
-    """What the model's folder says of itself; nothing where there is none."""
+    """The model folder's metadata; empty without a folder."""
     file = run.folder / MODEL_FOLDER / MODEL_CONFIG
     return read_json(file) if file.exists() else {}
 
 
 def model_is_current(run: Run) -> bool:
-    """Whether the model folder is there and is the average that it should be by now.
+    """Whether the model folder exists and is the average of the current snapshots.
 
     Raises:
         UserError: there is no snapshot yet, or a manifest is damaged.
@@ -155,12 +155,12 @@ def model_is_current(run: Run) -> bool:
 
 
 def _is_of(written: Mapping[str, Any], steps: Sequence[int], hashes: Mapping[str, str]) -> bool:
-    # A step that was trained again has other weights. Snapshots that were removed, for room, can't have changed.
+    # A step that was trained again has other weights. Snapshots that were removed to save space can't have changed.
     return written.get("steps") == list(steps) and hashes.items() <= written.get("snapshots", {}).items()
 
 
 def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
-    """Of the snapshots that are there, by their folders' names."""
+    """The hashes of the existing snapshots, by their folders' names."""
     from pipeline.train.checkpoint import read_manifest, snapshot_path
 
     paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
@@ -168,8 +168,8 @@ def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
 
 
 def export_model(run: Run) -> Path:
-    """The run's model as a folder, which is made anew where it is not the average that it should be by now. For whoever
-    holds the run's lock.
+    """The folder of the run's model, made anew if it is not the average of the current snapshots. The caller holds the
+    run's lock.
 
     Raises:
         UserError: snapshots are missing or damaged.
@@ -217,7 +217,7 @@ def export_model(run: Run) -> Path:
 
 
 def run_of(model: Path) -> Run | None:
-    """The run whose model this folder is; None of a copy."""
+    """The run whose model this folder is; None for a copy."""
     folder = model.absolute().parent
     is_run = model.absolute().name == MODEL_FOLDER and all(
         (folder / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)
@@ -227,10 +227,10 @@ def run_of(model: Path) -> Run | None:
 
 @contextmanager
 def whole_records(name: str) -> Iterator[None]:
-    """For reading what a run's folder says of itself.
+    """A block that reads the records in a run's folder.
 
     Raises:
-        UserError: a file in it lacks what a run writes there, or can't be read.
+        UserError: a file in the folder lacks a run's entries, or can't be read.
     """
     try:
         yield
@@ -245,11 +245,11 @@ def whole_records(name: str) -> Iterator[None]:
 
 
 def find_model(name_or_path: str, root: Path) -> Path:
-    """A model folder, named itself or by its run. That of a run is made anew where its training has gone on since. Says
-    on standard error which steps it is the average of.
+    """A model folder, by its path or by its run's name. A run's model is made anew if the training has gone on. Prints
+    the averaged steps on standard error.
 
     Raises:
-        UserError: there is no such run, no model and no snapshot to make one of, or it can't be made anew.
+        UserError: there is no such run, the run has neither a model nor a snapshot, or the model can't be made anew.
     """
     model = Path(name_or_path)
     note = ""
@@ -268,7 +268,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
 
 
 def _steps_of(model: Path) -> list[int]:
-    """The steps that a model folder names; none where it is damaged, which is told when it is loaded."""
+    """The steps that a model folder names; empty for a damaged folder, which raises when loaded."""
     try:
         return [step for step in read_json(model / MODEL_CONFIG)["steps"] if isinstance(step, int)]
     except (OSError, ValueError, KeyError, TypeError):
@@ -276,14 +276,14 @@ def _steps_of(model: Path) -> list[int]:
 
 
 def _bring_up_to_date(run: Run) -> str:
-    """What is to be said of the run's model, which is now as new as it can be.
+    """Makes the run's model anew if possible and needed. Returns a note for the user on the model's state.
 
     Raises:
-        UserError: there is none, and none can be made.
+        UserError: there is no model, and none can be made.
     """
     written = _written(run)
     if written and run.training is None and not _snapshots(run):
-        return ""  # of a run's folder that was copied without its snapshots
+        return ""  # the run's folder was copied without its snapshots
     ended = "" if run.training else "; its training has not ended"
     if model_is_current(run):
         return ended

@@ -1,4 +1,4 @@
-"""What a run reports: to the tracker (MLflow), and to the person in front of the terminal."""
+"""Reports of a run, to the tracker (MLflow) and to the terminal."""
 
 import platform
 import re
@@ -47,21 +47,23 @@ from pipeline.tracking.tracker import SpoolTracker
 from pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
 from pipeline.train.checkpoint import lineage, snapshot_path
 
-# MLflow's pages draw a curve of what has steps, and of what has none bars that compare the runs. Few digits, for its
-# list of runs shows all that there are; the others are in the run's training.json and result.json.
+# MLflow's pages draw a curve for a metric with steps, and bars that compare runs for a metric without steps. Values
+# have few digits, since MLflow's list of runs shows all digits; full values are in training.json and result.json.
 AT_THE_END = 0
 
 
 @contextmanager
 def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Iterator[MlflowTracker]:
-    """The run's tracker, told what the run is and what it is fed; closed with how the block ends.
+    """The run's tracker, with the run's settings and data logged; closed with the status of the block's end.
 
     Args:
-        keep_status: the block does not train, so a training that has not ended stays KILLED or FAILED.
+        keep_status: the block does not train, so an unfinished training stays KILLED or FAILED.
     """
     config = own_config(run)
     root = run.folder.parent.parent
-    is_to_train = run.training is None and not keep_status and run.folder.parent.name == RUNS_FOLDER  # no sweep does
+    is_to_train = (
+        run.training is None and not keep_status and run.folder.parent.name == RUNS_FOLDER
+    )  # not for trials of a sweep
     done = "FINISHED"
     if keep_status and run.training is None:
         before = last_status(run.folder)
@@ -83,7 +85,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     try:
         yield tracker
         status = done
-    except KeyboardInterrupt:  # SIGTERM, too
+    except KeyboardInterrupt:  # also SIGTERM
         status = "KILLED"
         raise
     finally:
@@ -91,10 +93,9 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
 
 
 def end_dead_runs(root: Path, uri: str) -> None:
-    """Runs and sweeps of an output folder that no process works on any more, and that nobody closed, for their command
-    was killed or its machine went down, become KILLED in MLflow. A lock tells nothing for sure of another machine's
-    runs, and another machine may have gone on with those of a storage: these stay as they are, until a command goes on
-    with them here."""
+    """Marks as KILLED in MLflow the runs and sweeps of an output folder whose command was killed, or whose machine went
+    down, before closing them. Runs of other machines, whose locks are not certain, and runs in a storage, which another
+    machine may have resumed, stay unchanged until a command resumes them here."""
     for record in (*root.glob(f"{RUNS_FOLDER}/*/{RUN_RECORD}"), *root.glob(f"{SWEEPS_FOLDER}/*/{RUN_RECORD}")):
         folder = record.parent
         if last_status(folder) not in (None, "RUNNING") or not was_used_here(folder):
@@ -106,14 +107,14 @@ def end_dead_runs(root: Path, uri: str) -> None:
 
 
 def was_used_here(folder: Path) -> bool:
-    """Whether the process that held a run's lock last was one of this machine."""
+    """Whether the last process that held a run's lock was on this machine."""
     lock = folder / LOCK_FILE
     return lock.exists() and lock.read_bytes().decode(errors="replace").endswith(f" on {socket.gethostname()}")
 
 
 def _params(config: Config) -> dict[str, Any]:
-    """The settings in the order in which a run's page lists them, without those that make no run better or worse:
-    where its files and reports go. All of them are in config.yaml."""
+    """The settings in the order of a run's page, without the places of files and reports, which do not change a run's
+    quality. config.yaml has all settings."""
     settings = to_dict(config)
     for key in ("tracking", "race", "sweep", "output_dir", "storage", "name", "resume"):
         del settings[key]
@@ -122,8 +123,8 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _tell_page(run: Run, tracker: MlflowTracker) -> None:
-    """Prints where the run's page is, once a server has made it; `transloom jobs` reads it in the log. On a terminal it
-    would get into the line of progress, and the command's end says where to look."""
+    """Prints the address of the run's page, once a server has made the page; `transloom jobs` reads the address in the
+    log. Prints nothing on a terminal: the progress line is there, and the command's end tells where to look."""
     uri = tracking_uri(run.config.tracking, run.folder.parent.parent)
     if uri.startswith("http") and not sys.stdout.isatty() and (run_id := tracker.run_id(timeout=300.0)):
         server = re.sub("(?<=://)[^/@]*@", "", uri)
@@ -132,14 +133,14 @@ def _tell_page(run: Run, tracker: MlflowTracker) -> None:
 
 
 def _dataset(config: Config, corpus: Path, split: str) -> tuple[str, str]:
-    """Name and hash of a split, by which its scores are tied to it: of two sides the hash of the target."""
+    """Name and hash of a split, which tie scores to the split; for a split of two sides the target's hash."""
     files = read_json(corpus / MANIFEST)["files"]
     last = max(name for name in files if name.partition(".")[0] == split)
     return f"{config.corpus.name} {split}", files[last]["sha256"]
 
 
 def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
-    """Where everything came from, so that the number at the end can be trusted."""
+    """The origin of code, data and settings, so that the final score can be trusted."""
     versions = {
         name: metadata.version(name)
         for name in ("torch", "ray", "deepspeed", "mlflow", SCORING_LIBRARY, "sentencepiece")
@@ -162,7 +163,7 @@ def _tags(run: Run, prepared: Prepared) -> dict[str, str]:
 
 
 def _cleaning(prepared: Prepared) -> dict[str, str]:
-    """What became of the training pairs or documents; of a corpus prepared before it was recorded, nothing."""
+    """The counts of kept and dropped training pairs or documents; empty for a corpus prepared before these counts."""
     counts = prepared.corpus.manifest["counts"]
     if "read" not in counts:
         return {}
@@ -172,8 +173,8 @@ def _cleaning(prepared: Prepared) -> dict[str, str]:
 
 
 def code_revision() -> str:
-    """The revision of the code that runs, with a mark if it was changed; its version where it is no checkout. A
-    submitted job was told."""
+    """The revision of the running code, with a mark if changed; without a checkout the version. A submitted job gets
+    its revision from the submitting machine."""
     if told := submission().get("revision"):
         return told
     file = Path(__file__)
@@ -182,12 +183,12 @@ def code_revision() -> str:
         return subprocess.run(["git", "-C", file.parent, *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", file.name)  # an environment may lie in a checkout of something else
+        git("ls-files", "--error-unmatch", file.name)  # an environment may be inside another project's checkout
         return git("rev-parse", "HEAD").strip() + (" with changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         with suppress(metadata.PackageNotFoundError):
             return f"version {metadata.version('transloom')}"
-        return "unknown"  # a copy of the code, in an environment that has what it needs but not itself
+        return "unknown"  # copied code, in an environment that has only the dependencies
 
 
 def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluation) -> None:
@@ -219,7 +220,7 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
     )
     results = [read_json(file) for file in (run.folder / EVALUATION_FOLDER).glob(f"*/{RESULT_FILE}")]
     own = [one for one in results if one.get("is_own_search", True) and one.get("training_ended", True)]
-    if own:  # the one that the scores test/… are of
+    if own:  # the search that the scores test/… belong to
         latest = max(own, key=lambda result: max(result["steps_averaged"]))
         if latest.get("step", max(latest["steps_averaged"])) < training["step"]:
             steps = in_words(latest["steps_averaged"])
@@ -229,8 +230,8 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
 
 
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
-    """Scores with their signatures, the outputs, and the averaged model tied to its scores. Scores of another search
-    than the run's own, or of a training that has not ended, have names of their own and replace none."""
+    """Logs the scores with their signatures, the outputs, and the averaged model tied to its scores. Scores of another
+    search than the run's own, or of an unfinished training, have separate names and replace no others."""
     apart, metric = names_apart(result), selecting_metric(run.config.task)
     step, steps = result["step"], in_words(result["steps_averaged"])
     name = f"averaged-{step}"
@@ -258,29 +259,29 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
         known = {f"test{apart}/{key}": round(value, 3) for key, value in more.items() if value is not None}
         tracker.log_metrics(known, AT_THE_END)
     if columns := samples_of(result):
-        of_model = "averaged_" if final == "validation" else ""  # the validations in training have a table, too
+        of_model = "averaged_" if final == "validation" else ""  # the training's validations have a table, too
         tracker.log_table(columns, f"{of_model}{final}_samples{apart}")
     artifacts = f"evaluation{apart}"
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
     tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
-    _draw(run, tracker)  # again, for now there is the averaged model's score
+    _draw(run, tracker)  # again, with the averaged model's score
 
 
 def _metric_word(name: str) -> str:
-    """A name as a part of a metric's key: 5-gram of bytes -> 5-gram_of_bytes."""
+    """The name in the form of a metric's key: 5-gram of bytes -> 5-gram_of_bytes."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
 def names_apart(result: Mapping[str, Any]) -> str:
-    """What the names in MLflow have that are not of the run's own search at the end of its training: _<search>,
-    _step<n> or both; nothing for those that are."""
+    """The suffix of names in MLflow for another search than the run's own, or an unfinished training: _<search>,
+    _step<n> or both; else empty."""
     search = "" if result["is_own_search"] else f"_{result['label']}"
     return search + ("" if result["training_ended"] else f"_step{result['step']}")
 
 
 def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What the run's page says of it first, in Markdown: how good it is, what it is, what it was fed, where it lies."""
+    """The note at the top of the run's page, in Markdown: scores, model, data and folder."""
     config, model = run.config, run.config.model
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
     unit, splits = unit_of(counts), counts["splits"]

@@ -1,5 +1,5 @@
-"""SIGTERM, as of a preemption, `transloom stop` or `kill`: a checkpoint first where a training is under way, then the
-end, with exit code 143."""
+"""Handles SIGTERM, from a preemption, `transloom stop` or `kill`: a running training first saves a checkpoint, then the
+command ends with exit code 143."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
-SECONDS_BETWEEN_LOOKS = 0.2  # of a worker for whether it is to stop
+EXIT_CODE = 128 + signal.SIGTERM  # a shell's exit code for a process that SIGTERM ended
+SECONDS_BETWEEN_LOOKS = 0.2  # a worker's interval between checks for a stop
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM ended the command; the argument is what a person is told. A KeyboardInterrupt, for whatever handles
-    Ctrl-C on the way is right for it too."""
+    """SIGTERM ended the command; the argument is the message for the user. The class is a KeyboardInterrupt, as all
+    handlers of Ctrl-C fit SIGTERM too."""
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block with Terminated.
+    """Ends the block with Terminated at SIGTERM.
 
     Raises:
         Terminated: SIGTERM came.
@@ -30,7 +30,7 @@ def ended_by_sigterm() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         nonlocal came
         came = True
-        raise KeyboardInterrupt  # Ray lets no other exception out of its own waiting
+        raise KeyboardInterrupt  # Ray's waiting lets only this exception out
 
     before = signal.signal(signal.SIGTERM, end)
     try:
@@ -45,10 +45,10 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def on_sigterm(action: Callable[[], object], limit: float | None = None) -> Iterator[None]:
-    """Within the block the first SIGTERM does `action`, and only a second one what it did before.
+    """Within the block the first SIGTERM calls `action`; only a second SIGTERM has its previous effect.
 
     Args:
-        limit: seconds after which the process sends the second one itself, where the block has not ended by then.
+        limit: seconds after which the process itself sends the second SIGTERM, if the block has not ended.
     """
     before = signal.getsignal(signal.SIGTERM)
     second: threading.Timer | None = None
@@ -72,10 +72,10 @@ def on_sigterm(action: Callable[[], object], limit: float | None = None) -> Iter
 
 
 def watched(file: Path) -> Callable[[], bool]:
-    """Whether somebody has written into `file`, which is there from the start: a machine that shares a folder over a
-    network may see a new file late, but what is in a file that it opens anew at once.
+    """Returns a function that tells whether `file`, which exists from the start, has been written to. A machine that
+    shares a folder over a network may see a new file late, but sees new contents at once when it opens the file.
 
-    The function raises FileNotFoundError where the file is gone: whoever asks belongs to an attempt that is over.
+    The function raises FileNotFoundError if the file is gone: then the caller belongs to an ended attempt.
     """
     looked_at = float("-inf")
 
@@ -88,7 +88,7 @@ def watched(file: Path) -> Callable[[], bool]:
             return bool(file.read_bytes())
         except FileNotFoundError:
             raise
-        except OSError:  # a network's hiccup is no reason to end
+        except OSError:  # a short network fault must not end a worker
             return False
 
     return is_written

@@ -1,4 +1,4 @@
-"""A run's copy in `storage=`: fetched when the run is missing here, kept up while a job works on it."""
+"""A run's copy in `storage=`: fetched when the run is missing here, updated while a job works on the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from pipeline.storage.mirror import Mirror, push_stages
 
 @contextmanager
 def stored(run: Run) -> Iterator[None]:
-    """For the run's owner: brings what the storage has and this folder has not, and copies there what is finished
-    meanwhile. The end of the block waits until all of it is there; if that fails, it says so.
+    """For the run's owner: fetches the storage's files that this folder lacks, and copies finished files to the storage
+    meanwhile. The end of the block waits until all files are copied, and reports a failure.
 
     Raises:
         UserError: the storage can't be read when the block begins.
@@ -43,7 +43,7 @@ def stored(run: Run) -> Iterator[None]:
 
 
 def store_prepared(url: str | None, prepared: Prepared) -> None:
-    """Copies what was prepared into the storage, if there is one.
+    """Copies the prepared stages into the storage, if there is one.
 
     Raises:
         UserError: the storage can't be written.

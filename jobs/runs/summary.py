@@ -1,4 +1,4 @@
-"""What a job prints when it is done: stages with their times, scores, samples, where things lie, what to do next."""
+"""The summary at a job's end: stages with their times, scores, samples, folders, next commands."""
 
 import dataclasses
 import platform
@@ -40,14 +40,14 @@ def print_prepared(prepared: Prepared) -> None:
             console.print(f"A {name} comes to {value:.4f} bits per byte on {split}")
 
 
-# Of a corpus whose lines belong together less than one in a hundred pairs breaks a rule, for the limits are wide. More
-# than one in twenty is the sign of shifted lines, of a wrong file, or of a limit that does not fit the language.
+# In a well aligned corpus less than 1 % of the pairs break a rule, since the limits are wide. More than 5 % are a sign
+# of shifted lines, of a wrong file, or of a limit that does not fit the language.
 LARGE_SHARE = 0.05
 
 
 def print_cleaning(prepared: Prepared) -> None:
-    """What was read of the training pairs or documents, held out and left out, by which rule, with an example of each;
-    a warning where that is much. Says nothing of a corpus that was prepared when this was not recorded yet."""
+    """Prints how many training pairs or documents were read, held out and left out, by rule, with an example of each,
+    and a warning for a large share. Prints nothing for a corpus prepared before these counts were recorded."""
     manifest = prepared.corpus.manifest
     counts = manifest["counts"]
     settings = dataclasses.asdict(CleanConfig()) | manifest["config"].get("clean", {})
@@ -118,7 +118,7 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 
 
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
-    """Scores with signatures, samples, how fast it was, where it lies."""
+    """Prints scores with signatures, samples, speed and folders."""
     training = training_of(run, result["step"])
     metric, final = selecting_metric(run.config.task), final_split(result)
     rows = []
@@ -164,7 +164,7 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
 
 
 def print_next(*commands: str) -> None:
-    """What is sensible next; in a job that was submitted nothing, for it is where it was submitted that it is told."""
+    """Prints sensible next commands; nothing in a submitted job, whose submitting command prints them."""
     if submission():
         return
     console.print("\nNext:", style="bold")
@@ -173,7 +173,7 @@ def print_next(*commands: str) -> None:
 
 
 def use_of(run: Run, model: str) -> str:
-    """The command that uses the model, by a name or its folder, of a run or of another one of its task."""
+    """The command that uses `model`, a name or a folder, which is of the run's task."""
     if run.config.languages:
         return f"transloom translate {model} < your_text"
     return f'transloom generate {model} "Once upon a time"'

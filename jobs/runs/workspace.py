@@ -1,4 +1,4 @@
-"""A run's folder: which one belongs to a configuration, who is using it, and going on with an earlier one."""
+"""A run's folder: finding it for a configuration, locking it, and resuming an earlier run."""
 
 import fcntl
 import os
@@ -43,10 +43,10 @@ from pipeline.secrets import HIDDEN, redacted
 from pipeline.storage.mirror import fetch_run, fetch_stage
 
 LOOK_SECONDS = 0.5
-IDENTITY_FORMAT = 2  # raise it when a default changes: tests/jobs/defaults.yaml has those of this format
+IDENTITY_FORMAT = 2  # to be raised when a default changes: tests/jobs/defaults.yaml has the defaults of this format
 
-# What may differ between a run and its resumption: where and how long it runs, how often it reports. Everything else
-# would make it another run.
+# Settings that may differ between a run and its resumption: where and how long the run trains, how often it reports. A
+# change of any other setting makes another run.
 CHANGEABLE = (
     "cluster.",
     "tracking.",
@@ -74,7 +74,7 @@ CHANGEABLE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training and what came of it, in one folder."""
+    """A training and its results, in a folder."""
 
     name: str
     folder: Path
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any] | None:
-        """How the training ended; None while it has not."""
+        """The contents of training.json; None before the training's end."""
         path = self.folder / TRAINING_FILE
         return read_json(path) if path.exists() else None
 
@@ -92,8 +92,8 @@ def output_dir(config: Config) -> Path:
 
 
 def identity(config: Config, prepared: Prepared) -> str:
-    """The hash of what the trained weights depend on. The same words on the same data find the same run again, also
-    when settings have been added since: only what differs from the defaults counts."""
+    """The hash of all that the trained weights depend on. Only settings that differ from the defaults count, so the
+    same words on the same data find the same run again, even after new settings were added."""
     settings = without_defaults(config)
     for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep"):
         settings.pop(key, None)
@@ -115,7 +115,7 @@ def identity(config: Config, prepared: Prepared) -> str:
 
 
 def _weights_of(name_or_path: str, root: Path) -> str:
-    """The hash of the weights that a run or a folder has now; its name, where it has none yet or is gone."""
+    """The hash of the current weights of a run or a folder; the given name if there are no weights."""
     for folder in (root / RUNS_FOLDER / name_or_path / MODEL_FOLDER, Path(name_or_path)):
         own = folder if (folder / MODEL_CONFIG).exists() else folder / MODEL_FOLDER
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -131,16 +131,16 @@ def _hash_once(file: Path, modified: int) -> str:
 
 
 def run_folder(config: Config, prepared: Prepared) -> Path:
-    """The folder of the run that this configuration names, there or not."""
+    """The folder of the run that this configuration names, existing or not."""
     name = config.name or f"{config.corpus.name}-{identity(config, prepared)[:8]}"
     return output_dir(config) / RUNS_FOLDER / name
 
 
 def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
-    """Whether there is such a run, in its folder or in the storage, from where it is fetched.
+    """Whether the run exists, in its folder or in the storage, from which it is fetched.
 
     Args:
-        key: what the identity of a run in the storage must be; None: anything.
+        key: the required identity of a run in the storage; None: any.
     Raises:
         UserError: see `fetch_run`.
     """
@@ -151,10 +151,10 @@ def bring_run(config: Config, folder: Path, key: str | None = None) -> bool:
 
 
 def bring_from(url: str, folder: Path, key: str | None = None) -> list[str]:
-    """Fetches what a storage has of a run and its folder has not, and says what that was.
+    """Fetches the files of a run that a storage has and the folder lacks, and prints a summary.
 
     Returns:
-        names of what is damaged there.
+        names of damaged files in the storage.
     Raises:
         UserError: see `fetch_run`.
     """
@@ -171,7 +171,7 @@ def bring_from(url: str, folder: Path, key: str | None = None) -> list[str]:
 
 
 def bring_stage(config: Config, folder: Path) -> bool:
-    """Whether a finished stage that is not here was fetched from the storage.
+    """Fetches a finished stage from the storage if it is missing here; returns whether it was fetched.
 
     Raises:
         UserError: see `fetch_stage`.
@@ -186,7 +186,7 @@ def bring_stage(config: Config, folder: Path) -> bool:
 
 
 def has_run(config: Config, prepared: Prepared) -> bool:
-    """Whether the run that this configuration names was begun before, here or in the storage."""
+    """Whether the run that this configuration names exists, here or in the storage."""
     folder = run_folder(config, prepared)
     return (
         bring_run(config, folder, None if config.resume else identity(config, prepared))
@@ -195,8 +195,8 @@ def has_run(config: Config, prepared: Prepared) -> bool:
 
 
 def run_for(config: Config, prepared: Prepared) -> Run:
-    """The run that this configuration names; a new one gets its folder, and its precision where that is `auto`. Only
-    its owner changes an old one. A new run on a cluster is made inside a Ray session.
+    """The run that this configuration names. A new run gets its folder, and a precision in place of `auto`. Only its
+    owner changes an old run. A new run on a cluster is made inside a Ray session.
 
     Raises:
         UserError: `name` names a run of another configuration, or the data of a resumed run have changed; see
@@ -228,8 +228,8 @@ def run_for(config: Config, prepared: Prepared) -> Run:
 
 
 def own_config(run: Run) -> Config:
-    """The run's settings with the search and the scoring that the run was begun with: its config.yaml and MLflow keep
-    them, whatever a later command searches and scores with."""
+    """The run's settings with the search and the scoring that the run began with. config.yaml and MLflow keep these,
+    whatever search and scoring a later command uses."""
     file = run.folder / CONFIG_FILE
     if not file.exists():
         return run.config
@@ -242,21 +242,21 @@ def own_search(run: Run) -> BeamConfig:
 
 
 def _write_config(run: Run) -> None:
-    text = to_yaml(own_config(run))  # workers read it; none needs a password: the data are prepared by then
+    text = to_yaml(own_config(run))  # for the workers, which need no password, as the data are prepared
     with atomic_write(run.folder / CONFIG_FILE) as file:
         file.write(text.encode())
 
 
 def stage_folder(run_folder: Path, stage: str) -> Path:
-    """The folder of a stage ("corpus", "tokenizer" or "shards") that a run was made from: in the output folder that the
-    run is in, which may have been moved since; else where it was then."""
+    """The folder of a stage ("corpus", "tokenizer" or "shards") that a run was made from: in the run's output folder,
+    which may have been moved, else at the recorded place."""
     folder = Path(read_json(run_folder / PREPARED_FILE)[stage])
     beside = run_folder.absolute().parent.parent / STAGES[stage] / folder.name
     return beside if beside.exists() else folder
 
 
 def prepared_before(config: Config) -> Prepared | None:
-    """What the run to be resumed was prepared from, if it is all still there, or in the storage."""
+    """The prepared stages of the run to resume, if all exist here or in the storage; else None."""
     assert config.resume is not None
     run = find_run(config.resume, output_dir(config))
     folders = {stage: stage_folder(run, stage) for stage in STAGES}
@@ -270,11 +270,11 @@ def prepared_before(config: Config) -> Prepared | None:
 
 
 def resumed(config: Config, words: Sequence[str]) -> Config:
-    """The configuration of the run that `config.resume` names, with those of the words that may change it.
+    """The configuration of the run that `config.resume` names, changed by the words.
 
     Args:
         config: composed from the words alone.
-        words: overrides as they were given.
+        words: the given overrides.
     Raises:
         UserError: there is no such run, or a word would make it another run.
     """
@@ -291,7 +291,7 @@ def resumed(config: Config, words: Sequence[str]) -> Config:
 def refuse_other_name(config: Config, name: str | None) -> None:
     """
     Raises:
-        UserError: the words name what is resumed anew.
+        UserError: the words give a resumed run another name.
     """
     if config.name is not None and config.name != name:
         raise UserError(
@@ -303,7 +303,7 @@ def refuse_other_name(config: Config, name: str | None) -> None:
 def refuse_lost_password(config: Config) -> None:
     """
     Raises:
-        UserError: the configuration is one of before, and its server's password was not kept with it.
+        UserError: the configuration comes from an earlier run, which did not keep its server's password.
     """
     if HIDDEN in (config.tracking.uri or ""):
         raise UserError(
@@ -315,13 +315,12 @@ def refuse_lost_password(config: Config) -> None:
 def with_changes(
     before: Config, config: Config, words: Sequence[str], changeable: Sequence[str] = CHANGEABLE
 ) -> Config:
-    """A run's settings, with those that the words change when it is resumed. Which cluster it runs on is not the run's
-    to say, but the words'.
+    """A run's settings, changed by the words of its resumption. The cluster is always that of the words.
 
     Args:
         before: the run's settings.
         config: composed from the words alone.
-        words: overrides as they were given.
+        words: the given overrides.
         changeable: settings, and sections with a dot at the end, that may change.
     Raises:
         UserError: a word would make it another run.
@@ -344,16 +343,16 @@ def with_changes(
 
 
 def _is_changeable(key: str, changeable: Sequence[str] = CHANGEABLE) -> bool:
-    """Whether a setting, or all of a section, may differ between a run and its resumption."""
+    """Whether a setting, or a whole section, may differ between a run and its resumption."""
     return any(key == one or f"{key.partition('.')[0]}." == one for one in changeable)
 
 
 def only_resumed(config: Config) -> Config:
-    """A configuration that was resolved elsewhere, held against the run that it is to go on with. A run that was
-    stopped before it began is begun.
+    """Checks a configuration that was resolved elsewhere against the run that it resumes. A run that was stopped before
+    it began starts anew.
 
     Raises:
-        UserError: it would be another run.
+        UserError: the configuration would make another run.
     """
     if config.resume is None or not (
         bring_run(config, output_dir(config) / RUNS_FOLDER / config.resume)
@@ -391,7 +390,7 @@ def find_run(name_or_path: str, root: Path) -> Path:
 
 @contextmanager
 def only_owner(run: Run) -> Iterator[None]:
-    """Holds the run's lock; its config.yaml is now this configuration, but for the search, which stays its own.
+    """Holds the run's lock. Writes this configuration to config.yaml, with the run's own search and scoring.
 
     Raises:
         UserError: another process has the lock.
@@ -402,12 +401,12 @@ def only_owner(run: Run) -> Iterator[None]:
 
 
 def this_process() -> str:
-    """How this process names itself in a lock."""
+    """This process's name in a lock."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def user_of(run_folder: Path) -> str | None:
-    """The process that holds a run's lock, as it names itself; None where none does."""
+    """The name of the process that holds a run's lock; None if no process does."""
     path = run_folder / LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -424,10 +423,10 @@ def user_of(run_folder: Path) -> str | None:
 
 @contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
-    """Holds a run's lock, which goes with the process however it ends.
+    """Holds a run's lock, which is released however the process ends.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock.
     """
     path = run_folder / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -438,7 +437,7 @@ def locked(run_folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() < deadline:  # somebody may only look who has it
+                if time.monotonic() < deadline:  # the holder may be a short check by `user_of`
                     time.sleep(0.05)
                     continue
                 owner = path.read_bytes().decode(errors="replace").strip()
