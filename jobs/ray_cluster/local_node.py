@@ -1,8 +1,8 @@
-"""One node of the local cluster, for as long as this process lives, with its options as JSON:
+"""Runs a node of the local cluster, for as long as this process lives, with its options as JSON:
 `python -m jobs.ray_cluster.local_node <options>`.
 
-`ray start` can't do it: on Linux it takes 127.0.0.1 for a mistake, and puts another of the machine's addresses there.
-So a node is made here as `ray start --block` makes it, with the address that is meant.
+`ray start` can't run such a node: on Linux it replaces 127.0.0.1 by another of the machine's addresses. So this module
+makes the node as `ray start --block` does, with the right address.
 """
 
 import json
@@ -11,20 +11,20 @@ import time
 from typing import Any
 
 HOST = "127.0.0.1"
-# Of every Ray that this project starts; must be set before ray is imported.
+# The environment of every Ray that this project starts; to be set before ray is imported.
 NODE_ENVIRONMENT = {
-    # All its processes keep to 127.0.0.1, not to the machine's address in the network.
+    # All processes of Ray bind to 127.0.0.1, not to the machine's address in the network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # No processes that are started before there is work: ours has an environment of its own, and needs others.
+    # Ray starts no processes before there is work: this project's tasks have another environment, and can't use them.
     "RAY_prestart_worker_first_driver": "0",
-    # How long Ray's processes may take to come up. Its own 30 s are too few where a machine is busy.
+    # The limit for the start of Ray's processes. Ray's default of 30 s is too short on a busy machine.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_gcs_server_port_wait_time_s": "120",
 }
 
 
 def main(options: dict[str, Any]) -> None:
-    """Starts Ray's processes, and ends them when this one gets SIGTERM or is killed.
+    """Starts Ray's processes, and ends them when this process gets SIGTERM or is killed.
 
     Args:
         options: gcs_port, temp_dir and cpus; dashboard_port for the head alone.
@@ -47,13 +47,13 @@ def main(options: dict[str, Any]) -> None:
             include_dashboard=True,
             dashboard_host=HOST,
             dashboard_port=options["dashboard_port"],
-            no_monitor=True,  # nothing here scales by itself
+            no_monitor=True,  # a local cluster does not scale by itself
         )
     else:
         # The head has the machine's GPUs.
         params = RayParams(**common, gcs_address=f"{HOST}:{options['gcs_port']}", num_gpus=0)
     node = Node(params, head=is_head, shutdown_at_exit=True, spawn_reaper=True)
-    write_ray_address(node.gcs_address, options["temp_dir"])  # where a job finds its cluster
+    write_ray_address(node.gcs_address, options["temp_dir"])  # jobs find the cluster by this file
     while not node.dead_processes():
         time.sleep(1)
     sys.exit(f"Ray's processes ended: {[kind for kind, _ in node.dead_processes()]}")

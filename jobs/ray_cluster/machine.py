@@ -1,5 +1,5 @@
-"""What a machine has for training and what it lacks, each with what to do about it. It runs on every node of a cluster,
-so it is light to import."""
+"""Examines a machine's fitness for training, with advice for each fault. Runs on every node of a cluster, so the module
+is light to import."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ SIZE = 1024  # of the square matrices by which arithmetic is timed
 
 
 class Finding(NamedTuple):
-    """One line of what was found; `advice` is empty where all is well."""
+    """One line of the examination; `advice` is empty where all is well."""
 
     what: str
     found: str
@@ -32,10 +32,10 @@ class Finding(NamedTuple):
 
 
 def examine_machine(output_dir: str, precision: str = "auto", use_gpu: bool = False) -> list[Finding]:
-    """Versions, compiler, processor and its arithmetic, GPUs, memory, and room for the output.
+    """Versions, compiler, processor and its arithmetic, GPUs, memory, and disk space for the output.
 
     Args:
-        precision: that is asked for, of workers with a GPU or without.
+        precision: of the training. use_gpu: whether a worker has a GPU.
     """
     memory = psutil.virtual_memory()
     return [
@@ -63,7 +63,7 @@ def _libraries() -> Finding:
 
 def _compiler() -> Finding:
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    return Finding("compiler", found or "none", "")  # nothing of ours needs one
+    return Finding("compiler", found or "none", "")  # this project needs no compiler
 
 
 def _processor() -> Finding:
@@ -76,15 +76,15 @@ def native_precisions(use_gpu: bool) -> list[str]:
     """The precisions that a training worker's device has instructions for, the best one first."""
     if not use_gpu:
         return ["bf16", "fp32"] if bf16_instructions() else ["fp32"]
-    capability = min(_gpu_capabilities(), default=FIRST_WITH_BF16)  # unknown: a GPU of today
+    capability = min(_gpu_capabilities(), default=FIRST_WITH_BF16)  # unknown: taken for a recent GPU
     if capability >= FIRST_WITH_BF16:
         return ["bf16", "fp16", "fp32"]
     return ["fp16", "fp32"] if capability >= FIRST_WITH_FP16 else ["fp32"]
 
 
 def _gpu_capabilities() -> list[tuple[int, ...]]:
-    """Of the GPUs that torch sees, which CUDA_VISIBLE_DEVICES may have chosen. In a Ray task that asks for none it sees
-    none, and the driver's own command tells of all."""
+    """The compute capabilities of the GPUs that torch sees, which CUDA_VISIBLE_DEVICES may limit. In a Ray task without
+    GPUs torch sees none, so the driver's command lists all GPUs."""
     import torch
 
     if count := torch.cuda.device_count():
@@ -105,7 +105,7 @@ def _arithmetic() -> Finding:
 
 
 def product_ratio(precision: str) -> float:
-    """How fast this machine's CPU multiplies in a precision, fp32 being 1."""
+    """The speed of this machine's CPU in a precision, relative to fp32."""
     return product_speed(precision) / product_speed("fp32")
 
 
@@ -119,7 +119,7 @@ def product_speed(precision: str) -> float:
 
 
 def _precision(asked: str, use_gpu: bool) -> Finding:
-    """What `precision=auto` comes to on this machine: one that trains in fp32 lacks nothing."""
+    """The precision that `precision=auto` gives on this machine; fp32 is no fault."""
     found = f"auto is {native_precisions(use_gpu=False)[0]} on this CPU"
     if _gpu_capabilities():
         found += f", {native_precisions(use_gpu=True)[0]} on its GPUs"
@@ -128,7 +128,7 @@ def _precision(asked: str, use_gpu: bool) -> Finding:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The quickest of a few times, of which the first warms up; what takes long is not done again."""
+    """The quickest of a few times, the first of which warms up; long work is not repeated."""
     times: list[float] = []
     while len(times) < 6 and sum(times) < LONG_SECONDS:
         started_at = time.perf_counter()
@@ -157,7 +157,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _ray_token() -> Finding:
-    """Ray writes the token of a cluster that it starts by itself without a thought for who may read it."""
+    """Whether other users can read Ray's token, which Ray does not protect when it starts a cluster by itself."""
     file = Path.home() / ".ray" / "auth_token"
     if not file.exists():
         return Finding("Ray's token", "none")
@@ -166,7 +166,7 @@ def _ray_token() -> Finding:
 
 
 class Place(NamedTuple):
-    """Where the ranks of a process group meet."""
+    """The meeting place of a process group's ranks."""
 
     host: str
     port: int
@@ -181,7 +181,7 @@ def offer_place() -> Place:
 
 
 def exchange(rank: int, world_size: int, place: Place, backend: str, num_bytes: int = 1 << 24) -> float:
-    """Sums a tensor over a process group of one rank a node, as training does; bytes a second."""
+    """Sums a tensor over a process group with a rank on each node, as training does; returns bytes a second."""
     from datetime import timedelta
 
     import torch
@@ -202,7 +202,7 @@ def exchange(rank: int, world_size: int, place: Place, backend: str, num_bytes: 
 
         def sum_up() -> None:
             dist.all_reduce(tensor)
-            tensor[0].item()  # waits for it
+            tensor[0].item()  # waits for the sum
 
         return num_bytes / _seconds(sum_up)
     finally:

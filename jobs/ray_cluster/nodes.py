@@ -1,5 +1,5 @@
-"""What the nodes of a cluster must have alike: versions of libraries, and the output folder. Light to import, since
-every node does so before a job begins."""
+"""Checks that a cluster's nodes have the same versions of libraries and the same output folder. The module is light to
+import, since every node imports it before a job begins."""
 
 import platform
 import secrets
@@ -15,19 +15,19 @@ LIBRARIES = ("deepspeed", "mlflow", "numpy", "ray", "safetensors", SCORING_LIBRA
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of each library here; None of one that is missing."""
+    """The versions of Python and of each library here; None for a missing library."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name).partition("+")[0]  # without +cpu and its like
+            found[name] = metadata.version(name).partition("+")[0]  # without suffixes such as +cpu
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
 
 
 def examine_node(marker: str, tokenize: str = DEFAULT) -> dict[str, Any]:
-    """What a node says of itself: its versions, and what is wrong with the folder of the file `marker`, whose content
-    is its name, and with the scores' tokenizer (None: nothing)."""
+    """Examines the node: its versions, and the faults (None: no fault) of the scores' tokenizer and of the output
+    folder, in which the file `marker` must contain its own name."""
     path = Path(marker)
     trouble = None
     try:
@@ -56,11 +56,11 @@ def _tokenizer_trouble(name: str) -> str | None:
 def refuse_unlike(here: Mapping[str, str | None], nodes: Mapping[str, Mapping[str, Any]], root: Path) -> None:
     """
     Args:
-        here: versions of the machine that the job's command runs on.
-        nodes: by address, what `examine_node` found.
+        here: versions on the machine of the job's command.
+        nodes: by address, the results of `examine_node`.
         root: the output folder.
     Raises:
-        UserError: a node could not take part; names it.
+        UserError: a node could not take part; names the node.
     """
     for node, found in nodes.items():
         its = found["versions"]
@@ -84,6 +84,6 @@ def refuse_unlike(here: Mapping[str, str | None], nodes: Mapping[str, Mapping[st
 
 
 def differences(there: Mapping[str, str | None], here: Mapping[str, str | None]) -> str:
-    """Where `here` has other versions than the machine `there` that a job came from, in words; "" where nowhere."""
+    """The versions `here` that differ from those `there`, on the machine that a job came from, in words; "" if none."""
     names = [name for name in there if there[name] != here.get(name)]
     return ", ".join(f"{name} {here.get(name) or 'missing'} (there {there[name] or 'missing'})" for name in names)

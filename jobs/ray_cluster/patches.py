@@ -1,8 +1,7 @@
-"""All names of Ray (2.60) that it keeps private, but for those of a node's start in local_node.py. With most of them
-Ray is made to do less than it does by itself: each process that is not started is seconds less before the first step.
-Without any of this everything still works, only later: what a newer Ray calls otherwise can be left out here. Not so
-what jobs/training/attempts.py needs: where the workers are, which resources each node has free, which nodes are going
-away.
+"""All uses of Ray's (2.60) private names, except for a node's start in local_node.py. Most patches make Ray do less:
+each process that is not started saves seconds before the first step. Everything works without these patches, only
+later, so a patch can be removed when a newer Ray renames its target. Only jobs/training/attempts.py needs its parts:
+the workers' places, each node's free resources, and the nodes that are going away.
 """
 
 import asyncio
@@ -27,8 +26,8 @@ from pipeline.search_path import ROOT
 from pipeline.secrets import redacted
 
 ANSWER_SECONDS = 10.0
-# Messages of Ray's.
-MANY_PROCESSES = "worker processes have been started"  # where several trainings are there at once on purpose
+# Ray's messages.
+MANY_PROCESSES = "worker processes have been started"  # harmless where several trainings run at once on purpose
 WORKER_DIED = "A worker died or was killed while executing a task"
 NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -36,13 +35,12 @@ NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
 
 @contextmanager
 def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
-    """For the start of a Ray that is one command's alone: without the autoscaler's monitor, since nothing scales,
-    without the one that sends the workers' logs to the driver, which shows none, and without the dashboard, whose
-    server starts, and is waited for, even where it is switched off. The agent of a node without dashboard is smaller.
-    What has come up of a Ray that then does not start is ended.
+    """Within the block a command's own Ray starts fewer processes: no autoscaler's monitor, since nothing scales; no
+    log monitor, since the driver shows no workers' logs; no dashboard, whose server would start, and delay the command,
+    even if switched off. A node's agent is smaller without a dashboard. A failed start leaves no processes.
 
     Args:
-        meanwhile: is done while the node comes up, which is waited for otherwise.
+        meanwhile: called while the node starts.
     """
     names = (*NOT_NEEDED_ALONE, "start_head_processes", "start_ray_processes")
     usual = {name: getattr(Node, name) for name in names}
@@ -75,7 +73,7 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
 
 
 def _wait_for_node(node: Node) -> None:
-    """Waits until the node is known; Ray itself looks once a second.
+    """Waits until the node is registered; Ray itself checks only once a second.
 
     Raises:
         RuntimeError: the node's process has ended.
@@ -83,7 +81,7 @@ def _wait_for_node(node: Node) -> None:
     client: Any = node.get_gcs_client()
     deadline = time.monotonic() + float(NODE_ENVIRONMENT["RAY_raylet_start_wait_time_s"])
     while time.monotonic() < deadline:
-        with suppress(RpcError):  # busy: asked again
+        with suppress(RpcError):  # busy; the next check may succeed
             if any(one.hex() == node.node_id for one in client.get_all_node_info(timeout=ANSWER_SECONDS)):
                 return
         if node.dead_processes():
@@ -93,8 +91,8 @@ def _wait_for_node(node: Node) -> None:
 
 @contextmanager
 def in_a_group_of_their_own() -> Iterator[None]:
-    """For the processes that Ray starts here. Else a signal to the command's process group, as `timeout` and schedulers
-    send it, would end them at once, and the command could save nothing."""
+    """Puts the processes that Ray starts in the block into a process group of their own. Else a signal to the command's
+    process group, as from `timeout` and schedulers, would end them at once, before the command could save anything."""
     usual = services.ConsolePopen
     services.ConsolePopen = partial(usual, process_group=0)
     try:
@@ -105,7 +103,8 @@ def in_a_group_of_their_own() -> Iterator[None]:
 
 @contextmanager
 def redacted_command() -> Iterator[None]:
-    """For the connection to a Ray, which records the command's line: its dashboard and its API show that to all."""
+    """Hides secrets in the command line that Ray records when a command connects: Ray's dashboard and API show it to
+    everybody."""
     usual = utils.get_entrypoint_name
     utils.get_entrypoint_name = lambda: redacted(usual())
     try:
@@ -115,16 +114,16 @@ def redacted_command() -> Iterator[None]:
 
 
 class _OwnFolder(list[str]):
-    """The folders that a worker looks in first. Ray would add the current folder, and would put it before all others: a
-    model.py of the user's there would be imported in place of the project's, and the worker would never start."""
+    """The first folders of a worker's import path. Ray would put the current folder before all others: a user's
+    model.py there would be imported in place of the project's, and the worker would never start."""
 
     def extend(self, folders: Any) -> None:
         pass
 
 
 def job_config() -> Any:
-    """A `JobConfig` with which workers import what the command imports. None in a submitted job, whose code Ray unpacks
-    for them."""
+    """A `JobConfig` that lets workers import the command's code. None in a submitted job, whose code Ray unpacks for
+    the workers."""
     if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
         return None
     config = JobConfig()
@@ -133,9 +132,8 @@ def job_config() -> Any:
 
 
 def trainer_class() -> type:
-    """A TorchTrainer whose controller, which starts the workers and asks now and then how they are, lives in this
-    process and not in an actor: one process less, that would import all of Ray Train and torch again before it could
-    start the workers."""
+    """A TorchTrainer whose controller, which starts and polls the workers, runs in this process instead of an actor. An
+    actor would import all of Ray Train and torch again before it could start the workers."""
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -156,7 +154,7 @@ def trainer_class() -> type:
             return super()._create_workers(num_workers, placement_group, *rest, **options)
 
         def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
-            # As Ray's, without the controller's actor: only checkpoints that are reported to Ray need it.
+            # Ray's code without the controller's actor, which only checkpoints reported to Ray need.
             ray.get(
                 [
                     worker.actor.init_train_context.remote(
@@ -180,7 +178,7 @@ def trainer_class() -> type:
             self._decorate_worker_log_file_paths(workers)
 
         def shutdown(self) -> None:
-            # The torch hook of Ray 2.60 raises where Ray ended a worker for memory: OutOfMemoryError is no
+            # The torch hook of Ray 2.60 raises after Ray has ended a worker for memory, since OutOfMemoryError is no
             # RayActorError. The group's places would stay reserved, and the next attempt would wait for them.
             try:
                 super().shutdown()
@@ -190,7 +188,7 @@ def trainer_class() -> type:
                 raise
 
     class FixedNumber(FixedScalingPolicy):
-        """Asks nobody for machines: there is no autoscaler."""
+        """A policy that requests no machines, since there is no autoscaler."""
 
         def _maybe_send_resource_request(self) -> None:
             pass
@@ -199,21 +197,22 @@ def trainer_class() -> type:
 
     class Trainer(TorchTrainer):
         is_alone = False  # whether Ray is this command's own
-        # When the workers have their places; called with what gives these up.
+        # Called when the workers have their places, with a function that gives the places up.
         on_places: Callable[[Callable[[], object]], None] = staticmethod(lambda give_up: None)
-        on_workers: Callable[[list[Worker]], None] = staticmethod(lambda workers: None)  # when their processes are up
+        on_workers: Callable[[list[Worker]], None] = staticmethod(lambda workers: None)  # after their start
 
         def _create_default_callbacks(self) -> Any:
-            unused: list[type] = [DatasetsCallback]  # the manager of Ray's own datasets, a process
-            # Another one clears up after a controller that died. After the driver Ray itself does, at the job's end; it
-            # is needed after a trial of a sweep, but asks the dashboard, which a Ray of the command's own has not.
+            unused: list[type] = [DatasetsCallback]  # starts a process for Ray's own datasets
+            # PlacementGroupCleanerCallback cleans up after a dead controller. After a driver Ray itself cleans up, at
+            # the job's end. A sweep's trial needs the callback, which queries the dashboard; a command's own Ray has
+            # no dashboard.
             if self.is_alone or ray.get_runtime_context().get_actor_id() is None:
                 unused.append(PlacementGroupCleanerCallback)
             return [one for one in super()._create_default_callbacks() if not isinstance(one, tuple(unused))]
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             logger = logging.getLogger("ray.train")
-            if not logger.handlers:  # into the session's folder, where the actor would write it, not to the terminal
+            if not logger.handlers:  # to the session's folder, as the actor would, not to the terminal
                 logger.addHandler(SessionFileHandler("ray-train-controller.log"))
                 logger.propagate = False
             if self.is_alone:
@@ -221,7 +220,7 @@ def trainer_class() -> type:
             told = {"on_places": staticmethod(self.on_places), "on_workers": staticmethod(self.on_workers)}
             group = type("Workers", (Workers,), told)
             controller = type("Controller", (TrainController,), {"worker_group_cls": group})(**arguments)
-            # Not asyncio.run, which takes Ctrl-C for itself.
+            # Not asyncio.run, which handles Ctrl-C itself.
             loop = asyncio.new_event_loop()
             try:
                 loop.run_until_complete(controller.run())
@@ -229,14 +228,14 @@ def trainer_class() -> type:
                 loop.close()
             return controller.get_result()
 
-    # The actor at which workers meet that report checkpoints to Ray; ours do not.
+    # This actor synchronises workers that report checkpoints to Ray; this project's workers report none.
     worker_group.SynchronizationActor = _Nobody  # pyright: ignore
     group_state._shutdown_sync_actor = lambda actor: None
     return Trainer
 
 
 class _Nobody:
-    """In the place of an actor's class: nothing is started."""
+    """A replacement for an actor's class that starts no process."""
 
     @classmethod
     def options(cls, **_: Any) -> type["_Nobody"]:
@@ -248,7 +247,7 @@ class _Nobody:
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """What each living node has free, by the node's ID. Ray's public functions know it of the whole cluster alone."""
+    """Each living node's free resources, by node ID. Ray's public functions give only those of the whole cluster."""
     return state.available_resources_per_node()
 
 
@@ -258,22 +257,22 @@ def draining_nodes() -> set[str]:
 
 
 def dead_processes() -> str | None:
-    """Names a process of the Ray that this command has started which has ended; None: all live."""
+    """The name of an ended process of this command's own Ray; None: all processes live."""
     node = worker._global_node
     ended = node.dead_processes() if node else []
     return f"Ray's process {ended[0][0]}" if ended else None
 
 
 def bootstrap_address(address: str) -> str | None:
-    """host:port of the cluster that an address such as `auto` means; None where there is none, or Ray can't read it."""
+    """host:port of the cluster at an address such as `auto`; None if there is none, or Ray can't read the address."""
     try:
         return services.canonicalize_bootstrap_address(address)
-    except Exception:  # Ray's many
+    except Exception:  # Ray raises many classes
         return None
 
 
 def is_startup_timeout(error: BaseException) -> bool:
-    """Whether a training failed since the cluster had no room for its workers within Ray's time limit."""
+    """Whether a training failed because the cluster had no room for its workers within Ray's time limit."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
@@ -281,7 +280,7 @@ def is_startup_timeout(error: BaseException) -> bool:
 
 @contextmanager
 def without_messages(*texts: str) -> Iterator[None]:
-    """Keeps those of Ray's messages from the terminal in which one of the texts stands."""
+    """Keeps Ray's messages that contain one of the texts from the terminal."""
     show = worker.print_to_stdstream
 
     def show_others(data: Any, *args: Any, **options: Any) -> None:

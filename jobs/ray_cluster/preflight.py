@@ -1,4 +1,4 @@
-"""Before a job begins on a cluster: whether its nodes have what it needs, so that it says so now and not in hours."""
+"""Checks a cluster's nodes before a job begins, so that faults show at once and not after hours."""
 
 import secrets
 import socket
@@ -28,8 +28,7 @@ DEAD_RUNS_SECONDS = 10.0
 
 @contextmanager
 def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """As `ray_session`; a cluster's nodes are looked at first, and before them whether the output folder and the
-    storage can be written.
+    """As `ray_session`. First checks that the output folder and the storage can be written, then a cluster's nodes.
 
     Raises:
         UserError: see `check_cluster`, `refuse_unwritable` and `check` in pipeline/storage/files.py.
@@ -42,9 +41,9 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
             check_cluster(config)
         yield
     if config.tracking.enabled:
-        from jobs.runs.report import end_dead_runs  # with matplotlib, which takes a second
+        from jobs.runs.report import end_dead_runs  # imports matplotlib, which takes a second
 
-        # In a thread: a store that does not answer is not waited for. What is left then is the next command's.
+        # In a thread, so that nobody waits for a store that does not answer. The next command does the rest.
         root = output_dir(config)
         dead = threading.Thread(target=end_dead_runs, args=(root, tracking_uri(config.tracking, root)), daemon=True)
         dead.start()
@@ -52,7 +51,7 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
 
 
 def refuse_missing_tokenizer(config: Config) -> None:
-    """Before the hours of training, not at the first validation.
+    """Checks the scores' tokenizer before the hours of training, not at the first validation.
 
     Raises:
         UserError: the scores' tokenizer for the target language needs a package that is not installed.
@@ -63,14 +62,14 @@ def refuse_missing_tokenizer(config: Config) -> None:
 def check_cluster(config: Config) -> None:
     """
     Raises:
-        UserError: MLflow's server does not answer, a node lacks a library or has another version of it than the
-            others, a node does not see the output folder, or there is no room for the workers now.
+        UserError: MLflow's server does not answer, a node lacks a library or has another version than other nodes, a
+            node does not see the output folder, or the workers do not fit now.
     """
     started_at = time.monotonic()
     status = StatusLine()
     status.show("  looking at the cluster's nodes …", now=True)
     here = versions()
-    # Nothing but text comes from the machine that submitted the job: its versions may differ, but it is told.
+    # The submitting machine's versions may differ, since it sends only text; a difference is printed.
     if unlike := differences(submission().get("versions", {}), here):
         console.print(f"Versions here that differ from those of the machine that submitted this: {unlike}")
     if config.tracking.enabled:
@@ -86,7 +85,7 @@ def check_cluster(config: Config) -> None:
 
 @contextmanager
 def _marker(root: Path) -> Iterator[Path]:
-    """A file in the output folder, by which the nodes tell whether they see the same one."""
+    """A file in the output folder, by which the nodes check that they see the same folder."""
     file = root / f".seen-by-all-{secrets.token_hex(4)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def _marker(root: Path) -> Iterator[Path]:
 
 
 def _ask_nodes(marker: Path, tokenize: str) -> dict[str, Any]:
-    """A task on every living node: by the node's address, its future."""
+    """Starts a task on every living node; returns the futures by node address."""
     nodes = living_nodes()
     futures = start_on_nodes(nodes, examine_node, [(str(marker), tokenize)] * len(nodes))
     return dict(zip(map(node_address, nodes), futures, strict=True))
@@ -117,7 +116,9 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for node, future in tasks.items():
         try:
             found[node] = ray.get(future, timeout=max(0.1, deadline - time.monotonic()))
-        except Exception as error:  # Ray's many: the node is gone, the task does not start, the time is over
+        except (
+            Exception
+        ) as error:  # Ray raises many classes: the node is gone, the task does not start, the time is over
             raise UserError(
                 f"the node {node} of the cluster runs nothing ({type(error).__name__}): look at its Ray, or take it "
                 "out of the cluster"
@@ -126,7 +127,7 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _wait_for_room(cluster: ClusterConfig) -> None:
-    """Ray waits for ever for what others hold; here it is said."""
+    """Raises a UserError if other jobs hold the workers' resources; Ray would wait for ever."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 

@@ -1,4 +1,4 @@
-"""Ray: starting or joining a cluster, spreading tasks over it, and what its workers need in their environment."""
+"""Ray: starting or joining a cluster, spreading tasks over it, and the workers' environment."""
 
 import errno
 import logging
@@ -22,20 +22,19 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from jobs.config.schema import ClusterConfig
 
-# glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 % of a
-# training step on a CPU. Read when a process starts, so they must be in the workers' environment.
+# By default glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 %
+# of a training step on a CPU. glibc reads these settings when a process starts: the workers' environment needs them.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 28),
-    # oneDNN prepares a kernel for every shape of a product; by default it forgets all but the last 1024, which are
-    # fewer than training comes by.
+    # oneDNN prepares a kernel for every shape of a product. Its default cache of 1024 is too small for training.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
 
 ANSWER_SECONDS = 10.0
-RAY_BYTES = 1 << 20  # without so much room Ray's own files end its start
-LONGEST_ROOT = 24  # characters; a socket's path has up to 107, of which Ray's part takes 60
+RAY_BYTES = 1 << 20  # Ray does not start with less space for its own files
+LONGEST_ROOT = 24  # characters; a socket's path has at most 107, of which Ray's part takes 60
 
 
 @contextmanager
@@ -43,24 +42,24 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
     Args:
-        meanwhile: imports what comes next, while Ray's processes start; not called where a cluster is joined.
+        meanwhile: called while Ray's processes start, for imports; not called if a cluster is joined.
     Raises:
         Terminated: SIGTERM ended the block.
-        UserError: there is no cluster at the address, it can never place the workers, or it was lost meanwhile.
+        UserError: there is no cluster at the address, the cluster can never place the workers, or it was lost.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it, it warns
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; if unset, Ray warns
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # A process of Ray Train's that tells workers of nodes which are to go; ours do not ask it.
+    # Disables Ray Train's preemption watcher: this project's workers never query it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # The driver asks the workers so often how they are: a training's end is noticed the sooner.
+    # The driver polls the workers at this interval; a short interval notices a training's end sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # For a dashboard; and the log of the controller, which is in this process, would go to the terminal.
+    # Metrics are for a dashboard only, and the controller's log would go to the terminal of this process.
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     if not config.address:
         keep_ray_token_private()
         os.environ.update(NODE_ENVIRONMENT)
-    import ray  # takes seconds: only once the configuration is known to be good
+    import ray  # takes seconds, so only after the configuration is checked
 
     from jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, without_messages
 
@@ -76,9 +75,9 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
             with (
-                ended_by_sigterm(),  # again: ray.init installs a handler of its own, which ends without a word
+                ended_by_sigterm(),  # again: ray.init installs a handler that ends the process without a message
                 _ended_by_loss(config),
-                without_messages(WORKER_DIED, *NODE_DIED),  # jobs/training/attempts.py says what came of it
+                without_messages(WORKER_DIED, *NODE_DIED),  # jobs/training/attempts.py reports the consequence
             ):
                 refuse_unplaceable(config, [node["Resources"] for node in living_nodes()])
                 yield
@@ -87,7 +86,7 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
 
 
 def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
-    """Ends the block where Ray's processes are gone: those of the command's own Ray, or else the cluster's head node or
+    """Ends the block if Ray's processes are gone: those of the command's own Ray, or else the cluster's head node or
     this machine's node."""
     import ray
 
@@ -108,10 +107,10 @@ def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
 
 
 def _start_ray(meanwhile: Callable[[], object]) -> None:
-    """Starts a Ray that is this command's alone, where need be at a second attempt.
+    """Starts this command's own Ray, if need be at a second attempt.
 
     Raises:
-        UserError: the second one fails, too; or its temporary files have no room.
+        UserError: the second attempt fails, too, or the disk is full for Ray's temporary files.
     """
     from jobs.ray_cluster.patches import few_processes
 
@@ -122,7 +121,7 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
             with few_processes(meanwhile):
                 _init_ray("local")
             return
-        except Exception as error:  # Ray raises a bare one where a process of its own does not come up in time
+        except Exception as error:  # Ray raises a bare Exception if one of its processes does not start in time
             if is_last and (message := temp_folder_trouble() or disk_trouble(error)):
                 raise UserError(message) from error
             if is_last:
@@ -133,8 +132,8 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
 
 
 def temp_folder_trouble() -> str | None:
-    """What is wrong where the files of a Ray of this command's own, or its shared memory, have no room: Ray does not
-    tell. None where they have."""
+    """The error's text if there is no room for the files or the shared memory of this command's own Ray, which Ray does
+    not report; else None."""
     shared = Path("/dev/shm")
     if (free := free_bytes(shared)) is not None and free < RAY_BYTES:
         return f"{shared}, Ray's shared memory, is full ({free_space(shared)}). Free some space there"
@@ -167,11 +166,11 @@ def _temp_root() -> str:
 
 
 def private_temp_folder() -> str | None:
-    """Where a Ray of the command's own keeps its sockets and logs: transloom-user-<number>/ray in TMPDIR, or else in
-    /tmp. By itself Ray makes a folder `ray` there, which every user of the machine may write. None where RAY_TMPDIR
-    names a folder.
+    """The folder for sockets and logs of the command's own Ray: transloom-user-<number>/ray in TMPDIR, or else in /tmp.
+    By default Ray makes a folder `ray` there, which every user of the machine may write. None if RAY_TMPDIR names a
+    folder.
 
-    Ray opens its own folder to all, so the one above it is closed. The folder stays, for the logs.
+    Ray opens its own folder to all users, so the parent folder is closed to them. The folder stays, for the logs.
     """
     if os.environ.get("RAY_TMPDIR"):
         return None
@@ -180,7 +179,7 @@ def private_temp_folder() -> str | None:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     state = folder.lstat()
-    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):  # somebody else was there first
+    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):  # another user has made the folder
         folder = Path(tempfile.mkdtemp(prefix="transloom-", dir=root))
     folder.chmod(0o700)
     return str(folder / "ray")
@@ -203,17 +202,17 @@ def _init_ray(address: str) -> None:
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray asks for minutes where nobody listens, and `auto` may also mean a Ray that is another command's alone.
+    """Checks that a cluster answers: Ray would retry for minutes, and `auto` may also mean another command's own Ray.
 
     Raises:
-        UserError: nobody answers there.
+        UserError: no cluster answers at the address.
     """
     from jobs.ray_cluster.patches import bootstrap_address
 
-    if "://" in address:  # Ray's client, which has limits of its own
+    if "://" in address:  # Ray's client has its own time limits
         return
     found = bootstrap_address(address)
-    if found is None:  # Ray itself says what is wrong
+    if found is None:  # Ray itself reports the fault
         return
     if reason := refusal(found, ANSWER_SECONDS):
         raise UserError(
@@ -223,12 +222,12 @@ def _refuse_silent(address: str) -> None:
 
 
 def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> None:
-    """Ray waits for ever for resources that never come, which looks like a hang.
+    """Checks that the workers fit: Ray would wait for ever for missing resources, which looks like a hang.
 
     Args:
-        nodes: the resources that each of the cluster's nodes has when it is idle.
+        nodes: the resources of each of the cluster's nodes when idle.
     Raises:
-        UserError: the workers don't fit.
+        UserError: the workers do not fit.
     """
     each = worker_resources(config)
     for kind, amount in each.items():
@@ -249,7 +248,7 @@ def refuse_unplaceable(config: "ClusterConfig", nodes: Sequence[Mapping[str, flo
 
 
 def room_for_workers(config: "ClusterConfig", nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many workers fit on nodes that have these resources when they are idle."""
+    """The number of workers that fit on nodes with these resources."""
     each = worker_resources(config)
     return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()) for node in nodes)
 
@@ -261,8 +260,8 @@ def worker_resources(config: "ClusterConfig") -> dict[str, float]:
 
 
 def spare_cpus(config: "ClusterConfig") -> int:
-    """Whole CPUs that a task can have beside the training workers. What several nodes have left may be spread over
-    them, and a task that needs more than any one of them has would wait for ever: there it is 1 at most."""
+    """Whole CPUs for a task beside the training workers. On several nodes at most 1: the free CPUs may be spread over
+    the nodes, and a task that needs more than any single node has would wait for ever."""
     import ray
 
     spare = int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
@@ -270,7 +269,7 @@ def spare_cpus(config: "ClusterConfig") -> int:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """The cluster's nodes that are there now, as Ray describes them."""
+    """The cluster's living nodes, in Ray's description."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
@@ -286,7 +285,7 @@ def start_on_nodes(
     arguments: Sequence[tuple[Any, ...]],
     **options: Any,
 ) -> list[Any]:
-    """Starts a Ray task on each node, called with the node's arguments; their futures, in the nodes' order."""
+    """Starts a Ray task on each node, with the node's arguments; returns the futures, in the nodes' order."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -301,7 +300,7 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
     """As `map`, in Ray tasks of one CPU each; results in the order of the items, at most two for each CPU under way.
 
     Raises:
-        whatever the function raised.
+        the function's own exceptions.
     """
     import ray
     from ray.exceptions import RayTaskError

@@ -1,4 +1,4 @@
-"""Notices that the Ray that a command works with is gone, before Ray ends the command's process without a word."""
+"""Notices the loss of a command's Ray, before Ray ends the command's process without a message."""
 
 import os
 import signal
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from pipeline.errors import UserError
 
 SECONDS_BETWEEN_LOOKS = 1.0
-LOOKS_IN_VAIN = 3  # in a row: a busy head node may let one connection wait
+LOOKS_IN_VAIN = 3  # in a row: a busy head node may answer a connection late
 ANSWER_SECONDS = 4.0
-SECONDS_TO_END = 30.0  # for what stands between the loss and the command's end; then the process ends at once
+SECONDS_TO_END = 30.0  # for the command's end after the loss; then the process ends at once
 
 
 @contextmanager
 def ended_by_loss(missing: Callable[[], str | None], advice: str) -> Iterator[None]:
-    """Ends the block where Ray is gone.
+    """Ends the block if Ray is gone.
 
     Args:
-        missing: names what of Ray does not answer; None: all is well. Asked by a thread.
+        missing: names the part of Ray that does not answer; None: all is well. Called in a thread.
         advice: the end of the message.
     Raises:
         UserError: Ray is gone.
@@ -30,7 +30,7 @@ def ended_by_loss(missing: Callable[[], str | None], advice: str) -> Iterator[No
     message: str | None = None
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt  # Ray lets no other exception out of its own waiting
+        raise KeyboardInterrupt  # Ray's waiting lets only this exception out
 
     def watch() -> None:
         nonlocal message
@@ -41,7 +41,7 @@ def ended_by_loss(missing: Callable[[], str | None], advice: str) -> Iterator[No
             if in_vain >= LOOKS_IN_VAIN:
                 message = f"{lost} is gone: was it killed, or was memory short? {advice}"
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                if not over.wait(SECONDS_TO_END):  # Ray's own shutdown waits for what is gone
+                if not over.wait(SECONDS_TO_END):  # Ray's own shutdown waits for processes that are gone
                     print(f"transloom: {message}", file=sys.stderr, flush=True)
                     os._exit(2)
                 return
@@ -62,7 +62,7 @@ def ended_by_loss(missing: Callable[[], str | None], advice: str) -> Iterator[No
 
 
 def refusal(address: str, seconds: float = ANSWER_SECONDS) -> str | None:
-    """Why nobody answers at host:port; None: somebody listens."""
+    """Why no server answers at host:port; None: a server listens."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()

@@ -184,11 +184,7 @@ def held_out_pairs(
     if not lacking:
         return {}
     wanted = config.held_out * len(lacking)
-    for size in (
-        4 * wanted,
-        16 * wanted,
-        64 * wanted,
-    ):  # the larger sizes are for corpora in which many pairs share sentences
+    for size in (4 * wanted, 16 * wanted, 64 * wanted):  # larger only if many pairs share sentences
         candidates, usable = _smallest_hashes(config, size, unreadable)
         apart: list[SentencePair] = []
         sides = Sides()
