@@ -1,5 +1,5 @@
-"""How YAML groups and `key=value` words on the command line become a `Config`. Everything is checked here, before any
-job starts: whatever is wrong is raised as UserError with the key's full name."""
+"""Makes a `Config` from YAML groups and the command line's `key=value` words. All settings are checked here, before a
+job starts: each fault is a UserError with the key's full name."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, StringNode
-from omegaconf._utils import get_yaml_loader  # what OmegaConf.load reads with
+from omegaconf._utils import get_yaml_loader  # the loader of OmegaConf.load
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,8 +29,8 @@ from pipeline.errors import UserError
 from pipeline.secrets import redacted
 from pipeline.untrusted import read_yaml, refuse_deep_words
 
-OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # a file of the user's own in place of one in conf/experiment/
-OWN_NAME = "file-of-your-own"  # what Hydra calls it
+OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # the user's own file instead of one in conf/experiment/
+OWN_NAME = "file-of-your-own"  # the file's name in Hydra
 NUM_WORKERS = re.compile(r"cluster\.num_workers=(?:(\d+)|\[\s*(\d+)\s*,\s*(\d+)\s*\])")  # a number, or a range
 
 
@@ -39,9 +39,9 @@ def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_cha
     may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
     Args:
-        own_words: what a job takes beside settings; one of them may be what an unknown key was meant to be.
-        are_changes: the overrides change another configuration (so does resume=<run>): what only both together can get
-            wrong is left to whoever puts them together.
+        own_words: a job's words besides settings, to suggest for an unknown key.
+        are_changes: the overrides change another configuration, as with resume=<run>: the caller, which combines both,
+            checks for contradictions.
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
@@ -50,7 +50,7 @@ def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_cha
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
-    """Which option of each group the overrides come to, through the experiment too.
+    """The option of each group that the overrides choose, also through the experiment.
 
     Raises:
         UserError: as `load_config`.
@@ -60,8 +60,8 @@ def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _without_range(word: str) -> list[str]:
-    """cluster.num_workers=[2,8] as num_workers=8 min_workers=2, of which OmegaConf can check the types. A number alone
-    means just so many."""
+    """Turns cluster.num_workers=[2,8] into num_workers=8 min_workers=2, whose types OmegaConf can check. A single
+    number is fixed."""
     match = NUM_WORKERS.fullmatch(word)
     if match is None:
         return [word]
@@ -93,7 +93,7 @@ def _compose(overrides: Sequence[str], own_words: Sequence[str] = (), return_hyd
 
 
 def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """`sweep.space={…}` is the whole space; Hydra would put it together with that of the sweep's group."""
+    """Makes `sweep.space={…}` the whole space; Hydra would merge it with the space of the sweep's group."""
     whole = [one.value() for one in overrides if one.key_or_group == "sweep.space"]
     if whole and isinstance(whole[-1], dict):
         names = [one.key_or_group.removeprefix("sweep.space.").partition(".")[0] for one in overrides]
@@ -103,10 +103,10 @@ def _with_own_space(node: DictConfig, overrides: Sequence[Override]) -> DictConf
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Paths count from where the command was given; workers, and a later resume, run elsewhere."""
+    """Makes paths absolute, from the command's working directory: workers, and a later resume, run in other folders."""
 
     def at_home(path: str) -> str:
-        """A shell expands ~ at the beginning of a word only, not behind `key=`."""
+        """Expands ~, which a shell expands at the beginning of a word only, not behind `key=`."""
         scheme, separator, rest = path.rpartition("file://")
         return path if "://" in path and scheme else scheme + separator + os.path.expanduser(rest)
 
@@ -130,7 +130,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Reads back what `to_yaml` wrote, for example a run's config.yaml.
+    """Reads the YAML of `to_yaml`, for example a run's config.yaml.
 
     Raises:
         UserError: if the file is missing, or no longer fits the schema.
@@ -150,7 +150,7 @@ def _read(file: Path) -> DictConfig:
 
     Raises:
         OSError: there is no such file.
-        UserError: see `read_yaml`; or what is in it is not a mapping.
+        UserError: see `read_yaml`; or the file's content is not a mapping.
     """
     settings = read_yaml(file, get_yaml_loader())
     if not isinstance(settings, dict | None):
@@ -162,7 +162,7 @@ def _read(file: Path) -> DictConfig:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain dictionaries, strings and numbers: what YAML, JSON and the tracker take."""
+    """The configuration as plain dictionaries, strings and numbers, for YAML, JSON and the tracker."""
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
     plain["model"] = {"architecture": architecture_of(config.model), **plain["model"]}
     return plain
@@ -183,7 +183,7 @@ def from_dict(settings: Any) -> Config:
 
 
 def _refuse_infinite(value: Any, key: str) -> None:
-    """Comparisons with NaN are false, so that the checks of ranges would let it pass.
+    """Refuses NaN, which checks of ranges would let pass since comparisons with NaN are false, and infinity.
 
     Raises:
         UserError: a number in the settings, at any depth, is NaN or infinite.
@@ -199,7 +199,7 @@ def _refuse_infinite(value: Any, key: str) -> None:
 
 
 def recorded(config: Config) -> dict[str, Any]:
-    """`to_dict` as it may be stored and shown: *** in place of every password, token and signature."""
+    """`to_dict` for files and pages, with *** in place of every password, token and signature."""
     return redacted(to_dict(config))
 
 
@@ -210,14 +210,14 @@ def to_yaml(config: Config) -> str:
 
 @cache
 def _store_schema() -> None:
-    """For Hydra, which copies it whenever it composes."""
+    """Stores the schema for Hydra, which copies it at each composition."""
     ConfigStore.instance().store(name="schema", node=_schema(None, None))
 
 
 @cache
 def _schema(architecture: str | None, task: str | None) -> DictConfig:
-    """The typed settings; the sections whose settings depend on the model's architecture or on the task take any keys
-    where these are not known yet. Made once, which takes long enough: callers change nothing in it."""
+    """The typed settings. While the architecture or the task is unknown, the sections that depend on it take any keys.
+    The schema is made only once, as that takes long, so callers must not change it."""
     schema = OmegaConf.structured(Config)
     schema._set_flag("readonly", False)
     schema.model = OmegaConf.structured(ARCHITECTURES[architecture]) if architecture else {}
@@ -228,15 +228,15 @@ def _schema(architecture: str | None, task: str | None) -> DictConfig:
 
 
 def _typed(settings: DictConfig) -> DictConfig:
-    """The settings, which it changes, on a copy of their schema.
+    """The settings merged into a copy of their schema; changes `settings`.
 
     Raises:
-        UserError: an architecture or a task that does not exist, or a setting that it does not have.
+        UserError: the architecture or the task does not exist, or lacks one of the settings.
     """
     OmegaConf.set_struct(settings, False)
     model = settings.get("model") if isinstance(settings, DictConfig) else None
     model = model if isinstance(model, DictConfig) else DictConfig({})  # the merge refuses a value that is no mapping
-    architecture = model.pop("architecture", "transformer")  # older files know no other, and do not say
+    architecture = model.pop("architecture", "transformer")  # older files lack the key
     if architecture not in ARCHITECTURES:
         raise UserError(f"model.architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
     task = settings.get("task", "translation") if isinstance(settings, DictConfig) else "translation"
@@ -257,9 +257,9 @@ def _refuse_foreign(
 ) -> None:
     """
     Args:
-        what: decides which settings the section has. others: the schemas for other such decisions.
+        what: the choice that the section's settings depend on. others: the schemas of the other choices.
     Raises:
-        UserError: the section has a setting that its schema has not.
+        UserError: the section has a setting that its schema lacks.
     """
     given = settings.get(section) if isinstance(settings, DictConfig) else None
     for key in _unknown_keys(given, schema[section], f"{section}."):
@@ -289,7 +289,7 @@ def _fits(name: Any, value: Any, schema: DictConfig) -> bool:
 
 
 def _unknown_keys(given: Any, schema: DictConfig, prefix: str) -> Iterator[str]:
-    """The full names of settings that the schema does not have, at any depth."""
+    """The full names of settings that the schema lacks, at any depth."""
     for name in given if isinstance(given, DictConfig) else ():
         if name not in schema:
             yield f"{prefix}{name}"
@@ -324,7 +324,7 @@ def _schemas() -> list[DictConfig]:
 
 
 def _leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting in the schema by its full name, and its node."""
+    """Yields each setting in the schema: its full name and its node."""
     for name in section:
         child = section._get_node(name)
         if _is_section(child):
@@ -334,7 +334,7 @@ def _leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _names() -> list[str]:
-    """Everything that may stand before an equals sign."""
+    """All names that may be before an equals sign."""
     return [*_keys(), *groups()]
 
 
@@ -347,8 +347,8 @@ def _dictionaries() -> list[str]:
 
 @cache
 def _texts() -> list[str]:
-    """The settings that are a text, such as a path; of a dictionary, `corpus.data_files.`, each entry is. The files of
-    documents are a text or a list of them."""
+    """The settings that are a text, such as a path, and `corpus.data_files.`, a dictionary whose entries are texts. The
+    files of documents are a text or a list of texts."""
 
     texts = {name for schema in _schemas() for name, node in _leaves(schema) if isinstance(node, StringNode)}
     return [*texts, "corpus.data_files.", *(f"corpus.{split}.text" for split in SPLITS)]
@@ -359,7 +359,7 @@ def _is_text(key: str) -> bool:
 
 
 def _quoted(word: str) -> str:
-    """The word as Hydra's grammar takes it: the value of a setting that is a text may have any character."""
+    """The word in Hydra's grammar, quoted where the value of a text setting has special characters."""
     key, equals, value = word.partition("=")
     if not equals or not _is_text(key) or not value:
         return word
@@ -369,7 +369,7 @@ def _quoted(word: str) -> str:
             meant.value() is None or isinstance(meant.value(), dict | list)
         )
         if is_as_written or (isinstance(meant.value(), str) and re.search(r"""['"\\]|\$\{""", value)):
-            return word  # null; what is refused later; a value that the user has quoted
+            return word  # null; a value that is refused later; a value that the user has quoted
         if meant.value() == value:
             return word
     except HydraException:
@@ -403,7 +403,7 @@ def _parse(overrides: Sequence[str], own_words: Sequence[str] = ()) -> list[Over
 
 
 def _check_name(override: Override, own_words: Sequence[str]) -> None:
-    """Refuses a key, group or option that does not exist. Hydra would too, but without the nearest one."""
+    """Refuses an unknown key, group or option, naming the nearest; Hydra's own message would not name it."""
     word, key, value = str(override.input_line), override.key_or_group, override.value()
     if ("_target_" in word and not (_is_text(key) and isinstance(value, str))) or "${hydra:" in word:
         raise UserError(f"{word}: _target_ and ${{hydra:…}} are not settings and are never run")
@@ -425,7 +425,7 @@ def _check_name(override: Override, own_words: Sequence[str]) -> None:
 
 
 def _build(node: DictConfig, prefix: str) -> Any:
-    """The node as its dataclass, parts before the whole: so a ValueError's field gets the right full name."""
+    """Builds the node's dataclass, parts before the whole, so that a ValueError's field gets the right full name."""
     for name in node:
         child = node._get_node(name)
         if _is_section(child):

@@ -1,4 +1,4 @@
-"""The configuration groups: the folders of conf/ and, as their options, the files in them. Light enough for help."""
+"""The configuration groups: the folders of conf/, whose files are the options. Light to import, for the help."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is said of a setting that is wrong: which one, what is wrong with it, and what is nearest to it."""
+"""Messages about wrong settings: the setting, the fault, and the nearest name."""
 
 import difflib
 import re
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # as a shell takes it
-# Of words that only look alike: "batch_size" is 0.55 from batch.tokens, "reference" 0.53 from experiment.
+CONTENDERS = """'race.contenders={a: ["model=small"], b: ["model=tiny"]}'"""  # quoted for a shell
+# The least similarity of a suggestion: "batch_size" has 0.55 to batch.tokens, "reference" 0.53 to experiment.
 ALIKE = 0.54
-SPELT_ALIKE = 0.7  # of the last parts of two names: a slip of the finger
-TELLING = 6  # letters; "path", "name", "step" are of anything
-# OmegaConf's words for a value of a wrong type, and ours.
+SPELT_ALIKE = 0.7  # of the last parts of two names, for typing errors
+TELLING = 6  # letters; shorter names, such as "path", "name" and "step", are in many sections
+# OmegaConf's messages for a value of a wrong type -> this project's messages.
 WRONG_TYPES = {
     r"Value '(.*)' of type .* could not be converted to Integer": "{0!r} is not a whole number",
     r"Value '(.*)' of type .* could not be converted to Float": "{0!r} is no number",
@@ -24,7 +24,7 @@ WRONG_TYPES = {
 
 
 def quoting(word: str) -> str:
-    """How a value is quoted, for the shell and within it for Hydra."""
+    """The advice on quoting a value, for the shell and, inside, for Hydra."""
     if word.startswith("race.contenders"):
         return f"Contenders are written as {CONTENDERS}."
     key = word.partition("=")[0] or "key"
@@ -37,18 +37,18 @@ def quoting(word: str) -> str:
 
 
 def unknown(key: str, known: Sequence[str]) -> str:
-    """What is said of a key that does not exist."""
+    """The message for a key that does not exist."""
     section, _, leaf = key.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in known}
     inside = {leaves[name]: name for name in known if section and name.rpartition(".")[0] == section}
-    if inside:  # the section is right: its settings, or a word of this very name, unless it may stand for anything
+    if inside:  # the section is right: one of its settings, or an equal name elsewhere that is long enough
         same = [name for name in known if leaves[name] == leaf and len(leaf) >= TELLING]
         if near := nearest(leaf, list(inside), SPELT_ALIKE):
             return f"no such setting. Did you mean {inside[near]}?"
         if same and (near := nearest(key, same)):
             return f"no such setting. Did you mean {near}?"
         return f"no such setting. {section} has {', '.join(inside)}."
-    # The right word in the wrong section comes before a part of the right word, and that before one that looks alike.
+    # First an equal name in another section, then a name that contains the word, then a similar name.
     same = [name for name in known if leaves[name] == leaf] or [name for name in known if leaf in leaves[name]]
     near = nearest(key, same) or nearest(key, known, ALIKE)
     hint = f"Did you mean {near}?" if near else "`--cfg job` prints all that there are."
@@ -56,12 +56,12 @@ def unknown(key: str, known: Sequence[str]) -> str:
 
 
 def nearest(word: str, known: Sequence[str], alike: float = 0.3) -> str | None:
-    """The one of the known words that is most like it, by difflib's ratio; None where none is that much alike."""
+    """The known word most similar to `word`, by difflib's ratio; None if all ratios are below `alike`."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=alike)), None)
 
 
 def explain(error: BaseException, known: Sequence[str]) -> str:
-    """One line out of Hydra's chain of errors, starting with the key where one is known.
+    """One line from Hydra's chain of errors, beginning with the key, if known.
 
     Args:
         known: the names of all settings and groups.
@@ -72,7 +72,7 @@ def explain(error: BaseException, known: Sequence[str]) -> str:
         if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
             return f"{key}: {unknown(key, known)}"
         said = str(cause).partition("\n")[0]
-        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for it
+        if key and re.search(r"(?i)not optional|'None'|NoneType", said):  # OmegaConf's words for null
             return f"{key}: can't be null; give it a value, or leave it out"
         if key:
             for theirs, ours in WRONG_TYPES.items():

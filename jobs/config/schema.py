@@ -1,4 +1,4 @@
-"""The settings of a run: every part of the pipeline owns its settings; `Config` only nests them."""
+"""The settings of a run. Every part of the pipeline owns its settings; `Config` only nests them."""
 
 import re
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     Corpus = CorpusConfig | DocumentsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
-else:  # OmegaConf knows no union of dataclasses; `_typed` tells them apart by model.architecture and by the task
+else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
 
-# The sections whose settings are others for another task.
+# The sections whose settings depend on the task.
 TASK_SECTIONS = {
     TaskName.translation.value: {"corpus": CorpusConfig, "tokenizer": TokenizerConfig},
     TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
@@ -42,17 +42,17 @@ MAX_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the workers run: on a Ray of this machine alone, or on an existing cluster.
+    """The cluster of the workers: a Ray on this machine alone, or an existing cluster.
 
     Attributes:
         address: Ray's: `auto` for the cluster this machine belongs to, `host:port`, or none for a local Ray.
-        num_workers: how many train together, at most. On the command line [2,8] means 8, and min_workers=2.
-        min_workers: as nodes leave and come, a training goes on with as many workers as there is room for, at least
-            these. None: always num_workers.
+        num_workers: the largest number of workers. On the command line [2,8] means 8, and min_workers=2.
+        min_workers: the smallest number of workers: as nodes leave and come, a training goes on with as many workers as
+            fit. None: always num_workers.
         max_failures: how often workers may die, hang or not start before the training gives up.
-        hang_minutes: after which a worker that comes to no other micro-batch, or ten times as long to no end of a
-            validation or a checkpoint, is taken for hung; the workers are ended and started again. So are those
-            whose processes do not come up in that time, three minutes at least. 0: never.
+        hang_minutes: the workers are ended and started again if a worker begins no other micro-batch for this time, or
+            does not finish a validation or a checkpoint in ten times as long, or if processes do not start in this
+            time (at least three minutes). 0: never.
     """
 
     address: str | None = None
@@ -80,17 +80,17 @@ class ClusterConfig:
 
     @property
     def fewest_workers(self) -> int:
-        """With how many workers a training begins, where there is no room for more."""
+        """The smallest number of workers that a training begins with."""
         return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True)
 class RaceConfig:
-    """What `transloom race` compares.
+    """The comparison of `transloom race`.
 
     Attributes:
         contenders: by name, the words (key=value, group=option) that a contender adds to the common settings.
-        lengths: of the sentences, in tokens, on which training speed is measured.
+        lengths: of sentences, in tokens, for measuring the training speed.
     """
 
     contenders: dict[str, list[str]] = field(default_factory=dict)
@@ -106,13 +106,13 @@ class RaceConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a pipeline run depends on.
+    """All settings of a pipeline run.
 
-    In YAML and on the command line `model` also has the key `architecture`, which says whose settings the others are;
-    `task` says whose those of `corpus` and `tokenizer` are.
-    `name` names the run's folder (none: made from the corpus's name and a hash), `resume` is the name or the folder of
-    a run to go on with. A relative `output_dir` counts from where the command was given. `storage` is an fsspec URL:
-    what is finished is copied there, and what is missing in `output_dir` is fetched from there.
+    In YAML and on the command line `model` also has the key `architecture`, which determines the section's other
+    settings; `task` determines the settings of `corpus` and `tokenizer`.
+    `name` names the run's folder (none: made from the corpus's name and a hash). `resume` is the name or the folder of
+    a run to resume. A relative `output_dir` is below the command's working directory. `storage` is an fsspec URL:
+    finished files are copied there, and files missing in `output_dir` are fetched from there.
     """
 
     task: TaskName = TaskName.translation
@@ -140,14 +140,14 @@ class Config:
 
     @property
     def languages(self) -> tuple[str, str] | None:
-        """Source and target language; None of a task that does not translate."""
+        """Source and target language; None for a task other than translation."""
         if isinstance(self.corpus, DocumentsConfig):
             return None
         return self.corpus.source_language, self.corpus.target_language
 
     @property
     def bleu_tokenizer(self) -> str:
-        """BLEU's tokenizer; sacreBLEU's default of a task that does not translate."""
+        """BLEU's tokenizer; sacreBLEU's default for a task other than translation."""
         return tokenizer_for(self.languages[1], self.evaluate) if self.languages else DEFAULT
 
     def __post_init__(self) -> None:
@@ -164,10 +164,10 @@ class Config:
 
 
 def pairs_of(config: Config, job: str) -> CorpusConfig:
-    """The corpus of a job that is about translations alone.
+    """The corpus of a job that is for translation only.
 
     Raises:
-        UserError: the task is another one.
+        UserError: the task is not translation.
     """
     if isinstance(config.corpus, DocumentsConfig):
         raise UserError(f"task: {job} is about translations, and knows no task={config.task.value}")
@@ -175,11 +175,11 @@ def pairs_of(config: Config, job: str) -> CorpusConfig:
 
 
 def refuse_contradictions(config: Config) -> Config:
-    """The configuration itself.
+    """Checks settings against each other; returns the configuration.
 
     Raises:
-        UserError: some of its workers would never have a micro-batch; the schedule does not fit into the training; the
-            model is none of the task's; texts of the model's length do not fit into a micro-batch.
+        UserError: some workers would never have a micro-batch; the schedule does not fit into the training; the model
+            is not for the task; texts of the model's length do not fit into a micro-batch.
     """
     is_text = config.task is TaskName.language_model
     if is_text != isinstance(config.model, DecoderConfig):
