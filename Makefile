@@ -46,7 +46,7 @@ gpu-wheels: $(BIN)/python  ## fetch into build/wheels what gpu-check needs besid
 test: check  ## lint, types, layers and all tests
 	@# Three at a time on two cores, since tests that start Ray wait as long as they compute; tests/conftest.py says which
 	@# go together, and which come first. The order is kept.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 # tests/chaos is a package beside the tests, and is not installed.
 chaos: $(VENV)/.installed-dev  ## inject faults into real trainings; ARGS="cases=1,5 times=3", ARGS="soak minutes=10", ARGS=stall

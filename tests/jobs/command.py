@@ -163,7 +163,10 @@ def transloom_here(folder: Path, *words: str, code: int = 0, environment: Mappin
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        found = main(words)
+        try:
+            found = main(words)
+        except SystemExit as end:  # of --cfg job
+            found = int(end.code or 0)
     said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # pyright: ignore[reportAttributeAccessIssue]
     outcome = Outcome(found, *said, time.monotonic() - started_at)
     assert outcome.code == code, outcome.said

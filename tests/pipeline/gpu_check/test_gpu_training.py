@@ -38,7 +38,7 @@ def test_random_sentences_are_as_long_as_real_ones(tmp_path: Path) -> None:
     assert len(np.unique(pairs.get("source", 0))) > 2
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.ours, Kind.torch, Kind.marian])
 def test_every_system_takes_the_same_steps(kind: Kind, tmp_path: Path) -> None:
     if kind is Kind.marian:
         pytest.importorskip("transformers")
