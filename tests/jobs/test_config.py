@@ -35,7 +35,7 @@ def test_every_experiment_composes(experiment):
 
 @pytest.mark.parametrize("word", [f"{group}={option}" for group, options in groups().items() for option in options])
 def test_every_option_composes(word):
-    demo = ["experiment=language_model/demo", "batch.tokens=2048", "batch.micro_tokens=2048"]  # GPT-3's context
+    demo = ["experiment=language_model/demo", "batch.tokens=4096", "batch.micro_tokens=2048"]  # GPT-3's context
     task = demo if OF_LANGUAGE_MODELS.match(word) else []
     assert isinstance(load_config([*task, word, *NEEDS_FILES.get(word.rpartition("=")[2], [])]), Config)
 

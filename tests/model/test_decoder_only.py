@@ -189,7 +189,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_numbers_of_parameters(name: str) -> None:
     vocab_size, parameters = PUBLISHED[name]
-    words = ["experiment=language_model/demo", f"model={name}", "batch.tokens=2048", "batch.micro_tokens=2048"]
+    words = ["experiment=language_model/demo", f"model={name}", "batch.tokens=4096", "batch.micro_tokens=2048"]
     config: Any = load_config(words).model
     assert count_parameters(config, vocab_size) == parameters
 
