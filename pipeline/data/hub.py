@@ -99,8 +99,8 @@ def _advice(error: BaseException, count: int, is_local: bool) -> str:
     if not is_local and _is_network(error):
         again = "The connection broke; run the command again" if count else "Check the network"
         return (
-            f"{again}. Without a network, put the corpus's text files into a folder and name the folder: corpus.path, "
-            "or of documents corpus=text corpus.train.text"
+            f"{again}. Without a network, put the corpus's text files into a folder and set corpus.path=<folder>, or "
+            "of documents corpus=text corpus.train.text=<folder>."
         )
     if count or is_local:
         return "Mend the file there, or check corpus.dataset, corpus.data_files and the splits' names."
