@@ -245,14 +245,19 @@ def _typed(settings: DictConfig) -> DictConfig:
         raise UserError(f"task: {task!r} is none of {', '.join(TASK_SECTIONS)}")
     schema = _schema(architecture, task)
     others = {f"model.architecture={kind}": _schema(kind, task) for kind in ARCHITECTURES}
-    _refuse_foreign(settings, "model", schema, f"this model is of architecture {architecture}", others)
+    _refuse_foreign_keys(settings, "model", schema, f"this model is of architecture {architecture}", others)
     others = {f"task={other}": _schema(architecture, other) for other in TASK_SECTIONS}
     for section in TASK_SECTIONS[task]:
-        _refuse_foreign(settings, section, schema, f"this task is {task}", others)
-    return cast(DictConfig, OmegaConf.merge(schema, settings))
+        _refuse_foreign_keys(settings, section, schema, f"this task is {task}", others)
+    try:
+        return cast(DictConfig, OmegaConf.merge(schema, settings))
+    except OmegaConfBaseException:
+        for section in TASK_SECTIONS[task]:
+            _refuse_foreign_values(settings, section, schema, f"this task is {task}", others)
+        raise
 
 
-def _refuse_foreign(
+def _refuse_foreign_keys(
     settings: DictConfig, section: str, schema: DictConfig, what: str, others: Mapping[str, DictConfig]
 ) -> None:
     """
@@ -271,9 +276,18 @@ def _refuse_foreign(
             f"{', '.join(str(name) for name in schema[section])}. Where it is the experiment that sets it, take "
             "another experiment, or none"
         )
-    if not isinstance(given, DictConfig):
-        return
-    for name in given:
+
+
+def _refuse_foreign_values(
+    settings: DictConfig, section: str, schema: DictConfig, what: str, others: Mapping[str, DictConfig]
+) -> None:
+    """
+    Args: as `_refuse_foreign_keys`.
+    Raises:
+        UserError: a setting of the section has a value that only another choice takes.
+    """
+    given = settings.get(section)
+    for name in given if isinstance(given, DictConfig) else ():
         value = given._get_node(name)
         owners = [] if _fits(name, value, schema[section]) else others
         if owner := next((one for one in owners if _fits(name, value, others[one][section])), None):
