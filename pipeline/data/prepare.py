@@ -75,15 +75,12 @@ def prepare(
         UserError: see `read_pairs`, `train_tokenizer` and `stage`.
     """
 
-    def unless_only_found(build: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]] | None:
-        return None if only_find else build
-
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
         {"format": CORPUS_FORMAT, "clean": without_defaults(clean), "held_out": _held_out_key(corpus)},
         corpus_fingerprint(corpus),
-        unless_only_found(lambda folder: _build_corpus(folder, corpus, clean, progress)),
+        None if only_find else (lambda folder: _build_corpus(folder, corpus, clean, progress)),
     )
     hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
     train_files = [corpus_stage.folder / f"train.{side}" for side in SentencePair._fields]
@@ -92,16 +89,16 @@ def prepare(
         "",
         {"format": FORMAT, "tokenizer": without_defaults(tokenizer)},
         {file.name: hashes[file.name] for file in train_files},
-        unless_only_found(lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress)),
+        None if only_find else (lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress)),
     )
     shards_stage = stage(
         output_dir / "shards",
         "",
         {"format": FORMAT, "shard_pairs": shard_pairs},
         hashes | {MODEL_FILE: tokenizer_stage.manifest["counts"]["sha256"]},
-        unless_only_found(
-            lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress)
-        ),
+        None
+        if only_find
+        else (lambda folder: _build_shards(folder, corpus_stage, tokenizer_stage, shard_pairs, map_tasks, progress)),
     )
     return Prepared(corpus_stage, tokenizer_stage, shards_stage)
 

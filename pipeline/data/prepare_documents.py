@@ -1,7 +1,7 @@
 """Prepares tokenised shards from documents, in three stages; a stage with unchanged inputs and settings is skipped."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,12 @@ def prepare_documents(
         UserError: see `read_documents`, `train_text_tokenizer` and `stage`.
     """
 
-    def unless_only_found(build: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]] | None:
-        return None if only_find else build
-
     corpus_stage = stage(
         output_dir / "corpora",
         f"{corpus.name}-",
         {"format": FORMAT, "documents": documents_key(corpus)},
         documents_fingerprint(corpus),
-        unless_only_found(lambda folder: _build_documents(folder, corpus, progress)),
+        None if only_find else (lambda folder: _build_documents(folder, corpus, progress)),
     )
     hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
     of_train = {name: value for name, value in hashes.items() if name.startswith("train.")}
@@ -79,14 +76,16 @@ def prepare_documents(
         "",
         {"format": FORMAT, "text_tokenizer": settings},
         tokenizer_fingerprint(tokenizer) or of_train,
-        unless_only_found(lambda folder: _build_tokenizer(folder, corpus_stage.folder, tokenizer, progress)),
+        None if only_find else (lambda folder: _build_tokenizer(folder, corpus_stage.folder, tokenizer, progress)),
     )
     shards_stage = stage(
         output_dir / "shards",
         "",
         {"format": FORMAT, "shard_bytes": shard_bytes},
         hashes | {key: str(tokenizer_stage.manifest["counts"][key]) for key in ("sha256", "end_of_text")},
-        unless_only_found(
+        None
+        if only_find
+        else (
             lambda folder: _build_shards(
                 folder, corpus.splits, corpus_stage, tokenizer_stage, shard_bytes, map_tasks, progress
             )
