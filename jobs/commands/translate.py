@@ -4,12 +4,11 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from jobs.cli import configuration, sort_words, usage
-from jobs.runs.model import find_model
+from jobs.runs.model import computing_device, find_model, tell_other_precision
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable_word
 from pipeline.data.lines import BOM, existing_file, read_lines
 from pipeline.errors import UserError
-from pipeline.processor import bf16_instructions
 
 LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last
 
@@ -21,17 +20,12 @@ def main(argv: list[str]) -> int:
         raise UserError(usage("translate"))
     folder = find_model(words[0], output_dir(config))
 
-    import torch
-
     from pipeline.generate.translator import Translator
 
     lines = read_lines(existing_file(words[1])) if len(words) == 2 else lines_of(sys.stdin.buffer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    is_slow = device.type == "cpu" and not bf16_instructions()
-    translator = Translator.load(folder, device, torch.float32 if is_slow else None)
-    if is_slow and translator.about.get("precision") == "bf16":
-        told = "computes in fp32: the model was trained in bf16, for which this processor has no instructions"
-        print(f"transloom: {told}", file=sys.stderr)
+    device, dtype = computing_device()
+    translator = Translator.load(folder, device, dtype)
+    tell_other_precision(dtype, translator.about.get("precision"))
     to_terminal = sys.stdout.isatty()  # a file or a pipe gets the text as it is
     batch: list[str] = []
     translated = 0

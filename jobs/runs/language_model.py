@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from jobs.remote.package import submission
-from jobs.runs.model import find_model
+from jobs.runs.model import computing_device, find_model, tell_other_precision
 from jobs.terminal.console import StatusLine, counter
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
-from pipeline.processor import bf16_instructions
 from pipeline.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     Raises:
         UserError: there is no such model; the model translates; the files are damaged or do not fit each other.
     """
-    import torch
-
     from model.decoder_only import DecoderOnly
     from model.packed_linear import pack_linears
     from pipeline.model_folder import is_language_model, load_language_model
@@ -40,12 +37,9 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
         raise UserError(
             f"{name_or_path} translates, and is no language model: transloom translate {name_or_path} < your_text"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    is_slow = device.type == "cpu" and not bf16_instructions()
-    loaded = load_language_model(folder, device, torch.float32 if is_slow else None)
-    if is_slow and loaded.metadata.get("precision") == "bf16":
-        reason = "the model is in bf16, for which this processor has no instructions"
-        print(f"transloom: computes in fp32: {reason}", file=sys.stderr)
+    device, dtype = computing_device()
+    loaded = load_language_model(folder, device, dtype)
+    tell_other_precision(dtype, loaded.metadata.get("precision"))
     return replace(loaded, model=cast(DecoderOnly, pack_linears(loaded.model)))
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config.compose import read_config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
@@ -13,6 +13,7 @@ from jobs.terminal.printable import printable
 from pipeline.compare.course import validation_course
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.processor import bf16_instructions
 from pipeline.run_folder import (
     CONFIG_FILE,
     MODEL_CONFIG,
@@ -26,6 +27,9 @@ from pipeline.tasks.build import selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 from pipeline.train.session import Average
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation")
 
@@ -223,6 +227,26 @@ def run_of(model: Path) -> Run | None:
         (folder / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)
     )
     return Run(folder.name, folder, read_config(folder / CONFIG_FILE)) if is_run else None
+
+
+def computing_device() -> "tuple[torch.device, torch.dtype | None]":
+    """Where a trained model computes on this machine, and in which type: a GPU if there is one; fp32 on a CPU without
+    instructions for bf16. None: the type that the model's folder names."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device, torch.float32 if device.type == "cpu" and not bf16_instructions() else None
+
+
+def tell_other_precision(dtype: "torch.dtype | None", precision: str | None) -> None:
+    """Says on standard error if a model computes in another type than it was trained in.
+
+    Args:
+        dtype: of `computing_device`. precision: that the model's folder names.
+    """
+    if dtype is not None and precision == "bf16":
+        reason = "the model was trained in bf16, for which this processor has no instructions"
+        print(f"transloom: computes in fp32: {reason}", file=sys.stderr)
 
 
 @contextmanager
