@@ -26,6 +26,7 @@ from pipeline.generate.sample import SampleConfig, sample
 from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
+from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
 from pipeline.train.objective import LanguageModelObjective
 
@@ -129,8 +130,7 @@ def _samples(model: LanguageModel, tokenizer: TextTokenizer, documents: Examples
     """The beginnings of a few documents, spread over a set, and the model's continuations."""
     column = documents.columns[0]
     room = max(1, model.config.max_positions // 2)
-    total = len(documents)
-    places = sorted({total * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)})
+    places = sample_places(len(documents), SAMPLES)
     # With fewer documents than samples, prompts come from several places in each document.
     prompts = []
     for number in range(SAMPLES):
@@ -189,18 +189,16 @@ def evaluate_language_model(
         done += int(pieces.lengths[share.rows].sum())
         progress(f"reading {split}, tokens", done, int(pieces.lengths.sum()))
     sizes = open_documents(folder_of("corpus"), split).num_bytes
-    unknown = np.array([_count(documents.get(COLUMN, i), tokenizer.unknown) for i in range(len(documents))])
-    bits = nats / math.log(2.0) + unknown * tokenizer.unknown_bits
+    bits = nats / math.log(2.0)
+    if tokenizer.unknown is not None:
+        unknown = [np.count_nonzero(documents.get(COLUMN, i) == tokenizer.unknown) for i in range(len(documents))]
+        bits += np.array(unknown) * tokenizer.unknown_bits
     outputs = [
         json.dumps({"bits": round(float(of_this), 4), "bytes": int(size)})
         for of_this, size in zip(bits, sizes, strict=True)
     ]
     baselines = read_json(folder_of("corpus") / MANIFEST)["counts"]["baselines"][split]
     return _evaluation(shards, split, tokenizer, math.fsum(nats), samples, outputs, baselines, context)
-
-
-def _count(ids: np.ndarray, unknown: int | None) -> int:
-    return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
 
 def _evaluate_share(share: _Share) -> tuple[np.ndarray, dict[str, list[str]]]:

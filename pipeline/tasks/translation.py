@@ -20,6 +20,7 @@ from pipeline.evaluate.validate import validate
 from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import Translator
 from pipeline.progress import MapTasks, Progress
+from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Metric, Scoring, Task
 from pipeline.train.objective import TranslationObjective
 
@@ -118,11 +119,6 @@ def _texts(corpus: Path, split: str) -> list[list[str]]:
 def _samples(sources: Sequence[str], references: Sequence[str], translations: Sequence[str]) -> dict[str, list[str]]:
     columns = {"source": sources, "reference": references, "translation": translations}
     return {name: [lines[i] for i in sample_places(len(sources))] for name, lines in columns.items()}
-
-
-def sample_places(total: int, count: int = 5) -> list[int]:
-    """Places of a few sentences, evenly spread over a set."""
-    return sorted({total * (2 * i + 1) // (2 * count) for i in range(count)})
 
 
 def translate_in_tasks(

@@ -15,8 +15,8 @@ from pipeline.data.prepare import prepare
 from pipeline.evaluate.scores import score
 from pipeline.files import write_json
 from pipeline.run_folder import TRAINING_FILE
+from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Score
-from pipeline.tasks.translation import sample_places
 from pipeline.tracking.tracker import SpoolTracker
 
 STEPS, VALIDATE_EVERY = 400, 100
