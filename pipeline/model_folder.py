@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -278,6 +279,23 @@ class StoredModel:
     sha256: str
 
 
+def weights_hash(folder: Path) -> str | None:
+    """The SHA-256 of the weights of a model folder, by its config.json, or of a Hugging Face folder, whose files are
+    read, once while they stay as they are. None: there are no weights, or the folder is damaged."""
+    if not is_huggingface(folder):
+        try:
+            return read_about(folder)["sha256"].get(WEIGHTS)
+        except UserError:
+            return None
+    sums = [_file_hash(file, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    return sums[0] if len(sums) == 1 else hash_of(sums) if sums else None
+
+
+@cache
+def _file_hash(file: Path, modified: int) -> str:
+    return sha256_file(file)
+
+
 def read_model(folder: Path) -> StoredModel:
     """The content of a model folder, or of a folder of Hugging Face's with its tokenizer.
 
@@ -287,8 +305,7 @@ def read_model(folder: Path) -> StoredModel:
     if is_huggingface(folder):
         config, _, weights = read_huggingface(folder, cache_links=True)
         tokenizer = sha256_file(tokenizer_file(folder))
-        sums = [sha256_file(file) for file in sorted(folder.glob("*.safetensors"))]
-        return StoredModel(folder, config, weights, tokenizer, sums[0] if len(sums) == 1 else hash_of(sums))
+        return StoredModel(folder, config, weights, tokenizer, weights_hash(folder) or "")
     about = read_about(folder)
     config = _config_of(folder, about)
     tokenizer = tokenizer_file(folder).name

@@ -5,9 +5,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from pipeline.files import (
     atomic_write,
     hash_of,
     read_json,
-    sha256_file,
     without_defaults,
     write_json,
 )
@@ -116,18 +114,12 @@ def identity(config: Config, prepared: Prepared) -> str:
 
 def _weights_of(name_or_path: str, root: Path) -> str:
     """The hash of the current weights of a run or a folder; the given name if there are no weights."""
-    for folder in (root / RUNS_FOLDER / name_or_path / MODEL_FOLDER, Path(name_or_path)):
-        own = folder if (folder / MODEL_CONFIG).exists() else folder / MODEL_FOLDER
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return read_json(own / MODEL_CONFIG)["sha256"]["model.safetensors"]
-        if files := sorted(own.glob("*.safetensors")):
-            return hash_of([_hash_once(file, file.stat().st_mtime_ns) for file in files])
-    return name_or_path
+    from pipeline.model_folder import weights_hash
 
-
-@cache
-def _hash_once(file: Path, modified: int) -> str:
-    return sha256_file(file)
+    given = Path(name_or_path)
+    folders = (root / RUNS_FOLDER / name_or_path / MODEL_FOLDER, given, given / MODEL_FOLDER)
+    found = (weights_hash(folder) for folder in folders if (folder / MODEL_CONFIG).exists())
+    return next(filter(None, found), name_or_path)
 
 
 def run_folder(config: Config, prepared: Prepared) -> Path:
