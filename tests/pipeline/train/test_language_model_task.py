@@ -1,6 +1,5 @@
 """Language modelling by the task itself on documents of a folder: one is longer than many contexts."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 
 from model.config import DecoderConfig, Normalization, Positions
 from model.flops import training_flops
@@ -208,12 +206,10 @@ def test_a_batch_has_the_tokens_before_those_that_it_predicts(prepared: Prepared
     assert batch.layout.lengths[:2].tolist() == [CONTEXT, CONTEXT]
 
 
-# Training
+# Training: the laws of all tasks are in tests/test_task_laws.py
 
 
-def run(
-    folder: Path, stages: Mapping[str, Path], config: TrainConfig, engine: EngineConfig = TORCH, stop_at: int = 0
-) -> dict[str, Any]:
+def run(folder: Path, stages: Mapping[str, Path], config: TrainConfig, stop_at: int = 0) -> dict[str, Any]:
     """Trains as a worker does, from the newest checkpoint if there is one: losses and weights at the end."""
     task = make(stages)
     torch.manual_seed(1)
@@ -226,7 +222,7 @@ def run(
         task.objective(model).train(),
         OptimizerConfig(weight_decay=0.1, clip_norm=1.0),
         PrecisionConfig(dtype=Precision.fp32),
-        engine,
+        TORCH,
         CPU,
         initial,
     )
@@ -255,16 +251,6 @@ def run(
 SHORT = TrainConfig(max_steps=12, log_every=1, validate_every=100, checkpoint_every=5, label_smoothing=0.0)
 
 
-def run_engines(folder: Path, stages: Mapping[str, Path], engines: list[EngineConfig]) -> list[dict[str, Any]]:
-    """Runs one after another, in the same processes: deepspeed is imported once."""
-    return [run(folder / f"{i}", stages, SHORT, engine) for i, engine in enumerate(engines)]
-
-
-def furthest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
 def test_stopping_in_the_midst_of_a_document_and_resuming_changes_no_bit(prepared: Prepared, tmp_path: Path) -> None:
     stages = folders(prepared)
     whole = run(tmp_path / "whole", stages, SHORT)
@@ -287,41 +273,6 @@ def test_stopping_in_the_midst_of_a_document_and_resuming_changes_no_bit(prepare
     assert resumed["tokens"] == whole["tokens"]
 
 
-@pytest.mark.slow
-def test_workers_and_engines_do_not_change_the_result(prepared: Prepared, tmp_path: Path) -> None:
-    alone = run(tmp_path / "alone", folders(prepared), SHORT)
-    engines = [TORCH, *(EngineConfig(EngineName.deepspeed, stage) for stage in range(4))]
-    ranks = run_ranks(run_engines, 2, tmp_path / "ranks", folders(prepared), engines)
-    for engine, of_first in zip(engines, ranks[0], strict=True):  # the whole weights are rank 0's
-        assert furthest(of_first["weights"], alone["weights"]) < 2e-5, engine
-        assert of_first["losses"] == pytest.approx(alone["losses"], rel=1e-5), engine
-        assert of_first["tokens"] == alone["tokens"]
-
-
-def test_ten_documents_are_learned_by_heart(tmp_path: Path) -> None:
-    for i in range(10):
-        (tmp_path / f"{i}.txt").write_text(f"{'abcdefghij'[i]} " + " ".join(WORDS[(i * 3 + j) % 8] for j in range(6)))
-    config = DocumentsConfig(
-        kind=DocumentsKind.text, name="ten", train=SourceConfig(str(tmp_path / "*.txt")),
-        held_out=HeldOutConfig(validation=0.0, test=0.0),
-    )  # fmt: skip
-    documents = prepare_documents(config, TextTokenizerConfig(vocab_size=300), tmp_path / "out")
-    task = make(folders(documents), dataclasses.replace(MODEL, dropout=0.0))
-    torch.manual_seed(0)
-    model = task.model()
-    objective = task.objective(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    pieces = task.epoch(task.examples("train"), 0, 0)
-    batch = task.collate(pieces, range(len(pieces)))
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = objective(batch)
-        (loss.total / loss.num_tokens).backward()
-        optimizer.step()
-    # The first letter, one of ten, can't be known; all that follows can.
-    assert loss.total.item() / 10 < 1.15 * math.log(10)
-
-
 # Evaluation
 
 
@@ -339,12 +290,6 @@ def by_hand(prepared: Prepared, model: Any, split: str) -> list[float]:
         loss = label_smoothed_cross_entropy(hidden, model.output_weight, labels, 0.0)
         totals[int(pieces.pieces.document[row])] += float(loss.total)
     return totals
-
-
-def validate_on(stages: Mapping[str, Path]) -> Evaluation:
-    task = make(stages)
-    torch.manual_seed(5)
-    return task.validate(task.model().eval())
 
 
 def test_validation_and_evaluation_are_what_the_pieces_come_to_one_by_one(prepared: Prepared, tmp_path: Path) -> None:
@@ -370,14 +315,6 @@ def test_validation_and_evaluation_are_what_the_pieces_come_to_one_by_one(prepar
     assert [record["bytes"] for record in records] == texts_of(prepared, "test").num_bytes.tolist()
     assert evaluated.baselines == prepared.corpus.manifest["counts"]["baselines"]["test"]
     assert BITS_PER_BYTE.is_better(1.5, 1.6) and BITS_PER_BYTE.are_trivial([8.5])
-
-
-@pytest.mark.slow
-def test_two_workers_validate_as_one_does(prepared: Prepared) -> None:
-    alone = validate_on(folders(prepared))
-    first, second = run_ranks(validate_on, 2, folders(prepared))
-    assert first == second and first.samples == alone.samples
-    assert first.values() == pytest.approx(alone.values(), rel=1e-6)
 
 
 def test_a_model_folder_is_of_one_task(prepared: Prepared, tmp_path: Path) -> None:
