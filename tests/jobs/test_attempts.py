@@ -65,7 +65,9 @@ class Cluster:
         return trainer
 
     def train(self, **cluster: Any) -> None:
-        config = Config(precision=PrecisionConfig(Precision.fp32), cluster=ClusterConfig(address="here:1", **cluster))
+        config = Config(
+            precision=PrecisionConfig(Precision.fp32), cluster=ClusterConfig(**{"address": "here:1", **cluster})
+        )
         train_in_attempts(Run("mine", self.folder, config), with_spare=False)
 
 
@@ -112,6 +114,23 @@ def test_retries_are_counted_also_of_workers_that_do_not_start(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"\(cluster\.max_failures=2\)"):
         cluster.train(num_workers=2, max_failures=2)
     assert len(cluster.num_workers) == 3
+
+
+@pytest.mark.parametrize(("address", "num_attempts"), [(None, 1), ("here:1", 2)], ids=["own Ray", "a cluster"])
+def test_a_full_temporary_folder_of_its_own_ray_costs_no_retry(
+    tmp_path, monkeypatch, address: str | None, num_attempts: int
+):
+    full = f"{tmp_path}: no room for Ray's temporary files"
+    monkeypatch.setattr(attempts, "temp_folder_trouble", lambda: full)
+    cluster = Cluster(monkeypatch, tmp_path, {"a": 2}, [dies, finishes])
+    try:
+        cluster.train(num_workers=2, max_failures=2, address=address)
+        message = None
+    except UserError as error:
+        message = str(error)
+    assert len(cluster.num_workers) == num_attempts
+    # The files of a cluster's Ray are on other machines, so nothing is known of them.
+    assert message == (None if address else f"{full}. Checkpoints are kept: the same command goes on")
 
 
 def test_nodes_leave_and_come(tmp_path, monkeypatch, capsys):
