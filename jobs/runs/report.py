@@ -205,10 +205,16 @@ def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluat
 
 
 def report_training(run: Run, tracker: MlflowTracker) -> None:
+    from jobs.training.initial import trained_parameters  # imports what imports this module
+
     training = run.training
     assert training is not None
     if origin := lineage(run.folder):
         tracker.set_tags({f"initial.{key}": value for key, value in origin.items()})
+    if counts := trained_parameters(run):
+        tracker.log_metrics(
+            dict(zip(("training/trained_parameters", "training/parameters"), counts, strict=True)), AT_THE_END
+        )
     column, tokens = list(tokens_of(training).items())[-1]
     tracker.log_metrics(
         {
