@@ -15,6 +15,7 @@ from jobs.config.schema import Config, refuse_contradictions
 from jobs.terminal.console import StatusLine, console, counter
 from jobs.training.precision import with_precision
 from model.build import architecture_of
+from pipeline.data.corpus import CorpusConfig
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -99,6 +100,8 @@ def identity(config: Config, prepared: Prepared) -> str:
         settings.pop(key, None)
     if config.train.initial:
         settings["train"] |= {"initial": _weights_of(config.train.initial, output_dir(config))}
+    if isinstance(config.corpus, CorpusConfig) and config.corpus.mix.share:  # the shards have all pairs to draw from
+        settings["mix_share"] = config.corpus.mix.share
     settings["cluster"] = {
         key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }
