@@ -15,15 +15,10 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray import _raylet
 from ray._private import services, state, utils, worker
 from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._raylet import (
-    DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    METRICS_AGENT_PORT_NAME,
-    METRICS_EXPORT_PORT_NAME,
-    persist_port,
-)
 from ray.exceptions import RpcError
 from ray.job_config import JobConfig
 
@@ -38,7 +33,12 @@ MANY_PROCESSES = "worker processes have been started"  # harmless where several 
 WORKER_DIED = "A worker died or was killed while executing a task"
 NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
-AGENT_PORTS = (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME)
+raylet: Any = _raylet  # compiled, and has no types
+AGENT_PORTS = (
+    raylet.METRICS_AGENT_PORT_NAME,
+    raylet.METRICS_EXPORT_PORT_NAME,
+    raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _without_agent(command: list[str]) -> list[str]:
     if "--dashboard_agent_command" not in options:
         return command
     for name in AGENT_PORTS:
-        persist_port(options["--session_dir"], options["--node_id"], name, -1)
+        raylet.persist_port(options["--session_dir"], options["--node_id"], name, -1)
     with socket.socket() as free:
         free.bind((options["--node_ip_address"], 0))
         port = free.getsockname()[1]
