@@ -20,6 +20,7 @@ NODE_ENVIRONMENT = {
     # The limit for the start of Ray's processes. Ray's default of 30 s is too short on a busy machine.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "120000",
 }
 
 

@@ -7,6 +7,7 @@ the workers' places, each node's free resources, and the nodes that are going aw
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray import _raylet
 from ray._private import services, state, utils, worker
 from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -31,20 +33,26 @@ MANY_PROCESSES = "worker processes have been started"  # harmless where several 
 WORKER_DIED = "A worker died or was killed while executing a task"
 NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
+raylet: Any = _raylet  # compiled, and has no types
+AGENT_PORTS = (
+    raylet.METRICS_AGENT_PORT_NAME,
+    raylet.METRICS_EXPORT_PORT_NAME,
+    raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+)
 
 
 @contextmanager
 def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
     """Within the block a command's own Ray starts fewer processes: no autoscaler's monitor, since nothing scales; no
     log monitor, since the driver shows no workers' logs; no dashboard, whose server would start, and delay the command,
-    even if switched off. A node's agent is smaller without a dashboard. A failed start leaves no processes.
+    even if switched off; no dashboard's agent. A failed start leaves no processes.
 
     Args:
         meanwhile: called while the node starts.
     """
     names = (*NOT_NEEDED_ALONE, "start_head_processes", "start_ray_processes")
     usual = {name: getattr(Node, name) for name in names}
-    missing = utils.get_dashboard_dependency_error
+    start_process = services.start_ray_process
     nodes: list[Node] = []
 
     def start_head(self: Node) -> None:
@@ -59,7 +67,7 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
     for name in NOT_NEEDED_ALONE:
         setattr(Node, name, lambda *_, **__: None)
     Node.start_head_processes, Node.start_ray_processes = start_head, start_rest
-    utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is wanted")
+    services.start_ray_process = lambda command, *rest, **more: start_process(_without_agent(command), *rest, **more)
     try:
         yield
     except BaseException:
@@ -67,9 +75,31 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
             node.kill_all_processes(check_alive=False, wait=True)
         raise
     finally:
-        utils.get_dashboard_dependency_error = missing
+        services.start_ray_process = start_process
         for name, method in usual.items():
             setattr(Node, name, method)
+
+
+def _without_agent(command: list[str]) -> list[str]:
+    """The command of a Ray process; a raylet's without the dashboard's agent. A raylet ends if its agents, which import
+    for seconds, have not written their ports after 15 s, as on a busy machine. So the ports are known before: -1, Ray's
+    number of a service that is off, and one that is free now for the agent of runtime environments, which the raylet
+    then waits for only where a task needs it. In the place of the dashboard's agent is `cat`, which ends with the
+    raylet: its input is a pipe from there."""
+    options = dict(one.split("=", 1) for one in command if "=" in one)
+    if "--dashboard_agent_command" not in options:
+        return command
+    for name in AGENT_PORTS:
+        raylet.persist_port(options["--session_dir"], options["--node_id"], name, -1)
+    with socket.socket() as free:
+        free.bind((options["--node_ip_address"], 0))
+        port = free.getsockname()[1]
+    own = {"--dashboard_agent_command": "cat", "--runtime_env_agent_port": str(port)}
+    own |= {
+        name: options[name].replace("--runtime-env-agent-port=0", f"--runtime-env-agent-port={port}")
+        for name in ("--python_worker_command", "--runtime_env_agent_command")
+    }
+    return [f"{name}={own[name]}" if (name := one.partition("=")[0]) in own else one for one in command]
 
 
 def _wait_for_node(node: Node) -> None:

@@ -37,6 +37,8 @@ from pipeline.progress import MapTasks, Progress, no_progress
 FORMAT = 1
 CORPUS_FORMAT = 2
 
+FEW_PAIRS = 20_000  # are tokenised here, within a second or so: other processes would import for longer
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -241,7 +243,8 @@ def _build_shards(
     total = sum(task.pairs for task in tasks)
     done = 0
     splits: dict[str, dict[str, int]] = {split: defaultdict(int) for split in present}
-    for task, counts in zip(tasks, map_tasks(tokenize_shard, tasks), strict=True):
+    spread: MapTasks = map_tasks if total > FEW_PAIRS else map
+    for task, counts in zip(tasks, spread(tokenize_shard, tasks), strict=True):
         split = splits[task.split]
         split["shards"] += 1
         for name, count in dataclasses.asdict(counts).items():

@@ -33,6 +33,7 @@ from pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of every key below; to be raised when the same settings no longer give the same files
 LEAST_SHARD_BYTES, MAX_SHARDS = 4 * 2**20, 256
+FEW_BYTES = 2 * 2**20  # of text are tokenised here, as FEW_PAIRS in prepare.py
 BASELINE = "5-gram of bytes"  # interpolated Kneser-Ney
 BASELINE_BYTES = 64 * 2**20  # of train that the baseline is trained on, in a quarter of a minute
 
@@ -170,14 +171,17 @@ def _build_shards(
     progress: Progress,
 ) -> dict[str, Any]:
     tasks: list[DocumentsTask] = []
+    size_of_all = 0
     for split in splits:
         size = corpus.manifest["counts"]["splits"][split]["bytes"]
+        size_of_all += size
         each = shard_bytes or max(LEAST_SHARD_BYTES, -(-size // MAX_SHARDS))
         tasks += document_tasks(corpus.folder, tokenizer.folder, folder, split, each)
     totals: dict[str, dict[str, Any]] = {split: defaultdict(int) for split in splits}
     changed_example, done = "", 0
     total = sum(task.end - task.first for task in tasks)
-    for task, counts in zip(tasks, map_tasks(tokenize_documents, tasks), strict=True):
+    spread: MapTasks = map_tasks if size_of_all > FEW_BYTES else map
+    for task, counts in zip(tasks, spread(tokenize_documents, tasks), strict=True):
         split = totals[task.split]
         split["shards"] += 1
         for name, count in asdict(counts).items():

@@ -28,6 +28,7 @@ from pipeline.train.objective import TranslationObjective
 # Below 1 BLEU almost no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
 BLEU = Metric("bleu", "BLEU", limits=(0.0, 100.0), trivial=1.0)
 LINES_PER_TASK = 500
+FEW_LINES = 32  # are one task: another process would import for longer than it translated
 
 
 def translation(
@@ -138,7 +139,7 @@ def translate_in_tasks(
     """
     # Lines are sorted by length and dealt out in turn, so that every task has the same amount of work.
     order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
-    num_tasks = max(2, -(-len(lines) // LINES_PER_TASK))
+    num_tasks = max(1 if len(lines) <= FEW_LINES else 2, -(-len(lines) // LINES_PER_TASK))
     shares = [order[i::num_tasks] for i in range(min(num_tasks, len(lines)))]
     tasks = [(str(model), [lines[i] for i in share], search) for share in shares]
     translations = [""] * len(lines)

@@ -1,5 +1,7 @@
 """A Ray session costs ten seconds and more of starting processes: all tests share the run that they only look at."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,13 @@ def place(tmp_path_factory) -> Path:
 def whole(place) -> Outcome:
     """The run that nothing disturbs, by which the others are measured."""
     return transloom(place, "run", *TINY, "name=whole")
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """For this test's commands: each program then has one way of using its cores, so that fewer processes start, and no
+    threads wait for each other where other tests have the cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield
+    os.sched_setaffinity(0, before)

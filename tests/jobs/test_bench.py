@@ -1,8 +1,6 @@
 """The bench as a person types it: what is refused at once, what is left out and said, and a whole small bench."""
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,16 +120,6 @@ def test_sentences_are_dealt_out_to_the_members_and_come_back_in_their_order() -
     assert first.config == second.config == BeamConfig(beam=3, length_penalty=0.0)
     # By length, in turns: each member has as much to do.
     assert sorted(map(len, first.sources)) == [1, 2, 3, 4] and sorted(map(len, second.sources)) == [1, 2, 3]
-
-
-@pytest.fixture
-def one_core() -> Iterator[None]:
-    """For this test's commands: each program then has one way of using its cores, so that fewer processes start, and no
-    threads wait for each other where other tests have the cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    yield
-    os.sched_setaffinity(0, before)
 
 
 @pytest.mark.slow

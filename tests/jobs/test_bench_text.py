@@ -158,6 +158,7 @@ def test_a_model_of_another_task_is_refused_where_it_has_no_corpus_of_its_own(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 def test_a_whole_small_bench(tmp_path: Path) -> None:
     from command import transloom_here
 

@@ -6,6 +6,7 @@ import stat
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray._private.node import Node
@@ -73,14 +74,19 @@ def test_ray_that_comes_up_at_neither_attempt_is_said_and_leaves_nothing(monkeyp
     assert len(nodes) == 2 and not any(node.live_processes() for node in nodes)
 
 
-def test_the_folder_of_a_ray_of_ones_own_is_closed_to_other_users(monkeypatch, tmp_path):
+def test_a_ray_of_ones_own_is_closed_to_other_users_and_has_no_agent_of_a_dashboard(monkeypatch, tmp_path):
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     with ray_session(ClusterConfig(num_workers=1)):
-        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        node = ray._private.worker._global_node
+        session = Path(node.get_session_dir_path())
+        agents = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
+        assert sum(one.name() == "cat" for one in agents) == 1
+        assert not [one for one in agents if "agent.py" in " ".join(one.cmdline()) or "Dashboard" in one.cmdline()[0]]
         assert session.parent.parent == Path("/tmp", f"transloom-user-{os.getuid()}")
         assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
     assert (session / "logs").is_dir(), "the logs stay"
+    assert not [one for one in agents if one.is_running()]
 
 
 def test_a_folder_that_somebody_else_made_first_is_not_taken(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from pipeline.errors import UserError
 from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import Translator
 from pipeline.model_folder import count_saved, save_model
+from pipeline.progress import MapTasks
+from pipeline.tasks.translation import translate_in_tasks
 
 CONFIG = TransformerConfig(
     d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm=Norm.pre, max_positions=40
@@ -59,6 +62,19 @@ def test_one_translation_a_line_whatever_the_batches(folder: Path, caplog: pytes
     ]
     assert together == one_by_one
     assert not any("\n" in line for line in together)
+
+
+@pytest.mark.parametrize(("lines", "shares"), [(1, [1]), (32, [32]), (33, [17, 16]), (1001, [334, 334, 333])])
+def test_few_lines_are_one_task_and_many_are_shared_out(lines: int, shares: list[int]) -> None:
+    given: list[int] = []
+
+    def shout(_: object, tasks: list[tuple[str, list[str], BeamConfig]]) -> list[list[str]]:
+        given.extend(len(task[1]) for task in tasks)
+        return [[line.upper() for line in task[1]] for task in tasks]
+
+    texts = [f"line {i}" for i in range(lines)]
+    found = translate_in_tasks(Path("model"), texts, BeamConfig(), cast(MapTasks, shout), lambda done: None)
+    assert found == [text.upper() for text in texts] and given == shares
 
 
 def test_a_recurrent_model_is_stored_and_translates_lines_of_any_length(folder: Path, tmp_path: Path) -> None:

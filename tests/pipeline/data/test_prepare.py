@@ -104,9 +104,13 @@ def test_finished_stages_are_skipped_and_a_changed_setting_makes_new_ones_from_t
     assert run() == [True, True, True]
 
 
-def test_work_shared_out_to_processes_gives_the_same_bytes(tmp_path):
+def test_work_shared_out_to_processes_gives_the_same_bytes(tmp_path, monkeypatch):
+    def share(*_):
+        raise AssertionError("a small corpus is not worth another process")
+
     corpus = write_corpus(tmp_path / "in")
-    alone = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "alone", shard_pairs=16)
+    alone = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "alone", map_tasks=share, shard_pairs=16)
+    monkeypatch.setattr("pipeline.data.prepare.FEW_PAIRS", 0)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         shared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "shared", map_tasks=pool.map, shard_pairs=16)
     assert [folder.name for folder in folders(alone)] == [folder.name for folder in folders(shared)]
