@@ -17,23 +17,38 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("/test_submit", "/test_pipeline")  # twelve minutes each, of one process: begun last, they would end last
+# The longest first: a file that takes minutes and begins last would end alone, with the other process idle.
+LONGEST = (
+    "/test_pipeline",
+    "/test_submit",
+    "/test_chaos",
+    "/test_sweep",
+    "/test_bench_text",
+    "/test_bench",
+    "/test_race",
+    "/test_slurm",
+    "/test_deepspeed",
+)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file go to one process, for they share its fixtures; those of all test_pipeline*.py go to one, for
-    they look at the run `whole`, which takes a minute to make."""
+    they look at the run `whole`, which takes a minute to make; a language model has a run of its own."""
     from xdist.scheduler import LoadFileScheduling
 
     class OneRunInOneProcess(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "whole" if "/test_pipeline" in nodeid else super()._split_scope(nodeid)
+            is_of_whole = "/test_pipeline" in nodeid and "language_model" not in nodeid
+            return "whole" if is_of_whole else super()._split_scope(nodeid)
 
     return OneRunInOneProcess(config, log)
 

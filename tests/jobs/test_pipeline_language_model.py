@@ -88,7 +88,7 @@ def test_its_page_in_mlflow_has_scores_baseline_and_samples_by_step(place, first
 
 
 def test_the_same_command_again_finds_everything_done(place, first):
-    again = transloom(place, "run", *TINY, "name=first")
+    again = transloom_here(place, "run", *TINY, "name=first")
     assert again.code == 0 and len(re.findall("done before", again.out)) == 5, again.said
 
 
@@ -121,7 +121,7 @@ def test_a_training_begins_with_the_weights_of_another_run(place, first):
     )
     # Named by its folder, the same weights find the same run.
     words[words.index("train.initial=first")] = "train.initial=outputs/runs/first/model"
-    again = transloom(place, "run", *words)
+    again = transloom_here(place, "run", *words)
     assert again.code == 0 and len(re.findall("done before", again.out)) == 5, again.said
 
 
