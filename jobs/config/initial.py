@@ -41,7 +41,7 @@ def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: b
     takes_tokenizer = settings.train.initial_embeddings and not of_tokenizer
     root = Path(os.path.expanduser(settings.output_dir)).absolute()
     try:
-        model, tokenizer, corpus = _initial_settings(os.path.expanduser(initial), root)
+        model, tokenizer, run = _initial_settings(os.path.expanduser(initial), root)
     except UserError as error:
         if is_elsewhere:
             _tell(f"train.initial: {initial} is not on this machine, so model and tokenizer stay as they are set here")
@@ -56,7 +56,8 @@ def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: b
         end = settings.tokenizer.get("end_of_text") if "tokenizer.end_of_text" in named else None
         settings.tokenizer = {**kind, "path": str(tokenizer), **({"end_of_text": end} if end else {})}
     share = OmegaConf.select(settings, "corpus.mix.share")
-    if share and not settings.corpus.mix.get("source") and corpus is not None:
+    if share and not settings.corpus.mix.get("source") and run is not None:
+        corpus = _stage(run, "corpus")
         sides = {side: str(corpus / f"train.{side}") for side in ("source", "target")}
         settings.corpus.mix = {"share": share, **sides}
         _tell(f"corpus.mix is train of {corpus}")
@@ -67,27 +68,33 @@ def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: b
 
 def _initial_settings(name_or_path: str, root: Path) -> tuple[dict[str, Any], Path, Path | None]:
     """The section `model` of a run, a model folder or a Hugging Face folder, the folder with its tokenizer, and that of
-    a run's corpus of pairs.
+    the run, if it is one.
 
     Raises:
         UserError: there is no such model, or the folder is damaged.
     """
     # They import this module's users.
     from jobs.config.compose import read_config
-    from jobs.runs.model import whole_records
-    from jobs.runs.workspace import find_run, stage_folder
+    from jobs.runs.workspace import find_run
     from pipeline.model_folder import stored_config
 
     folder = Path(name_or_path).absolute()
     if not (folder / MODEL_CONFIG).exists():
         folder = find_run(name_or_path, root) / MODEL_FOLDER
-    run, corpus = folder.parent, None
-    if folder.name == MODEL_FOLDER and (run / CONFIG_FILE).exists() and (run / PREPARED_FILE).exists():
-        with whole_records(name_or_path):
-            corpus = stage_folder(run, "corpus")
-            if not (folder / MODEL_CONFIG).exists():  # trained, and not evaluated yet
-                return _section(read_config(run / CONFIG_FILE).model), stage_folder(run, "tokenizer"), corpus
-    return _section(stored_config(folder)), folder, corpus
+    run = folder.parent
+    if folder.name != MODEL_FOLDER or not all((run / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)):
+        return _section(stored_config(folder)), folder, None
+    if not (folder / MODEL_CONFIG).exists():  # trained, and not evaluated yet
+        return _section(read_config(run / CONFIG_FILE).model), _stage(run, "tokenizer"), run
+    return _section(stored_config(folder)), folder, run
+
+
+def _stage(run: Path, name: str) -> Path:
+    from jobs.runs.model import whole_records
+    from jobs.runs.workspace import stage_folder
+
+    with whole_records(str(run)):
+        return stage_folder(run, name)
 
 
 def _section(model: Any) -> dict[str, Any]:

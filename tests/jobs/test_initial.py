@@ -68,8 +68,8 @@ NORM = "transformer.ln_f.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_changed(lambda t: t.update({NORM: torch.ones(31)})), r"ln_f\.weight has the shape \(31,\)"),
-        (_changed(lambda t: t.pop(NORM)), r"ln_f\.weight has the shape None"),
+        (_changed(lambda t: t.update({NORM: torch.ones(31)})), r"ln_f\.weight' has the shape \(31,\)"),
+        (_changed(lambda t: t.pop(NORM)), r"ln_f\.weight' is missing"),
         (_pickle, r"pytorch_model\.bin is a pickle"),
         (lambda gpt: (gpt / "tokenizer.json").unlink(), r"no tokenizer at .*gpt"),
     ],
