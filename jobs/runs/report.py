@@ -16,6 +16,7 @@ from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
 from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
+from jobs.runs.summary import use_of
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of

@@ -7,6 +7,7 @@ import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +60,8 @@ class Part(NamedTuple):
 
 
 def template_parts(template: str) -> list[Part]:
-    """The parts of a template such as "{text}\\nTL;DR:\\n": {name} stands for a record's field, {{ and }} for braces, and
-    a backslash with n or t for a line break or a tab, as a shell passes them on.
+    """The parts of a template such as "{text}\\nTL;DR:\\n": {name} stands for a record's field, {{ and }} for braces,
+    and a backslash with n or t for a line break or a tab, as a shell passes them on.
 
     Raises:
         ValueError: a brace has no counterpart, or braces hold something else than a field's name.
@@ -98,11 +99,16 @@ class Template:
 
     @property
     def tail(self) -> str:
-        return "" if not self.parts or self.parts[-1].field is not None else self.parts[-1].literal
+        return "".join(part.literal for part in self._behind)
+
+    @property
+    def _behind(self) -> tuple[Part, ...]:
+        """The parts behind the last field."""
+        return tuple(takewhile(lambda part: part.field is None, reversed(self.parts)))[::-1]
 
     def body(self, record: Mapping[str, str]) -> str:
         """The prompt of a record, up to the last field."""
-        parts = self.parts[:-1] if self.tail else self.parts
+        parts = self.parts[: len(self.parts) - len(self._behind)]
         return "".join(part.literal + ("" if part.field is None else record[part.field]) for part in parts)
 
     def prompt(self, record: Mapping[str, str]) -> str:
