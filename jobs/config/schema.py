@@ -10,6 +10,7 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig
 from pipeline.data.documents import DocumentsConfig
+from pipeline.data.prompts import PromptsConfig
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.errors import UserError
@@ -26,7 +27,7 @@ from pipeline.train.session import TrainConfig
 if TYPE_CHECKING:
     from model.build import ModelConfig
 
-    Corpus = CorpusConfig | DocumentsConfig
+    Corpus = CorpusConfig | DocumentsConfig | PromptsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
 else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
@@ -35,6 +36,7 @@ else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.archi
 TASK_SECTIONS = {
     TaskName.translation.value: {"corpus": CorpusConfig, "tokenizer": TokenizerConfig},
     TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.prompt_response.value: {"corpus": PromptsConfig, "tokenizer": TextTokenizerConfig},
 }
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -141,7 +143,7 @@ class Config:
     @property
     def languages(self) -> tuple[str, str] | None:
         """Source and target language; None for a task other than translation."""
-        if isinstance(self.corpus, DocumentsConfig):
+        if not isinstance(self.corpus, CorpusConfig):
             return None
         return self.corpus.source_language, self.corpus.target_language
 
@@ -169,7 +171,7 @@ def pairs_of(config: Config, job: str) -> CorpusConfig:
     Raises:
         UserError: the task is not translation.
     """
-    if isinstance(config.corpus, DocumentsConfig):
+    if not isinstance(config.corpus, CorpusConfig):
         raise UserError(f"task: {job} is about translations, and knows no task={config.task.value}")
     return config.corpus
 
@@ -182,20 +184,23 @@ def refuse_contradictions(config: Config) -> Config:
             is not for the task; texts of the model's length do not fit into a micro-batch.
     """
     is_text = config.task is TaskName.language_model
-    if is_text != isinstance(config.model, DecoderConfig):
+    is_decoder = isinstance(config.model, DecoderConfig)
+    if is_text != is_decoder and config.task is not TaskName.prompt_response:  # whose model may be of either kind
         fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
         raise UserError(
             f"model.architecture: {architecture_of(config.model)} is no model of task={config.task.value}; take one of "
             f"architecture {fitting}"
         )
-    if is_text and config.clean != CleanConfig():
-        raise UserError("clean: its rules are of sentence pairs, and mean nothing to task=language_model")
+    if config.task is not TaskName.translation and config.clean != CleanConfig():
+        raise UserError(f"clean: its rules are of sentence pairs, and mean nothing to task={config.task.value}")
     if isinstance(config.corpus, DocumentsConfig) and "validation" not in config.corpus.splits:
         raise UserError(
             "corpus.held_out.validation: is 0, and corpus.validation has no data, but a training is validated; hold a "
             "share out, such as 0.01"
         )
-    if is_text and config.batch.micro_tokens < (context := config.model.max_positions or 0):
+    if isinstance(config.corpus, PromptsConfig):
+        _refuse_wrong_prompts(config.corpus, config.model.max_positions, is_decoder)
+    if (is_text or is_decoder) and config.batch.micro_tokens < (context := config.model.max_positions or 0):
         raise UserError(
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
             "tokens; raise it, or lower model.max_positions"
@@ -215,3 +220,23 @@ def refuse_contradictions(config: Config) -> Config:
     except ValueError as error:
         raise UserError(f"schedule.{error}") from error
     return config
+
+
+def _refuse_wrong_prompts(corpus: PromptsConfig, context: int | None, is_decoder: bool) -> None:
+    """
+    Args:
+        context: the model's max_positions; None: any number.
+    Raises:
+        UserError: there is no validation set, or the model has no room for prompts and responses.
+    """
+    if "validation" not in corpus.splits:
+        raise UserError(
+            "corpus.held_out: is 0, and corpus.validation has no files, but a training is validated; hold a share out, "
+            "such as 0.05"
+        )
+    if context is not None and corpus.max_response_tokens > context - is_decoder:
+        raise UserError(
+            f"corpus.max_response_tokens: {corpus.max_response_tokens:,} tokens of a response do not fit into "
+            f"model.max_positions={context:,}{' with a prompt' if is_decoder else ''}; lower it, or raise "
+            "model.max_positions"
+        )

@@ -14,12 +14,18 @@ from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
+from pipeline.data.prompts import PromptsConfig
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.task import Metric
 
 
-def print_prepared(prepared: Prepared) -> None:
+def print_prepared(prepared: Prepared, metric: Metric) -> None:
+    """
+    Args:
+        metric: of the baselines.
+    """
     rows = []
     for name in ("corpus", "tokenizer", "shards"):
         stage = getattr(prepared, name)
@@ -38,7 +44,7 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(table("\nCorpus", heads, rows, right=tuple(range(1, len(heads)))))
     for split, baselines in prepared.corpus.manifest["counts"].get("baselines", {}).items():
         for name, value in baselines.items():
-            console.print(f"A {name} comes to {value:.4f} bits per byte on {split}")
+            console.print(f"Baseline: a {name} comes to {metric.shown(value)} {metric.title} on {split}")
 
 
 # In a well aligned corpus less than 1 % of the pairs break a rule, since the limits are wide. More than 5 % are a sign
@@ -124,7 +130,7 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
     """Prints scores with signatures, samples, speed and folders."""
     training = training_of(run, result["step"])
-    metric, final = selecting_metric(run.config.task), final_split(result)
+    metric, final = selecting_metric(run.config.task, run.config.corpus), final_split(result)
     rows = []
     for split in ("test", "validation"):
         for name, score in result.get(split, {}).items():
@@ -151,7 +157,7 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     column = list(tokens)[-1]
     speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
     evaluated = result["sentences"][final] / max(result["seconds"][final], 1e-9)
-    units = "sentences" if run.config.languages else "documents"
+    units = {TaskName.translation: "sentences", TaskName.language_model: "documents"}.get(run.config.task, "examples")
     console.print(
         f"Trained {training['step']:,} steps in {clock(seconds)}: {speeds} tokens/s without padding, "
         f"{tokens[column]:,} {column} tokens in all ({platform.machine()}, {processor_name()}, {workers}).\n"
@@ -180,4 +186,6 @@ def use_of(run: Run, model: str) -> str:
     """The command that uses `model`, a name or a folder, which is of the run's task."""
     if run.config.languages:
         return f"transloom translate {model} < your_text"
+    if isinstance(run.config.corpus, PromptsConfig):
+        return f'transloom generate {model} "your text"'
     return f'transloom generate {model} "Once upon a time"'

@@ -17,10 +17,15 @@ class TaskName(Enum):
 
     translation = "translation"
     language_model = "language_model"
+    prompt_response = "prompt_response"
 
 
-def selecting_metric(task: TaskName) -> Metric:
-    """The metric that chooses among runs of a task."""
+def selecting_metric(task: TaskName, corpus: Any = None) -> Metric:
+    """The metric that chooses among runs of a task.
+
+    Args:
+        corpus: its settings, which name the metric of prompts and responses.
+    """
     match task:
         case TaskName.translation:
             from pipeline.tasks.translation import BLEU
@@ -30,6 +35,10 @@ def selecting_metric(task: TaskName) -> Metric:
             from pipeline.tasks.language_model import BITS_PER_BYTE
 
             return BITS_PER_BYTE
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import metric_of
+
+            return metric_of(corpus)
 
 
 def token_columns(task: TaskName) -> tuple[str, ...]:
@@ -39,6 +48,8 @@ def token_columns(task: TaskName) -> tuple[str, ...]:
             return ("source", "target")
         case TaskName.language_model:
             return ("text",)
+        case TaskName.prompt_response:
+            return ("text", "response")
 
 
 def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progress) -> Any:
@@ -56,6 +67,10 @@ def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progres
             from pipeline.data.documents import with_local_documents
 
             return with_local_documents(config.corpus, folder, progress)
+        case TaskName.prompt_response:
+            from pipeline.data.prompts import with_local_prompts
+
+            return with_local_prompts(config.corpus, folder, progress)
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -78,6 +93,10 @@ def refuse_wrong_corpus(config: Any) -> None:
             from pipeline.data.prepare_documents import refuse_missing_documents
 
             refuse_missing_documents(config.corpus)
+        case TaskName.prompt_response:
+            from pipeline.data.prepare_prompts import refuse_missing_records
+
+            refuse_missing_records(config.corpus)
 
 
 def prepare_data(
@@ -100,6 +119,13 @@ def prepare_data(
             from pipeline.data.prepare_documents import prepare_documents
 
             return prepare_documents(config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find)
+        case TaskName.prompt_response:
+            from pipeline.data.prepare_prompts import prepare_prompts
+            from pipeline.tasks.prompt_response import baseline_scores
+
+            return prepare_prompts(
+                config.corpus, config.tokenizer, folder, baseline_scores, map_tasks, progress, only_find=only_find
+            )
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -121,6 +147,10 @@ def scoring(config: Any, own: Any) -> Scoring:
             from pipeline.tasks.language_model import language_model_scoring
 
             return language_model_scoring()
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import response_scoring
+
+            return response_scoring()
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -154,6 +184,16 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
                 folder_of,
                 model=config.model,
                 micro_tokens=config.batch.micro_tokens,
+                label_smoothing=config.train.label_smoothing,
+            )
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import prompt_response
+
+            return prompt_response(
+                folder_of,
+                corpus=config.corpus,
+                model=config.model,
+                batch=config.batch,
                 label_smoothing=config.train.label_smoothing,
             )
         case _:
