@@ -1,12 +1,13 @@
 """Builds a model from its configuration. Only this file knows every architecture."""
 
+from model.classifier import TextClassifier
 from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
 from model.decoder_only import DecoderOnly
 from model.recurrent import Recurrent
 from model.transformer import Transformer
 
 ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
-Model = Transformer | Recurrent | DecoderOnly
+Model = Transformer | Recurrent | DecoderOnly | TextClassifier
 
 # The names in configurations and model folders.
 ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[DecoderConfig]] = {
