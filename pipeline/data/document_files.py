@@ -1,8 +1,9 @@
 """Streams documents from files of text, JSON lines and parquet; memory does not grow with the file."""
 
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -11,7 +12,7 @@ from typing import Any
 
 from pipeline.data.clean import shortened
 from pipeline.data.formats import refuse_binary
-from pipeline.data.lines import BOM, open_text
+from pipeline.data.lines import BOM, PACKED, open_text, unpacked_name
 from pipeline.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -66,12 +67,12 @@ def read_file(file: Path, unit: Unit, text_field: str, max_bytes: int) -> Iterat
 
 def file_format(file: Path) -> str:
     """The format by the file's suffix: "json", "parquet" or "text"."""
-    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    suffix = Path(unpacked_name(file.name)).suffix.lower()
     return "json" if suffix in JSON_SUFFIXES else "parquet" if suffix == ".parquet" else "text"
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...], excluded: frozenset[str] = frozenset()) -> list[Path]:
-    """The files below a folder that end in one of `suffixes`, with or without .gz, sorted by their paths.
+    """The files below a folder that end in one of `suffixes`, also compressed, sorted by their paths.
 
     Hidden files and folders are left out, and folders of the names `excluded`. Links to folders are not followed.
     """
@@ -81,9 +82,26 @@ def files_below(folder: Path, suffixes: tuple[str, ...], excluded: frozenset[str
         paths += [
             os.path.join(parent, name)
             for name in names
-            if not name.startswith(".") and name.removesuffix(".gz").endswith(suffixes)
+            if not name.startswith(".") and unpacked_name(name).endswith(suffixes)
         ]
     return [Path(path) for path in sorted(paths, key=lambda path: path.split(os.sep)) if os.path.isfile(path)]
+
+
+def matching_files(pattern: str, key: str) -> list[Path]:
+    """The files that match a pattern, sorted by name.
+
+    Args:
+        key: the setting of the pattern, for messages.
+    Raises:
+        UserError: there is none.
+    """
+    literal = [pattern] if os.path.isfile(pattern) else []  # a file's name may have brackets
+    matches = literal or sorted(glob.glob(pattern, recursive=True))
+    files = [Path(name) for name in matches if os.path.isfile(name)]
+    if not files:
+        packed = next((f" {pattern}{ending} is there." for ending in PACKED if os.path.isfile(pattern + ending)), "")
+        raise UserError(f"{key}: no file matches {pattern}.{packed} Quote a pattern, so that no shell expands it.")
+    return files
 
 
 def _binary(file: Path) -> Fault | None:
@@ -163,39 +181,63 @@ def _json_lines(file: Path, text_field: str, max_bytes: int) -> Iterator[Read]:
 
 
 def _parquet(file: Path, text_field: str) -> Iterator[Read]:
+    for place, row in parquet_rows(file, [text_field], "corpus.text_field"):
+        yield place, field_of(row, text_field, place)
+
+
+def parquet_rows(file: Path, fields: Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Streams (place, row) of a parquet file, with the columns that the fields lie in.
+
+    Args:
+        fields: names of columns, or dotted paths into nested ones.
+        key: the setting that names the fields, for messages.
+    Raises:
+        UserError: the file is truncated, or lacks a column.
+    """
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(file) as table:
             names = table.schema_arrow.names
-            column = text_field if text_field in names else text_field.partition(".")[0]
-            if column not in names:
-                raise UserError(f"corpus.text_field: {file} has no column {column!r}, only {', '.join(names)}")
+            columns = [name if name in names else name.partition(".")[0] for name in fields]
+            if lacking := [column for column in columns if column not in names]:
+                raise UserError(f"{key}: {file} has no column {lacking[0]!r}, only {', '.join(names)}")
             number = 0
-            for batch in table.iter_batches(ROWS_PER_BATCH, columns=[column]):
+            for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(dict.fromkeys(columns))):
                 for row in batch.to_pylist():
                     number += 1
-                    place = f"{file} row {number}"
-                    yield place, field_of(row, text_field, place)
+                    yield f"{file} row {number}", row
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: is not a whole parquet file ({error}). Fetch it again.") from error
 
 
 def field_of(record: Any, name: str, place: str) -> str | Fault:
     """The text of a record's field, or the fault."""
+    value = value_of(record, name, place, "corpus.text_field")
+    if isinstance(value, Fault | str):
+        return value
+    return Fault("missing_field", f"{place}: {name!r} (corpus.text_field) holds {kind_of(value)}, not text.")
+
+
+def value_of(record: Any, name: str, place: str, key: str) -> Any | Fault:
+    """The value of a record's field, of any type, or the fault.
+
+    Args:
+        name: a dotted path leads into nested records.
+        key: the setting that names the field, for messages.
+    """
     value = record
     for part in [name] if isinstance(record, Mapping) and name in record else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            held = f"has {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"is {_kind(value)}"
-            return Fault("missing_field", f"{place}: no field {name!r} (corpus.text_field); it {shortened(held)}.")
+            held = f"has {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"is {kind_of(value)}"
+            return Fault("missing_field", f"{place}: no field {name!r} ({key}); it {shortened(held)}.")
         value = value[part]
-    if not isinstance(value, str):
-        return Fault("missing_field", f"{place}: {name!r} (corpus.text_field) holds {_kind(value)}, not text.")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The type of a value, for a message."""
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 

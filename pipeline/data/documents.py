@@ -1,7 +1,6 @@
 """Reads a language model's documents from Python's own library, files of text, JSON lines or parquet, a folder of
 source code, or a data set of the `datasets` library. Documents are streamed: memory holds one document at a time."""
 
-import glob
 import hashlib
 import os
 import re
@@ -15,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.clean import Invalid, shortened
-from pipeline.data.document_files import Read, Unit, checked, field_of, file_format, files_below, read_file
+from pipeline.data.document_files import (
+    Read,
+    Unit,
+    checked,
+    field_of,
+    file_format,
+    files_below,
+    matching_files,
+    read_file,
+)
 from pipeline.data.hub import load_rows
 from pipeline.errors import UserError
 from pipeline.files import absolute_path, hash_of, sha256_file
@@ -299,14 +307,7 @@ def source_files(config: DocumentsConfig, split: str) -> list[Path]:
                     "corpus.suffixes, as in corpus.suffixes=[.py,.c], or a pattern of files."
                 )
         else:
-            literal = [pattern] if os.path.isfile(pattern) else []  # a file's name may have brackets
-            matches = literal or sorted(glob.glob(pattern, recursive=True))
-            found = [Path(name) for name in matches if os.path.isfile(name)]
-            if not found:
-                hint = f" {pattern}.gz is there." if os.path.isfile(f"{pattern}.gz") else ""
-                raise UserError(
-                    f"{key}: no file matches {pattern}.{hint} Quote a pattern, so that no shell expands it."
-                )
+            found = matching_files(pattern, key)
         files |= dict.fromkeys(found)
     return list(files)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.formats import HEAD_BYTES, refuse_binary
-from pipeline.data.lines import MAX_LINE_BYTES, existing_file, open_text, read_lines
+from pipeline.data.lines import MAX_LINE_BYTES, existing_file, open_text, read_lines, unpacked_name
 from pipeline.errors import UserError
 from pipeline.files import atomic_write
 
@@ -15,7 +15,7 @@ NAMES = (".jsonl", ".json", ".ndjson")
 
 def is_json_lines(path: Path) -> bool:
     """Whether the file holds JSON lines, by its name."""
-    return path.with_suffix("").suffix in NAMES if path.suffix == ".gz" else path.suffix in NAMES
+    return Path(unpacked_name(path.name)).suffix in NAMES
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,16 +1,19 @@
 """Reads text files as lines of bytes, one line for each line feed; memory does not grow with the file."""
 
 import gzip
+import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pipeline.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20  # no sentence is longer; the rest of a longer line is never in memory
 BOM = b"\xef\xbb\xbf"
+PACKED = (".gz", ".xz", ".zst")  # endings of compressed files that `open_text` unpacks
 
 
 def existing_file(path: str | Path) -> Path:
@@ -27,21 +30,68 @@ def existing_file(path: str | Path) -> Path:
     raise UserError(f"no such file: {path} (nor {path}.gz)")
 
 
+def unpacked_name(name: str) -> str:
+    """The name without the ending of a compressed file."""
+    ending = next((ending for ending in PACKED if name.endswith(ending)), "")
+    return name.removesuffix(ending)
+
+
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """Opens the file's bytes, unpacked if its name ends in .gz.
+    """Opens the file's bytes, unpacked if its name ends in .gz, .xz or .zst.
 
     Raises:
-        UserError: the gzip file is truncated, or the file is not readable.
+        UserError: the compressed file is truncated, or the file is not readable.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        remedy = "Fetch it again, or take .gz off its name if it is plain text"
-        raise UserError(f"{path}: not a whole gzip file ({error}). {remedy}.") from error
+        with _unpacked(path) as file:
+            yield file
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error, BadZstdFile) as error:
+        form = {".gz": "gzip", ".xz": "xz"}.get(path.suffix, "zstd")
+        remedy = f"Fetch it again, or take {path.suffix} off its name if it is plain text"
+        raise UserError(f"{path}: not a whole {form} file ({error}). {remedy}.") from error
     except PermissionError as error:
         raise UserError(f"{path}: not readable by this user. Change its permissions.") from error
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    match path.suffix:
+        case ".gz":
+            return gzip.open(path)  # type: ignore[return-value]
+        case ".xz":
+            return lzma.open(path)  # type: ignore[return-value]
+        case ".zst":
+            return io.BufferedReader(_ZstdFile(path), 1 << 20)
+        case _:
+            return open(path, "rb")
+
+
+class BadZstdFile(OSError):
+    """The bytes of a .zst file are no whole zstd stream."""
+
+
+class _ZstdFile(io.RawIOBase):
+    """The unpacked bytes of a .zst file, by pyarrow: Python has zstd from 3.14 on."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow  # the import takes a second, and few corpora need it
+
+        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), "rb"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            raise BadZstdFile(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def count_lines(path: Path) -> int:

@@ -4,39 +4,43 @@ import csv
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from pipeline.data.formats import refuse_binary, refuse_lone_returns
-from pipeline.data.lines import BOM, MAX_LINE_BYTES
+from pipeline.data.lines import BOM, MAX_LINE_BYTES, open_text
 from pipeline.errors import UserError
+from pipeline.storage.files import is_url
 
 TSV_ENDINGS = (".tsv", ".tsv.gz", ".tab", ".tab.gz")
 
 
-def table_rows(file: str, is_tsv: bool) -> Iterator[tuple[str, dict[str, str]]]:
+def table_rows(file: str, is_tsv: bool, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """Streams the rows below the header as (place, {column: text}); bytes that are not UTF-8 become surrogates.
 
     A CSV file has commas, and quotation marks around values with commas, line ends or quotation marks (RFC 4180). A TSV
     file has tabs, and a quotation mark is an ordinary character. Empty lines are skipped.
 
     Args:
-        file: a path or a URL of fsspec, plain or .gz.
+        file: a path or a URL of fsspec, plain or .gz; a path also .xz and .zst.
+        columns: the columns' names, in their order, for a file without a header. None given: line 1 is the header.
     Raises:
         UserError: the file is missing or has another format, or a row's number of fields is not the header's; names the
             file and the line.
     """
     with _open(file) as lines:
+        origin = "the list of columns" if columns else "the header in line 1"
         rows = _tsv(file, lines) if is_tsv else _csv(file, lines)
-        _, header = next(rows, (0, []))
+        header = list(columns) if columns else next(rows, (0, []))[1]
         if doubles := {name for name in header if header.count(name) > 1}:
             raise UserError(f"{file} line 1: the header names {', '.join(map(repr, sorted(doubles)))} twice.")
         for number, fields in rows:
             if len(fields) != len(header):
                 hint = "" if is_tsv else ' A field that holds a comma must stand in quotation marks: "a, b".'
                 raise UserError(
-                    f"{file} line {number}: {len(fields)} fields, but the header in line 1 has {len(header)} "
+                    f"{file} line {number}: {len(fields)} fields, but {origin} has {len(header)} "
                     f"({', '.join(map(repr, header))}). Mend the row.{hint}"
                 )
             yield f"line {number}", dict(zip(header, fields, strict=True))
@@ -74,6 +78,16 @@ def _open(file: str) -> Iterator[Iterator[str]]:
     import fsspec
 
     name = os.path.basename(file)
+    if not is_url(file):
+        if not os.path.exists(file):
+            raise UserError(f"no such file: {file}")
+        with open_text(Path(file)) as unpacked:
+            head = unpacked.read(1 << 12)
+        refuse_binary(file, head)
+        refuse_lone_returns(file, head)
+        with open_text(Path(file)) as unpacked:
+            yield _decoded(unpacked)
+        return
     try:
         raw: Any
         opened: Any
