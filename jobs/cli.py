@@ -131,12 +131,12 @@ def _json(key: str, value: str) -> Any:
         raise UserError(f"{key}: is not JSON ({error}): {value[:60]}") from None
 
 
-def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "Config":
+def configuration(job: str, argv: Sequence[str], are_changes: bool = False, is_elsewhere: bool = False) -> "Config":
     """The configuration that a job's words make, or with `resolved=<file>` the one that was resolved elsewhere. Answers
     `--cfg job` itself, and then ends the command.
 
     Args:
-        are_changes: see `load_config`.
+        are_changes, is_elsewhere: see `load_config`.
     Raises:
         UserError: if the words are refused, or mean nothing to this job.
         SystemExit: 0, after the configuration was printed.
@@ -160,7 +160,7 @@ def configuration(job: str, argv: Sequence[str], are_changes: bool = False) -> "
     else:
         _refuse_meaningless(job, words)
         own_words = re.findall(r"([\w.]+)=", " ".join([COMMANDS[job].arguments, *COMMANDS[job].own_words]))
-        config = with_absolute_paths(load_config(words, own_words, are_changes))
+        config = with_absolute_paths(load_config(words, own_words, are_changes, is_elsewhere))
         if config.resume:
             config = resumed(config, words)
     if show:

@@ -89,14 +89,23 @@ def read_huggingface(folder: Path, cache_links: bool = False) -> tuple[DecoderCo
     """
     folder = Path(os.path.realpath(folder))
     settings = _Settings(folder, cache_links)
+    config, vocab_size = _config_of(settings)
+    return config, vocab_size, _read_weights(folder, cache_links, settings, config, vocab_size)
+
+
+def huggingface_config(folder: Path, cache_links: bool = False) -> DecoderConfig:
+    """As `read_huggingface`, the configuration alone."""
+    return _config_of(_Settings(Path(os.path.realpath(folder)), cache_links))[0]
+
+
+def _config_of(settings: "_Settings") -> tuple[DecoderConfig, int]:
     match settings.get("model_type"):
         case "gpt2":
-            config, vocab_size = _gpt2_config(settings)
+            return _gpt2_config(settings)
         case "llama":
-            config, vocab_size = _llama_config(settings)
+            return _llama_config(settings)
         case other:
             raise UserError(f"{settings.file}: model_type: {_short(other)} is none of gpt2, llama")
-    return config, vocab_size, _read_weights(folder, cache_links, settings, config, vocab_size)
 
 
 def huggingface_form(config: DecoderConfig) -> dict[str, Any]:

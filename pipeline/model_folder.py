@@ -36,7 +36,7 @@ from pipeline.data.text_tokenizer import (
 from pipeline.data.tokenizer import MAX_MODEL_BYTES, MODEL_FILE
 from pipeline.errors import UserError
 from pipeline.files import hash_of, sha256_file, write_json
-from pipeline.huggingface import is_huggingface, read_huggingface
+from pipeline.huggingface import huggingface_config, is_huggingface, read_huggingface
 from pipeline.untrusted import inside, open_plain, read_foreign_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -300,6 +300,19 @@ def weights_hash(folder: Path) -> str | None:
 @cache
 def _file_hash(file: Path, modified: int) -> str:
     return sha256_file(file)
+
+
+def stored_config(folder: Path) -> ModelConfig:
+    """The model's settings in a model folder or a folder of Hugging Face's; no weights are read.
+
+    Raises:
+        UserError: config.json is missing or damaged, or describes no model that can be built.
+    """
+    return (
+        huggingface_config(folder, cache_links=True)
+        if is_huggingface(folder)
+        else _config_of(folder, read_about(folder))
+    )
 
 
 def read_model(folder: Path) -> StoredModel:

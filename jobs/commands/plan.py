@@ -23,6 +23,7 @@ from model.flops import count_parameters
 from pipeline.data.documents import DocumentsConfig
 from pipeline.data.prepare import Prepared
 from pipeline.data.text_tokenizer import TextTokenizerConfig
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt, hash_of, write_json
 from pipeline.plan.calibrate import Calibration, calibrate, calibrated
@@ -139,6 +140,8 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
     elif isinstance(config.tokenizer, TextTokenizerConfig):
         vocab_size = vocabulary_of(config.tokenizer)
+    elif config.tokenizer.path:
+        vocab_size = Tokenizer.load(Path(config.tokenizer.path)).vocab_size
     else:
         vocab_size = config.tokenizer.vocab_size
     return Training(

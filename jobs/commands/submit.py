@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         config, origin = sweep_settings(settings)
         refuse_impossible(config)
         return submit(job, for_cluster(config, cluster), cluster, origin)
-    config = for_cluster(configuration(job, settings), cluster)
+    config = for_cluster(configuration(job, settings, is_elsewhere=True), cluster)
     if job == "evaluate" and config.name is None:
         raise UserError("evaluate: name the run: resume=<run>, or name=<run> with the settings that it was made with")
     return submit(job, config, cluster)
@@ -45,7 +45,7 @@ def _print_manifests(argv: Sequence[str]) -> int:
             "clusters.yaml, and submit the sweep to that: transloom submit sweep to=<name>"
         )
     settings.remove("--dry-run")
-    config = configuration(job, settings)
+    config = configuration(job, settings, is_elsewhere=True)
     values = {key: value for key, value in own.items() if key != "to"}
     print_manifests(job, config, kubernetes_config(values), sys.stdout)
     return 0

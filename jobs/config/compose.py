@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from jobs.config.groups import CONF_DIR, groups
+from jobs.config.initial import follow_initial
 from jobs.config.messages import explain, nearest, quoting, unknown
 from jobs.config.schema import TASK_SECTIONS, Config, refuse_contradictions
 from model.build import ARCHITECTURES, architecture_of
@@ -34,7 +35,9 @@ OWN_NAME = "file-of-your-own"  # the file's name in Hydra
 NUM_WORKERS = re.compile(r"cluster\.num_workers=(?:(\d+)|\[\s*(\d+)\s*,\s*(\d+)\s*\])")  # a number, or a range
 
 
-def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_changes: bool = False) -> Config:
+def load_config(
+    overrides: Sequence[str], own_words: Sequence[str] = (), are_changes: bool = False, is_elsewhere: bool = False
+) -> Config:
     """Composes conf/config.yaml with the overrides, in Hydra's `key=value` and `group=option` grammar. The experiment
     may also be a file of the user's own, `experiment=path/to/mine.yaml`.
 
@@ -42,11 +45,26 @@ def load_config(overrides: Sequence[str], own_words: Sequence[str] = (), are_cha
         own_words: a job's words besides settings, to suggest for an unknown key.
         are_changes: the overrides change another configuration, as with resume=<run>: the caller, which combines both,
             checks for contradictions.
+        is_elsewhere: the job runs on another machine; see `follow_initial`.
     Raises:
         UserError: for an unknown key or option, a wrong type, or a value that a part refuses.
     """
-    config = from_dict(_compose(overrides, own_words))
+    settings = _compose(overrides, own_words)
+    if not are_changes and settings.resume is None:
+        named = {word.partition("=")[0] for word in overrides} | _settings_of_experiment(overrides, "model")
+        follow_initial(settings, named, is_elsewhere)
+    config = from_dict(settings)
     return config if are_changes or config.resume else refuse_contradictions(config)
+
+
+def _settings_of_experiment(overrides: Sequence[str], section: str) -> set[str]:
+    """The keys of a section that the chosen experiment's own file sets."""
+    words = [word for word in overrides if word.startswith("experiment=")]
+    name = words[-1].partition("=")[2] if words else "demo"
+    file = Path(name).expanduser() if words and OWN_EXPERIMENT.fullmatch(words[-1]) else None
+    file = file or CONF_DIR / "experiment" / f"{name}.yaml"
+    values = _read(file).get(section) if file.exists() else None
+    return {f"{section}.{key}" for key in values} if isinstance(values, DictConfig) else set()
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:

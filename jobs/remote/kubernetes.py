@@ -19,7 +19,6 @@ from jobs.config.compose import to_dict, to_yaml
 from jobs.config.schema import Config
 from jobs.remote import kubernetes_services as services
 from jobs.remote.kubernetes_services import DATA, LABELS, POSTGRESQL, RAY_SECRET, container_security, pod_security
-from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.errors import UserError
 from pipeline.files import hash_of
 from pipeline.secrets import secrets_in
@@ -263,7 +262,7 @@ def _config_there(config: Config, own_mlflow: bool) -> Config:
     paths = dict(config.corpus.paths)
     if config.train.initial and config.train.initial.startswith("/"):  # else the name of a run there
         paths["train.initial"] = config.train.initial
-    if isinstance(config.tokenizer, TextTokenizerConfig) and config.tokenizer.path:
+    if config.tokenizer.path:
         paths["tokenizer.path"] = config.tokenizer.path
     for key, path in paths.items():
         if "://" not in path and not path.startswith(f"{DATA}/"):

@@ -1,6 +1,7 @@
 """Prepares tokenised shards from a corpus, in three stages; a stage with unchanged inputs and settings is skipped."""
 
 import dataclasses
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from pipeline.data.corpus import (
 from pipeline.data.overlap import Sides
 from pipeline.data.pairs import SentencePair
 from pipeline.data.shards import shard_tasks, tokenize_shard
-from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, train_tokenizer
+from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, existing_tokenizer, train_tokenizer
 from pipeline.data.words import count_words
 from pipeline.errors import UserError
 from pipeline.files import Stage, atomic_write, stage, without_defaults
@@ -84,11 +85,15 @@ def prepare(
     )
     hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
     train_files = [corpus_stage.folder / f"train.{side}" for side in SentencePair._fields]
+    if tokenizer.path:  # the file's hash counts, and no other setting
+        learnt, learnt_from = {}, {MODEL_FILE: hashlib.sha256(existing_tokenizer(tokenizer.path)).hexdigest()}
+    else:
+        learnt, learnt_from = without_defaults(tokenizer), {file.name: hashes[file.name] for file in train_files}
     tokenizer_stage = stage(
         output_dir / "tokenizers",
         "",
-        {"format": FORMAT, "tokenizer": without_defaults(tokenizer)},
-        {file.name: hashes[file.name] for file in train_files},
+        {"format": FORMAT, "tokenizer": learnt},
+        learnt_from,
         None if only_find else (lambda folder: _build_tokenizer(folder, train_files, tokenizer, progress)),
     )
     shards_stage = stage(

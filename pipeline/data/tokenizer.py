@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import sentencepiece
 from pipeline.data.lines import count_lines, read_lines
 from pipeline.data.words import collapse_whitespace
 from pipeline.errors import UserError
-from pipeline.files import atomic_write, sha256_file
+from pipeline.files import absolute_path, atomic_write, sha256_file
 from pipeline.untrusted import read_small
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -22,7 +22,12 @@ MAX_MODEL_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The vocabulary to learn. From a larger corpus `max_training_pairs` are taken evenly.
+    """The vocabulary to learn, or an existing one.
+
+    Attributes:
+        max_training_pairs: taken evenly from a larger corpus.
+        path: of an existing tokenizer.model, or of a folder with one, such as a run's model/; then nothing is learnt,
+            and the other settings mean nothing.
 
     Raises:
         ValueError: if a setting is out of range, naming the field.
@@ -32,6 +37,7 @@ class TokenizerConfig:
     character_coverage: float = 1.0
     byte_fallback: bool = True
     max_training_pairs: int = 1_000_000
+    path: str | None = None
 
     def __post_init__(self) -> None:
         smallest = 4 + 256 * self.byte_fallback + 1
@@ -45,12 +51,13 @@ class TokenizerConfig:
             raise ValueError(f"max_training_pairs: must be at least 1, not {self.max_training_pairs}")
 
     def with_absolute_paths(self) -> "TokenizerConfig":
-        """Returns the configuration unchanged, as it has no paths."""
-        return self
+        """The configuration with its path made absolute (from the working directory), and ~ expanded."""
+        return replace(self, path=self.path and absolute_path(self.path))
 
 
 def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) -> dict[str, Any]:
-    """Learns one vocabulary from the lines of all files and writes `folder`/tokenizer.model.
+    """Learns one vocabulary from the lines of all files, or copies the existing one, and writes
+    `folder`/tokenizer.model.
 
     The same lines and settings give the same file, byte for byte. A corpus too small for `vocab_size` gives a
     smaller vocabulary.
@@ -59,11 +66,18 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
         files: cleaned text, one sentence a line, equally many lines in each.
 
     Returns:
-        The manifest's entries: vocab_size and requested_vocab_size, training_lines, sha256 of the model.
+        The manifest's entries: vocab_size and requested_vocab_size, training_lines (0: nothing was learnt), sha256 of
+        the model.
 
     Raises:
-        UserError: there is nothing to learn from, or the vocabulary can't hold every character.
+        UserError: there is nothing to learn from, or the vocabulary can't hold every character; `path` has no
+            tokenizer.
     """
+    if config.path:
+        data = existing_tokenizer(config.path)
+        with atomic_write(folder / MODEL_FILE) as file:
+            file.write(data)
+        return _counts(Tokenizer.load(folder), None, 0)
     total = count_lines(files[0])
     wanted = min(total, config.max_training_pairs)
     if not wanted:
@@ -102,14 +116,35 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
         ) from None
     with atomic_write(folder / MODEL_FILE) as file:
         file.write(model.getvalue())
-    tokenizer = Tokenizer.load(folder)
+    return _counts(Tokenizer.load(folder), config.vocab_size, wanted * len(files))
+
+
+def _counts(tokenizer: "Tokenizer", requested: int | None, training_lines: int) -> dict[str, Any]:
     return {
         "vocab_size": tokenizer.vocab_size,
-        "requested_vocab_size": config.vocab_size,
-        "training_lines": wanted * len(files),
+        "requested_vocab_size": requested or tokenizer.vocab_size,
+        "training_lines": training_lines,
         "sha256": tokenizer.sha256,
         "sentencepiece_version": sentencepiece.__version__,
     }
+
+
+def existing_tokenizer(path: str) -> bytes:
+    """The content of the tokenizer.model that `TokenizerConfig.path` names.
+
+    Raises:
+        UserError: there is none, or it is no SentencePiece model with this project's special ids.
+    """
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise UserError(
+            f"tokenizer.path: there is no {file}. Name a {MODEL_FILE}, or a folder with one such as a run's model/"
+        )
+    try:
+        Tokenizer.load(file)
+    except UserError as error:
+        raise UserError(f"tokenizer.path: {error}") from error
+    return read_small(file, MAX_MODEL_BYTES)
 
 
 def _evenly(lines: Iterable[bytes], wanted: int, total: int) -> Iterator[bytes]:
