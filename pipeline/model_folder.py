@@ -428,8 +428,8 @@ def _refuse_translator(config: ModelConfig, about: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class LoadedClassifier:
-    """A classifier in evaluation mode, its tokenizer, its labels in the order of their numbers, and what its folder says
-    of it."""
+    """A classifier in evaluation mode, its tokenizer, its labels in the order of their numbers, and its folder's
+    metadata."""
 
     model: TextClassifier
     tokenizer: TextTokenizer

@@ -10,6 +10,7 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig
 from pipeline.data.documents import DocumentsConfig
+from pipeline.data.labelled import LabelledConfig
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.errors import UserError
@@ -26,7 +27,7 @@ from pipeline.train.session import TrainConfig
 if TYPE_CHECKING:
     from model.build import ModelConfig
 
-    Corpus = CorpusConfig | DocumentsConfig
+    Corpus = CorpusConfig | DocumentsConfig | LabelledConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
 else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
@@ -35,6 +36,8 @@ else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.archi
 TASK_SECTIONS = {
     TaskName.translation.value: {"corpus": CorpusConfig, "tokenizer": TokenizerConfig},
     TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.classification.value: {"corpus": LabelledConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.masked_language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
 }
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -141,7 +144,7 @@ class Config:
     @property
     def languages(self) -> tuple[str, str] | None:
         """Source and target language; None for a task other than translation."""
-        if isinstance(self.corpus, DocumentsConfig):
+        if not isinstance(self.corpus, CorpusConfig):
             return None
         return self.corpus.source_language, self.corpus.target_language
 
@@ -169,7 +172,7 @@ def pairs_of(config: Config, job: str) -> CorpusConfig:
     Raises:
         UserError: the task is not translation.
     """
-    if isinstance(config.corpus, DocumentsConfig):
+    if not isinstance(config.corpus, CorpusConfig):
         raise UserError(f"task: {job} is about translations, and knows no task={config.task.value}")
     return config.corpus
 
@@ -181,7 +184,7 @@ def refuse_contradictions(config: Config) -> Config:
         UserError: some workers would never have a micro-batch; the schedule does not fit into the training; the model
             is not for the task; texts of the model's length do not fit into a micro-batch.
     """
-    is_text = config.task is TaskName.language_model
+    is_text = config.task in (TaskName.language_model, TaskName.classification, TaskName.masked_language_model)
     if is_text != isinstance(config.model, DecoderConfig):
         fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
         raise UserError(
@@ -189,12 +192,14 @@ def refuse_contradictions(config: Config) -> Config:
             f"architecture {fitting}"
         )
     if is_text and config.clean != CleanConfig():
-        raise UserError("clean: its rules are of sentence pairs, and mean nothing to task=language_model")
+        raise UserError(f"clean: its rules are of sentence pairs, and mean nothing to task={config.task.value}")
     if isinstance(config.corpus, DocumentsConfig) and "validation" not in config.corpus.splits:
         raise UserError(
             "corpus.held_out.validation: is 0, and corpus.validation has no data, but a training is validated; hold a "
             "share out, such as 0.01"
         )
+    if isinstance(config.model, DecoderConfig):
+        _refuse_wrong_sight(config.task, config.model)
     if is_text and config.batch.micro_tokens < (context := config.model.max_positions or 0):
         raise UserError(
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
@@ -211,3 +216,21 @@ def refuse_contradictions(config: Config) -> Config:
     except ValueError as error:
         raise UserError(f"schedule.{error}") from error
     return config
+
+
+def _refuse_wrong_sight(task: TaskName, model: DecoderConfig) -> None:
+    """
+    Raises:
+        UserError: a model that continues texts sees the tokens that it predicts, or a masked language model sees no
+            token behind a mask.
+    """
+    if task is TaskName.masked_language_model and model.causal:
+        raise UserError(
+            "model.causal: is true, and task=masked_language_model reads on both sides of a mask; set "
+            "model.causal=false"
+        )
+    if task not in (TaskName.masked_language_model, TaskName.classification) and not model.causal:
+        raise UserError(
+            f"model.causal: is false, and task={task.value} would see the tokens that it predicts; set "
+            "model.causal=true"
+        )

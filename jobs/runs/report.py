@@ -16,6 +16,7 @@ from jobs.config.compose import read_config, to_dict
 from jobs.config.schema import Config
 from jobs.remote.package import submission
 from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
+from jobs.runs.summary import use_of
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
@@ -40,7 +41,7 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
 )
 from pipeline.secrets import redacted
-from pipeline.tasks.build import selecting_metric, token_columns
+from pipeline.tasks.build import corpus_baselines, selecting_metric, token_columns
 from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
@@ -265,6 +266,8 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
     tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
+    for file in sorted(Path(result["folder"]).glob("*.png")):
+        tracker.log_figure(file)
     _draw(run, tracker)  # again, with the averaged model's score
 
 
@@ -292,6 +295,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     so_far = "" if result["training_ended"] else "has not ended: "
     column, tokens = list(tokens_of(training).items())[-1]
     final, origin = final_split(result), lineage(run.folder)
+    use = use_of(run, run.name)
     lines = {
         final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task))}",
         "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
@@ -299,11 +303,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
         "Data": f"{config.corpus.name}{f', {pair[0]}-{pair[1]}' if pair else ''}: {unit} {sizes}",
         "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, {tokens:,} {column} tokens, "
         f"{tokens / max(training['seconds'], 1e-9):,.0f}/s",
-        **(
-            {"Translate": f"`transloom translate {run.name} < your_text`"}
-            if pair
-            else {"Generate": f'`transloom generate {run.name} "Once upon a time"`'}
-        ),
+        use.split()[1].capitalize(): f"`{use}`",
         **({"Began with": f"`{origin['model']}`, SHA-256 {origin['sha256'][:12]}…"} if origin else {}),
         "Folder": f"`{run.folder}`",
     }
@@ -331,7 +331,7 @@ def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / FIGURES_FOLDER / CURVES_FILE
     title, task = f"{run.name} ({run.config.corpus.name})", run.config.task
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
-    baselines = counts.get("baselines", {}).get("validation")
+    baselines = corpus_baselines(task, counts).get("validation")
     points = read_points(run.folder)
     draw_curves(points, path, title, selecting_metric(task), token_columns(task), baselines)
     tracker.log_figure(path)

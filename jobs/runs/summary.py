@@ -9,13 +9,14 @@ from typing import Any
 
 from jobs.remote.package import submission
 from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
-from jobs.runs.workspace import Run
+from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.prepare import Prepared, unit_of
+from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import TaskName, selecting_metric
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -35,9 +36,10 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
     heads = ["split", unit, *(name.replace("_", " ") for name in columns)]
     console.print(table("\nCorpus", heads, rows, right=tuple(range(1, len(heads)))))
+    value_of = "{:.2f} % accuracy" if "labels" in prepared.corpus.manifest["counts"] else "{:.4f} bits per byte"
     for split, baselines in prepared.corpus.manifest["counts"].get("baselines", {}).items():
         for name, value in baselines.items():
-            console.print(f"A {name} comes to {value:.4f} bits per byte on {split}")
+            console.print(f"A {name} comes to {value_of.format(value)} on {split}")
 
 
 # In a well aligned corpus less than 1 % of the pairs break a rule, since the limits are wide. More than 5 % are a sign
@@ -86,7 +88,8 @@ def print_cleaning(prepared: Prepared) -> None:
             f"examples{f': {question}' if unit == 'pairs' else ''}"
         )
     shards = prepared.shards.manifest["counts"]
-    if changed := sum(split.get("changed", 0) for split in shards["splits"].values()):
+    changed = sum(split.get("changed", 0) for split in shards["splits"].values())
+    if changed and unit == "documents":
         console.print(
             f"\nwarning: {changed:,} documents do not come back from their tokens as they were, such as "
             f"{shards['changed_example']!r}: bits per byte are not those of the text. Take another tokenizer"
@@ -101,6 +104,11 @@ def print_cleaning(prepared: Prepared) -> None:
             f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
             "validation, too: the choice of settings by validation has seen them"
         )
+
+
+def _counts(run: Run) -> dict[str, Any]:
+    """The counts of the run's corpus."""
+    return read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
 
 
 def _word(value: Any) -> str:
@@ -125,7 +133,7 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     for split in ("test", "validation"):
         for name, score in result.get(split, {}).items():
             value = metric.shown(score["value"]) if name == metric.name else f"{score['value']:.2f}"
-            rows.append([f"{split} {name}", value, score["signature"]])
+            rows.append([f"{split} {name}", value, score["signature"] or score.get("details", "")])
             if name == metric.name:
                 for baseline, of_baseline in result.get("baselines", {}).get(split, {}).items():
                     rows.append([f"{split} {name} of a {baseline}", metric.shown(of_baseline), ""])
@@ -147,7 +155,7 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     column = list(tokens)[-1]
     speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
     evaluated = result["sentences"][final] / max(result["seconds"][final], 1e-9)
-    units = "sentences" if run.config.languages else "documents"
+    units = "sentences" if run.config.languages else unit_of(_counts(run))
     console.print(
         f"Trained {training['step']:,} steps in {clock(seconds)}: {speeds} tokens/s without padding, "
         f"{tokens[column]:,} {column} tokens in all ({platform.machine()}, {processor_name()}, {workers}).\n"
@@ -160,6 +168,8 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     console.print(f"Checkpoints  {run.folder / CHECKPOINTS_FOLDER}")
     if (outputs := Path(result["folder"]) / f"{final}.hypotheses").exists():
         console.print(f"Outputs      {outputs}")
+    for picture in sorted(Path(result["folder"]).glob(f"{final}_*.png")):
+        console.print(f"Picture      {picture}")
     console.print(f"Curves       {run.folder / FIGURES_FOLDER / CURVES_FILE}")
 
 
@@ -174,6 +184,12 @@ def print_next(*commands: str) -> None:
 
 def use_of(run: Run, model: str) -> str:
     """The command that uses `model`, a name or a folder, which is of the run's task."""
-    if run.config.languages:
-        return f"transloom translate {model} < your_text"
+    match run.config.task:
+        case TaskName.translation:
+            return f"transloom translate {model} < your_text"
+        case TaskName.classification:
+            return f"transloom classify {model} < your_text"
+        case TaskName.masked_language_model:
+            own = "corpus.train.files=your.tsv"
+            return f"transloom run experiment=transfer/classification {own} train.initial={model}"
     return f'transloom generate {model} "Once upon a time"'

@@ -19,10 +19,11 @@ from pipeline.data.document_shards import COLUMN
 from pipeline.data.documents import document_hash
 from pipeline.data.packing import filler, pack
 from pipeline.data.pieces import inputs_and_labels
-from pipeline.data.records import Record, RecordSource, read_records, records_fingerprint
+from pipeline.data.records import Record, RecordSource, read_records, records_fingerprint, with_local_records
 from pipeline.data.shards import open_shards
 from pipeline.errors import UserError
 from pipeline.files import absolute_path
+from pipeline.progress import Progress, no_progress
 from pipeline.storage.files import is_url
 
 SPLITS = ("train", "validation", "test")
@@ -147,6 +148,16 @@ def refuse_no_train(config: LabelledConfig) -> None:
             "corpus.train.files: is missing: a pattern of files with a text and a label in each record, such as "
             "corpus.train.files=train.tsv"
         )
+
+
+def with_local_labelled(config: LabelledConfig, folder: Path, progress: Progress = no_progress) -> LabelledConfig:
+    """The configuration with each URL replaced by the path of a copy below `folder`; see `with_local_records`.
+
+    Raises:
+        UserError: a file can't be reached; names the setting.
+    """
+    sources = {split: with_local_records(config.source(split), folder, f"corpus.{split}", progress) for split in SPLITS}
+    return replace(config, path=None, **sources)
 
 
 class LabelledText(NamedTuple):

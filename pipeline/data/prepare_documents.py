@@ -105,9 +105,7 @@ def prepare_text_stages(
         hashes | {key: str(tokenizer_stage.manifest["counts"][key]) for key in ("sha256", "end_of_text")},
         None
         if only_find
-        else (
-            lambda folder: _build_shards(folder, splits, corpus, tokenizer_stage, shard_bytes, map_tasks, progress)
-        ),
+        else (lambda folder: _build_shards(folder, splits, corpus, tokenizer_stage, shard_bytes, map_tasks, progress)),
     )
     return Prepared(corpus, tokenizer_stage, shards_stage)
 

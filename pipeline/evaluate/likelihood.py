@@ -72,7 +72,8 @@ def _label_scores(model: LanguageModel, hidden: Tensor, labels: Tensor) -> np.nd
 
 
 def like_lengths(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of texts of like lengths, the longest first, such that the longest of a batch times their number is at most batch_tokens."""
+    """Yields places of texts of like lengths, the longest first, such that the longest of a batch times their number is
+    at most batch_tokens."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         size = max(1, batch_tokens // lengths[order[0]])
