@@ -7,12 +7,11 @@ import unicodedata
 # that begins with a capital, a digit or an opening mark.
 _ENDS = re.compile(r"(?<=[.!?])([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9])")
 # Abbreviations before which a full stop ends no sentence.
-_ABBREVIATIONS = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Lt|Sgt|Hon|No|vs|etc|e\.g|i\.e)|\b[A-Z])\.$"
-)
-_CURLY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "`": "'", "—": "-", "–": "-", "…": " "})
+_ABBREVIATIONS = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Lt|Sgt|Hon|No|vs|etc|e\.g|i\.e|[A-Z])\.$")
+_CURLY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "-", "–": "-", "…": " "})
 _CONTRACTIONS = re.compile(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b|(?<=\w)(n't)\b")
 _OPENING = re.compile(r'(^|[\s(\[])"')
+_OPENING_SINGLE = re.compile(r"(^|\s)'(?!(?:s|re|ve|ll|d|m)\b)(?=[^\W\d])")
 _MARKS = re.compile(r"([,?!])")
 _BRACKETS = str.maketrans({"(": " lrb ", "[": " lrb ", ")": " rrb ", "]": " rrb "})
 _OTHERS = re.compile(r"[^\w\s,?!'`]|_")
@@ -45,6 +44,7 @@ def _treebank_line(line: str) -> str:
     line = line.translate(_CURLY).lower()
     line = "".join(x for x in unicodedata.normalize("NFKD", line) if not unicodedata.combining(x))
     line = _OPENING.sub(r"\1 `` ", line).replace('"', " '' ").translate(_BRACKETS)
+    line = _OPENING_SINGLE.sub(r"\1` ", line)
     line = _MARKS.sub(r" \1 ", line)
     line = _CONTRACTIONS.sub(r" \1\2", line)
     return " ".join(_OTHERS.sub(" ", line).split())
