@@ -120,8 +120,8 @@ def label_verdicts(comparison: Mapping[str, Any]) -> list[str]:
     lines = []
     if comparison["split"] == "validation":
         lines.append(
-            "Compared on the validation set, for a corpus has no test set: the model's steps and settings were chosen on "
-            "it."
+            "Compared on the validation set, for a corpus has no test set: the model's steps and settings were chosen "
+            "on it."
         )
     for name, one in systems.items():
         if name == baseline:
@@ -192,8 +192,8 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
     columns = ["model", "accuracy, % ↑", "95 % interval", "macro-F1, % ↑", "difference", "95 % interval of it"]
     columns += ["right alone / baseline alone", "p, McNemar", *(["p, corrected (Holm)"] if several else [])]
     note = (
-        f"On the {comparison['split']} set, {comparison['texts']:,} texts. ↑ higher is better. Differences and p-values "
-        "are to the baseline."
+        f"On the {comparison['split']} set, {comparison['texts']:,} texts. ↑ higher is better. Differences and "
+        "p-values are to the baseline."
     )
     return Table("Scores", columns, rows, note)
 

@@ -149,9 +149,8 @@ def _curves(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
     metric, column = selecting_metric(task), token_columns(task)[-1]
     tokenizers = {name: set(row["values"].values()) for row in comparison["data"] if (name := row["name"])}
     # Losses are of a token each, which says nothing where tokens differ.
-    with_losses = (
-        task in (TaskName.translation, TaskName.classification) or len(tokenizers.get("tokenizer.hash", ())) == 1
-    )
+    of_examples = task in (TaskName.translation, TaskName.classification)
+    with_losses = of_examples or len(tokenizers.get("tokenizer.hash", ())) == 1
     draw = partial(draw_courses, runs, metric=metric, column=column, with_losses=with_losses)
     what = "loss and " if with_losses else ""
     picture = Picture(
