@@ -34,9 +34,8 @@ def test_each_run_is_compared_with_the_first_by_mcnemar_s_test() -> None:
 
 
 def test_groups_of_seeds_are_compared_seed_by_seed() -> None:
-    systems = [system(f"a{seed}", 0.7, seed) for seed in (1, 2, 3)] + [
-        system(f"b{seed}", 0.8, seed) for seed in (2, 3, 1)
-    ]
+    systems = [system(f"a{seed}", 0.7, seed) for seed in (1, 2, 3)]
+    systems += [system(f"b{seed}", 0.8, seed) for seed in (2, 3, 1)]
     first, second = compare_labels(systems, "test", "hash", {})["seeds"]
     scores = {one.name: 100 * one.correct.mean() for one in systems}
     expected = stats.ttest_rel([scores[f"b{seed}"] for seed in (1, 2, 3)], [scores[f"a{seed}"] for seed in (1, 2, 3)])

@@ -102,9 +102,8 @@ def test_examples_are_the_end_of_text_and_the_first_tokens_with_a_label(tmp_path
 def test_simple_models_are_the_most_frequent_label_and_a_regression_on_words() -> None:
     texts = [f"{word} film" for word in ("good", "fine", "bad", "poor", "dull") for _ in range(4)]
     labels = ["1"] * 8 + ["0"] * 12
-    found = label_baselines(
-        texts, labels, {"test": (["a good film", "a bad film", "poor", "fine"], ["1", "0", "0", "0"])}
-    )
+    others = {"test": (["a good film", "a bad film", "poor", "fine"], ["1", "0", "0", "0"])}
+    found = label_baselines(texts, labels, others)
     assert found == {"test": {MAJORITY: 75.0, TFIDF: 75.0}}
     assert label_baselines(["?", "!"], ["a", "b"], {"test": (["."], ["b"])}) == {"test": {MAJORITY: 0.0}}
 

@@ -22,11 +22,11 @@ def test_treebank(text: str, expected: str) -> None:
 
 
 def test_sentences_end_at_full_stops_that_are_no_abbreviations_s() -> None:
-    text = 'He\nsaid. "No way!" she cried.  Mr. Knightley came at 5.30 p.m. and J. Smith left. Really? Yes'
+    text = 'He\nsaid. "No way!" she cried.  Mr. Brown came at 5.30 p.m. and J. Smith left. Really? Yes'
     expected = [
         "He said.",
         '"No way!" she cried.',
-        "Mr. Knightley came at 5.30 p.m. and J. Smith left.",
+        "Mr. Brown came at 5.30 p.m. and J. Smith left.",
         "Really?",
         "Yes",
     ]
