@@ -16,7 +16,7 @@ from pipeline.data.prepare import Prepared, unit_of
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
-from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.build import TaskName, selecting_metric, token_columns
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -151,7 +151,8 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
             console.print()
     seconds = max(training["seconds"], 1e-9)
     workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
-    tokens = tokens_of(training)
+    counted = tokens_of(training)
+    tokens = {column: counted[column] for column in token_columns(run.config.task)}  # labels are no tokens
     column = list(tokens)[-1]
     speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
     evaluated = result["sentences"][final] / max(result["seconds"][final], 1e-9)

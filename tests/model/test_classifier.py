@@ -49,7 +49,9 @@ def test_pooling_is_the_mean_over_a_text_s_tokens_or_its_last_token(causal: bool
     row = torch.tensor([token for text in TEXTS for token in text])
     hidden = super(TextClassifier, model).forward(row, Layout.of(torch.tensor([5, 2, 3])))
     by_text = hidden.split([5, 2, 3])
-    torch.testing.assert_close(pooled(model, TEXTS), torch.stack([part.mean(0) for part in by_text]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        pooled(model, TEXTS), torch.stack([part.mean(0) for part in by_text]), rtol=1e-5, atol=1e-6
+    )
     last = make(dataclasses.replace(SHAPE, causal=causal, pooling=Pooling.last))
     torch.testing.assert_close(pooled(last, TEXTS), torch.stack([part[-1] for part in by_text]))
 

@@ -23,6 +23,7 @@ from pipeline.data.records import RecordSource
 from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
+from pipeline.export import Format, export
 from pipeline.files import read_json
 from pipeline.generate.translator import Translator
 from pipeline.model_folder import is_language_model, load_classifier, load_language_model, read_model, save_model
@@ -254,6 +255,8 @@ def test_validation_and_evaluation_are_equal_and_have_baselines(
             load_language_model(tmp_path / "model", CPU)
         with pytest.raises(UserError, match="transloom classify"):
             Translator.load(tmp_path / "model", CPU)
+        with pytest.raises(UserError, match=r"^format=huggingface: "):
+            export(tmp_path / "model", tmp_path / "exported", Format.huggingface)
     else:
         assert test.baselines.keys() == {"most frequent token"}
         with pytest.raises(UserError, match="task=masked_language_model"):
