@@ -44,5 +44,6 @@ def pool(hidden: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     text_of_token = layout.cells // layout.grid[1]
     texts = torch.arange(len(layout.lengths), device=hidden.device)
     # A product sums in the same order each time; index_add_ on a GPU does not.
-    shares = (text_of_token == texts[:, None]) / layout.lengths[:, None]  # (B, N)
-    return (shares @ hidden.float()).to(hidden.dtype)
+    exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    shares = (text_of_token == texts[:, None]).to(exact.dtype) / layout.lengths[:, None]  # (B, N)
+    return (shares @ exact).to(hidden.dtype)
