@@ -2,7 +2,7 @@
 scikit-learn with its default settings."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + logistic regression"
@@ -10,7 +10,7 @@ ITERATIONS = 1000  # of the regression, at most
 
 
 def label_baselines(
-    texts: Sequence[str], labels: Sequence[str], others: dict[str, tuple[Sequence[str], Sequence[str]]]
+    texts: Sequence[str], labels: Sequence[str], others: Mapping[str, tuple[Sequence[str], Sequence[str]]]
 ) -> dict[str, dict[str, float]]:
     """The accuracy in percent of models of some texts and labels on other ones, by split and by the model's name.
 

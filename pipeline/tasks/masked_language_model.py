@@ -23,7 +23,7 @@ from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Score, Scoring, Task
+from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
 from pipeline.train.objective import MaskedLanguageModelObjective
 
 MASKED_ACCURACY = Metric("masked_accuracy", "accuracy of masked tokens in percent", limits=(0.0, 100.0))
@@ -74,7 +74,7 @@ def masked_language_model_scoring() -> Scoring:
 
 
 def mask_documents(
-    context: int, tokenizer: TextTokenizer, documents: Columns, seed: int | None = None, epoch: int = 0
+    context: int, tokenizer: TextTokenizer, documents: Examples, seed: int | None = None, epoch: int = 0
 ) -> MaskedPieces:
     """The masked pieces of an epoch; see `MaskedPieces`."""
     return MaskedPieces(documents, context, tokenizer.end_of_text, tokenizer.vocab_size, seed, epoch)
