@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import sort_words
 from jobs.remote.clusters import choose_cluster
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
     for job in jobs[:SHOWN]:
         assert job.submission_id is not None
         about = job.metadata or {}
-        progress = progress_of(client.get_job_logs(job.submission_id), selecting_metric(task_of(about)))
+        metric = selecting_metric(task_of(about), _corpus_of(about))
+        progress = progress_of(client.get_job_logs(job.submission_id), metric)
         started = datetime.fromtimestamp((job.start_time or 0) / 1000).strftime("%b %d %H:%M")
         rows.append(
             [
@@ -69,6 +70,20 @@ def task_of(metadata: Mapping[str, str]) -> "TaskName":
         return TaskName(parse_yaml(metadata["transloom_config"], "the settings of a job")["task"])
     except (UserError, LookupError, TypeError, ValueError):
         return TaskName.translation
+
+
+def _corpus_of(metadata: Mapping[str, str]) -> Any:
+    """The settings of a job's prompts and responses that name their metric; None for another task."""
+    from pipeline.data.prompts import PromptsConfig, ResponseMetric
+    from pipeline.tasks.build import TaskName
+
+    if task_of(metadata) is not TaskName.prompt_response:
+        return None
+    try:
+        corpus = parse_yaml(metadata["transloom_config"], "the settings of a job")["corpus"]
+        return PromptsConfig(metric=ResponseMetric(corpus["metric"]))
+    except (UserError, LookupError, TypeError, ValueError):
+        return PromptsConfig()
 
 
 def known_columns(rows: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:

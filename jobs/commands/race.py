@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         with ray_session(config.cluster):
             done = _race(config, contenders, prepared or prepare_stage(config))
     folder, result = done
-    print_race(result, folder, selecting_metric(config.task), token_columns(config.task))
+    print_race(result, folder, selecting_metric(config.task, config.corpus), token_columns(config.task))
     uses = (use_of(Run(one["run"], Path(one["folder"]), config), one["run"]) for one in result["runs"].values())
     print_next("transloom ui", *uses)
     return 0
@@ -124,7 +124,7 @@ def _race(config: Config, contenders: Mapping[str, Config], prepared: Prepared) 
     for name, run in runs.items():
         console.print(f"{name}: {config.train.max_minutes:g} minutes of training", style="bold")
         finished[name] = run, finish_run(run, prepared)[0]
-    metric = selecting_metric(config.task)
+    metric = selecting_metric(config.task, config.corpus)
     vocab_size = prepared.tokenizer.manifest["counts"]["vocab_size"]
     precision = next(iter(runs.values())).config.precision
     speeds: dict[str, list[float]] = {}

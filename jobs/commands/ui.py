@@ -53,7 +53,8 @@ def _arrangement(record: Mapping[str, Any], config: Config) -> tuple[Metric, str
     if "selects" in record:
         metric = Metric(**record["selects"])
         return metric, view_key(metric)
-    return selecting_metric(config.task), KEY if record.get("is_arranged") else None  # of a run of before
+    key = KEY if record.get("is_arranged") else None  # of a run of before
+    return selecting_metric(config.task, config.corpus), key
 
 
 def _newest_run(output_dir: Path, uri: str) -> dict[str, Any] | None:

@@ -380,10 +380,10 @@ def _dictionaries() -> list[str]:
 @cache
 def _texts() -> list[str]:
     """The settings that are a text, such as a path, and `corpus.data_files.`, a dictionary whose entries are texts. The
-    files of documents are a text or a list of texts."""
+    files of documents are a text or a list of texts, those of records also a dictionary."""
 
     texts = {name for schema in _schemas() for name, node in _leaves(schema) if isinstance(node, StringNode)}
-    return [*texts, "corpus.data_files.", *(f"corpus.{split}.text" for split in SPLITS)]
+    return [*texts, "corpus.data_files.", *(f"corpus.{split}.{key}" for split in SPLITS for key in ("text", "files"))]
 
 
 def _is_text(key: str) -> bool:

@@ -11,6 +11,7 @@ from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig
 from pipeline.data.documents import DocumentsConfig
 from pipeline.data.labelled import LabelledConfig
+from pipeline.data.prompts import PromptsConfig
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import TokenizerConfig
 from pipeline.errors import UserError
@@ -27,7 +28,7 @@ from pipeline.train.session import TrainConfig
 if TYPE_CHECKING:
     from model.build import ModelConfig
 
-    Corpus = CorpusConfig | DocumentsConfig | LabelledConfig
+    Corpus = CorpusConfig | DocumentsConfig | LabelledConfig | PromptsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
 else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
@@ -38,6 +39,7 @@ TASK_SECTIONS = {
     TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
     TaskName.classification.value: {"corpus": LabelledConfig, "tokenizer": TextTokenizerConfig},
     TaskName.masked_language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.prompt_response.value: {"corpus": PromptsConfig, "tokenizer": TextTokenizerConfig},
 }
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -185,13 +187,14 @@ def refuse_contradictions(config: Config) -> Config:
             is not for the task; texts of the model's length do not fit into a micro-batch.
     """
     is_text = config.task in (TaskName.language_model, TaskName.classification, TaskName.masked_language_model)
-    if is_text != isinstance(config.model, DecoderConfig):
+    is_decoder = isinstance(config.model, DecoderConfig)
+    if is_text != is_decoder and config.task is not TaskName.prompt_response:  # whose model may be of either kind
         fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
         raise UserError(
             f"model.architecture: {architecture_of(config.model)} is no model of task={config.task.value}; take one of "
             f"architecture {fitting}"
         )
-    if is_text and config.clean != CleanConfig():
+    if config.task is not TaskName.translation and config.clean != CleanConfig():
         raise UserError(f"clean: its rules are of sentence pairs, and mean nothing to task={config.task.value}")
     if isinstance(config.corpus, DocumentsConfig) and "validation" not in config.corpus.splits:
         raise UserError(
@@ -200,7 +203,9 @@ def refuse_contradictions(config: Config) -> Config:
         )
     if isinstance(config.model, DecoderConfig):
         _refuse_wrong_sight(config.task, config.model)
-    if is_text and config.batch.micro_tokens < (context := config.model.max_positions or 0):
+    if isinstance(config.corpus, PromptsConfig):
+        _refuse_wrong_prompts(config.corpus, config.model.max_positions, is_decoder)
+    if (is_text or is_decoder) and config.batch.micro_tokens < (context := config.model.max_positions or 0):
         raise UserError(
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
             "tokens; raise it, or lower model.max_positions"
@@ -233,4 +238,24 @@ def _refuse_wrong_sight(task: TaskName, model: DecoderConfig) -> None:
         raise UserError(
             f"model.causal: is false, and task={task.value} would see the tokens that it predicts; set "
             "model.causal=true"
+        )
+
+
+def _refuse_wrong_prompts(corpus: PromptsConfig, context: int | None, is_decoder: bool) -> None:
+    """
+    Args:
+        context: the model's max_positions; None: any number.
+    Raises:
+        UserError: there is no validation set, or the model has no room for prompts and responses.
+    """
+    if "validation" not in corpus.splits:
+        raise UserError(
+            "corpus.held_out: is 0, and corpus.validation has no files, but a training is validated; hold a share out, "
+            "such as 0.05"
+        )
+    if context is not None and corpus.max_response_tokens > context - is_decoder:
+        raise UserError(
+            f"corpus.max_response_tokens: {corpus.max_response_tokens:,} tokens of a response do not fit into "
+            f"model.max_positions={context:,}{' with a prompt' if is_decoder else ''}; lower it, or raise "
+            "model.max_positions"
         )

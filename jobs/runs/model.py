@@ -49,7 +49,7 @@ def steps_of_model(run: Run) -> list[int]:
     Raises:
         UserError: the run has no snapshot, and no model of removed snapshots.
     """
-    config, metric = run.config.train, selecting_metric(run.config.task)
+    config, metric = run.config.train, selecting_metric(run.config.task, run.config.corpus)
     training = run.training
     if training is not None:
         scores = {int(record["step"]): record.get(metric.name) for record in training["validations"]}
@@ -101,7 +101,7 @@ def training_of(run: Run, step: int | None = None) -> dict[str, Any]:
     if training is not None and step in (None, training["step"]):
         return training
     step = max(steps_of_model(run)) if step is None else step
-    metric = selecting_metric(run.config.task)
+    metric = selecting_metric(run.config.task, run.config.corpus)
     moments = validation_course(read_points(run.folder), [{"step": step, "loss": 0.0, metric.name: 0.0}])
     names = ("seconds", *(f"{column}_tokens" for column in token_columns(run.config.task)))
     counted = {name: moments[0].get(name, 0.0) if moments else 0.0 for name in names}

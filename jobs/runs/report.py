@@ -69,7 +69,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     if keep_status and run.training is None:
         before = last_status(run.folder)
         done = before if before in ("FAILED", "FINISHED") else "KILLED"
-    tags, metric = _tags(run, prepared), selecting_metric(config.task)
+    tags, metric = _tags(run, prepared), selecting_metric(config.task, config.corpus)
     tracker = MlflowTracker(config.tracking, root, run.folder, run.name, tags, is_to_train, metric)
     tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
@@ -233,7 +233,7 @@ def report_training(run: Run, tracker: MlflowTracker) -> None:
 def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracker) -> None:
     """Logs the scores with their signatures, the outputs, and the averaged model tied to its scores. Scores of another
     search than the run's own, or of an unfinished training, have separate names and replace no others."""
-    apart, metric = names_apart(result), selecting_metric(run.config.task)
+    apart, metric = names_apart(result), selecting_metric(run.config.task, run.config.corpus)
     step, steps = result["step"], in_words(result["steps_averaged"])
     name = f"averaged-{step}"
     final = final_split(result)
@@ -297,7 +297,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     final, origin = final_split(result), lineage(run.folder)
     use = use_of(run, run.name)
     lines = {
-        final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task))}",
+        final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task, config.corpus))}",
         "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
         f"parameters, averaged over steps {steps}",
         "Data": f"{config.corpus.name}{f', {pair[0]}-{pair[1]}' if pair else ''}: {unit} {sizes}",
@@ -333,5 +333,6 @@ def _draw(run: Run, tracker: MlflowTracker) -> None:
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
     baselines = corpus_baselines(task, counts).get("validation")
     points = read_points(run.folder)
-    draw_curves(points, path, title, selecting_metric(task), token_columns(task), baselines)
+    metric = selecting_metric(task, run.config.corpus)
+    draw_curves(points, path, title, metric, token_columns(task), baselines)
     tracker.log_figure(path)

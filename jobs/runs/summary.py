@@ -13,13 +13,19 @@ from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.prepare import Prepared, unit_of
+from pipeline.data.prompts import PromptsConfig
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
 from pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from pipeline.tasks.task import Metric
 
 
-def print_prepared(prepared: Prepared) -> None:
+def print_prepared(prepared: Prepared, metric: Metric, baselines: Mapping[str, Mapping[str, float]]) -> None:
+    """
+    Args:
+        metric: of the baselines. baselines: see `corpus_baselines`.
+    """
     rows = []
     for name in ("corpus", "tokenizer", "shards"):
         stage = getattr(prepared, name)
@@ -36,10 +42,9 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
     heads = ["split", unit, *(name.replace("_", " ") for name in columns)]
     console.print(table("\nCorpus", heads, rows, right=tuple(range(1, len(heads)))))
-    value_of = "{:.2f} % accuracy" if "labels" in prepared.corpus.manifest["counts"] else "{:.4f} bits per byte"
-    for split, baselines in prepared.corpus.manifest["counts"].get("baselines", {}).items():
-        for name, value in baselines.items():
-            console.print(f"A {name} comes to {value_of.format(value)} on {split}")
+    for split, values in baselines.items():
+        for name, value in values.items():
+            console.print(f"Baseline: a {name} comes to {metric.shown(value)} {metric.title} on {split}")
 
 
 # In a well aligned corpus less than 1 % of the pairs break a rule, since the limits are wide. More than 5 % are a sign
@@ -128,7 +133,7 @@ def print_stages(stages: Mapping[str, float | None]) -> None:
 def print_result(run: Run, result: Mapping[str, Any]) -> None:
     """Prints scores with signatures, samples, speed and folders."""
     training = training_of(run, result["step"])
-    metric, final = selecting_metric(run.config.task), final_split(result)
+    metric, final = selecting_metric(run.config.task, run.config.corpus), final_split(result)
     rows = []
     for split in ("test", "validation"):
         for name, score in result.get(split, {}).items():
@@ -193,4 +198,6 @@ def use_of(run: Run, model: str) -> str:
         case TaskName.masked_language_model:
             own = "corpus.train.files=your.tsv"
             return f"transloom run experiment=transfer/classification {own} train.initial={model}"
+    if isinstance(run.config.corpus, PromptsConfig):
+        return f'transloom generate {model} "your text"'
     return f'transloom generate {model} "Once upon a time"'

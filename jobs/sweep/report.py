@@ -218,7 +218,7 @@ def _saved(spent: Mapping[str, float]) -> str:
 
 def print_sweep(sweep: Run, result: Mapping[str, Any]) -> None:
     """The trials, the best first, what matters, what chance does, and where everything lies."""
-    metric = selecting_metric(sweep.config.task)
+    metric = selecting_metric(sweep.config.task, sweep.config.corpus)
     names, places = result["parameters"], _places(result)
     rows = [
         [

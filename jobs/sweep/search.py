@@ -121,7 +121,7 @@ def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) ->
 
 
 def _study(sweep: Run, shards: str) -> Study:
-    config, metric = sweep.config, selecting_metric(sweep.config.task)
+    config, metric = sweep.config, selecting_metric(sweep.config.task, sweep.config.corpus)
     earlier: list[Record] = []
     for name in config.sweep.warm_start:
         folder = find_sweep(name, output_dir(config))
@@ -156,7 +156,7 @@ def _seeds(sweep: Run, best: Record, base: Config) -> tuple[Study, SweepConfig]:
     study = Study(
         sweep.folder / STUDY_FILE,
         settings,
-        selecting_metric(base.task),
+        selecting_metric(base.task, base.corpus),
         name=f"seeds-of-{best.number}-{len(seeds)}",
         prefix=f"{sweep.name}-{best.number:03d}-seed",
         seed=base.seed,

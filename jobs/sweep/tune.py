@@ -69,7 +69,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         folder = Path(config["folder"])
         self._run = Run(folder.name, folder, read_config(folder / CONFIG_FILE))
-        self._metric = selecting_metric(self._run.config.task)
+        self._metric = selecting_metric(self._run.config.task, self._run.config.corpus)
         self._column = token_columns(self._run.config.task)[-1]
         self._is_sweep_to_stop = watched(Path(config["stop"]))
         (folder / STOP_FILE).write_bytes(b"")

@@ -8,9 +8,10 @@ from jobs.config.schema import Config
 from jobs.ray_cluster.session import map_over_cluster
 from jobs.runs.summary import print_cleaning
 from jobs.runs.workspace import bring_stage, output_dir, prepared_before
-from jobs.terminal.console import StatusLine, begin_stage, counter
+from jobs.terminal.console import StatusLine, begin_stage, console, counter
 from pipeline.data.longest import refuse_longer
 from pipeline.data.prepare import Prepared
+from pipeline.data.prompts import PromptsConfig
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt
 from pipeline.secrets import HIDDEN
@@ -75,6 +76,19 @@ def prepare_stage(config: Config) -> Prepared:
     return prepared
 
 
+def _tell_long_examples(config: Config, shards: Path) -> None:
+    """Prints how many prompts the model's context cuts, and how many examples are left out.
+
+    Raises:
+        UserError: the context has no room for a prompt.
+    """
+    from pipeline.data.prompt_batches import long_examples
+
+    assert isinstance(config.corpus, PromptsConfig)
+    for line in long_examples(shards, config.model, config.corpus):
+        console.print(f"  {line}")
+
+
 def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
     """
     Args:
@@ -83,8 +97,10 @@ def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
         UserError: a sentence of train is longer than a micro-batch, or a sentence of train or validation is longer than
             the model's max_positions.
     """
+    if config.task is TaskName.prompt_response:
+        _tell_long_examples(config, shards)
     if config.task is not TaskName.translation:
-        return  # long documents are cut into pieces
+        return  # long documents are cut into pieces, long prompts by a setting
     if (room := config.model.max_positions) is not None:
         for split in ("train", "validation"):
             refuse_longer(corpus, shards, split, "model.max_positions", room)

@@ -46,7 +46,7 @@ def train_stage(run: Run) -> float | None:
     stop_file = run.folder / STOP_FILE
     stop_file.write_bytes(b"")  # before SIGTERM may write into the file
     with (
-        following(run.folder / PROGRESS_FILE, selecting_metric(run.config.task)),
+        following(run.folder / PROGRESS_FILE, selecting_metric(run.config.task, run.config.corpus)),
         on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
     ):
         train_in_attempts(run, with_spare=True)

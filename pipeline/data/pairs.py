@@ -65,15 +65,19 @@ class PairBatch:
         return f"{self.source_tokens:,} source and {len(self.labels):,} target tokens"
 
 
-def collate_pairs(pairs: Examples, rows: Sequence[int] | np.ndarray) -> PairBatch:
-    """Packs the pairs of these rows."""
+def collate_pairs(pairs: Examples, rows: Sequence[int] | np.ndarray, start: int = BOS_ID) -> PairBatch:
+    """Packs the pairs of these rows.
+
+    Args:
+        start: the id that the decoder reads first.
+    """
     sources = [pairs.get("source", row) for row in rows]
     labels = [pairs.get("target", row) for row in rows]
     source_filler, target_filler = filler([[len(x) for x in sources], [len(x) for x in labels]])
     source, source_layout = pack(sources, source_filler)
     label_row, target_layout = pack(labels, target_filler)
     target = label_row.roll(1)
-    target[target_layout.positions == 0] = BOS_ID
+    target[target_layout.positions == 0] = start
     label_row = label_row[: sum(len(x) for x in labels)]
     return PairBatch(source, source_layout, target, target_layout, label_row, sum(len(x) for x in sources))
 

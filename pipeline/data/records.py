@@ -3,7 +3,6 @@ Records are streamed: memory holds one record at a time."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +49,10 @@ class RecordSource:
     files: Any = None
 
     def __post_init__(self) -> None:
-        is_mapping = isinstance(self.files, Mapping)
-        is_list = self.files is None or isinstance(self.files, str | list | tuple)
-        texts = (*self.files, *self.files.values()) if is_mapping else self.patterns if is_list else (None,)
+        is_known = self.files is None or isinstance(self.files, str | list | tuple | Mapping)
+        texts = self.patterns if is_known else (None,)
+        if isinstance(self.files, Mapping):
+            texts += tuple(self.files)
         if not all(isinstance(text, str) and text for text in texts):
             raise ValueError(
                 f"files: must be a pattern of files, a list of these, or a file for each field, not {self.files!r}"
@@ -173,11 +173,9 @@ def _side_by_side(files: Mapping[str, str], names: Sequence[str], key: str, list
     if len(set(counts)) > 1:
         sizes = ", ".join(f"{path} has {count:,}" for path, count in zip(paths, counts, strict=True))
         raise UserError(f"{key}.files: the files must have equally many lines, but {sizes}.")
-    with ExitStack() as opened:
-        readers = [opened.enter_context(closing(read_text_lines(path))) for path in paths]
-        for row in zip(*readers, strict=True):
-            texts = {name: _clean(text, place) for name, (place, text) in zip(names, row, strict=True)}
-            yield Record(row[0][0], texts, {name: [texts.pop(name)] for name in lists})
+    for row in zip(*map(read_text_lines, paths), strict=True):
+        texts = {name: _clean(text, place) for name, (place, text) in zip(names, row, strict=True)}
+        yield Record(row[0][0], texts, {name: [texts.pop(name)] for name in lists})
 
 
 def _local(file: str, key: str) -> Path:

@@ -19,10 +19,15 @@ class TaskName(Enum):
     language_model = "language_model"
     classification = "classification"
     masked_language_model = "masked_language_model"
+    prompt_response = "prompt_response"
 
 
-def selecting_metric(task: TaskName) -> Metric:
-    """The metric that chooses among runs of a task."""
+def selecting_metric(task: TaskName, corpus: Any = None) -> Metric:
+    """The metric that chooses among runs of a task.
+
+    Args:
+        corpus: its settings, which name the metric of prompts and responses.
+    """
     match task:
         case TaskName.translation:
             from pipeline.tasks.translation import BLEU
@@ -40,6 +45,10 @@ def selecting_metric(task: TaskName) -> Metric:
             from pipeline.tasks.masked_language_model import MASKED_ACCURACY
 
             return MASKED_ACCURACY
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import metric_of
+
+            return metric_of(corpus)
 
 
 def token_columns(task: TaskName) -> tuple[str, ...]:
@@ -49,6 +58,8 @@ def token_columns(task: TaskName) -> tuple[str, ...]:
             return ("source", "target")
         case TaskName.language_model | TaskName.classification | TaskName.masked_language_model:
             return ("text",)
+        case TaskName.prompt_response:
+            return ("text", "response")
 
 
 def corpus_baselines(task: TaskName, counts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -80,6 +91,10 @@ def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progres
             from pipeline.data.labelled import with_local_labelled
 
             return with_local_labelled(config.corpus, folder, progress)
+        case TaskName.prompt_response:
+            from pipeline.data.prompts import with_local_prompts
+
+            return with_local_prompts(config.corpus, folder, progress)
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -103,6 +118,10 @@ def refuse_wrong_corpus(config: Any) -> None:
             refuse_missing_documents(config.corpus)
         case TaskName.classification:
             from pipeline.data.prepare_labelled import refuse_missing_records
+
+            refuse_missing_records(config.corpus)
+        case TaskName.prompt_response:
+            from pipeline.data.prepare_prompts import refuse_missing_records
 
             refuse_missing_records(config.corpus)
 
@@ -131,6 +150,13 @@ def prepare_data(
             from pipeline.data.prepare_labelled import prepare_labelled
 
             return prepare_labelled(config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find)
+        case TaskName.prompt_response:
+            from pipeline.data.prepare_prompts import prepare_prompts
+            from pipeline.tasks.prompt_response import baseline_scores
+
+            return prepare_prompts(
+                config.corpus, config.tokenizer, folder, baseline_scores, map_tasks, progress, only_find=only_find
+            )
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -160,6 +186,10 @@ def scoring(config: Any, own: Any) -> Scoring:
             from pipeline.tasks.masked_language_model import masked_language_model_scoring
 
             return masked_language_model_scoring()
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import response_scoring
+
+            return response_scoring()
         case _:
             raise ValueError(f"task: {config.task}")
 
@@ -210,6 +240,16 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
                 folder_of,
                 model=config.model,
                 micro_tokens=config.batch.micro_tokens,
+                label_smoothing=config.train.label_smoothing,
+            )
+        case TaskName.prompt_response:
+            from pipeline.tasks.prompt_response import prompt_response
+
+            return prompt_response(
+                folder_of,
+                corpus=config.corpus,
+                model=config.model,
+                batch=config.batch,
                 label_smoothing=config.train.label_smoothing,
             )
         case _:

@@ -8,6 +8,7 @@ from pipeline.data.labelled import LabelledBatch
 from pipeline.data.masked import MaskedBatch
 from pipeline.data.pairs import PairBatch
 from pipeline.data.pieces import TextBatch
+from pipeline.data.prompt_batches import PromptBatch
 
 
 class TranslationObjective(nn.Module):
@@ -64,4 +65,19 @@ class MaskedLanguageModelObjective(nn.Module):
     def forward(self, batch: MaskedBatch) -> LossSum:
         """The loss summed over the batch's masked tokens."""
         hidden = self.model(batch.tokens, batch.layout).index_select(0, batch.places)
+        return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
+
+
+class ResponseObjective(nn.Module):
+    """Cross-entropy of the responses' tokens given the prompts, with optional label smoothing. The prompts' tokens are
+    read and not predicted."""
+
+    def __init__(self, model: Model, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: PromptBatch) -> LossSum:
+        """The loss summed over the responses' tokens, ends of text included."""
+        hidden = self.model(batch.tokens, batch.layout)[batch.places]
         return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
