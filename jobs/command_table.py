@@ -192,7 +192,8 @@ COMMANDS = {
         "say which of several runs or translations is better, whether by chance, and what differs",
         arguments="<run or file> <run or file> … [references=<file> source=<file> train=<file>] "
         "[target_language=<code>] [reach=<score>] "
-        "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>]",
+        "[query=<filter of MLflow>] [comet=<checkpoint> comet_command=<comet-score>] "
+        "[tests=<run or sources:references>,…]",
         reads=("tracking", "evaluate.tokenize", "tracking.uri", "name", "output_dir"),
         refuses_others=True,
         examples=(
@@ -202,6 +203,7 @@ COMMANDS = {
             "mine.zh theirs.zh references=test.zh target_language=zh",
             "mine.de theirs.de references=test.de source=test.en train=train.de tracking=off",
             "first second comet=wmt22-comet-da/checkpoints/model.ckpt comet_command=comet/bin/comet-score",
+            "old tuned mixed tests=old,tuned",
             """first query='metrics."test/bleu" > 30 and params.`model.architecture` = "lstm"'""",
         ),
     ),

@@ -62,8 +62,10 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         difference, hidden, weight = ctx.saved_tensors
         counted = slice(ctx.num_tokens)
         to_hidden = multiply(difference, weight, ctx.products.input_gradient)
-        to_weight = multiply(difference.t(), hidden, ctx.products.weight_gradient)
         to_hidden[counted] -= (ctx.uniform * weight.sum(0, dtype=torch.float32)).to(weight.dtype)
+        if not ctx.needs_input_grad[1]:  # a frozen embedding
+            return to_hidden.mul_(grad), None, None, None
+        to_weight = multiply(difference.t(), hidden, ctx.products.weight_gradient)
         to_weight -= (ctx.uniform * hidden[counted].sum(0, dtype=torch.float32)).to(hidden.dtype)
         return to_hidden.mul_(grad), to_weight.mul_(grad), None, None
 

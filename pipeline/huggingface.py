@@ -432,10 +432,14 @@ def _read_weights(
     for name in sorted(expected.keys() | shapes.keys()):
         if name not in expected and name.endswith(_DERIVED):
             continue
-        if expected.get(name) != shapes.get(name):
+        if name not in shapes:
+            raise UserError(f"{folder}: {_short(name)} is missing, which the model of {CONFIG} has. {advice}")
+        if name not in expected:
+            raise UserError(f"{folder}: has {_short(name)}, which is no part of the model of {CONFIG}. {advice}")
+        if expected[name] != shapes[name]:
             raise UserError(
-                f"{folder}: {_short(name)} has the shape {shapes.get(name)}, and in the model of {CONFIG} "
-                f"{expected.get(name)}. {advice}"
+                f"{folder}: {_short(name)} has the shape {shapes[name]}, and in the model of {CONFIG} "
+                f"{expected[name]}. {advice}"
             )
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):

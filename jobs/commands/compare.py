@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Compared = tuple[Path, dict[str, Any], Told, dict[str, Path]]  # folder, comparison, what it says, folders of runs
 
-OWN = ("references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
+OWN = ("tests", "references", "source", "train", "target_language", "reach", "query", "comet", "comet_command")
 MIN_SENTENCES = 1000  # of all systems; for fewer, processes take longer to start than they save
 MAX_PROCESSES = 8
 
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
 
     root = output_dir(config)
     wanted_comet(own)  # refuses, before anything is read, what can't score
+    if "tests" in own:
+        return _compare_on_tests(config, words, own)
     if "query" in own:
         words += [word for word in runs_of_query(config, own["query"], root) if word not in words]
     if len(words) < 2:
@@ -81,6 +83,46 @@ def main(argv: list[str]) -> int:
         run = Run(folder_of_best.name, folder_of_best, read_config(folder_of_best / CONFIG_FILE))
         use = [use_of(run, shlex.join([run.name, *where]))]
     print_next(report, *([ui] if config.tracking.enabled else []), *use)
+    return 0
+
+
+def _compare_on_tests(config: "Config", words: Sequence[str], own: Mapping[str, str]) -> int:
+    """`tests=`: every model translates every test set; a report for each, and one table of all."""
+    from jobs.compare.report import folder_for, log_tests, print_tests, write_translations
+    from jobs.compare.systems import Gathered
+    from jobs.compare.tests import find_models, find_tests, folder_name, translations
+    from jobs.runs.workspace import output_dir
+    from pipeline.compare.comparison import System
+    from pipeline.files import hash_of
+
+    if other := [key for key in own if key != "tests"]:
+        raise UserError(f"{other[0]}: does not go with tests=, which names the test sets; leave it out")
+    if len(words) < 2:
+        raise UserError(f"name two models at least. {usage('compare')}")
+    root = output_dir(config)
+    models = find_models(words, root)
+    run = next((model.run for model in models if model.run), None)
+    tests = find_tests(own["tests"], run, config, root)
+    search = run.config.decode if run else config.decode
+    found = {}
+    for test in tests:
+        systems = [System(model.name, str(model.folder), translations(model, test, search)) for model in models]
+        of_runs = {model.name: model.run.folder for model in models if model.run}
+        about = (test.references, test.sources, test.training_text, test.languages, {}, of_runs, test.tokenize)
+        gathered = Gathered(systems, *about)
+        found[test.name] = gathered, *_compared(gathered, None)
+    comparisons = {name: comparison for name, (_, comparison, _) in found.items()}
+    first = next(iter(comparisons.values()))
+    key = hash_of([one["key"] for one in comparisons.values()])
+    folder = folder_for(config, {"names": first["names"], "key": key})
+    told = {}
+    for test in tests:
+        gathered, comparison, scores = found[test.name]
+        (folder / folder_name(test)).mkdir(exist_ok=True)
+        told[test.name] = write_translations(folder / folder_name(test), comparison, scores, None, gathered)
+    table = print_tests(folder, key, comparisons, told)
+    if config.tracking.enabled:
+        log_tests(config, folder, comparisons, table, {m.name: m.run.folder for m in models if m.run})
     return 0
 
 

@@ -18,6 +18,7 @@ from jobs.compare.documents import (
 from jobs.compare.labels import GatheredLabels, label_examples, label_notes, label_tables, label_verdicts
 from jobs.compare.systems import Gathered
 from jobs.compare.tables import notes, tables, task_of, verdicts
+from jobs.compare.tests import tests_table
 from jobs.config.schema import Config
 from jobs.runs.workspace import output_dir
 from jobs.terminal.console import console, table
@@ -187,6 +188,59 @@ def print_comparison(told: Told, folder: Path) -> None:
     console.print(f"\nReport   {folder / REPORT_FILE}\nFigures  {folder / RESULT_FILE}")
 
 
+def print_tests(
+    folder: Path, key: str, comparisons: Mapping[str, Mapping[str, Any]], told: Mapping[str, Told]
+) -> Table:
+    """Writes comparison.json of several test sets, and prints their table, which it returns, and what each of them
+    says."""
+    write_json(folder / RESULT_FILE, {"key": key, "tests": comparisons, "order": list(comparisons)})
+    scores = tests_table(comparisons)
+    right = tuple(range(1, len(scores.columns)))
+    console.print(table(f"\n{scores.title}", scores.columns, scores.rows, right=right))
+    console.print(f"{scores.note}\n")
+    for name, of_this in told.items():
+        for verdict in of_this.verdicts:
+            console.print(f"{name}: {verdict}", style="bold")
+    console.print(f"\nReports  {folder}/*/{REPORT_FILE}\nFigures  {folder / RESULT_FILE}")
+    return scores
+
+
+def log_tests(
+    config: Config,
+    folder: Path,
+    comparisons: Mapping[str, Mapping[str, Any]],
+    scores: Table,
+    runs: Mapping[str, Path],
+) -> None:
+    """A comparison on several test sets as a run of MLflow's: the table, each score, and which runs it is of."""
+    tracking = dataclasses.replace(config.tracking, system_metrics=False)
+    tracker = MlflowTracker(tracking, output_dir(config), folder, f"compare {folder.name}", {"kind": "comparison"})
+    tracker.set_tags(_compared_runs(runs))
+    first = next(iter(comparisons.values()))
+    tests = {"tests": ", ".join(comparisons)}
+    tracker.log_params({"baseline": first["baseline"], "systems": ", ".join(first["names"]), **tests})
+    for test, comparison in comparisons.items():
+        for name, one in comparison["systems"].items():
+            label = "/".join(re.sub(r"[^\w.-]+", "_", part) for part in (test, name))
+            tracker.log_metrics({f"{metric}/{label}": its["score"] for metric, its in one["scores"].items()}, 0)
+    cells = zip(*scores.rows, strict=True)
+    tracker.log_table(dict(zip(scores.columns, map(list, cells), strict=True)), "scores")
+    tracker.log_artifact(folder / RESULT_FILE)
+    for report in sorted(folder.glob(f"*/{REPORT_FILE}")):
+        tracker.log_artifact(report, report.parent.name)
+    tracker.close("FINISHED")
+
+
+def _compared_runs(runs: Mapping[str, Path]) -> dict[str, str]:
+    """Tags with the names of the runs, and with their ids in MLflow."""
+    tags = {}
+    for place, (name, run) in enumerate(runs.items()):
+        record = run / RUN_RECORD
+        run_id = read_json(record)["run_id"] if record.exists() else None
+        tags[f"compared.{place}"] = f"{name} ({run_id})" if run_id else name
+    return tags
+
+
 def log_comparison(
     config: Config, folder: Path, comparison: Mapping[str, Any], told: Told, runs: Mapping[str, Path]
 ) -> None:
@@ -199,12 +253,8 @@ def log_comparison(
     tracker = MlflowTracker(tracking, output_dir(config), folder, f"compare {folder.name}", {"kind": "comparison"})
     scores = told.tables["scores"]
     said = "\n".join(f"- {verdict}" for verdict in told.verdicts)
-    tags = {"mlflow.note.content": f"{said}\n\nEverything is in the artifact {REPORT_FILE}."}
-    for place, (name, run) in enumerate(runs.items()):
-        record = run / RUN_RECORD
-        run_id = read_json(record)["run_id"] if record.exists() else None
-        tags[f"compared.{place}"] = f"{name} ({run_id})" if run_id else name
-    tracker.set_tags(tags)
+    note = {"mlflow.note.content": f"{said}\n\nEverything is in the artifact {REPORT_FILE}."}
+    tracker.set_tags(note | _compared_runs(runs))
     params = {"baseline": comparison["baseline"], "systems": ", ".join(comparison["systems"])}
     tracker.log_params(params | {name: its for name, its in comparison["signatures"].items() if name == "comet"})
     for name, one in comparison["systems"].items():

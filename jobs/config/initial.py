@@ -14,12 +14,12 @@ from jobs.terminal.printable import printable
 from model.build import architecture_of
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE, MODEL_CONFIG, MODEL_FOLDER
+from pipeline.run_folder import CONFIG_FILE, MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
 
 
 def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: bool = False) -> None:
-    """Gives composed settings the model and the tokenizer of `train.initial`, and says so on standard error. The one
-    place that decides this, for every task.
+    """Gives composed settings the model and the tokenizer of `train.initial`, and with `corpus.mix.share` and no files
+    the pairs that a run was trained on. Says so on standard error. The one place that decides this, for every task.
 
     A setting that is named stays. `model=<option>` names the whole model, and a setting of `tokenizer` the whole
     tokenizer, except `tokenizer.end_of_text`, which completes one. With `train.initial_embeddings=false` the tokenizer
@@ -41,7 +41,7 @@ def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: b
     takes_tokenizer = settings.train.initial_embeddings and not of_tokenizer
     root = Path(os.path.expanduser(settings.output_dir)).absolute()
     try:
-        model, tokenizer = _initial_settings(os.path.expanduser(initial), root)
+        model, tokenizer, run = _initial_settings(os.path.expanduser(initial), root)
     except UserError as error:
         if is_elsewhere:
             _tell(f"train.initial: {initial} is not on this machine, so model and tokenizer stay as they are set here")
@@ -55,31 +55,46 @@ def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: b
         kind = {"kind": "file"} if sections["tokenizer"] is TextTokenizerConfig else {}
         end = settings.tokenizer.get("end_of_text") if "tokenizer.end_of_text" in named else None
         settings.tokenizer = {**kind, "path": str(tokenizer), **({"end_of_text": end} if end else {})}
+    share = OmegaConf.select(settings, "corpus.mix.share")
+    if share and not settings.corpus.mix.get("source") and run is not None:
+        corpus = _stage(run, "corpus")
+        sides = {side: str(corpus / f"train.{side}") for side in ("source", "target")}
+        settings.corpus.mix = {"share": share, **sides}
+        _tell(f"corpus.mix is train of {corpus}")
     if taken := ["model"] * takes_model + ["tokenizer"] * takes_tokenizer:
         verb = "is that" if len(taken) == 1 else "are those"
         _tell(f"{' and '.join(taken)} {verb} of train.initial={initial}")
 
 
-def _initial_settings(name_or_path: str, root: Path) -> tuple[dict[str, Any], Path]:
-    """The section `model` of a run, a model folder or a Hugging Face folder, and the folder with its tokenizer.
+def _initial_settings(name_or_path: str, root: Path) -> tuple[dict[str, Any], Path, Path | None]:
+    """The section `model` of a run, a model folder or a Hugging Face folder, the folder with its tokenizer, and that of
+    the run, if it is one.
 
     Raises:
         UserError: there is no such model, or the folder is damaged.
     """
     # They import this module's users.
     from jobs.config.compose import read_config
-    from jobs.runs.model import whole_records
-    from jobs.runs.workspace import find_run, stage_folder
+    from jobs.runs.workspace import find_run
     from pipeline.model_folder import stored_config
 
     folder = Path(name_or_path).absolute()
     if not (folder / MODEL_CONFIG).exists():
-        run = find_run(name_or_path, root)
-        folder = run / MODEL_FOLDER
-        if not (folder / MODEL_CONFIG).exists():  # trained, and not evaluated yet
-            with whole_records(name_or_path):
-                return _section(read_config(run / CONFIG_FILE).model), stage_folder(run, "tokenizer")
-    return _section(stored_config(folder)), folder
+        folder = find_run(name_or_path, root) / MODEL_FOLDER
+    run = folder.parent
+    if folder.name != MODEL_FOLDER or not all((run / name).exists() for name in (CONFIG_FILE, PREPARED_FILE)):
+        return _section(stored_config(folder)), folder, None
+    if not (folder / MODEL_CONFIG).exists():  # trained, and not evaluated yet
+        return _section(read_config(run / CONFIG_FILE).model), _stage(run, "tokenizer"), run
+    return _section(stored_config(folder)), folder, run
+
+
+def _stage(run: Path, name: str) -> Path:
+    from jobs.runs.model import whole_records
+    from jobs.runs.workspace import stage_folder
+
+    with whole_records(str(run)):
+        return stage_folder(run, name)
 
 
 def _section(model: Any) -> dict[str, Any]:

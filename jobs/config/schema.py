@@ -210,6 +210,10 @@ def refuse_contradictions(config: Config) -> Config:
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
             "tokens; raise it, or lower model.max_positions"
         )
+    if config.train.frozen_layers > (depth := max(config.model.depths)):
+        raise UserError(
+            f"train.frozen_layers: {config.train.frozen_layers} layers can't be frozen, as the model has {depth}"
+        )
     workers, micro_batches = config.cluster.num_workers, config.batch.micro_batches
     if workers > micro_batches:
         raise UserError(

@@ -280,6 +280,26 @@ def find_model(name_or_path: str, root: Path) -> Path:
     Raises:
         UserError: there is no such run, the run has neither a model nor a snapshot, or the model can't be made anew.
     """
+    model, run, note = _found_model(name_or_path, root)
+    if steps := _steps_of(model):
+        of = f"of the run {run.name}" if run else str(model)
+        told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"
+        print(printable(told), file=sys.stderr)
+    return model
+
+
+def weights_of(name_or_path: str, root: Path) -> str | None:
+    """The hash of the weights of `find_model`, which prints nothing here; None: there is no such model."""
+    from pipeline.model_folder import weights_hash
+
+    try:
+        return weights_hash(_found_model(name_or_path, root)[0])
+    except UserError:
+        return None
+
+
+def _found_model(name_or_path: str, root: Path) -> tuple[Path, Run | None, str]:
+    """The model's folder, its run, and a note for the user on its state; see `find_model`."""
     model = Path(name_or_path)
     note = ""
     with whole_records(name_or_path):
@@ -289,11 +309,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
             run = run or Run(folder.name, folder, read_config(folder / CONFIG_FILE))
             model = folder / MODEL_FOLDER
             note = _bring_up_to_date(run)
-    if steps := _steps_of(model):
-        of = f"of the run {run.name}" if run else str(model)
-        told = f"transloom: the model {of} is the average of steps {in_words(steps)}{note}"
-        print(printable(told), file=sys.stderr)
-    return model
+    return model, run, note
 
 
 def _steps_of(model: Path) -> list[int]:

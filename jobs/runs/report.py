@@ -20,6 +20,7 @@ from jobs.runs.summary import use_of
 from jobs.runs.workspace import Run, locked, own_config, stage_folder
 from jobs.terminal.console import clock, console
 from model.build import architecture_of
+from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
 from pipeline.errors import UserError
 from pipeline.evaluate.tokenizers import SCORING_LIBRARY
@@ -74,7 +75,7 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
     tracker.log_params(_params(config))
     tracker.log_artifact(run.folder / CONFIG_FILE)
     counts = prepared.corpus.manifest["counts"]
-    for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+    for split, context in (("train", "training"), (MIX, "training"), ("validation", "validation"), ("test", "test")):
         if split not in counts["splits"]:
             continue
         name, digest = _dataset(config, prepared.corpus.folder, split)
@@ -170,7 +171,10 @@ def _cleaning(prepared: Prepared) -> dict[str, str]:
         return {}
     dropped = ", ".join(f"{rule} {number}" for rule, number in counts["dropped"].items())
     unit = unit_of(counts)
-    return {f"corpus.{unit}_read": str(counts["read"]), f"corpus.{unit}_left_out": dropped or "none"}
+    tags = {f"corpus.{unit}_read": str(counts["read"]), f"corpus.{unit}_left_out": dropped or "none"}
+    if mix := counts.get(MIX):
+        tags["corpus.mix"] = f"{counts['splits'][MIX]['pairs']} of {mix['read']} pairs to draw from"
+    return tags
 
 
 def code_revision() -> str:
@@ -206,10 +210,16 @@ def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluat
 
 
 def report_training(run: Run, tracker: MlflowTracker) -> None:
+    from jobs.training.initial import trained_parameters  # imports what imports this module
+
     training = run.training
     assert training is not None
     if origin := lineage(run.folder):
         tracker.set_tags({f"initial.{key}": value for key, value in origin.items()})
+    if counts := trained_parameters(run):
+        tracker.log_metrics(
+            dict(zip(("training/trained_parameters", "training/parameters"), counts, strict=True)), AT_THE_END
+        )
     column, tokens = list(tokens_of(training).items())[-1]
     tracker.log_metrics(
         {
@@ -288,7 +298,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     config, model = run.config, run.config.model
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
     unit, splits = unit_of(counts), counts["splits"]
-    present = [split for split in ("train", "validation", "test") if split in splits]
+    present = [split for split in ("train", MIX, "validation", "test") if split in splits]
     sizes = ", ".join(f"{splits[split][unit]:,} {split}" for split in present)
     pair = config.languages
     steps = in_words(result["steps_averaged"])

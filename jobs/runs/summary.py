@@ -12,6 +12,7 @@ from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of
 from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
+from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
 from pipeline.data.prompts import PromptsConfig
 from pipeline.files import MANIFEST, read_json
@@ -67,6 +68,9 @@ def print_cleaning(prepared: Prepared) -> None:
     held_out = counts["held_out"]
     parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
     console.print(f"Cleaned     {read:,} training {unit} read: {', '.join(parts)}")
+    if mix := counts.get(MIX):
+        kept = counts["splits"][MIX]["pairs"]
+        console.print(f"Mixed in    {mix['read']:,} pairs read: {kept:,} kept, {mix['read'] - kept:,} left out")
     rows = [
         [
             rule,

@@ -15,6 +15,7 @@ from jobs.config.schema import Config, refuse_contradictions
 from jobs.terminal.console import StatusLine, console, counter
 from jobs.training.precision import with_precision
 from model.build import architecture_of
+from pipeline.data.corpus import CorpusConfig
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -30,8 +31,6 @@ from pipeline.generate.beam import BeamConfig
 from pipeline.run_folder import (
     CONFIG_FILE,
     LOCK_FILE,
-    MODEL_CONFIG,
-    MODEL_FOLDER,
     PREPARED_FILE,
     RUNS_FOLDER,
     STAGES,
@@ -97,8 +96,13 @@ def identity(config: Config, prepared: Prepared) -> str:
         settings.pop(key, None)
     for key in ("output_dir", "storage", "name", "resume"):
         settings.pop(key, None)
-    if config.train.initial:
-        settings["train"] |= {"initial": _weights_of(config.train.initial, output_dir(config))}
+    if config.train.initial and not config.resume:
+        from jobs.runs.model import weights_of  # imports this module
+
+        weights = weights_of(config.train.initial, output_dir(config))
+        settings["train"] |= {"initial": weights or config.train.initial}
+    if isinstance(config.corpus, CorpusConfig) and config.corpus.mix.share:  # the shards have all pairs to draw from
+        settings["mix_share"] = config.corpus.mix.share
     settings["cluster"] = {
         key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }
@@ -110,16 +114,6 @@ def identity(config: Config, prepared: Prepared) -> str:
             "shards": prepared.shards.manifest["key"],
         }
     )
-
-
-def _weights_of(name_or_path: str, root: Path) -> str:
-    """The hash of the current weights of a run or a folder; the given name if there are no weights."""
-    from pipeline.model_folder import weights_hash
-
-    given = Path(name_or_path)
-    folders = (root / RUNS_FOLDER / name_or_path / MODEL_FOLDER, given, given / MODEL_FOLDER)
-    found = (weights_hash(folder) for folder in folders if (folder / MODEL_CONFIG).exists())
-    return next(filter(None, found), name_or_path)
 
 
 def run_folder(config: Config, prepared: Prepared) -> Path:

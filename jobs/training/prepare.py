@@ -9,7 +9,9 @@ from jobs.ray_cluster.session import map_over_cluster
 from jobs.runs.summary import print_cleaning
 from jobs.runs.workspace import bring_stage, output_dir, prepared_before
 from jobs.terminal.console import StatusLine, begin_stage, console, counter
+from pipeline.data.corpus import CorpusConfig
 from pipeline.data.longest import refuse_longer
+from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared
 from pipeline.data.prompts import PromptsConfig
 from pipeline.errors import UserError
@@ -101,7 +103,9 @@ def refuse_long_sentences(config: Config, corpus: Path, shards: Path) -> None:
         _tell_long_examples(config, shards)
     if config.task is not TaskName.translation:
         return  # long documents are cut into pieces, long prompts by a setting
+    trained = ("train", MIX) if isinstance(config.corpus, CorpusConfig) and config.corpus.mix.share else ("train",)
     if (room := config.model.max_positions) is not None:
-        for split in ("train", "validation"):
+        for split in (*trained, "validation"):
             refuse_longer(corpus, shards, split, "model.max_positions", room)
-    refuse_longer(corpus, shards, "train", "batch.micro_tokens", config.batch.micro_tokens)
+    for split in trained:
+        refuse_longer(corpus, shards, split, "batch.micro_tokens", config.batch.micro_tokens)

@@ -61,6 +61,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     from model.kernels.linear import Products, use_products
     from pipeline.ranks import on_rank_zero, rank, world_size
     from pipeline.tasks.build import make_task
+    from pipeline.train.adapt import adapt, adapted_groups
     from pipeline.train.checkpoint import load_weights, resume, snapshot_path
     from pipeline.train.engine import make_engine
     from pipeline.train.loop import train
@@ -77,9 +78,10 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     torch.manual_seed(config.seed)  # the initial weights
     model = task.model()
     initial, saved = resume(folder / CHECKPOINTS_FOLDER)
-    if saved is None and config.train.initial:
+    if config.train.initial and (saved is None or config.train.freezes):  # no checkpoint has the frozen weights
         weights = load_weights(snapshot_path(folder / INITIAL_FOLDER, 0))
         model.load_state_dict(weights, strict=False)  # the other weights stay random, as bring_initial has told
+        adapt(model, config.train, weights)
     objective = task.objective(model).train()
     objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
@@ -88,7 +90,8 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
         state.products = on_rank_zero(lambda: _products(folder, model))
     use_products(Products(*state.products))
-    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial)
+    groups = adapted_groups(objective, config.optimizer.weight_decay, config.train.layer_decay)
+    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial, groups)
     del initial
     reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
     before = {f"{column}_tokens": count for column, count in state.tokens.items()}

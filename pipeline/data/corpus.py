@@ -5,6 +5,7 @@ import heapq
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -39,6 +40,34 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """Pairs of another corpus, such as an initial model's, that are mixed into train.
+
+    Attributes:
+        source, target: two text files (plain or .gz); with `train.initial=<run>` and no files, the cleaned train of
+            that run.
+        share: of the pairs of each epoch; 0: none.
+
+    Raises:
+        ValueError: if the share is none, or is given without files or the other way round, naming the field.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise ValueError(f"share: must be from 0 to below 1, not {self.share}")
+        if (self.source is None) != (self.target is None):
+            raise ValueError("source: source and target go together, and one of them is missing")
+        if self.share and self.source is None:
+            raise ValueError("source: the files to mix in are missing; a run of train.initial gives its own")
+        if not self.share and self.source is not None:
+            raise ValueError("share: is 0, so nothing of the files is mixed in; set it, for example to 0.2")
+
+
+@dataclass(frozen=True)
 class CorpusConfig:
     """A parallel corpus.
 
@@ -46,6 +75,7 @@ class CorpusConfig:
     `source_column` and `target_column` are dotted paths into nested columns.
     `held_out` pairs are taken out of train for each of validation and test that has no data of its own.
     `published_pairs` is the published number of training pairs, for plans without the corpus at hand.
+    `mix` is mixed into train.
 
     Raises:
         ValueError: if the source of the pairs is missing, naming the field.
@@ -68,6 +98,7 @@ class CorpusConfig:
     held_out: int = 1000
     phrasebook_pairs: int = 40_000
     published_pairs: int | None = None
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -97,11 +128,13 @@ class CorpusConfig:
         has_own = (
             self.kind is CorpusKind.text and self.path is None
         )  # with a path, the splits' files are in that folder
-        return {
+        own = {
             key: path
             for key, path in paths.items()
             if path is not None and (has_own or not key.endswith((".source", ".target")) or "://" in path)
         }
+        mix = {"corpus.mix.source": self.mix.source, "corpus.mix.target": self.mix.target}
+        return own | {key: path for key, path in mix.items() if path is not None}
 
     @property
     def is_from_hub(self) -> bool:
@@ -117,7 +150,20 @@ class CorpusConfig:
             source, target = (side and change(side) for side in (split.source, split.target))
             splits[name] = SplitConfig(source, target, split.split)
         files = {name: absolute_path(file) for name, file in self.data_files.items()}
-        return replace(self, path=self.path and absolute_path(self.path), data_files=files, **splits)
+        mix = replace(
+            self.mix,
+            source=self.mix.source and absolute_path(self.mix.source),
+            target=self.mix.target and absolute_path(self.mix.target),
+        )
+        return replace(self, path=self.path and absolute_path(self.path), data_files=files, mix=mix, **splits)
+
+    @property
+    def mixed_in(self) -> "CorpusConfig | None":
+        """The corpus to mix in, as the train of a corpus of its own; None without one."""
+        if not self.mix.share:
+            return None
+        languages = {"source_language": self.source_language, "target_language": self.target_language}
+        return CorpusConfig(CorpusKind.text, "mix", **languages, train=SplitConfig(self.mix.source, self.mix.target))
 
     @property
     def reads_text(self) -> bool:
@@ -237,9 +283,22 @@ def _smallest_hashes(
     return [chosen[digest] for digest in sorted(chosen)], usable
 
 
+@contextmanager
+def _of_mix() -> Iterator[None]:
+    """Refusals of the corpus to mix in, by the names of its own settings."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("corpus.train", "corpus.mix")) from error
+
+
 def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
     """Names and hashes of all sources of the pairs. A data set of the hub is identified by its name and revision:
     corpus.revision fixes the version."""
+    if other := config.mixed_in:
+        with _of_mix():
+            mix = {name.replace("train", "mix"): value for name, value in corpus_fingerprint(other).items()}
+        return corpus_fingerprint(replace(config, mix=MixConfig())) | mix
     if config.kind is CorpusKind.phrasebook:
         from pipeline.phrasebook import phrasebook_version
 
@@ -287,12 +346,30 @@ def count_pairs(config: CorpusConfig, split: str) -> int:
     return source_lines
 
 
+def count_mix(config: CorpusConfig) -> int:
+    """`count_pairs` of the corpus to mix in; 0 without one."""
+    if other := config.mixed_in:
+        with _of_mix():
+            return count_pairs(other, "train")
+    return 0
+
+
+def read_mix(config: CorpusConfig, unreadable: Callable[[str, str], None]) -> Iterator[tuple[str, SentencePair]]:
+    """`read_own` of the corpus to mix in."""
+    assert config.mixed_in is not None
+    with _of_mix():
+        yield from read_own(config.mixed_in, "train", unreadable)
+
+
 def refuse_wrong_files(config: CorpusConfig) -> None:
     """Checks the beginning of text files before any other work.
 
     Raises:
         UserError: a file is missing, is not text with a sentence a line, or both sides are the same.
     """
+    if other := config.mixed_in:
+        with _of_mix():
+            refuse_wrong_files(other)
     is_same_language = config.source_language == config.target_language
     if config.reads_text:
         for split in filter(config.has_own_data, SPLITS):

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.data.clean import shortened
 from pipeline.data.lines import read_lines
+from pipeline.data.mix import MIX
 from pipeline.data.pairs import open_pairs
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
@@ -17,8 +18,8 @@ def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) 
         corpus, shards: folders of finished stages.
         key: the setting that allows no more than `limit` tokens in a sentence, </s> included.
     Raises:
-        UserError: the split has longer sentences; names the longest and, for train, the setting of `clean` that leaves
-            such sentences out.
+        UserError: the split has longer sentences; names the longest and, for train and mix, the setting of `clean` that
+            leaves such sentences out.
     """
     counts = read_json(shards / MANIFEST)["counts"]["splits"][split]
     longest = max(counts["longest_source"], counts["longest_target"])
@@ -37,7 +38,7 @@ def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) 
         f"{key}: {limit} is less than the longest sentence of corpus.{split}, {longest} tokens, {num_bytes[place]:,} "
         f"bytes: {shortened(text)} ({(sizes > limit).sum():,} of {len(sizes):,} pairs are longer than {limit}). "
     )
-    if split != "train":
+    if split not in ("train", MIX):
         raise UserError(f"{message}Raise it to {longest}, or shorten the sentence; corpus.{split} is never cleaned.")
     enough = int(num_bytes[sizes > limit].min()) - 1
     raise UserError(

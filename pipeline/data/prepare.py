@@ -14,12 +14,15 @@ from pipeline.data.corpus import (
     SPLITS,
     CorpusConfig,
     corpus_fingerprint,
+    count_mix,
     count_pairs,
     held_out_pairs,
+    read_mix,
     read_own,
     read_pairs,
     refuse_wrong_files,
 )
+from pipeline.data.mix import MIX
 from pipeline.data.overlap import Sides
 from pipeline.data.pairs import SentencePair
 from pipeline.data.shards import shard_tasks, tokenize_shard
@@ -62,8 +65,9 @@ def prepare(
     """Cleans the corpus, trains the tokenizer and tokenises everything, below `output_dir`.
 
     Folders: corpora/<name>-<hash>/ with train, validation and test as .source and .target (train cleaned, validation
-    and test unchanged line for line), tokenizers/<hash>/ and shards/<hash>/. A changed setting makes new folders for
-    the stages that depend on it; the other stages are found done.
+    and test unchanged line for line; with corpus.mix also mix, cleaned as train), tokenizers/<hash>/ and
+    shards/<hash>/. A changed setting makes new folders for the stages that depend on it; the other stages are found
+    done.
 
     Args:
         map_tasks: as `map`, results in the order of the tasks; may run the tasks in parallel, in other processes that
@@ -115,6 +119,7 @@ def _held_out_key(corpus: CorpusConfig) -> dict[str, int]:
 def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progress: Progress) -> dict[str, Any]:
     refuse_wrong_files(corpus)
     totals = {split: count_pairs(corpus, split) for split in SPLITS}  # refuses unequal sides of any split at once
+    totals |= {MIX: count_mix(corpus)}
     report = CleanReport()
 
     def drop_or_refuse(reason: str, message: str) -> None:
@@ -153,11 +158,20 @@ def _build_corpus(folder: Path, corpus: CorpusConfig, clean: CleanConfig, progre
         raise UserError(
             f"corpus {corpus.name}: no training pair is left after cleaning; dropped: {dropped or 'none'}{examples}"
         )
-    for split in SPLITS:
+    own_report, mix = report, {}
+    if corpus.mix.share:
+        report = CleanReport()
+        rows = read_mix(corpus, drop_or_refuse)
+        kept = clean_pairs(rows, clean, report, evaluation)
+        splits[MIX] = _write_pairs(folder, MIX, kept, totals[MIX], is_same_language, progress, lambda: report.read)
+        mix = {MIX: {"read": report.read, "dropped": dict(sorted(report.dropped.items()))}}
+        report = own_report
+    for split in splits:
         if not splits[split]["pairs"]:
             raise UserError(f"corpus.{split}: has no pairs")
     return {
-        "splits": {split: splits[split] for split in SPLITS},
+        "splits": {split: splits[split] for split in (*SPLITS, MIX) if split in splits},
+        **mix,
         "read": report.read,
         "held_out": {split: len(pairs) for split, pairs in held_out.items()},
         "dropped": dropped,
@@ -220,12 +234,13 @@ def _build_tokenizer(folder: Path, files: list[Path], tokenizer: TokenizerConfig
 def _build_shards(
     folder: Path, corpus: Stage, tokenizer: Stage, shard_pairs: int, map_tasks: MapTasks, progress: Progress
 ) -> dict[str, Any]:
+    present = [split for split in (*SPLITS, MIX) if split in corpus.manifest["counts"]["splits"]]
     tasks = [
-        task for split in SPLITS for task in shard_tasks(corpus.folder, tokenizer.folder, folder, split, shard_pairs)
+        task for split in present for task in shard_tasks(corpus.folder, tokenizer.folder, folder, split, shard_pairs)
     ]
     total = sum(task.pairs for task in tasks)
     done = 0
-    splits: dict[str, dict[str, int]] = {split: defaultdict(int) for split in SPLITS}
+    splits: dict[str, dict[str, int]] = {split: defaultdict(int) for split in present}
     for task, counts in zip(tasks, map_tasks(tokenize_shard, tasks), strict=True):
         split = splits[task.split]
         split["shards"] += 1

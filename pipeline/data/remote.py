@@ -35,6 +35,13 @@ def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no
             name: str(fetch_file(file, folder, f"corpus.data_files.{name}", progress)) if _is_fetched(file) else file
             for name, file in corpus.data_files.items()
         }
+    mix = {
+        side: str(fetch_file(url, folder, f"corpus.mix.{side}", progress))
+        for side in ("source", "target")
+        if is_url(url := getattr(corpus.mix, side))
+    }
+    if mix:
+        changes["mix"] = replace(corpus.mix, **mix)
     return replace(corpus, **changes) if changes else corpus
 
 

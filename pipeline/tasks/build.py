@@ -107,11 +107,12 @@ def refuse_wrong_corpus(config: Any) -> None:
     """
     match config.task:
         case TaskName.translation:
-            from pipeline.data.corpus import SPLITS, count_pairs, refuse_wrong_files
+            from pipeline.data.corpus import SPLITS, count_mix, count_pairs, refuse_wrong_files
 
             refuse_wrong_files(config.corpus)
             for split in SPLITS:  # refuses sides of unequal lengths
                 count_pairs(config.corpus, split)
+            count_mix(config.corpus)
         case TaskName.language_model | TaskName.masked_language_model:
             from pipeline.data.prepare_documents import refuse_missing_documents
 
@@ -214,6 +215,7 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
                 search=config.decode,
                 validation_beam=config.train.validation_beam,
                 tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
+                mix_share=config.corpus.mix.share,
             )
         case TaskName.language_model:
             from pipeline.tasks.language_model import language_model

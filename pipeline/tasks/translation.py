@@ -11,6 +11,7 @@ import torch
 from model.build import ModelConfig, build_model
 from pipeline.data.batches import BatchConfig
 from pipeline.data.lines import read_lines
+from pipeline.data.mix import MIX, mixed
 from pipeline.data.pairs import collate_pairs, open_pairs
 from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import Translator
 from pipeline.progress import MapTasks, Progress
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Scoring, Task
+from pipeline.tasks.task import Evaluation, Examples, Metric, Scoring, Task
 from pipeline.train.objective import TranslationObjective
 
 # Below 1 BLEU almost no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
@@ -38,6 +39,7 @@ def translation(
     search: BeamConfig,
     validation_beam: int,
     tokenize: str = DEFAULT,
+    mix_share: float = 0.0,
 ) -> Task:
     """The task on a prepared corpus.
 
@@ -45,6 +47,7 @@ def translation(
         folder_of: the folder of "corpus", "tokenizer" or "shards".
         search: of evaluations; validations use a beam of `validation_beam`.
         tokenize: BLEU's tokenizer, see `tokenizer_for`.
+        mix_share: of an epoch's pairs that are of the corpus that is mixed in.
     """
     tokenizer = Tokenizer.load(folder_of("tokenizer"))
 
@@ -58,6 +61,9 @@ def translation(
     def text(column: str, ids: Sequence[int]) -> str:
         return tokenizer.decode([list(ids[:-1])])[0]  # without </s>
 
+    def with_mix(train: Examples, seed: int, epoch: int) -> Examples:
+        return mixed(train, open_pairs(folder_of("shards"), MIX), mix_share, seed, epoch) if mix_share else train
+
     return Task(
         selects=BLEU,
         loss_column="target",
@@ -65,6 +71,7 @@ def translation(
         model=lambda: build_model(model, tokenizer.vocab_size),
         objective=lambda new: TranslationObjective(new, label_smoothing),
         examples=lambda split: open_pairs(folder_of("shards"), split),
+        epoch=with_mix,
         collate=collate_pairs,
         validate=validated,
         evaluate=partial(evaluate_translation, folder_of, search, tokenize),

@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
 from pipeline.ranks import on_rank_zero
 from pipeline.run_folder import INITIAL_FOLDER
-from pipeline.train.optimizer import EngineState
+from pipeline.train.optimizer import EngineState, without_frozen
 from pipeline.untrusted import inside, read_small
 
 STATE = "state.safetensors"
@@ -50,7 +50,8 @@ def save_checkpoint(
     about: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes a checkpoint and keeps the `keep` newest; for rank 0 alone, which has the engine's tensors.
+    """Writes a checkpoint and keeps the `keep` newest; for rank 0 alone, which has the engine's tensors. Frozen weights
+    are left out: they stay those that the training began with, which lie in the run's folder.
 
     Checkpoints of later steps are removed: the run went back to a step before them.
 
@@ -62,7 +63,7 @@ def save_checkpoint(
     """
 
     def write(temporary: Path) -> None:
-        save_file(engine_state.tensors, temporary / STATE)
+        save_file(without_frozen(engine_state.tensors), temporary / STATE)
         trainer = {"engine": engine_state.scalars, "trainer": dict(trainer_state)}
         (temporary / TRAINER).write_bytes(_json_bytes(trainer))
 

@@ -1,6 +1,6 @@
 """Adam on fp32 master weights, the loss scale of fp16, and their state in a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -150,8 +150,9 @@ class EngineState(NamedTuple):
     """The state that training resumes from, in one form for every engine and number of ranks.
 
     tensors: fp32 on the CPU: "weights/<name>", "exp_avg/<name>" and "exp_avg_sq/<name>" of each parameter, tied
-    parameters once, frozen parameters only the weights; empty on ranks other than 0. scalars: JSON values: the number
-    of updates and the loss scale's state.
+    parameters once, frozen parameters only the weights; empty on ranks other than 0. A state without the weights of
+    frozen parameters leaves these as the module has them. scalars: JSON values: the number of updates and the loss
+    scale's state.
     """
 
     tensors: dict[str, Tensor]
@@ -159,6 +160,12 @@ class EngineState(NamedTuple):
 
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+def without_frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state, of trained parameters alone."""
+    trained = {name.removeprefix("exp_avg/") for name in tensors}
+    return {name: tensor for name, tensor in tensors.items() if name.partition("/")[2] in trained}
 
 
 class LossScale:
@@ -245,7 +252,7 @@ class FrozenWeights:
             gathered: a block within which a parameter that the ranks share is whole on each rank.
         """
         for name, parameter in self._parameters.items():
-            if rank() == 0 and state is not None:
+            if rank() == 0 and state is not None and f"weights/{name}" in state.tensors:
                 self.tensors[name] = state.tensors[f"weights/{name}"]
             with gathered(parameter):
                 if rank() == 0:
@@ -276,11 +283,11 @@ def _misfit(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], frozen: d
     expected = {f"{kind}/{name}": shape for kind in KINDS for name, shape in shapes.items()}
     expected |= {f"weights/{name}": shape for name, shape in frozen.items()}
     advice = "Resume with the model's settings that the checkpoint was written with, or start a new run."
-    for name in expected.keys() ^ tensors.keys():
+    for name in (expected.keys() ^ tensors.keys()) - {f"weights/{name}" for name in frozen}:
         where = "the model but not in the checkpoint" if name in expected else "the checkpoint but not in the model"
         return f"The checkpoint is of another model: {name} is in {where}. {advice}"
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
+        if name in tensors and tensors[name].shape != shape:
             found, wanted = list(tensors[name].shape), list(shape)
             return f"The checkpoint is of another model: {name} has shape {found}, the model {wanted}. {advice}"
     return None

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model.lora import LoraConfig, merge_adapters
 from pipeline.data.batches import Step
 from pipeline.errors import Diverged
 from pipeline.ranks import gather, on_any, on_rank_zero, world_size
@@ -59,6 +60,11 @@ class TrainConfig:
             folder. None: random weights.
         initial_embeddings: whether to take embeddings and output projection, too; impossible from a model with another
             tokenizer.
+        frozen_layers: of the initial model the embeddings (with a tied output projection) and the first layers of each
+            stack, encoder and decoder, that are not trained; 0: none, not even the embeddings.
+        layer_decay: the learning rate of a layer is layer_decay times that of the layer above; the top layers and all
+            that stands behind them have the schedule's rate. 1: one rate for all.
+        lora: adapters are trained in place of the initial model's weights. Snapshots hold the sum of both.
     """
 
     max_steps: int = 100_000
@@ -78,6 +84,9 @@ class TrainConfig:
     max_rollbacks: int = 3
     initial: str | None = None
     initial_embeddings: bool = True
+    frozen_layers: int = 0
+    layer_decay: float = 1.0
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "average")
@@ -91,6 +100,20 @@ class TrainConfig:
             raise ValueError(f"spike_factor: must be above 1, or 0 for none, not {self.spike_factor}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing: must be in [0, 1), not {self.label_smoothing}")
+        if self.frozen_layers < 0:
+            raise ValueError(f"frozen_layers: must be at least 0, not {self.frozen_layers}")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay: must be above 0 and at most 1, not {self.layer_decay}")
+        if self.freezes and not self.initial:
+            name = "frozen_layers" if self.frozen_layers else "lora.rank"
+            raise ValueError(f"{name}: would freeze random weights; give the model to begin with: train.initial=")
+        if self.frozen_layers and self.lora.rank:
+            raise ValueError("frozen_layers: all layers are frozen beside adapters (train.lora); leave one of both out")
+
+    @property
+    def freezes(self) -> bool:
+        """Whether weights of the initial model stay as they are."""
+        return self.frozen_layers > 0 or self.lora.rank > 0
 
 
 @dataclass
@@ -357,6 +380,7 @@ class Session:
         reads its snapshot again."""
         config, state = self.config, self.state
         weights = {name.removeprefix("model."): tensor for name, tensor in self.engine.weights().items()}
+        weights = merge_adapters(weights, config.lora.scale)
 
         def best_before(step: int) -> list[dict[str, float]]:
             validations = [record for record in state.validations if record["step"] <= step]

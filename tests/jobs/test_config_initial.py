@@ -20,6 +20,7 @@ from pipeline.model_folder import save_model
 
 TRANSLATOR = TransformerConfig(d_model=24, d_ff=40, num_heads=3, encoder_layers=1, decoder_layers=2, dropout=0.2)
 TEXT = [f"{i} times {i + 1} is {i * (i + 1)}" for i in range(200)]
+MIX = ("corpus.mix.share=0.3", "corpus.mix.source=a.en", "corpus.mix.target=b.de")
 OF_TEXTS = ("experiment=language_model/demo", "batch.tokens=1024", "batch.micro_tokens=512")
 
 
@@ -170,3 +171,31 @@ def test_the_weights_fit_by_themselves(place):
         model: Model = build_model(config.model, len(stored.weights["embedding.weight"]))
     initial = fitting(stored, config.model, model.state_dict(), stored.tokenizer, with_embeddings=True)
     assert not initial.left_out and not initial.fresh
+
+
+# Pairs of the run's own corpus, against forgetting
+
+
+def test_a_share_without_files_is_of_the_pairs_that_the_run_was_trained_on(capsys):
+    config = load_config(["train.initial=evaluated", "corpus.mix.share=0.2"])
+    assert (config.corpus.mix.source, config.corpus.mix.target) == ("/gone/c/train.source", "/gone/c/train.target")
+    assert "corpus.mix is train of /gone/c" in capsys.readouterr().err
+    named = load_config(["train.initial=evaluated", *MIX])
+    assert (named.corpus.mix.source, named.corpus.mix.share) == ("a.en", 0.3)
+
+
+def test_a_share_of_nothing_is_refused(place):
+    with pytest.raises(UserError, match=r"^corpus\.mix\.source: "):
+        load_config(["corpus.mix.share=0.2"])
+
+
+def test_the_share_is_part_of_a_run_s_identity(place):
+    from jobs.runs.workspace import identity
+    from pipeline.data.prepare import Prepared
+    from pipeline.files import Stage
+
+    stage = Stage(place, {"key": "1"}, True, 0.0)
+    prepared = Prepared(stage, stage, stage)
+    words = ["corpus.mix.source=a.en", "corpus.mix.target=b.de"]
+    shares = ([], [*words, "corpus.mix.share=0.2"], [*words, "corpus.mix.share=0.3"])
+    assert len({identity(load_config(share), prepared) for share in shares}) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Outcome, transloom, transloom_here
+from language_folder import write_language_model
 from runs import differing, folder_of, mlflow_runs
 from safetensors.torch import load_file
 
@@ -122,3 +123,27 @@ def test_a_training_begins_with_the_weights_of_another_run(place, first):
     words[words.index("train.initial=first")] = "train.initial=outputs/runs/first/model"
     again = transloom(place, "run", *words)
     assert again.code == 0 and len(re.findall("done before", again.out)) == 5, again.said
+
+
+def test_a_hugging_face_folder_is_fine_tuned_by_adapters_and_exported_again(place):
+    write_language_model(place / "gpt", padding=0)
+    words = [word for word in TINY if not word.startswith(("model.", "tokenizer."))]
+    words += ["name=adapted", "train.initial=gpt", "train.lora.rank=2", "train.max_steps=10"]
+    outcome = transloom(place, "run", *words)
+    assert outcome.code == 0 and re.search(r"^  trained: [\d,]+ of [\d,]+ parameters$", outcome.out, re.MULTILINE), (
+        outcome.said
+    )
+    exported = transloom_here(place, "export", "adapted", "exported", "format=huggingface")
+    assert exported.code == 0, exported.said
+    begun, ended = (load_file(place / folder / "model.safetensors") for folder in ("gpt", "exported"))
+    assert begun.keys() == ended.keys() and {name: x.shape for name, x in begun.items()} == {
+        name: x.shape for name, x in ended.items()
+    }
+    assert differing(begun, ended) == [
+        f"transformer.h.{layer}.{name}.weight"
+        for layer in range(2)
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    assert (place / "exported" / "tokenizer.json").read_bytes() == (place / "gpt" / "tokenizer.json").read_bytes()
+    (run,) = [run for run in mlflow_runs(place) if run.info.run_name == "adapted"]
+    assert run.data.metrics["training/trained_parameters"] < run.data.metrics["training/parameters"] / 2

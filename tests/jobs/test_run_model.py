@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from jobs.config.compose import load_config, to_yaml
 from jobs.runs.model import _ranked, export_model, find_model, steps_of_model, tokens_of, training_of
-from jobs.runs.workspace import Run, locked
+from jobs.runs.workspace import Run, identity, locked
 from jobs.training.evaluate import evaluation_folder, is_evaluated, kept_result
+from pipeline.data.prepare import Prepared
 from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import Stage, read_json, write_json
 from pipeline.run_folder import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import MetricLog
@@ -190,3 +191,21 @@ def test_a_result_says_how_far_the_training_had_come_and_which_search_it_is_of(r
     snapshot(folder, 120)
     end_training(folder, 40, 80, 120)
     assert not is_evaluated(run), "its model should be another one"
+
+
+def test_a_run_that_begins_with_another_keeps_its_identity_when_that_one_s_model_is_made(root: Path, capsys) -> None:
+    stage = Stage(root, {"key": "1"}, True, 0.0)
+    file = root / "runs" / "a" / CONFIG_FILE
+    file.write_text(file.read_text().replace("dtype: auto", "dtype: fp32"))
+
+    def key() -> str:
+        return identity(load_config([f"output_dir={root}", "train.initial=a"]), Prepared(stage, stage, stage))
+
+    capsys.readouterr()
+    first = key()  # "a" was trained, and never evaluated
+    assert "average of steps" not in capsys.readouterr().err
+    assert first == key() and value(find_model("a", root)) == 60.0
+    snapshot(root / "runs" / "a", 120)
+    end_training(root / "runs" / "a", 40, 80, 120)
+    later = key()  # it trained on: other weights, another run
+    assert later != first and later == key() and value(root / "runs" / "a" / "model") == 100.0
