@@ -118,15 +118,3 @@ def test_lines_are_labelled_as_tsv_or_json(place, tuned, monkeypatch):
     assert wrong.err.startswith("transloom: format=xml"), wrong.said
     other = transloom_here(place, "classify", "masked", "lines.txt", code=2)
     assert "task=classification" in other.err, other.said
-
-
-def test_runs_are_compared_by_mcnemar_s_test_and_over_seeds(place, tuned):
-    runs = [("second", "seed=2"), ("slow", "schedule.peak_learning_rate=1e-5"), ("slow2", "seed=2")]
-    slow = "schedule.peak_learning_rate=1e-5"
-    for name, word in runs:
-        words = [word, *([slow] if name == "slow2" else [])]
-        assert transloom(place, "run", *TUNED, f"name={name}", *words).code == 0
-    outcome = transloom_here(place, "compare", "slow", "slow2", "first", "second", "tracking=off")
-    assert outcome.code == 0 and "McNemar" in outcome.out and "majority class" in outcome.out, outcome.said
-    assert re.search(r"^slow, slow2 +2 +\d+\.\d\d +\d+\.\d\d +baseline", outcome.out, re.MULTILINE), outcome.out
-    assert "Over 2 seeds, first and the like have" in outcome.out, outcome.out
