@@ -1,4 +1,4 @@
-"""`transloom compare` of classifiers: McNemar's test, groups of seeds, and what is refused. Runs are written by hand."""
+"""`transloom compare` of classifiers: McNemar's test, groups of seeds, what is refused. Runs are written by hand."""
 
 import json
 import re
