@@ -101,6 +101,17 @@ COMMANDS = {
             '~/models/gpt2 "The meaning of life is"',
         ),
     ),
+    "classify": Command(
+        "label texts with a classifier: lines in, a label and its probability a line out",
+        arguments="<run or model folder> [file] [format=tsv|jsonl]",
+        reads=("output_dir",),
+        refuses_others=True,
+        own_words={
+            "format=jsonl": 'JSON lines with "label", "probability" and "probabilities" of all labels; tsv by default: '
+            "label, tab, probability",
+        },
+        examples=("my-run < texts.txt", "my-run texts.txt format=jsonl > labels.jsonl"),
+    ),
     "score": Command(
         "how likely a language model finds texts: accuracy at choices, bits per byte of documents",
         arguments="<run, model folder or Hugging Face folder> <file> [results=<file>]",

@@ -1,12 +1,13 @@
 """Builds a model from its configuration. Only this file knows every architecture."""
 
+from model.classifier import TextClassifier
 from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
 from model.decoder_only import DecoderOnly
 from model.recurrent import Recurrent
 from model.transformer import Transformer
 
 ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
-Model = Transformer | Recurrent | DecoderOnly
+Model = Transformer | Recurrent | DecoderOnly | TextClassifier
 
 # The names in configurations and model folders.
 ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[DecoderConfig]] = {
@@ -16,8 +17,15 @@ ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[
 }
 
 
-def build_model(config: ModelConfig, vocab_size: int) -> Model:
-    """A model with fresh weights, drawn from torch's generator."""
+def build_model(config: ModelConfig, vocab_size: int, num_labels: int | None = None) -> Model:
+    """A model with fresh weights, drawn from torch's generator.
+
+    Args:
+        num_labels: of a text classifier, whose head has labels in place of the vocabulary. None: any other model.
+    """
+    if num_labels is not None:
+        assert isinstance(config, DecoderConfig)
+        return TextClassifier(config, vocab_size, num_labels)
     match config:
         case TransformerConfig():
             return Transformer(config, vocab_size)

@@ -44,6 +44,13 @@ class Positions(Enum):
     rotary = "rotary"
 
 
+class Pooling(Enum):
+    """How a classifier makes one vector of a text: the mean over its tokens, or the vector of its last token."""
+
+    mean = "mean"
+    last = "last"
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """The Transformer of "Attention Is All You Need"; the defaults are the paper's base model.
@@ -197,6 +204,9 @@ class DecoderConfig:
         bias: whether products and normalisations have a bias.
         max_positions: the context: tokens of the longest text.
         tied: whether the embedding is also the output projection.
+        causal: whether a token sees only itself and the tokens before it; false: the whole text, as an encoder does,
+            for classification and masked language models.
+        pooling: of a classifier; other models do not read it.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -217,6 +227,8 @@ class DecoderConfig:
     max_positions: int = 1024
     bias: bool = True
     tied: bool = True
+    causal: bool = True
+    pooling: Pooling = Pooling.mean
 
     def __post_init__(self) -> None:
         _check(self, ("layers", "d_model", "d_ff", "num_heads", "max_positions"))

@@ -21,13 +21,15 @@ from model.positions import grid_of, make_positions, rotation_at, with_positions
 INITIAL_STD = 0.02
 
 
-class DecoderOnly(nn.Module):
-    """A stack of causal self-attention layers over packed token ids below `vocab_size`; see `forward`."""
+class Stack(nn.Module):
+    """Self-attention layers over packed token ids below `vocab_size`: a model without its head; see `forward`.
+
+    A model with a head ends its constructor with `_initialise`.
+    """
 
     sinusoids: Tensor
     rotations: Tensor
     learned_positions: nn.Embedding
-    output: nn.Parameter
 
     def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
         super().__init__()
@@ -37,14 +39,11 @@ class DecoderOnly(nn.Module):
         make_positions(self, config, config.rotary_base)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            SelfAttentionLayer(config, causal=True, dropout=config.dropout) for _ in range(config.layers)
+            SelfAttentionLayer(config, causal=config.causal, dropout=config.dropout) for _ in range(config.layers)
         )
         # A post-norm layer already ends in a normalisation.
         self.norm = make_normalization(config) if config.norm is Norm.pre else nn.Identity()
-        if not config.tied:
-            self.output = nn.Parameter(torch.empty(vocab_size, config.d_model))
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
-        self._initialise()
 
     def _initialise(self) -> None:
         """Draws weights with a standard deviation of 0.02 (Radford et al. 2018, section 4.1). Weights of products that
@@ -59,12 +58,13 @@ class DecoderOnly(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor, segments: Layout) -> Tensor:
-        """The last layer's output at every token, which sees itself and the tokens before it in its own text.
+        """The last layer's output at every token. A token sees its own text: with `causal` itself and the tokens
+        before it, else all tokens.
 
         Args:
             tokens: (N,) ids of texts that follow each other.
         Returns:
-            (N, d_model); times `output_weight` transposed it gives the logits of each token's successor.
+            (N, d_model)
         Raises:
             ValueError: a text of more than max_positions tokens.
         """
@@ -81,14 +81,32 @@ class DecoderOnly(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The projection to the vocabulary, (V, d_model); with `tied` the embedding."""
-        return self.embedding.weight if self.config.tied else self.output
+        """The head's projection, (outputs, d_model)."""
+        raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`forward`'s output (N, d_model) -> logits (N, V)."""
+        """`forward`'s output (N, d_model) -> logits (N, outputs)."""
         if self.packed_projection is not None:
             return self.packed_projection(hidden)
         return nn.functional.linear(hidden, self.output_weight)
+
+
+class DecoderOnly(Stack):
+    """The stack with a projection to the vocabulary. `forward`'s output times `output_weight` transposed gives the
+    logits of each token's successor or, of a masked language model, of the token itself."""
+
+    output: nn.Parameter
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        if not config.tied:
+            self.output = nn.Parameter(torch.empty(vocab_size, config.d_model))
+        self._initialise()
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The projection to the vocabulary, (V, d_model); with `tied` the embedding."""
+        return self.embedding.weight if self.config.tied else self.output
 
     def start_decoding(self, tokens: Tensor, layout: Layout) -> "DecoderOnlyDecoding":
         """Reads packed prompts, of any lengths, in one forward pass, and prepares to continue each prompt.

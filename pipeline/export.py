@@ -22,9 +22,9 @@ from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import Translator
-from pipeline.huggingface import write_huggingface
+from pipeline.huggingface import is_huggingface, write_huggingface
 from pipeline.huggingface_tokenizer import write_huggingface_tokenizer
-from pipeline.model_folder import is_language_model, load_language_model
+from pipeline.model_folder import OTHER_TASKS, is_language_model, load_language_model, read_about
 
 
 class Format(Enum):
@@ -51,6 +51,7 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
         raise UserError(f"{folder} is there already: name a folder that is empty or does not exist")
     if to is Format.huggingface and quantization is not Quantization.float32:
         raise UserError(f"quantization={quantization.value}: only format=ctranslate2 has it")
+    _refuse_other_tasks(model, to)
     write = _language_model(model, to) if is_language_model(model) else _translator(model, to, quantization)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     with explain_full_disk(folder):
@@ -62,6 +63,19 @@ def export(model: Path, folder: Path, to: Format, quantization: Quantization = Q
             raise UserError(f"can't write {folder}: {error.strerror}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_other_tasks(model: Path, to: Format) -> None:
+    """
+    Raises:
+        UserError: the model is one of those that no format is written of.
+    """
+    task = None if is_huggingface(model) else read_about(model).get("task")
+    if task in OTHER_TASKS:
+        raise UserError(
+            f"format={to.value}: {model} is of task={task}, which no format here has; its folder is all that "
+            f"{'transloom classify' if task == 'classification' else 'train.initial'} needs"
+        )
 
 
 def _language_model(model: Path, to: Format) -> Callable[[Path], None]:

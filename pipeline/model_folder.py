@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
+from model.classifier import TextClassifier
 from model.config import DecoderConfig, Positions
 from model.decoder_only import DecoderOnly
 from model.flops import multiply_adds
@@ -41,6 +42,8 @@ from pipeline.untrusted import inside, open_plain, read_foreign_json
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, CHARACTERS_FILE, SETTINGS_FILE)  # those that there are
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MASKED = "masked_language_model"  # the task, whose models have an id more than the tokenizer
+OTHER_TASKS = ("classification", MASKED)  # of the architecture of language models, which continue no text
 MAX_SIZE = 2**31  # of a number in a model's shape
 # What config.json has, where it has it.
 _KINDS: dict[str, Any] = {
@@ -54,6 +57,7 @@ _KINDS: dict[str, Any] = {
     "source_language": str | None,
     "target_language": str | None,
     "task": str,
+    "labels": list[str],
     "initial": dict[str, Any],
 }
 
@@ -222,9 +226,11 @@ def _matrix_numbers(config: ModelConfig, vocab_size: int) -> int:
     return sum(multiply_adds(config, vocab_size)) + places
 
 
-def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int) -> Model:
+def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int, num_labels: int | None = None) -> Model:
     """The model with fresh weights, where those in the folder fit it; else nothing of its size is allocated.
 
+    Args:
+        num_labels: see `build_model`.
     Raises:
         UserError: the weights are another model's, or more than this machine's memory.
     """
@@ -247,7 +253,7 @@ def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int) -> Model:
             f"{file} does not fit {CONFIG} and the tokenizer: it has {numbers:,} numbers, and the matrices of that "
             f"model alone {wanted:,}. {advice}"
         )
-    model = build_model(config, vocab_size)
+    model = build_model(config, vocab_size, num_labels)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -351,26 +357,30 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | None,
     load_tokenizer: Callable[[Path], AnyTokenizer],
-    refuse: Callable[[ModelConfig], None] = lambda config: None,
+    refuse: Callable[[ModelConfig, Mapping[str, Any]], None] = lambda config, about: None,
 ) -> tuple[Model, AnyTokenizer, dict[str, Any]]:
     """Reads a folder that `save_model` wrote: the model in evaluation mode, its tokenizer, and what the folder says.
 
     Args:
         dtype: to compute in; None: the precision that the folder names, but fp32 for fp16 away from a GPU.
         load_tokenizer: of the folder the tokenizer, which has a vocab_size.
-        refuse: raises a UserError for a model of another kind, before its weights are read.
+        refuse: (configuration, what the folder says) raises a UserError for a model of another kind, before its
+            weights are read.
     Raises:
         UserError: a file is missing, damaged, or does not fit the others.
     """
     about = read_about(folder)
     config = _config_of(folder, about)
-    refuse(config)
+    refuse(config, about)
     dtype = dtype or DTYPES[about.get("precision", "fp32")]
     named = [name for name in TOKENIZER_FILES if name in about["sha256"] or (folder / name).exists()]
     for name in named or [MODEL_FILE]:
         _refuse_damaged(folder, name, about["sha256"], MAX_MODEL_BYTES)
     tokenizer: Any = load_tokenizer(folder)
-    model = _build_fitting(folder, config, tokenizer.vocab_size)
+    # A masked language model has a mask behind the tokenizer's ids.
+    vocab_size = tokenizer.vocab_size + (about.get("task") == MASKED)
+    labels = about.get("labels")
+    model = _build_fitting(folder, config, vocab_size, None if labels is None else len(labels))
     _refuse_damaged(folder, WEIGHTS, about["sha256"])
     weights = load_file(folder / WEIGHTS)
     _refuse_infinite(folder, weights)
@@ -409,13 +419,48 @@ def load_language_model(folder: Path, device: torch.device, dtype: torch.dtype |
     return LoadedLanguageModel(decoder.to(device, dtype or torch.float32).eval(), tokenizer, {})
 
 
-def _refuse_translator(config: ModelConfig) -> None:
+def _refuse_translator(config: ModelConfig, about: Mapping[str, Any]) -> None:
     if not isinstance(config, DecoderConfig):
         raise UserError("the model translates, and continues no text: transloom translate <run> < your_text")
+    if "labels" in about:
+        raise UserError("the model labels texts, and continues none: transloom classify <run> < your_text")
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier in evaluation mode, its tokenizer, its labels in the order of their numbers, and its folder's
+    metadata."""
+
+    model: TextClassifier
+    tokenizer: TextTokenizer
+    labels: list[str]
+    metadata: dict[str, Any]
+
+
+def load_classifier(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> LoadedClassifier:
+    """A text classifier from a model folder.
+
+    Args:
+        dtype: to compute in; None: the precision that the folder names.
+    Raises:
+        UserError: a file is missing, damaged or does not fit the others, or the model is no classifier.
+    """
+    model, tokenizer, metadata = load_model(folder, device, dtype, load_text_tokenizer, _refuse_without_labels)
+    assert isinstance(model, TextClassifier)
+    return LoadedClassifier(model, tokenizer, metadata["labels"], metadata)
+
+
+def _refuse_without_labels(config: ModelConfig, about: Mapping[str, Any]) -> None:
+    if not isinstance(config, DecoderConfig) or not about.get("labels"):
+        raise UserError(
+            f"the model is of task={about.get('task', 'translation')}, and labels no texts. Train one with "
+            "task=classification"
+        )
 
 
 def is_language_model(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a language model: Transloom's own, or any of Hugging Face's form.
+    """Whether a folder's config.json is that of a model that continues texts: Transloom's own, or any of Hugging Face's
+    form.
 
     Raises:
         UserError: the file can't be read as JSON.
@@ -424,7 +469,9 @@ def is_language_model(folder: Path) -> bool:
         values = read_foreign_json(folder / CONFIG)
     except FileNotFoundError:
         return False
-    return isinstance(values, dict) and ("model_type" in values or values.get("architecture") == "decoder_only")
+    if not isinstance(values, dict) or values.get("task") in OTHER_TASKS:
+        return False
+    return "model_type" in values or values.get("architecture") == "decoder_only"
 
 
 def _refuse_larger_tokenizer(tokenizer: TextTokenizer, vocab_size: int, folder: Path) -> None:

@@ -57,7 +57,15 @@ def main(argv: list[str]) -> int:
     found = find_systems(words, root)
     first = next(iter(found.values()))
     task = first.run.config.task if isinstance(first, Evaluated) else TaskName.translation
-    compare = _compare_documents if task is TaskName.language_model else _compare_translations
+    match task:
+        case TaskName.translation:
+            compare = _compare_translations
+        case TaskName.language_model:
+            compare = _compare_documents
+        case TaskName.classification:
+            compare = _compare_labels
+        case _:
+            raise UserError(f"task: compare knows no task={task.value}; its runs' scores are in MLflow: transloom ui")
     folder, comparison, told, runs = compare(config, found, own, reach)
     print_comparison(told, folder)
     if config.tracking.enabled:
@@ -156,6 +164,21 @@ def _compare_documents(
     )
     folder = folder_for(config, comparison)
     return folder, comparison, write_documents(folder, comparison, gathered), gathered.runs
+
+
+def _compare_labels(
+    config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
+) -> "Compared":
+    from jobs.compare.labels import gather_labels
+    from jobs.compare.report import folder_for, write_labels
+    from pipeline.compare.labels import compare_labels
+
+    if other := [key for key in own if key not in ("reach", "query")]:
+        raise UserError(f"{other[0]}: is about translations, and the runs are classifiers; leave it out")
+    gathered = gather_labels(found)
+    comparison = compare_labels(gathered.systems, gathered.split, gathered.hash, gathered.baselines, reach)
+    folder = folder_for(config, comparison)
+    return folder, comparison, write_labels(folder, comparison, gathered), gathered.runs
 
 
 def _number(key: str, value: str) -> float:

@@ -20,7 +20,8 @@ from jobs.terminal.console import StatusLine, console
 from jobs.training.precision import warn_of_slow_precision
 from model.config import DecoderConfig
 from model.flops import count_parameters
-from pipeline.data.documents import DocumentsConfig
+from pipeline.data.corpus import CorpusConfig
+from pipeline.data.labelled import LabelledConfig
 from pipeline.data.prepare import Prepared
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import Tokenizer
@@ -32,7 +33,13 @@ from pipeline.plan.memory import cpu_footing
 from pipeline.plan.picture import draw_plan
 from pipeline.plan.plan import make_plan, price_of
 from pipeline.plan.probe import Probe
-from pipeline.plan.text_volume import TextVolume, estimated_text_volume, prepared_text_volume, vocabulary_of
+from pipeline.plan.text_volume import (
+    TextVolume,
+    estimated_labelled_volume,
+    estimated_text_volume,
+    prepared_text_volume,
+    vocabulary_of,
+)
 from pipeline.plan.training import Training, memory_alone
 from pipeline.plan.volume import Volume, estimated_volume, prepared_volume
 from pipeline.processor import processor_flags
@@ -163,7 +170,7 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
 def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:
     """Counted where the corpus is prepared, else estimated."""
     shards = prepared.shards.folder if prepared else None
-    if not isinstance(config.corpus, DocumentsConfig):
+    if isinstance(config.corpus, CorpusConfig):
         if shards:
             return prepared_volume(shards, config.batch, config.seed)
         return estimated_volume(config.corpus, config.batch)
@@ -171,6 +178,8 @@ def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:
     context = config.model.max_positions
     if shards:
         return prepared_text_volume(shards, context, config.batch, config.seed)
+    if isinstance(config.corpus, LabelledConfig):
+        return estimated_labelled_volume(config.corpus, config.tokenizer, context, config.batch)
     return estimated_text_volume(config.corpus, config.tokenizer, context, config.batch)
 
 

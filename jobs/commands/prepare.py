@@ -7,7 +7,7 @@ from jobs.ray_cluster.preflight import checked_session
 from jobs.runs.stored import store_prepared
 from jobs.runs.summary import print_cleaning, print_next, print_prepared
 from jobs.training.prepare import found_prepared, prepare_stage, refuse_long_sentences
-from pipeline.tasks.build import selecting_metric
+from pipeline.tasks.build import corpus_baselines, selecting_metric
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     else:
         print_cleaning(prepared)
     store_prepared(config.storage, prepared)
-    print_prepared(prepared, selecting_metric(config.task, config.corpus))
+    baselines = corpus_baselines(config.task, prepared.corpus.manifest["counts"])
+    print_prepared(prepared, selecting_metric(config.task, config.corpus), baselines)
     refuse_long_sentences(config, prepared.corpus.folder, prepared.shards.folder)
     print_next(shlex.join(["transloom", "train", *argv]))
     return 0

@@ -1,13 +1,12 @@
 """Translate: lines from a file or standard input, one translation a line to standard output."""
 
 import sys
-from collections.abc import Iterable, Iterator
 
 from jobs.cli import configuration, sort_words, usage
 from jobs.runs.model import computing_device, find_model, tell_other_precision
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable_word
-from pipeline.data.lines import BOM, existing_file, read_lines
+from pipeline.data.lines import existing_file, read_lines, stream_lines
 from pipeline.errors import UserError
 
 LINES_AT_A_TIME = 2000  # so that the first translations of a long text do not wait for the last
@@ -22,7 +21,7 @@ def main(argv: list[str]) -> int:
 
     from pipeline.generate.translator import Translator
 
-    lines = read_lines(existing_file(words[1])) if len(words) == 2 else lines_of(sys.stdin.buffer)
+    lines = read_lines(existing_file(words[1])) if len(words) == 2 else stream_lines(sys.stdin.buffer)
     device, dtype = computing_device()
     translator = Translator.load(folder, device, dtype)
     tell_other_precision(dtype, translator.about.get("precision"))
@@ -49,10 +48,3 @@ def main(argv: list[str]) -> int:
             flush()
     flush()
     return 0
-
-
-def lines_of(stream: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of standard input, without their ends and the byte order mark, as `read_lines` has those of a file."""
-    for number, line in enumerate(stream):
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
-        yield line.removeprefix(BOM) if number == 0 else line

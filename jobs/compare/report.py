@@ -15,6 +15,7 @@ from jobs.compare.documents import (
     document_verdicts,
     example_table,
 )
+from jobs.compare.labels import GatheredLabels, label_examples, label_notes, label_tables, label_verdicts
 from jobs.compare.systems import Gathered
 from jobs.compare.tables import notes, tables, task_of, verdicts
 from jobs.compare.tests import tests_table
@@ -118,6 +119,23 @@ def write_documents(folder: Path, comparison: Mapping[str, Any], gathered: Gathe
     return told
 
 
+def write_labels(folder: Path, comparison: Mapping[str, Any], gathered: GatheredLabels) -> Told:
+    """Writes comparison.json, the curves and report.html of a comparison of classifiers."""
+    write_json(folder / RESULT_FILE, comparison)
+    made = label_tables(comparison)
+    pictures = _curves(folder, comparison)
+    order: list[Table | Picture | None] = [
+        *(made.get(name) for name in ("scores", "seeds", "runs", "reach")),
+        pictures.get("curves"),
+        *(made.get(name) for name in ("settings", "data", "environment")),
+        label_examples(gathered),
+    ]
+    told = Told(label_verdicts(comparison), made, [picture.light for picture in pictures.values()])
+    parts = [part for part in order if part is not None]
+    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, label_notes(comparison), {})
+    return told
+
+
 def _title(comparison: Mapping[str, Any]) -> str:
     names = comparison["names"]
     return f"{' and '.join(names) if len(names) == 2 else f'{len(names)} systems'} compared"
@@ -132,7 +150,8 @@ def _curves(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
     metric, column = selecting_metric(task), token_columns(task)[-1]
     tokenizers = {name: set(row["values"].values()) for row in comparison["data"] if (name := row["name"])}
     # Losses are of a token each, which says nothing where tokens differ.
-    with_losses = task is TaskName.translation or len(tokenizers.get("tokenizer.hash", ())) == 1
+    of_examples = task in (TaskName.translation, TaskName.classification)
+    with_losses = of_examples or len(tokenizers.get("tokenizer.hash", ())) == 1
     draw = partial(draw_courses, runs, metric=metric, column=column, with_losses=with_losses)
     what = "loss and " if with_losses else ""
     picture = Picture(

@@ -354,8 +354,9 @@ def facts_of(one: Evaluated) -> RunFacts:
     }
     if vocabulary:
         facts["parameters"] = count_parameters(run.config.model, vocabulary)
-        facts["flops"] = _flops(run, vocabulary, facts)
-        validations = [moment | {"flops": _flops(run, vocabulary, moment)} for moment in validations]
+        outputs = len(read_json(one.corpus / MANIFEST)["counts"].get("labels", ())) or vocabulary
+        facts["flops"] = _flops(run, outputs, facts)
+        validations = [moment | {"flops": _flops(run, outputs, moment)} for moment in validations]
     unit = unit_of({"splits": counts})
     evaluating = one.result["seconds"][one.split]
     evaluated = "sentences" if run.config.languages else unit
@@ -395,7 +396,11 @@ def _is_compared(file: str) -> bool:
     return file.startswith("validation.") and file != "validation.source"
 
 
-def _flops(run: Run, vocabulary: int, moment: Moment) -> int:
-    """Floating-point operations of the training until then."""
+def _flops(run: Run, outputs: int, moment: Moment) -> int:
+    """Floating-point operations of the training until then.
+
+    Args:
+        outputs: the pieces of the vocabulary, or the labels of a classifier.
+    """
     tokens = [round(moment[f"{column}_tokens"]) for column in token_columns(run.config.task)]
-    return training_flops(run.config.model, vocabulary, *tokens)
+    return training_flops(run.config.model, outputs, *tokens)

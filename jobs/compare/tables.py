@@ -175,7 +175,9 @@ def _translations(comparison: Mapping[str, Any]) -> Table:
 
 def _runs(comparison: Mapping[str, Any]) -> Table:
     column = token_columns(task_of(comparison))[-1]
-    evaluated = "sentences" if task_of(comparison) is TaskName.translation else "documents"
+    evaluated = {TaskName.translation: "sentences", TaskName.classification: "texts"}.get(
+        task_of(comparison), "documents"
+    )
     rows = []
     for name, one in comparison["systems"].items():
         if not (training := one["training"]):

@@ -10,6 +10,7 @@ from pipeline.data.batches import BatchConfig
 from pipeline.data.clean import CleanConfig
 from pipeline.data.corpus import CorpusConfig
 from pipeline.data.documents import DocumentsConfig
+from pipeline.data.labelled import LabelledConfig
 from pipeline.data.prompts import PromptsConfig
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import TokenizerConfig
@@ -27,7 +28,7 @@ from pipeline.train.session import TrainConfig
 if TYPE_CHECKING:
     from model.build import ModelConfig
 
-    Corpus = CorpusConfig | DocumentsConfig | PromptsConfig
+    Corpus = CorpusConfig | DocumentsConfig | LabelledConfig | PromptsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
 else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
@@ -36,6 +37,8 @@ else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.archi
 TASK_SECTIONS = {
     TaskName.translation.value: {"corpus": CorpusConfig, "tokenizer": TokenizerConfig},
     TaskName.language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.classification.value: {"corpus": LabelledConfig, "tokenizer": TextTokenizerConfig},
+    TaskName.masked_language_model.value: {"corpus": DocumentsConfig, "tokenizer": TextTokenizerConfig},
     TaskName.prompt_response.value: {"corpus": PromptsConfig, "tokenizer": TextTokenizerConfig},
 }
 
@@ -183,7 +186,7 @@ def refuse_contradictions(config: Config) -> Config:
         UserError: some workers would never have a micro-batch; the schedule does not fit into the training; the model
             is not for the task; texts of the model's length do not fit into a micro-batch.
     """
-    is_text = config.task is TaskName.language_model
+    is_text = config.task in (TaskName.language_model, TaskName.classification, TaskName.masked_language_model)
     is_decoder = isinstance(config.model, DecoderConfig)
     if is_text != is_decoder and config.task is not TaskName.prompt_response:  # whose model may be of either kind
         fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
@@ -198,6 +201,8 @@ def refuse_contradictions(config: Config) -> Config:
             "corpus.held_out.validation: is 0, and corpus.validation has no data, but a training is validated; hold a "
             "share out, such as 0.01"
         )
+    if isinstance(config.model, DecoderConfig):
+        _refuse_wrong_sight(config.task, config.model)
     if isinstance(config.corpus, PromptsConfig):
         _refuse_wrong_prompts(config.corpus, config.model.max_positions, is_decoder)
     if (is_text or is_decoder) and config.batch.micro_tokens < (context := config.model.max_positions or 0):
@@ -220,6 +225,24 @@ def refuse_contradictions(config: Config) -> Config:
     except ValueError as error:
         raise UserError(f"schedule.{error}") from error
     return config
+
+
+def _refuse_wrong_sight(task: TaskName, model: DecoderConfig) -> None:
+    """
+    Raises:
+        UserError: a model that continues texts sees the tokens that it predicts, or a masked language model sees no
+            token behind a mask.
+    """
+    if task is TaskName.masked_language_model and model.causal:
+        raise UserError(
+            "model.causal: is true, and task=masked_language_model reads on both sides of a mask; set "
+            "model.causal=false"
+        )
+    if task not in (TaskName.masked_language_model, TaskName.classification) and not model.causal:
+        raise UserError(
+            f"model.causal: is false, and task={task.value} would see the tokens that it predicts; set "
+            "model.causal=true"
+        )
 
 
 def _refuse_wrong_prompts(corpus: PromptsConfig, context: int | None, is_decoder: bool) -> None:

@@ -30,13 +30,16 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     """
     from model.decoder_only import DecoderOnly
     from model.packed_linear import pack_linears
-    from pipeline.model_folder import is_language_model, load_language_model
+    from pipeline.model_folder import MASKED, is_language_model, load_language_model, read_about
 
     folder = find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
-        raise UserError(
-            f"{name_or_path} translates, and is no language model: transloom translate {name_or_path} < your_text"
-        )
+        use = {
+            "classification": f"labels texts, and continues none: transloom classify {name_or_path} < your_text",
+            MASKED: f"fills masks, and continues no text; a classifier begins with it: train.initial={name_or_path}",
+        }
+        translates = f"translates, and is no language model: transloom translate {name_or_path} < your_text"
+        raise UserError(f"{name_or_path} {use.get(read_about(folder).get('task', ''), translates)}")
     device, dtype = computing_device()
     loaded = load_language_model(folder, device, dtype)
     tell_other_precision(dtype, loaded.metadata.get("precision"))

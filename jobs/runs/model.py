@@ -12,7 +12,7 @@ from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_proces
 from jobs.terminal.printable import printable
 from pipeline.compare.course import validation_course
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import MANIFEST, read_json
 from pipeline.processor import bf16_instructions
 from pipeline.run_folder import (
     CONFIG_FILE,
@@ -31,7 +31,10 @@ from pipeline.train.session import Average
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_COLUMNS = ("source", "reference", "translation", "prompt", "continuation")
+SAMPLE_COLUMNS = (
+    *("source", "reference", "translation", "prompt", "continuation"),
+    *("masked", "filled in", "text", "label", "predicted"),
+)
 
 
 def called(run: Run) -> str:
@@ -208,6 +211,8 @@ def export_model(run: Run) -> Path:
         "precision": config.precision.dtype.value,
         "task": config.task.value,
     }
+    if labels := read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"].get("labels"):
+        about["labels"] = labels
     if origin := lineage(run.folder):
         about["initial"] = origin
     if pair := config.languages:

@@ -42,7 +42,7 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
 )
 from pipeline.secrets import redacted
-from pipeline.tasks.build import selecting_metric, token_columns
+from pipeline.tasks.build import corpus_baselines, selecting_metric, token_columns
 from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
@@ -276,6 +276,8 @@ def report_evaluation(run: Run, result: Mapping[str, Any], tracker: MlflowTracke
     for file in sorted(Path(result["folder"]).glob("*.hypotheses")):
         tracker.log_artifact(file, artifacts)
     tracker.log_artifact(Path(result["folder"]) / RESULT_FILE, artifacts)
+    for file in sorted(Path(result["folder"]).glob("*.png")):
+        tracker.log_figure(file)
     _draw(run, tracker)  # again, with the averaged model's score
 
 
@@ -303,6 +305,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
     so_far = "" if result["training_ended"] else "has not ended: "
     column, tokens = list(tokens_of(training).items())[-1]
     final, origin = final_split(result), lineage(run.folder)
+    use = use_of(run, run.name)
     lines = {
         final.capitalize(): f"{_scores_in_words(result, selecting_metric(config.task, config.corpus))}",
         "Model": f"{architecture_of(model)}, {_shape_in_words(model)}, {count_saved(run.folder / MODEL_FOLDER):,} "
@@ -310,7 +313,7 @@ def _note(run: Run, training: Mapping[str, Any], result: Mapping[str, Any]) -> s
         "Data": f"{config.corpus.name}{f', {pair[0]}-{pair[1]}' if pair else ''}: {unit} {sizes}",
         "Training": f"{so_far}{training['step']:,} steps in {clock(training['seconds'])}, {tokens:,} {column} tokens, "
         f"{tokens / max(training['seconds'], 1e-9):,.0f}/s",
-        "Translate" if pair else "Generate": f"`{use_of(run, run.name)}`",
+        use.split()[1].capitalize(): f"`{use}`",
         **({"Began with": f"`{origin['model']}`, SHA-256 {origin['sha256'][:12]}…"} if origin else {}),
         "Folder": f"`{run.folder}`",
     }
@@ -338,7 +341,7 @@ def _draw(run: Run, tracker: MlflowTracker) -> None:
     path = run.folder / FIGURES_FOLDER / CURVES_FILE
     title, task = f"{run.name} ({run.config.corpus.name})", run.config.task
     counts = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
-    baselines = counts.get("baselines", {}).get("validation")
+    baselines = corpus_baselines(task, counts).get("validation")
     points = read_points(run.folder)
     metric = selecting_metric(task, run.config.corpus)
     draw_curves(points, path, title, metric, token_columns(task), baselines)

@@ -9,22 +9,23 @@ from typing import Any
 
 from jobs.remote.package import submission
 from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
-from jobs.runs.workspace import Run
+from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
 from pipeline.data.prompts import PromptsConfig
+from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
-from pipeline.tasks.build import TaskName, selecting_metric
+from pipeline.tasks.build import TaskName, selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 
 
-def print_prepared(prepared: Prepared, metric: Metric) -> None:
+def print_prepared(prepared: Prepared, metric: Metric, baselines: Mapping[str, Mapping[str, float]]) -> None:
     """
     Args:
-        metric: of the baselines.
+        metric: of the baselines. baselines: see `corpus_baselines`.
     """
     rows = []
     for name in ("corpus", "tokenizer", "shards"):
@@ -42,8 +43,8 @@ def print_prepared(prepared: Prepared, metric: Metric) -> None:
     console.print(f"\nVocabulary: {counts['vocab_size']:,} pieces{less}")
     heads = ["split", unit, *(name.replace("_", " ") for name in columns)]
     console.print(table("\nCorpus", heads, rows, right=tuple(range(1, len(heads)))))
-    for split, baselines in prepared.corpus.manifest["counts"].get("baselines", {}).items():
-        for name, value in baselines.items():
+    for split, values in baselines.items():
+        for name, value in values.items():
             console.print(f"Baseline: a {name} comes to {metric.shown(value)} {metric.title} on {split}")
 
 
@@ -96,7 +97,8 @@ def print_cleaning(prepared: Prepared) -> None:
             f"examples{f': {question}' if unit == 'pairs' else ''}"
         )
     shards = prepared.shards.manifest["counts"]
-    if changed := sum(split.get("changed", 0) for split in shards["splits"].values()):
+    changed = sum(split.get("changed", 0) for split in shards["splits"].values())
+    if changed and unit == "documents":
         console.print(
             f"\nwarning: {changed:,} documents do not come back from their tokens as they were, such as "
             f"{shards['changed_example']!r}: bits per byte are not those of the text. Take another tokenizer"
@@ -111,6 +113,11 @@ def print_cleaning(prepared: Prepared) -> None:
             f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
             "validation, too: the choice of settings by validation has seen them"
         )
+
+
+def _counts(run: Run) -> dict[str, Any]:
+    """The counts of the run's corpus."""
+    return read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]
 
 
 def _word(value: Any) -> str:
@@ -135,7 +142,7 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     for split in ("test", "validation"):
         for name, score in result.get(split, {}).items():
             value = metric.shown(score["value"]) if name == metric.name else f"{score['value']:.2f}"
-            rows.append([f"{split} {name}", value, score["signature"]])
+            rows.append([f"{split} {name}", value, score["signature"] or score.get("details", "")])
             if name == metric.name:
                 for baseline, of_baseline in result.get("baselines", {}).get(split, {}).items():
                     rows.append([f"{split} {name} of a {baseline}", metric.shown(of_baseline), ""])
@@ -153,11 +160,12 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
             console.print()
     seconds = max(training["seconds"], 1e-9)
     workers = "1 worker" if training["world_size"] == 1 else f"{training['world_size']} workers"
-    tokens = tokens_of(training)
+    counted = tokens_of(training)
+    tokens = {column: counted[column] for column in token_columns(run.config.task)}  # labels are no tokens
     column = list(tokens)[-1]
     speeds = " + ".join(f"{count / seconds:,.0f} {name}" for name, count in tokens.items())
     evaluated = result["sentences"][final] / max(result["seconds"][final], 1e-9)
-    units = {TaskName.translation: "sentences", TaskName.language_model: "documents"}.get(run.config.task, "examples")
+    units = "sentences" if run.config.languages else unit_of(_counts(run))
     console.print(
         f"Trained {training['step']:,} steps in {clock(seconds)}: {speeds} tokens/s without padding, "
         f"{tokens[column]:,} {column} tokens in all ({platform.machine()}, {processor_name()}, {workers}).\n"
@@ -170,6 +178,8 @@ def print_result(run: Run, result: Mapping[str, Any]) -> None:
     console.print(f"Checkpoints  {run.folder / CHECKPOINTS_FOLDER}")
     if (outputs := Path(result["folder"]) / f"{final}.hypotheses").exists():
         console.print(f"Outputs      {outputs}")
+    for picture in sorted(Path(result["folder"]).glob(f"{final}_*.png")):
+        console.print(f"Picture      {picture}")
     console.print(f"Curves       {run.folder / FIGURES_FOLDER / CURVES_FILE}")
 
 
@@ -184,8 +194,14 @@ def print_next(*commands: str) -> None:
 
 def use_of(run: Run, model: str) -> str:
     """The command that uses `model`, a name or a folder, which is of the run's task."""
-    if run.config.languages:
-        return f"transloom translate {model} < your_text"
+    match run.config.task:
+        case TaskName.translation:
+            return f"transloom translate {model} < your_text"
+        case TaskName.classification:
+            return f"transloom classify {model} < your_text"
+        case TaskName.masked_language_model:
+            own = "corpus.train.files=your.tsv"
+            return f"transloom run experiment=transfer/classification {own} train.initial={model}"
     if isinstance(run.config.corpus, PromptsConfig):
         return f'transloom generate {model} "your text"'
     return f'transloom generate {model} "Once upon a time"'

@@ -49,6 +49,8 @@ def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:
         if evaluation.outputs:
             with atomic_write(folder / f"{split}.hypotheses") as file:
                 file.write("".join(f"{line}\n" for line in evaluation.outputs).encode())
+        for name, draw in evaluation.pictures.items():
+            draw(folder / f"{split}_{name}.png")
         result[split] = {name: dataclasses.asdict(score) for name, score in evaluation.scores.items()}
         result["sentences"][split] = evaluation.num_examples
         result["samples"] = evaluation.samples

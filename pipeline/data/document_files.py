@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.data.clean import shortened
 from pipeline.data.formats import refuse_binary
 from pipeline.data.lines import BOM, PACKED, open_text, unpacked_name
+from pipeline.data.wording import sentences
 from pipeline.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -22,11 +23,13 @@ ROWS_PER_BATCH = 64  # of a parquet file
 
 
 class Unit(Enum):
-    """The document in a text file: the file, a line, or a block between blank lines."""
+    """The document in a text file: the file, a line, a block between blank lines, or a sentence of such a block, by
+    rules for English."""
 
     file = "file"
     line = "line"
     paragraph = "paragraph"
+    sentence = "sentence"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def read_file(file: Path, unit: Unit, text_field: str, max_bytes: int) -> Iterat
         yield _whole_file(file, max_bytes)
     elif unit is Unit.line:
         yield from _line_documents(file, max_bytes)
+    elif unit is Unit.sentence:
+        for place, text in _paragraphs(file, max_bytes):
+            yield from ((place, part) for part in ([text] if isinstance(text, Fault) else sentences(text)))
     else:
         yield from _paragraphs(file, max_bytes)
 

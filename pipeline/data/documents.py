@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.data.clean import Invalid, shortened
 from pipeline.data.document_files import (
+    Fault,
     Read,
     Unit,
     checked,
@@ -25,6 +26,8 @@ from pipeline.data.document_files import (
     read_file,
 )
 from pipeline.data.hub import load_rows
+from pipeline.data.overlap import Sentences, read_sentences
+from pipeline.data.wording import treebank
 from pipeline.errors import UserError
 from pipeline.files import absolute_path, hash_of, sha256_file
 from pipeline.progress import Progress, no_progress
@@ -34,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 # Folders of tests and of installed packages below Python's library.
 NOT_OF_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
-ALWAYS_DROPPED = ("empty", "too_long")  # reasons that are no error, whatever `invalid` says
+ALWAYS_DROPPED = ("empty", "too_long", "contaminated")  # reasons that are no error, whatever `invalid` says
 
 
 class DocumentsKind(Enum):
@@ -43,6 +46,13 @@ class DocumentsKind(Enum):
     standard_library = "standard_library"
     text = "text"
     dataset = "dataset"
+
+
+class Wording(Enum):
+    """The form of a document's text: as it is, or by `treebank`."""
+
+    own = "own"
+    treebank = "treebank"
 
 
 class HeldOutBy(Enum):
@@ -115,6 +125,10 @@ class DocumentsConfig:
         invalid: whether documents that are no text (NUL bytes, invalid UTF-8, broken JSON, a record without text) are
             an error or left out. Such files of Python's own library are always left out.
         held_out: of train, for validation and test without data of their own.
+        wording: treebank: in lower case with words and punctuation apart, see `treebank`.
+        decontaminate: files with sentences that must not stand in the documents, such as the test set of a later task:
+            a document that has one of these sentences, or shares 8 words in a row with one, is left out of every split;
+            see `Sentences`. Lines, cells of lines with tabs, and texts of JSON lines are sentences.
 
     Raises:
         ValueError: if the source of the documents is missing, naming the field.
@@ -134,6 +148,8 @@ class DocumentsConfig:
     max_bytes: int = 16 * 2**20
     invalid: Invalid = Invalid.error
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    wording: Wording = Wording.own
+    decontaminate: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -159,6 +175,7 @@ class DocumentsConfig:
     def paths(self) -> dict[str, str]:
         """Every pattern, folder and address by its setting's name; the parts of a list one after the other."""
         named = {f"corpus.{split}.text": getattr(self, split).patterns for split in SPLITS}
+        named["corpus.decontaminate"] = tuple(self.decontaminate)
         return {f"{key}[{i}]" if i else key: path for key, paths in named.items() for i, path in enumerate(paths)}
 
     @property
@@ -173,7 +190,7 @@ class DocumentsConfig:
             for split, source in ((split, getattr(self, split)) for split in SPLITS)
             if source.patterns
         }
-        return replace(self, **changes)
+        return replace(self, **changes, decontaminate=[absolute_path(pattern) for pattern in self.decontaminate])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -262,6 +279,8 @@ def documents_key(config: DocumentsConfig) -> dict[str, Any]:
     """All settings, besides the files, that the splits' documents depend on: for the key of a stage."""
     lacking = {split: getattr(config.held_out, split) for split in SPLITS[1:] if not config.has_own_data(split)}
     key: dict[str, Any] = {"unit": config.unit.value, "text_field": config.text_field, "max_bytes": config.max_bytes}
+    if config.wording is not Wording.own:
+        key["wording"] = config.wording.value
     return key | ({"held_out": {"by": config.held_out.by.value, **lacking}} if lacking else {})
 
 
@@ -272,6 +291,18 @@ def documents_fingerprint(config: DocumentsConfig) -> dict[str, str]:
     Raises:
         UserError: there is no file.
     """
+    return _sources_fingerprint(config) | (
+        {"decontaminate": hash_of([sha256_file(file) for file in _decontaminating_files(config)])}
+        if config.decontaminate
+        else {}
+    )
+
+
+def _decontaminating_files(config: DocumentsConfig) -> list[Path]:
+    return [file for pattern in config.decontaminate for file in matching_files(pattern, "corpus.decontaminate")]
+
+
+def _sources_fingerprint(config: DocumentsConfig) -> dict[str, str]:
     if config.kind is DocumentsKind.standard_library:
         hashes = [(path.name, sha256_file(path)) for path in library_files()]
         return {"standard_library": f"Python {sys.version.split()[0]}, {len(hashes)} files, {hash_of(hashes)}"}
@@ -329,6 +360,11 @@ def with_local_documents(config: DocumentsConfig, folder: Path, progress: Progre
         if any(map(is_url, patterns)):
             local = [str(fetch_file(name, folder, key, progress)) if is_url(name) else name for name in patterns]
             changes[split] = replace(getattr(config, split), text=local)
+    if any(map(is_url, config.decontaminate)):
+        key = "corpus.decontaminate"
+        changes["decontaminate"] = [
+            str(fetch_file(name, folder, key, progress)) if is_url(name) else name for name in config.decontaminate
+        ]
     return replace(config, **changes) if changes else config
 
 
@@ -354,9 +390,14 @@ def _part(config: DocumentsConfig, split: str, text: str) -> str | None:
 def _own(config: DocumentsConfig, split: str, dropped: Dropped) -> Iterator[tuple[str, str]]:
     """Yields (place, document) of a split with data of its own, or of all of train, held-out documents included."""
     is_strict = config.invalid is Invalid.error and config.kind is not DocumentsKind.standard_library
+    others = Sentences(text for file in _decontaminating_files(config) for text in read_sentences(file))
     for place, text in _read(config, split):
         if isinstance(text, str):
             text = checked(place, text, config.max_bytes)
+        if isinstance(text, str) and config.decontaminate and (shared := others.shared(text)):
+            text = Fault("contaminated", f"{place}: shares {shared!r} with corpus.decontaminate: {shortened(text)}")
+        if isinstance(text, str) and config.wording is Wording.treebank:
+            text = treebank(text).strip() or Fault("empty", f"{place}: has no word")
         if isinstance(text, str):
             yield place, text
         elif is_strict and text.reason not in ALWAYS_DROPPED:

@@ -4,7 +4,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -121,3 +121,10 @@ def read_lines(path: Path) -> Iterator[bytes]:
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 yield line.removeprefix(BOM) if at_start else line
             at_start = False
+
+
+def stream_lines(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of standard input, without their ends and the byte order mark, as `read_lines` has those of a file."""
+    for number, line in enumerate(stream):
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        yield line.removeprefix(BOM) if number == 0 else line

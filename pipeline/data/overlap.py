@@ -1,8 +1,14 @@
 """Finds sentences in two splits: a score on sentences that a model has memorised says nothing about its quality."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
+from pipeline.data.json_lines import is_json_lines, read_text_lines
 from pipeline.data.pairs import SentencePair
 
 
@@ -40,3 +46,75 @@ class Sides:
 
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+NGRAM = 8  # words: two texts that share so many in a row are taken to have one origin
+LEAST_WORDS = 4  # of a whole sentence that is looked for inside a text; shorter ones occur by chance
+_NEGATION = re.compile(r"n ?['’]t\b")
+_WORD = re.compile(r"[^\W_]+")
+_BRACKETS = frozenset(("lrb", "rrb", "lsb", "rsb"))  # the Penn Treebank's
+
+
+class Sentences:
+    """Sentences that must not stand in other texts. Case, punctuation, accents and the Treebank's spaces make no
+    difference: don't and do n't are equal."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._runs: dict[int, set[str]] = {}  # runs of words by their number
+        self._whole: set[str] = set()
+        for text in texts:
+            words = _words(text)
+            if len(words) >= NGRAM:
+                self._runs.setdefault(NGRAM, set()).update(_runs(words, NGRAM))
+            elif len(words) >= LEAST_WORDS:
+                self._runs.setdefault(len(words), set()).add(" ".join(words))
+            elif words:
+                self._whole.add(" ".join(words))
+
+    def shared(self, text: str) -> str | None:
+        """The first words that a text shares with the sentences; None without any.
+
+        These are NGRAM words in a row, a whole sentence of fewer but at least LEAST_WORDS words, or a still shorter
+        sentence that is the whole text.
+        """
+        words = _words(text)
+        if (whole := " ".join(words)) in self._whole:
+            return whole
+        for length, runs in self._runs.items():
+            if found := next((run for run in _runs(words, length) if run in runs), None):
+                return found
+        return None
+
+
+def read_sentences(file: Path) -> Iterator[str]:
+    """The texts of a file: its lines, of lines with tabs each cell, and of JSON lines each text in the objects.
+
+    Raises:
+        UserError: see `read_text_lines`.
+    """
+    is_json = is_json_lines(file)
+    for _, line in read_text_lines(file):
+        if is_json and line.strip():
+            try:
+                yield from _texts_in(json.loads(line))
+                continue
+            except ValueError:
+                pass  # a line of text in spite of the file's name
+        yield from line.split("\t")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from value.split("\n")
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(part)
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(x for x in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(x))
+    return [word for word in _WORD.findall(_NEGATION.sub(" n t", plain)) if word not in _BRACKETS]
+
+
+def _runs(words: list[str], length: int) -> Iterator[str]:
+    return (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))

@@ -50,8 +50,8 @@ class Prepared:
 
 
 def unit_of(counts: Mapping[str, Any]) -> str:
-    """The name of a corpus's examples in its manifest's counts: pairs, documents or examples."""
-    return next(unit for unit in ("pairs", "documents", "examples") if unit in counts["splits"]["train"])
+    """The name of a corpus's examples in its manifest's counts: pairs, documents, texts or examples."""
+    return next(unit for unit in ("pairs", "documents", "texts", "examples") if unit in counts["splits"]["train"])
 
 
 def prepare(

@@ -68,8 +68,28 @@ def prepare_documents(
         documents_fingerprint(corpus),
         None if only_find else (lambda folder: _build_documents(folder, corpus, progress)),
     )
-    hashes = {name: file["sha256"] for name, file in corpus_stage.manifest["files"].items()}
-    of_train = {name: value for name, value in hashes.items() if name.startswith("train.")}
+    return prepare_text_stages(
+        corpus_stage, tokenizer, corpus.splits, output_dir, map_tasks, progress, shard_bytes, only_find
+    )
+
+
+def prepare_text_stages(
+    corpus: Stage,
+    tokenizer: TextTokenizerConfig,
+    splits: tuple[str, ...],
+    output_dir: Path,
+    map_tasks: MapTasks,
+    progress: Progress,
+    shard_bytes: int | None,
+    only_find: bool,
+) -> Prepared:
+    """The tokenizer and the shards of a corpus of texts; see `prepare_documents`.
+
+    Args:
+        corpus: its folder has the files of `write_documents`; all of its files are part of the shards' key.
+    """
+    hashes = {name: file["sha256"] for name, file in corpus.manifest["files"].items()}
+    of_train = {name: value for name, value in hashes.items() if name in ("train.text", "train.ends.npy")}
     settings = without_defaults(tokenizer)
     settings.pop("path", None)  # the file's hash counts
     tokenizer_stage = stage(
@@ -77,7 +97,7 @@ def prepare_documents(
         "",
         {"format": FORMAT, "text_tokenizer": settings},
         tokenizer_fingerprint(tokenizer) or of_train,
-        None if only_find else (lambda folder: _build_tokenizer(folder, corpus_stage.folder, tokenizer, progress)),
+        None if only_find else (lambda folder: _build_tokenizer(folder, corpus.folder, tokenizer, progress)),
     )
     shards_stage = stage(
         output_dir / "shards",
@@ -86,13 +106,9 @@ def prepare_documents(
         hashes | {key: str(tokenizer_stage.manifest["counts"][key]) for key in ("sha256", "end_of_text")},
         None
         if only_find
-        else (
-            lambda folder: _build_shards(
-                folder, corpus.splits, corpus_stage, tokenizer_stage, shard_bytes, map_tasks, progress
-            )
-        ),
+        else (lambda folder: _build_shards(folder, splits, corpus, tokenizer_stage, shard_bytes, map_tasks, progress)),
     )
-    return Prepared(corpus_stage, tokenizer_stage, shards_stage)
+    return Prepared(corpus, tokenizer_stage, shards_stage)
 
 
 def refuse_missing_documents(corpus: DocumentsConfig) -> None:

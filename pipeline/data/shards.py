@@ -32,11 +32,12 @@ def write_shard(folder: Path, name: str, side: str, sentences: list[np.ndarray],
     """
     token_type = np.uint16 if vocab_size <= 1 << 16 else np.int32
     tokens = np.concatenate(sentences).astype(token_type) if sentences else np.empty(0, token_type)
-    _write_array(folder / f"{name}.{side}_tokens.npy", tokens)
-    _write_array(folder / f"{name}.{side}_lengths.npy", np.array([len(ids) for ids in sentences], dtype=np.int32))
+    write_array(folder / f"{name}.{side}_tokens.npy", tokens)
+    write_array(folder / f"{name}.{side}_lengths.npy", np.array([len(ids) for ids in sentences], dtype=np.int32))
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an .npy file, whole or not at all."""
     with atomic_write(path) as file:
         # Not np.save: on a full disk its tofile() raises an OSError that does not name the cause.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))

@@ -46,7 +46,7 @@ def log_probabilities(
     device = device_of(model)
     results = [np.zeros(0)] * len(passages)
     done = 0
-    for batch in _batches([len(passage.inputs) for passage in passages], batch_tokens):
+    for batch in like_lengths([len(passage.inputs) for passage in passages], batch_tokens):
         progress("scoring, passages", done, len(passages))
         tokens, layout = pack([passages[i].inputs for i in batch], device)
         hidden = model(tokens, layout)
@@ -71,8 +71,9 @@ def _label_scores(model: LanguageModel, hidden: Tensor, labels: Tensor) -> np.nd
     return np.concatenate(parts)
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of passages, such that the longest of a batch times their number is at most batch_tokens."""
+def like_lengths(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yields places of texts of like lengths, the longest first, such that the longest of a batch times their number is
+    at most batch_tokens."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         size = max(1, batch_tokens // lengths[order[0]])

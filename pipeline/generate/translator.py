@@ -1,6 +1,7 @@
 """Translating with a trained model."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def _cut(ids: np.ndarray, room: int | None) -> np.ndarray:
     return ids if room is None or len(ids) <= room else np.concatenate((ids[: room - 1], ids[-1:]))
 
 
-def _refuse_language_model(config: ModelConfig) -> None:
+def _refuse_language_model(config: ModelConfig, about: Mapping[str, Any]) -> None:
+    if "labels" in about:
+        raise UserError("the model labels texts, and does not translate: transloom classify <run> < your_text")
     if isinstance(config, DecoderConfig):
         raise UserError('the model continues text, and does not translate: transloom generate <run> "Once upon"')

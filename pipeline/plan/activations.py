@@ -118,7 +118,8 @@ def _causal_scores(config: TransformerConfig | DecoderConfig, batch: MicroBatch)
     the grid and a number for each head, with the keys of shared heads once for each head of queries. Weights of which
     some are dropped are there twice, with the mask."""
     drops = isinstance(config, DecoderConfig) and config.dropout > 0
-    if batch.is_packed or batch.longest < LONG or drops or config.key_width != config.value_width:
+    sees_all = isinstance(config, DecoderConfig) and not config.causal  # padding is masked by a bias
+    if batch.is_packed or batch.longest < LONG or drops or sees_all or config.key_width != config.value_width:
         return _scores(config, batch) * (2 + batch.bytes_per_mask / batch.bytes_per_number if drops else 1)
     return batch.grid * config.num_heads * (config.value_width * batch.bytes_per_number + 4.0)
 

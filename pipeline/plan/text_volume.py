@@ -11,7 +11,9 @@ from pipeline.data.batches import BatchConfig, plan_epoch
 from pipeline.data.document_files import file_format
 from pipeline.data.document_shards import COLUMN
 from pipeline.data.documents import DocumentsConfig, DocumentsKind, library_files, source_files
+from pipeline.data.labelled import LabelledConfig
 from pipeline.data.pieces import pieces_of
+from pipeline.data.records import record_files
 from pipeline.data.shards import open_shards
 from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
 from pipeline.errors import UserError
@@ -106,6 +108,25 @@ def estimated_text_volume(
     told = f"{len(files):,} files" if len(files) > 1 else files[0].name
     origin = f"estimated from the size of {told}, {bytes_per_token:.1f} bytes a token; texts as long as the context"
     return TextVolume(None, round(size / bytes_per_token), context, step, origin)
+
+
+def estimated_labelled_volume(
+    corpus: LabelledConfig, tokenizer: TextTokenizerConfig, context: int, batch: BatchConfig
+) -> TextVolume:
+    """The same of texts with labels, whose files have little beside the texts."""
+    step = float(batch.tokens // batch.micro_tokens * (batch.micro_tokens // context * context))
+    try:
+        files = record_files(corpus.source("train"), "corpus.train")
+    except UserError:
+        files = []
+    if not files:
+        origin = "unknown: the corpus is not at hand; full steps of texts as long as the context are assumed"
+        return TextVolume(None, None, context, step, origin)
+    share = 1.0 if corpus.has_own_data("validation") else 1.0 - corpus.held_out
+    bytes_per_token = _bytes_per_token(tokenizer)
+    tokens = round(share * sum(map(_text_bytes, files)) / bytes_per_token)
+    origin = f"estimated from the size of {files[0].name}, {bytes_per_token:.1f} bytes a token"
+    return TextVolume(None, tokens, context, step, origin)
 
 
 def vocabulary_of(tokenizer: TextTokenizerConfig) -> int:

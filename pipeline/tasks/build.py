@@ -1,6 +1,6 @@
 """The tasks by name. Code that prepares, trains, sweeps or draws imports this module and no task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ class TaskName(Enum):
 
     translation = "translation"
     language_model = "language_model"
+    classification = "classification"
+    masked_language_model = "masked_language_model"
     prompt_response = "prompt_response"
 
 
@@ -35,6 +37,14 @@ def selecting_metric(task: TaskName, corpus: Any = None) -> Metric:
             from pipeline.tasks.language_model import BITS_PER_BYTE
 
             return BITS_PER_BYTE
+        case TaskName.classification:
+            from pipeline.tasks.classification import ACCURACY
+
+            return ACCURACY
+        case TaskName.masked_language_model:
+            from pipeline.tasks.masked_language_model import MASKED_ACCURACY
+
+            return MASKED_ACCURACY
         case TaskName.prompt_response:
             from pipeline.tasks.prompt_response import metric_of
 
@@ -46,10 +56,20 @@ def token_columns(task: TaskName) -> tuple[str, ...]:
     match task:
         case TaskName.translation:
             return ("source", "target")
-        case TaskName.language_model:
+        case TaskName.language_model | TaskName.classification | TaskName.masked_language_model:
             return ("text",)
         case TaskName.prompt_response:
             return ("text", "response")
+
+
+def corpus_baselines(task: TaskName, counts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Values of the selecting metric for simple models that the preparation has counted, by split and name.
+
+    Args:
+        counts: of the corpus's manifest.
+    """
+    # The 5-gram model of documents predicts bytes, and no masked tokens.
+    return {} if task is TaskName.masked_language_model else counts.get("baselines", {})
 
 
 def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progress) -> Any:
@@ -63,10 +83,14 @@ def with_local_corpus(config: Any, folder: Path, progress: Progress = no_progres
             from pipeline.data.remote import with_local_files
 
             return with_local_files(config.corpus, folder, progress)
-        case TaskName.language_model:
+        case TaskName.language_model | TaskName.masked_language_model:
             from pipeline.data.documents import with_local_documents
 
             return with_local_documents(config.corpus, folder, progress)
+        case TaskName.classification:
+            from pipeline.data.labelled import with_local_labelled
+
+            return with_local_labelled(config.corpus, folder, progress)
         case TaskName.prompt_response:
             from pipeline.data.prompts import with_local_prompts
 
@@ -89,10 +113,14 @@ def refuse_wrong_corpus(config: Any) -> None:
             for split in SPLITS:  # refuses sides of unequal lengths
                 count_pairs(config.corpus, split)
             count_mix(config.corpus)
-        case TaskName.language_model:
+        case TaskName.language_model | TaskName.masked_language_model:
             from pipeline.data.prepare_documents import refuse_missing_documents
 
             refuse_missing_documents(config.corpus)
+        case TaskName.classification:
+            from pipeline.data.prepare_labelled import refuse_missing_records
+
+            refuse_missing_records(config.corpus)
         case TaskName.prompt_response:
             from pipeline.data.prepare_prompts import refuse_missing_records
 
@@ -115,10 +143,14 @@ def prepare_data(
             return prepare(
                 config.corpus, config.clean, config.tokenizer, folder, map_tasks, progress, only_find=only_find
             )
-        case TaskName.language_model:
+        case TaskName.language_model | TaskName.masked_language_model:
             from pipeline.data.prepare_documents import prepare_documents
 
             return prepare_documents(config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find)
+        case TaskName.classification:
+            from pipeline.data.prepare_labelled import prepare_labelled
+
+            return prepare_labelled(config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find)
         case TaskName.prompt_response:
             from pipeline.data.prepare_prompts import prepare_prompts
             from pipeline.tasks.prompt_response import baseline_scores
@@ -147,6 +179,14 @@ def scoring(config: Any, own: Any) -> Scoring:
             from pipeline.tasks.language_model import language_model_scoring
 
             return language_model_scoring()
+        case TaskName.classification:
+            from pipeline.tasks.classification import classification_scoring
+
+            return classification_scoring()
+        case TaskName.masked_language_model:
+            from pipeline.tasks.masked_language_model import masked_language_model_scoring
+
+            return masked_language_model_scoring()
         case TaskName.prompt_response:
             from pipeline.tasks.prompt_response import response_scoring
 
@@ -181,6 +221,24 @@ def make_task(config: Any, folder_of: Callable[[str], Path]) -> Task:
             from pipeline.tasks.language_model import language_model
 
             return language_model(
+                folder_of,
+                model=config.model,
+                micro_tokens=config.batch.micro_tokens,
+                label_smoothing=config.train.label_smoothing,
+            )
+        case TaskName.classification:
+            from pipeline.tasks.classification import classification
+
+            return classification(
+                folder_of,
+                model=config.model,
+                micro_tokens=config.batch.micro_tokens,
+                label_smoothing=config.train.label_smoothing,
+            )
+        case TaskName.masked_language_model:
+            from pipeline.tasks.masked_language_model import masked_language_model
+
+            return masked_language_model(
                 folder_of,
                 model=config.model,
                 micro_tokens=config.batch.micro_tokens,

@@ -86,6 +86,7 @@ class Evaluation:
         outputs: the model's output for each example, one line each; empty where a task makes no text.
         samples: columns of a small table for people.
         baselines: values of `selects` for simple models on the same split, by the models' names.
+        pictures: by name, functions that draw a picture of the evaluation into a file.
     """
 
     loss: float | None
@@ -94,6 +95,7 @@ class Evaluation:
     outputs: Sequence[str] = ()
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """The loss and each score's value, by name."""

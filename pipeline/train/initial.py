@@ -14,7 +14,8 @@ from pipeline.model_folder import StoredModel
 
 EMBEDDINGS = ("embedding.weight", "output")  # a row for each token
 # Settings that do not change the meaning of weights.
-FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied")
+FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied", "pooling")
+HEAD = "head"  # of a classifier
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def fitting(
     left_out: dict[str, str] = {}
     for name, tensor in stored.weights.items():
         own = state.get(name)
-        if not with_embeddings and name in EMBEDDINGS:
+        if name == HEAD:
+            left_out[name] = "a head is of its own corpus's labels"
+        elif not with_embeddings and name in EMBEDDINGS:
             left_out[name] = "train.initial_embeddings=false"
         elif own is None:
             left_out[name] = "the new model has no such weight"

@@ -4,6 +4,8 @@ from torch import nn
 
 from model.build import Model
 from model.losses import LossSum, label_smoothed_cross_entropy
+from pipeline.data.labelled import LabelledBatch
+from pipeline.data.masked import MaskedBatch
 from pipeline.data.pairs import PairBatch
 from pipeline.data.pieces import TextBatch
 from pipeline.data.prompt_batches import PromptBatch
@@ -35,6 +37,34 @@ class LanguageModelObjective(nn.Module):
     def forward(self, batch: TextBatch) -> LossSum:
         """The loss summed over the batch's tokens."""
         hidden = self.model(batch.tokens, batch.layout)
+        return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
+
+
+class ClassificationObjective(nn.Module):
+    """Cross-entropy of each text's label, with optional label smoothing."""
+
+    def __init__(self, model: Model, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: LabelledBatch) -> LossSum:
+        """The loss summed over the batch's texts."""
+        pooled = self.model(batch.tokens, batch.layout)
+        return label_smoothed_cross_entropy(pooled, self.model.output_weight, batch.labels, self.label_smoothing)
+
+
+class MaskedLanguageModelObjective(nn.Module):
+    """Cross-entropy of each masked token given its piece of text, with optional label smoothing."""
+
+    def __init__(self, model: Model, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: MaskedBatch) -> LossSum:
+        """The loss summed over the batch's masked tokens."""
+        hidden = self.model(batch.tokens, batch.layout).index_select(0, batch.places)
         return label_smoothed_cross_entropy(hidden, self.model.output_weight, batch.labels, self.label_smoothing)
 
 

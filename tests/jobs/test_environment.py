@@ -11,8 +11,8 @@ import pytest
 import requests
 from command import ROOT
 
-from jobs.commands.translate import lines_of
 from jobs.runs.environment import LOOPBACK, PROXIES, reach_loopback_directly, take_any_character
+from pipeline.data.lines import stream_lines
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def test_a_command_prints_any_name_in_any_encoding(encoding: str) -> None:
 
 def test_standard_input_is_read_as_a_file_is() -> None:
     stream = [b"\xef\xbb\xbfone\r\n", b"\xef\xbb\xbftwo\n", b"\r\r\n", b"\n", b"last"]
-    assert list(lines_of(stream)) == [b"one", b"\xef\xbb\xbftwo", b"\r", b"", b"last"]
-    assert list(lines_of([b"\xef\xbb\xbf"])) == [b""]
-    assert list(lines_of([])) == []
+    assert list(stream_lines(stream)) == [b"one", b"\xef\xbb\xbftwo", b"\r", b"", b"last"]
+    assert list(stream_lines([b"\xef\xbb\xbf"])) == [b""]
+    assert list(stream_lines([])) == []
