@@ -37,6 +37,7 @@ from pipeline.errors import UserError
 from pipeline.huggingface import huggingface_form
 from pipeline.processes import Contender, IsLost, Meeting, serve
 from pipeline.progress import Progress
+from pipeline.tasks.build import TaskName
 from pipeline.train.engine import EngineConfig, EngineName
 from pipeline.train.optimizer import TORCH_DTYPES, Precision
 
@@ -61,6 +62,11 @@ def refuse_unlike(config: Config) -> None:
         UserError: naming the setting.
     """
     model = config.model
+    if config.task not in (TaskName.translation, TaskName.language_model):
+        raise UserError(
+            "task: the bench measures translation (experiment=bench) and language_model "
+            f"(experiment=language_model/demo), not {config.task.value}"
+        )
     if config.precision.dtype is Precision.fp16:
         raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
     if isinstance(model, DecoderConfig):

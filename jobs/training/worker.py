@@ -228,8 +228,6 @@ def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool)
     def progress(fresh: Mapping[str, Any]) -> None:
         begin(fresh)
         shown["doing"] = None
-        if "validation_score" in fresh:
-            shown["validation_step"] = fresh["step"]
         shown.update(
             {key: value for key, value in fresh.items() if not isinstance(value, float) or math.isfinite(value)}
         )

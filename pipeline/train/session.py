@@ -420,7 +420,12 @@ class Session:
         values = result.values()
         state.validations.append({"step": step, **values})
         self.reports.validated(step, result)
-        shown = {"validation_score": values[self._selects.name], "validation_loss": result.loss, "step": state.step}
+        shown = {
+            "validation_score": values[self._selects.name],
+            "validation_loss": result.loss,
+            "validation_step": step,  # an earlier step than state.step if others validated meanwhile
+            "step": state.step,
+        }
         self.reports.progress(shown)
 
 

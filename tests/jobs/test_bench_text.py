@@ -46,6 +46,7 @@ REFUSED = {
     f"{DEMO} model.norm=post": "model.norm: ",
     f"{DEMO} precision=fp16": "precision.dtype: ",
     f"{DEMO} part=decode": "part=decode: needs a model",
+    "experiment=transfer/sst2 corpus.path=.": "task: the bench measures ",
 }
 
 

@@ -242,6 +242,7 @@ def test_a_validation_that_others_do_counts_at_the_next_one(tmp_path: Path) -> N
     told, state, _, _ = start(tmp_path, SHORT, validate=later)
     assert log == ["begin 5", "end 5", "begin 10", "end 10", "begin 12", "end 12"]
     assert told.validated == [5, 10, 12]
+    assert [fresh["validation_step"] for fresh in told.progress if "validation_step" in fresh] == [5, 10, 12]
     assert state.pending_validation is None
 
 
