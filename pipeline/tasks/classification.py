@@ -14,7 +14,8 @@ from model.build import build_model
 from model.config import DecoderConfig
 from model.packed_linear import pack_linears
 from pipeline.data.document_store import open_documents
-from pipeline.data.labelled import LabelledTexts, collate_labelled
+from pipeline.data.labelled import LabelledTexts, collate_labelled, with_local_labelled
+from pipeline.data.prepare_labelled import prepare_labelled, refuse_missing_records
 from pipeline.data.text_tokenizer import load_text_tokenizer
 from pipeline.evaluate.labels import LabelScores, label_log_probabilities, label_scores
 from pipeline.figures.confusion import draw_confusion
@@ -22,6 +23,7 @@ from pipeline.files import MANIFEST, read_json
 from pipeline.model_folder import load_classifier
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, rank, world_size
+from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Metric, Score, Scoring, Task
 from pipeline.train.objective import ClassificationObjective
@@ -70,11 +72,6 @@ def classification(
         evaluate=partial(evaluate_classification, folder_of, model.max_positions),
         text=text,
     )
-
-
-def classification_scoring() -> Scoring:
-    """The only way to evaluate a classifier."""
-    return Scoring(key={}, folder="labels", label="", in_words="", settings={}, is_own=True)
 
 
 def open_labelled(folder_of: Callable[[str], Path], context: int, end_of_text: int, split: str) -> LabelledTexts:
@@ -181,3 +178,21 @@ def _label_share(share: _Share) -> np.ndarray:
     texts = LabelledTexts(Path(share.corpus), Path(share.shards), share.split, end_of_text, share.context)
     inputs = [texts.get("text", row) for row in share.rows]
     return label_log_probabilities(pack_linears(loaded.model), inputs, BATCH_TOKENS)
+
+
+CLASSIFICATION = TaskKind(
+    metric=lambda corpus: ACCURACY,
+    token_columns=("text",),
+    with_local_corpus=with_local_labelled,
+    refuse_wrong_corpus=refuse_missing_records,
+    prepare=lambda config, folder, map_tasks, progress, only_find: prepare_labelled(
+        config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
+    ),
+    scoring=lambda config, own: Scoring(key={}, folder="labels", label="", in_words="", settings={}, is_own=True),
+    make=lambda config, folder_of: classification(
+        folder_of,
+        model=config.model,
+        micro_tokens=config.batch.micro_tokens,
+        label_smoothing=config.train.label_smoothing,
+    ),
+)

@@ -16,7 +16,9 @@ from model.config import DecoderConfig
 from model.packed_linear import pack_linears
 from pipeline.data.document_shards import COLUMN
 from pipeline.data.document_store import open_documents
+from pipeline.data.documents import with_local_documents
 from pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
+from pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
 from pipeline.data.shards import Columns, open_shards
 from pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte, load_text_tokenizer
 from pipeline.evaluate.likelihood import Passage, log_probabilities
@@ -26,6 +28,7 @@ from pipeline.generate.sample import SampleConfig, sample
 from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
+from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
 from pipeline.train.objective import LanguageModelObjective
@@ -75,11 +78,6 @@ def language_model(
         evaluate=partial(evaluate_language_model, folder_of, context),
         text=lambda column, ids: tokenizer.decode(ids),
     )
-
-
-def language_model_scoring() -> Scoring:
-    """The only way to evaluate a language model."""
-    return Scoring(key={}, folder="likelihood", label="", in_words="", settings={}, is_own=True)
 
 
 def open_tokens(shards: Path, split: str) -> Columns:
@@ -209,3 +207,21 @@ def _evaluate_share(share: _Share) -> tuple[np.ndarray, dict[str, list[str]]]:
     pieces = cut_documents(share.context, loaded.tokenizer.end_of_text, documents)
     nats = piece_nats(model, pieces, share.rows, BATCH_TOKENS)
     return nats, _samples(model, loaded.tokenizer, documents) if share.with_samples else {}
+
+
+LANGUAGE_MODEL = TaskKind(
+    metric=lambda corpus: BITS_PER_BYTE,
+    token_columns=("text",),
+    with_local_corpus=with_local_documents,
+    refuse_wrong_corpus=refuse_missing_documents,
+    prepare=lambda config, folder, map_tasks, progress, only_find: prepare_documents(
+        config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
+    ),
+    scoring=lambda config, own: Scoring(key={}, folder="likelihood", label="", in_words="", settings={}, is_own=True),
+    make=lambda config, folder_of: language_model(
+        folder_of,
+        model=config.model,
+        micro_tokens=config.batch.micro_tokens,
+        label_smoothing=config.train.label_smoothing,
+    ),
+)

@@ -14,7 +14,9 @@ from model.build import build_model
 from model.config import DecoderConfig
 from model.packed_linear import pack_linears
 from pipeline.data.document_shards import COLUMN
+from pipeline.data.documents import with_local_documents
 from pipeline.data.masked import MaskedPieces, collate_masked
+from pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
 from pipeline.data.shards import Columns, open_shards
 from pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from pipeline.evaluate.likelihood import like_lengths
@@ -22,6 +24,7 @@ from pipeline.generate.language_model import device_of, pack
 from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
+from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
 from pipeline.train.objective import MaskedLanguageModelObjective
@@ -66,11 +69,6 @@ def masked_language_model(
         evaluate=partial(evaluate_masked_language_model, folder_of, model.max_positions),
         text=lambda column, ids: tokenizer.decode(ids),
     )
-
-
-def masked_language_model_scoring() -> Scoring:
-    """The only way to evaluate a masked language model."""
-    return Scoring(key={}, folder="masked", label="", in_words="", settings={}, is_own=True)
 
 
 def mask_documents(
@@ -201,3 +199,22 @@ def _evaluate_share(share: _Share) -> tuple[np.ndarray, dict[str, list[str]]]:
     pieces = mask_documents(share.context, loaded.tokenizer, documents)
     totals = masked_totals(model, pieces, share.rows, BATCH_TOKENS)
     return totals, _samples(model, loaded.tokenizer, pieces) if share.with_samples else {}
+
+
+MASKED_LANGUAGE_MODEL = TaskKind(
+    metric=lambda corpus: MASKED_ACCURACY,
+    token_columns=("text",),
+    with_local_corpus=with_local_documents,
+    refuse_wrong_corpus=refuse_missing_documents,
+    prepare=lambda config, folder, map_tasks, progress, only_find: prepare_documents(
+        config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
+    ),
+    scoring=lambda config, own: Scoring(key={}, folder="masked", label="", in_words="", settings={}, is_own=True),
+    make=lambda config, folder_of: masked_language_model(
+        folder_of,
+        model=config.model,
+        micro_tokens=config.batch.micro_tokens,
+        label_smoothing=config.train.label_smoothing,
+    ),
+    baselines=lambda counts: {},  # the 5-gram model of the documents predicts bytes, and no masked tokens
+)

@@ -14,7 +14,7 @@ from model.build import ModelConfig, build_model
 from model.config import DecoderConfig
 from model.packed_linear import pack_linears
 from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts
+from pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts, prepare_prompts, refuse_missing_records
 from pipeline.data.prompt_batches import (
     LongExamples,
     PromptExamples,
@@ -23,7 +23,7 @@ from pipeline.data.prompt_batches import (
     collate_prompts,
     room_of,
 )
-from pipeline.data.prompts import Example, PromptsConfig
+from pipeline.data.prompts import Example, PromptsConfig, with_local_prompts
 from pipeline.data.shards import open_shards
 from pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from pipeline.evaluate.responses import SELECTS, response_scores, summarized
@@ -33,6 +33,7 @@ from pipeline.generate.responses import respond
 from pipeline.model_folder import load_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, rank, world_size
+from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Metric, Score, Scoring, Task
 from pipeline.train.objective import ResponseObjective, TranslationObjective
@@ -89,11 +90,6 @@ def prompt_response(
         evaluate=partial(evaluate_responses, folder_of, corpus, model),
         text=text,
     )
-
-
-def response_scoring() -> Scoring:
-    """The only way to evaluate responses: greedy search."""
-    return Scoring(key={}, folder="responses", label="", in_words="", settings={}, is_own=True)
 
 
 def baseline_scores(
@@ -243,3 +239,22 @@ def _evaluate_share(share: _Share) -> tuple[float, list[str]]:
     nats = response_nats(model, tokenizer, examples, share.rows, BatchConfig(BATCH_TOKENS, BATCH_TOKENS))
     prompts = [examples.get("prompt", int(row)) for row in share.rows]
     return nats, respond(pack_linears(model), tokenizer, prompts, share.corpus.max_response_tokens)
+
+
+PROMPT_RESPONSE = TaskKind(
+    metric=metric_of,
+    token_columns=("text", "response"),
+    with_local_corpus=with_local_prompts,
+    refuse_wrong_corpus=refuse_missing_records,
+    prepare=lambda config, folder, map_tasks, progress, only_find: prepare_prompts(
+        config.corpus, config.tokenizer, folder, baseline_scores, map_tasks, progress, only_find=only_find
+    ),
+    scoring=lambda config, own: Scoring(key={}, folder="responses", label="", in_words="", settings={}, is_own=True),
+    make=lambda config, folder_of: prompt_response(
+        folder_of,
+        corpus=config.corpus,
+        model=config.model,
+        batch=config.batch,
+        label_smoothing=config.train.label_smoothing,
+    ),
+)

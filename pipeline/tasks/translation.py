@@ -10,17 +10,21 @@ import torch
 
 from model.build import ModelConfig, build_model
 from pipeline.data.batches import BatchConfig
+from pipeline.data.corpus import SPLITS, CorpusConfig, count_mix, count_pairs, refuse_wrong_files
 from pipeline.data.lines import read_lines
 from pipeline.data.mix import MIX, mixed
 from pipeline.data.pairs import collate_pairs, open_pairs
+from pipeline.data.prepare import prepare
+from pipeline.data.remote import with_local_files
 from pipeline.data.shards import SIDES
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import DEFAULT
+from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from pipeline.evaluate.validate import validate
 from pipeline.generate.beam import BeamConfig
 from pipeline.generate.translator import Translator
 from pipeline.progress import MapTasks, Progress
+from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.samples import sample_places
 from pipeline.tasks.task import Evaluation, Examples, Metric, Scoring, Task
 from pipeline.train.objective import TranslationObjective
@@ -156,3 +160,41 @@ def _translate(task: tuple[str, list[str], BeamConfig]) -> list[str]:
     model, lines, search = task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Translator.load(Path(model), device).translate(lines, search)
+
+
+def _refuse_wrong_corpus(corpus: CorpusConfig) -> None:
+    refuse_wrong_files(corpus)
+    for split in SPLITS:  # refuses sides of unequal lengths
+        count_pairs(corpus, split)
+    count_mix(corpus)
+
+
+def _scoring(config: Any, own: Any) -> Scoring:
+    tokenize, own_tokenize = (tokenizer_for(one.corpus.target_language, one.evaluate) for one in (config, own))
+    return translation_scoring(config.decode, tokenize, own.decode, own_tokenize)
+
+
+def _make(config: Any, folder_of: Callable[[str], Path]) -> Task:
+    return translation(
+        folder_of,
+        model=config.model,
+        batch=config.batch,
+        label_smoothing=config.train.label_smoothing,
+        search=config.decode,
+        validation_beam=config.train.validation_beam,
+        tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
+        mix_share=config.corpus.mix.share,
+    )
+
+
+TRANSLATION = TaskKind(
+    metric=lambda corpus: BLEU,
+    token_columns=SIDES,
+    with_local_corpus=with_local_files,
+    refuse_wrong_corpus=_refuse_wrong_corpus,
+    prepare=lambda config, folder, map_tasks, progress, only_find: prepare(
+        config.corpus, config.clean, config.tokenizer, folder, map_tasks, progress, only_find=only_find
+    ),
+    scoring=_scoring,
+    make=_make,
+)
