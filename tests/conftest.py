@@ -16,6 +16,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tensors are tiny: threads would only wait for each other, and for those of the tests that run at the same time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray's limit of 30 s for the start of its processes is too short on a busy machine.
+for limit in ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s"):
+    os.environ.setdefault(limit, "120")
+
 
 # The longest first: a file that takes minutes and begins last would end alone, with the other process idle.
 LONGEST = (

@@ -21,6 +21,7 @@ NODE_ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_agent_register_timeout_ms": "120000",
+    "RAY_worker_register_timeout_seconds": "300",  # Ray's default of 60 s ends workers that are still importing
 }
 
 

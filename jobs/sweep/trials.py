@@ -14,7 +14,7 @@ from jobs.sweep.table import Board
 from jobs.training.worker import logged_seconds
 from pipeline.data.prepare import Prepared
 from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE
+from pipeline.run_folder import CONFIG_FILE, STOP_FILE
 from pipeline.sweep.study import Record, State, Study
 from pipeline.tracking.uploader import MlflowTracker
 from pipeline.train.inherit import inherit
@@ -97,6 +97,8 @@ class Trials:
         self._board.reported(record)
         if is_to_stop:
             self.stopped.add(number)
+            # The trial's process may have no next trial to begin, and then lives on.
+            (self._open[number][0].folder / STOP_FILE).write_bytes(b"stopped by the sweep\n")
         return is_to_stop
 
     def end(self, number: int, state: State, failure: str | None = None) -> None:

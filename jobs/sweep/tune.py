@@ -63,8 +63,9 @@ def validation_curve(folder: Path, metric: Metric, column: str) -> list[tuple[in
 
 
 class TrialActor(tune.Trainable):
-    """Drives one run's training, in a process of its own that takes nothing but a byte of memory; each result is a
-    validation. The workers have their own resources, which Ray Train asks for."""
+    """Drives one run's training at a time, in a process of its own that takes nothing but a byte of memory; each result
+    is a validation. The workers have their own resources, which Ray Train asks for. The next trial is driven by the
+    process of one that has ended, which has imported what a new one takes seconds to import."""
 
     def setup(self, config: dict[str, Any]) -> None:
         folder = Path(config["folder"])
@@ -78,6 +79,13 @@ class TrialActor(tune.Trainable):
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._train, name="training", daemon=True)
         self._thread.start()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        if self._thread.is_alive():
+            raise RuntimeError("the workers of the trial before did not end")  # Tune takes another process
+        self.setup(new_config)
+        return True
 
     def _train(self) -> None:
         try:
@@ -211,6 +219,7 @@ def run_trials(trials: Trials, at_once: int, max_failures: int, sweep: Run) -> N
             scheduler=StudyScheduler(searcher, trials),
             num_samples=-1,
             max_concurrent_trials=at_once,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             # A fresh name each time: it is not Tune that goes on with a sweep.

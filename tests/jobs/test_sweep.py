@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -182,6 +183,30 @@ def test_tune_is_told_which_way_is_better(tmp_path):
         searcher = StudySearcher(trials, tmp_path / "stop")
         modes.append((searcher.metric, searcher.mode))
     assert modes == [("score", "max"), ("score", "min")]
+
+
+def test_the_process_of_a_trial_that_ended_drives_the_next_once_its_workers_have_stopped(tmp_path, monkeypatch):
+    from jobs.sweep.tune import TrialActor
+
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(load_config([])), encoding="utf-8")
+    trained = []
+
+    def train(actor):
+        folder = actor._run.folder
+        while not (folder / "stop").read_bytes():
+            time.sleep(0.01)
+        trained.append(folder)
+
+    monkeypatch.setattr(TrialActor, "_train", train)
+    actor = object.__new__(TrialActor)
+    actor.setup({"folder": str(folders[0]), "stop": str(tmp_path / "stop")})
+    assert actor.reset_config({"folder": str(folders[1]), "stop": str(tmp_path / "stop")})
+    assert trained == folders[:1] and actor._thread.is_alive()
+    actor.cleanup()
+    assert trained == folders and not actor._thread.is_alive()
 
 
 class Page(dict):
