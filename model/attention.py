@@ -19,21 +19,21 @@ LONG = 64  # tokens: from this length on torch's causal attention is quicker, fo
 
 
 class _SoftmaxOverKeys(torch.autograd.Function):
-    """softmax(scale * scores + bias) of scores (..., Lk, Lq) over the keys, as (..., Lq, Lk).
+    """softmax(scale * scores + mask) of scores (..., Lk, Lq) over the keys, as (..., Lq, Lk).
 
     The keys come first in memory, so a CPU's softmax takes many queries at a time. Over rows as short as a sentence
     softmax works element by element and takes five times as long.
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    def forward(ctx, scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         by_key = scores.movedim(-2, 0)  # (Lk, ..., Lq)
         scaled = scores.new_empty(by_key.shape)
-        if bias is None:
+        if mask is None:
             torch.mul(by_key, scale, out=scaled)
         else:
-            bias = bias.view((1,) * (scores.dim() - bias.dim()) + bias.shape).movedim(-1, 0)
-            torch.add(bias, by_key, alpha=scale, out=scaled)
+            mask = mask.view((1,) * (scores.dim() - mask.dim()) + mask.shape).movedim(-1, 0)
+            torch.add(mask, by_key, alpha=scale, out=scaled)
         weights = scaled.softmax(0)
         ctx.save_for_backward(weights)
         ctx.scale = scale
@@ -47,34 +47,34 @@ class _SoftmaxOverKeys(torch.autograd.Function):
         return change.mul_(ctx.scale).movedim(0, -2), None, None
 
 
-def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(K) + bias), the weights of equation 1 of the paper; every row sums to 1.
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(K) + mask), the weights of equation 1 of the paper; every row sums to 1.
 
     Args:
         query: (..., Lq, K). key: (..., Lk, K).
-        bias: broadcastable to (..., Lq, Lk): 0 where a query sees a key, -inf where it does not. None: sees all.
+        mask: broadcastable to (..., Lq, Lk): 0 where a query sees a key, -inf where it does not. None: sees all.
     Returns:
         (..., Lq, Lk)
     """
     # The scale keeps the scores' variance near 1, so that softmax does not saturate (section 3.2.1).
     scale = 1.0 / math.sqrt(query.shape[-1])
-    if query.shape[-2] == 1 and bias is None and query.dtype is torch.float32:  # decoding: the plain product is quicker
+    if query.shape[-2] == 1 and mask is None and query.dtype is torch.float32:  # decoding: the plain product is quicker
         return torch.matmul(query * scale, key.transpose(-1, -2)).softmax(-1)
-    return _SoftmaxOverKeys.apply(torch.matmul(key, query.transpose(-1, -2)), bias, scale)
+    return _SoftmaxOverKeys.apply(torch.matmul(key, query.transpose(-1, -2)), mask, scale)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: nn.Module | None = None) -> Tensor:
-    """softmax(query key^T / sqrt(K) + bias) value, equation 1 of the paper.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: nn.Module | None = None) -> Tensor:
+    """softmax(query key^T / sqrt(K) + mask) value, equation 1 of the paper.
 
     The products are explicit: up to LONG tokens, the backward of torch's scaled_dot_product_attention takes longer on a
     CPU than the whole explicit computation.
 
     Args:
-        query: (..., Lq, K). key, value: (..., Lk, K). bias: as for `attention_weights`. dropout: of the weights.
+        query: (..., Lq, K). key, value: (..., Lk, K). mask: as for `attention_weights`. dropout: of the weights.
     Returns:
         (..., Lq, K)
     """
-    weights = attention_weights(query, key, bias)
+    weights = attention_weights(query, key, mask)
     return torch.matmul(weights if dropout is None else dropout(weights), value)
 
 
@@ -108,21 +108,21 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", sou
     return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, **grouped))
 
 
-def padding_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
+def padding_mask(padding: Tensor, dtype: torch.dtype) -> Tensor:
     """Hides padding: (B, L) bool -> (B, 1, 1, L), -inf at True."""
     return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, -math.inf)[
         :, None, None
     ]
 
 
-def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Hides the future: (length, length), -inf above the diagonal."""
     return torch.full((length, length), -math.inf, dtype=dtype, device=device).triu_(1)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The layout, biases and indices that every layer's attention shares for one packed side. Each is made once, at its
+    """The layout, masks and indices that every layer's attention shares for one packed side. Each is made once, at its
     first use.
 
     Attributes:
@@ -162,24 +162,24 @@ class Grid:
         return self._rows[key]
 
     @cached_property
-    def padding_bias(self) -> Tensor | None:
+    def padding_mask(self) -> Tensor | None:
         """(B, 1, 1, L), or None without padding."""
-        return None if self.layout.padding is None else padding_bias(self.layout.padding, self.dtype)
+        return None if self.layout.padding is None else padding_mask(self.layout.padding, self.dtype)
 
     @cached_property
-    def causal_bias(self) -> Tensor:
+    def causal_mask(self) -> Tensor:
         """(L, L)"""
-        return causal_bias(self.shape[1], self.dtype, self.layout.lengths.device)
+        return causal_mask(self.shape[1], self.dtype, self.layout.lengths.device)
 
     @cached_property
-    def _causal_biases(self) -> dict[int, Tensor]:
-        return {1: self.causal_bias}
+    def _causal_masks(self) -> dict[int, Tensor]:
+        return {1: self.causal_mask}
 
-    def causal_bias_of(self, queries: int) -> Tensor:
-        """The causal bias repeated for `queries` consecutive heads: (queries * L, L)"""
-        if queries not in self._causal_biases:
-            self._causal_biases[queries] = self.causal_bias.repeat(queries, 1)
-        return self._causal_biases[queries]
+    def causal_mask_of(self, queries: int) -> Tensor:
+        """The causal mask repeated for `queries` consecutive heads: (queries * L, L)"""
+        if queries not in self._causal_masks:
+            self._causal_masks[queries] = self.causal_mask.repeat(queries, 1)
+        return self._causal_masks[queries]
 
     @cached_property
     def ends(self) -> Tensor:
@@ -219,17 +219,17 @@ class Ragged:
 
     Attributes:
         positions: (R,) of each hypothesis' next token.
-        bias: (R, 1, 1, L) hides the cells behind that token; L counts the longest hypothesis' tokens and its next one.
+        mask: (R, 1, 1, L) hides the cells behind that token; L counts the longest hypothesis' tokens and its next one.
     """
 
     positions: Tensor
-    bias: Tensor
+    mask: Tensor
 
     @staticmethod
     def of(lengths: Tensor, longest: int, dtype: torch.dtype) -> "Ragged":
         """For hypotheses of `lengths` tokens, (R,), the longest of `longest` tokens."""
         behind = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
-        return Ragged(lengths, padding_bias(behind, dtype))
+        return Ragged(lengths, padding_mask(behind, dtype))
 
 
 class KeyValueCache:
@@ -242,11 +242,11 @@ class KeyValueCache:
 
     def __init__(self) -> None:
         self.length = 0
-        self._room: list[Tensor] = []
+        self._parts: list[Tensor] = []
 
     def fill(self, keys: Tensor, values: Tensor, length: int) -> None:
         """Stores the first tokens of all rows: keys (R, G, L, K) and values (R, G, L, V), L at least `length`."""
-        self._room = [part[:, :, :length] for part in (keys, values)]
+        self._parts = [part[:, :, :length] for part in (keys, values)]
         self.length = length
 
     def append(self, key: Tensor, value: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -257,25 +257,25 @@ class KeyValueCache:
         Returns:
             all keys (R, G, length, K) and values (R, G, length, V).
         """
-        if not self._room or self.length == self._room[0].shape[2]:
+        if not self._parts or self.length == self._parts[0].shape[2]:
             larger = max(16, 2 * self.length)
-            room = [part.new_zeros(*part.shape[:2], larger, part.shape[2]) for part in (key, value)]
-            for new, old in zip(room, self._room, strict=bool(self._room)):
+            grown = [part.new_zeros(*part.shape[:2], larger, part.shape[2]) for part in (key, value)]
+            for new, old in zip(grown, self._parts, strict=bool(self._parts)):
                 new[:, :, : self.length] = old
-            self._room = room
+            self._parts = grown
         rows = None if positions is None else torch.arange(len(key), device=key.device)
-        for part, new in zip(self._room, (key, value), strict=True):
+        for part, new in zip(self._parts, (key, value), strict=True):
             if positions is None:
                 part[:, :, self.length] = new
             else:
                 part[rows, :, positions] = new
         self.length += 1
-        keys, values = (part[:, :, : self.length] for part in self._room)
+        keys, values = (part[:, :, : self.length] for part in self._parts)
         return keys, values
 
     def reorder(self, rows: Tensor, length: int | None = None) -> None:
         """Row r becomes the old row rows[r]; rows (R',). `length`: of the longest chosen row; None: unchanged."""
-        self._room = [part.index_select(0, rows) for part in self._room]
+        self._parts = [part.index_select(0, rows) for part in self._parts]
         self.length = self.length if length is None else length
 
 
@@ -333,19 +333,19 @@ class SelfAttention(nn.Module):
             state.fill(key, value, grid.longest)
         if causal and grid.shape[1] >= LONG and dropout is None and self.key_width == self.value_width:
             context = attend_causal(query.view(len(query), self.num_heads, -1, self.key_width), key, value)
-        else:  # padding stands behind a sentence's end, so the causal bias hides it from every real token
-            context = attend(query, key, value, self._bias(grid, causal), dropout)
+        else:  # padding stands behind a sentence's end, so the causal mask hides it from every real token
+            context = attend(query, key, value, self._mask(grid, causal), dropout)
         return self.output(from_heads(context.reshape(len(context), self.num_heads, -1, context.shape[-1]), grid))
 
     def weights(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
         """The attention weights of `forward`, for the same arguments: (B, H, L queries, L keys). Rows of padding have
         no meaning."""
         query, key, _ = self._to_heads(self._project(x, grid.rotation), grid)
-        weights = attention_weights(query, key, self._bias(grid, causal))
+        weights = attention_weights(query, key, self._mask(grid, causal))
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
 
-    def _bias(self, grid: Grid, causal: bool) -> Tensor | None:
-        return grid.causal_bias_of(self.queries_per_key) if causal else grid.padding_bias
+    def _mask(self, grid: Grid, causal: bool) -> Tensor | None:
+        return grid.causal_mask_of(self.queries_per_key) if causal else grid.padding_mask
 
     def _project(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Queries, keys and values side by side, queries and keys rotated: (N, d_model) -> (N, widths)"""
@@ -386,7 +386,7 @@ class SelfAttention(nn.Module):
         key, value = (part.view(len(x), self.key_value_heads, -1) for part in (key, value))  # (R, G, K)
         keys, values = state.append(key, value, None if ragged is None else ragged.positions)
         query = query.view(len(x), self.key_value_heads, self.queries_per_key, self.key_width)
-        return self.output(attend(query, keys, values, None if ragged is None else ragged.bias).flatten(1))
+        return self.output(attend(query, keys, values, None if ragged is None else ragged.mask).flatten(1))
 
 
 class CrossAttention(nn.Module):
@@ -420,13 +420,13 @@ class CrossAttention(nn.Module):
             query = self.query(x).view(len(x), self.num_heads, -1)
             return self.output(attend_packed(query, key, value, target, source, causal=False).flatten(1))
         key, value = self.keys_and_values(memory, source)
-        context = attend(self._queries(x, target), key, value, source.padding_bias)
+        context = attend(self._queries(x, target), key, value, source.padding_mask)
         return self.output(from_heads(context.view(len(context), self.num_heads, -1, context.shape[-1]), target))
 
     def weights(self, x: Tensor, memory: Tensor, target: Grid, source: Grid) -> Tensor:
         """The attention weights of `forward`, (B, H, L target, L source). Rows of padding have no meaning."""
         key, _ = self.keys_and_values(memory, source)
-        weights = attention_weights(self._queries(x, target), key, source.padding_bias)
+        weights = attention_weights(self._queries(x, target), key, source.padding_mask)
         return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
 
     def _queries(self, x: Tensor, target: Grid) -> Tensor:
@@ -444,14 +444,14 @@ class CrossAttention(nn.Module):
             key, value = to_heads(keys, source, 1, heads)[0], to_heads(values, source, 1, heads)[0]
         return key, value
 
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """One more token of each hypothesis. Each of the B sentences has R / B hypotheses, which share its keys.
 
         Args:
-            x: (R, d_model). keys, values: of `keys_and_values`. bias: (B, 1, 1, L) or None.
+            x: (R, d_model). keys, values: of `keys_and_values`. mask: (B, 1, 1, L) or None.
         """
         query = self.query(x).view(len(keys), -1, self.num_heads, keys.shape[-1]).transpose(1, 2)  # (B, H, R/B, K)
         hypotheses = query.shape[2]
         query = query.reshape(len(keys), self.key_value_heads, -1, keys.shape[-1])
-        context = attend(query, keys, values, bias).view(len(keys), self.num_heads, hypotheses, -1)
+        context = attend(query, keys, values, mask).view(len(keys), self.num_heads, hypotheses, -1)
         return self.output(context.transpose(1, 2).reshape(len(x), -1))

@@ -160,7 +160,7 @@ class DecoderLayer(nn.Module):
         state: KeyValueCache,
         keys: Tensor,
         values: Tensor,
-        bias: Tensor | None,
+        mask: Tensor | None,
         rotation: Tensor | None,
     ) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model); other arguments as in the `step` of the
@@ -168,6 +168,6 @@ class DecoderLayer(nn.Module):
         frame = self.around_self_attention
         x = frame.leave(x, self.self_attention.step(frame.enter(x), state, rotation))
         frame = self.around_cross_attention
-        x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys, values, bias))
+        x = frame.leave(x, self.cross_attention.step(frame.enter(x), keys, values, mask))
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))

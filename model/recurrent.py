@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.attention import attend, padding_bias
+from model.attention import attend, padding_mask
 from model.config import RecurrentConfig
 from model.dropout import Dropout
 from model.packing import Layout, from_grid, to_grid
@@ -129,8 +129,8 @@ class Recurrent(nn.Module):
         def read(query: Tensor) -> Tensor:
             return memory.read(query.transpose(0, 1)).transpose(0, 1)
 
-        found, _ = self.decode(grid.spread(self.embed(target)), states, read)
-        return self.combine(grid.pack(found))
+        hidden, _ = self.decode(grid.spread(self.embed(target)), states, read)
+        return self.combine(grid.pack(hidden))
 
     def encode(self, source: Tensor, layout: Layout) -> "Memory":
         """source: (N,) ids -> the keys and values of attention."""
@@ -139,8 +139,8 @@ class Recurrent(nn.Module):
         for i, layer in enumerate(self.encoder):
             change = layer(x, grid)
             x = self.dropout(x + change if i else change)  # residuals from the second layer on, for deep stacks
-        bias = None if layout.padding is None else padding_bias(layout.padding, x.dtype)[:, 0]
-        return Memory(self.key(x).transpose(0, 1), x.transpose(0, 1), bias)
+        mask = None if layout.padding is None else padding_mask(layout.padding, x.dtype)[:, 0]
+        return Memory(self.key(x).transpose(0, 1), x.transpose(0, 1), mask)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens: (N,) -> (N, d_model)."""
@@ -168,9 +168,9 @@ class Recurrent(nn.Module):
             after.append(state)
         return torch.cat((x, context), dim=-1), after
 
-    def combine(self, found: Tensor) -> Tensor:
+    def combine(self, hidden: Tensor) -> Tensor:
         """tanh(W [h; context]), equation 5 of Luong et al. 2015: (N, 2 * d_model) -> (N, d_model)."""
-        return self.dropout(torch.tanh(self.output(self.dropout(found))))
+        return self.dropout(torch.tanh(self.output(self.dropout(hidden))))
 
     @property
     def output_weight(self) -> Tensor:
@@ -190,20 +190,20 @@ class Recurrent(nn.Module):
 
 @dataclass(frozen=True)
 class Memory:
-    """Attention's keys and values (B, L, d_model) of B source sentences; bias (B, 1, L) hides padding."""
+    """Attention's keys and values (B, L, d_model) of B source sentences; mask (B, 1, L) hides padding."""
 
     keys: Tensor
     values: Tensor
-    bias: Tensor | None
+    mask: Tensor | None
 
     def read(self, query: Tensor) -> Tensor:
         """(B, Q, d_model) -> (B, Q, d_model)"""
-        return attend(query, self.keys, self.values, self.bias)
+        return attend(query, self.keys, self.values, self.mask)
 
     def select(self, sentences: Tensor) -> "Memory":
         """The memory of these sentences alone."""
-        bias = None if self.bias is None else self.bias.index_select(0, sentences)
-        return Memory(self.keys.index_select(0, sentences), self.values.index_select(0, sentences), bias)
+        mask = None if self.mask is None else self.mask.index_select(0, sentences)
+        return Memory(self.keys.index_select(0, sentences), self.values.index_select(0, sentences), mask)
 
 
 class RecurrentDecoding:
@@ -221,9 +221,9 @@ class RecurrentDecoding:
         def read(query: Tensor) -> Tensor:
             return self.memory.read(query.view(sentences, -1, x.shape[-1])).view(x.shape)
 
-        found, after = self.model.decode(x, self.states, read)
+        hidden, after = self.model.decode(x, self.states, read)
         self.states = [*after]
-        return self.model.logits(self.model.combine(found[0]))
+        return self.model.logits(self.model.combine(hidden[0]))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
         """Hypothesis r continues the old rows[r]; `sentences` (B',) are the ones to keep, None: all."""

@@ -96,7 +96,7 @@ class TransformerDecoding:
         self.model = model
         grid = grid_of(model, layout)
         memory = model.encode(source, layout, grid)
-        self.bias = grid.padding_bias
+        self.mask = grid.padding_mask
         self.layers = cast(Sequence[DecoderLayer], model.decoder)
         self.memories = [layer.cross_attention.keys_and_values(memory, grid) for layer in self.layers]
         self.states = [layer.self_attention.start() for layer in self.layers]
@@ -108,7 +108,7 @@ class TransformerDecoding:
         x = self.model.embed(tokens, positions)
         rotation = rotation_at(self.model, positions[:1])
         for layer, state, memory in zip(self.layers, self.states, self.memories, strict=True):
-            x = layer.step(x, state, *memory, self.bias, rotation)
+            x = layer.step(x, state, *memory, self.mask, rotation)
         self.position += 1
         return self.model.logits(self.model.decoder_norm(x))
 
@@ -120,4 +120,4 @@ class TransformerDecoding:
             self.memories = [
                 (keys.index_select(0, sentences), values.index_select(0, sentences)) for keys, values in self.memories
             ]
-            self.bias = None if self.bias is None else self.bias.index_select(0, sentences)
+            self.mask = None if self.mask is None else self.mask.index_select(0, sentences)

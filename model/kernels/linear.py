@@ -41,10 +41,10 @@ def quicker_products(model: nn.Module, vendor: str) -> Products:
     Args:
         vendor: the processor's, as /proc/cpuinfo has it.
     """
-    layers = [one for one in model.modules() if isinstance(one, Linear)]
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
     if vendor == "GenuineIntel" or not layers:
         return TORCH
-    return measure_products(sorted({(one.in_features, one.out_features) for one in layers}))
+    return measure_products(sorted({(layer.in_features, layer.out_features) for layer in layers}))
 
 
 def measure_products(shapes: Sequence[tuple[int, int]], rows: int = 512) -> Products:
@@ -64,11 +64,11 @@ def measure_products(shapes: Sequence[tuple[int, int]], rows: int = 512) -> Prod
             by_library = [_product(kind, x, g, weight, by_onednn) for by_onednn in (False, True)]
             for product in by_library:  # oneDNN prepares a kernel
                 product()
-            for one in seconds[kind]:
+            for of_round in seconds[kind]:
                 for library, product in enumerate(by_library):
                     started_at = time.perf_counter()
                     product()
-                    one[library] += time.perf_counter() - started_at
+                    of_round[library] += time.perf_counter() - started_at
     return Products(*(min(mkl / dnn for mkl, dnn in seconds[kind]) > CLEARLY_QUICKER for kind in Products._fields))
 
 

@@ -6,7 +6,7 @@ from reference_varlen import reference_varlen
 from torch import Tensor, nn
 
 import model.attention
-from model.attention import CrossAttention, Grid, SelfAttention, attend, causal_bias, padding_bias
+from model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, padding_mask
 from model.config import TransformerConfig
 from model.packing import Layout
 from model.positions import grid_of
@@ -84,15 +84,15 @@ def test_cross_attention_is_the_mean_of_values_by_its_weights(value_width: int) 
     check_context(weights, values, attention.output, expected, LENGTHS, OTHER_LENGTHS)
 
 
-@pytest.mark.parametrize("bias", ["none", "causal", "padding"])
-def test_attend_has_the_gradient_of_its_formula(bias: str) -> None:
+@pytest.mark.parametrize("mask", ["none", "causal", "padding"])
+def test_attend_has_the_gradient_of_its_formula(mask: str) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
     hidden = {
         "none": None,
-        "causal": causal_bias(4, torch.float64, query.device),
-        "padding": padding_bias(torch.tensor([[False] * 4, [False, False, True, True]]), torch.float64),
-    }[bias]
+        "causal": causal_mask(4, torch.float64, query.device),
+        "padding": padding_mask(torch.tensor([[False] * 4, [False, False, True, True]]), torch.float64),
+    }[mask]
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, hidden), (query, key, value))
     scores = query @ key.transpose(-1, -2) / 5**0.5 + (0.0 if hidden is None else hidden)
     torch.testing.assert_close(attend(query, key, value, hidden), scores.softmax(-1) @ value)

@@ -7,7 +7,7 @@ import torch
 from packed import SIZES, VOCAB, make_transformer, run, sentences
 from torch import Tensor, nn
 
-from model.attention import attend, causal_bias
+from model.attention import attend, causal_mask
 from model.config import Norm, Positions, TransformerConfig
 from model.dropout import Dropout
 from model.packing import Layout, from_grid, to_grid
@@ -84,10 +84,10 @@ def copy_feed_forward(ours: nn.Module, theirs: nn.Module) -> None:
 
 def test_attend_against_equation_one() -> None:
     query, key, value = (torch.randn(4, 8, dtype=torch.float64) for _ in range(3))
-    scores = query @ key.T / math.sqrt(8) + causal_bias(4, torch.float64, query.device)
+    scores = query @ key.T / math.sqrt(8) + causal_mask(4, torch.float64, query.device)
     weights = scores.exp() / scores.exp().sum(1, keepdim=True)
     expected = weights @ value
-    torch.testing.assert_close(attend(query, key, value, causal_bias(4, torch.float64, query.device)), expected)
+    torch.testing.assert_close(attend(query, key, value, causal_mask(4, torch.float64, query.device)), expected)
     torch.testing.assert_close(expected[0], value[0])  # the first token sees itself alone
 
 
