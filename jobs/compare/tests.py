@@ -66,7 +66,7 @@ def find_tests(value: str, model: Run | None, config: Config, root: Path) -> lis
         if len(sources) != len(references):
             raise UserError(f"tests: {files[0]} has {len(sources):,} lines, and {files[1]} {len(references):,}")
         tokenize = tokenizer_for(pair[1], config.evaluate)
-        languages = dict(zip(("source", "target"), pair, strict=True))
+        languages = {"source": pair[0], "target": pair[1]}
         if any(test.name == name for test in tests):
             name = part
         if same := [test.name for test in tests if (test.sources, test.references) == (sources, references)]:

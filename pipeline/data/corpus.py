@@ -162,8 +162,8 @@ class CorpusConfig:
         """The corpus to mix in, as the train of a corpus of its own; None without one."""
         if not self.mix.share:
             return None
-        languages = {"source_language": self.source_language, "target_language": self.target_language}
-        return CorpusConfig(CorpusKind.text, "mix", **languages, train=SplitConfig(self.mix.source, self.mix.target))
+        train = SplitConfig(self.mix.source, self.mix.target)
+        return CorpusConfig(CorpusKind.text, "mix", self.source_language, self.target_language, train=train)
 
     @property
     def reads_text(self) -> bool:

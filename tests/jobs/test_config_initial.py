@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ MIX = ("corpus.mix.share=0.3", "corpus.mix.source=a.en", "corpus.mix.target=b.de
 OF_TEXTS = ("experiment=language_model/demo", "batch.tokens=1024", "batch.micro_tokens=512")
 
 
+def composed(words: list[str]) -> Any:
+    """The configuration, whose sections depend on the words."""
+    return load_config(words)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """An output folder with a translator's model folder in a run, a run that was never evaluated, and gpt/, a Hugging
@@ -37,7 +43,7 @@ def place(tmp_path_factory) -> Path:
     for name in ("evaluated", "trained"):
         run = root / "outputs" / "runs" / name
         run.mkdir(parents=True)
-        config = load_config(["model.d_model=24", "model.num_heads=3", "model.encoder_layers=1"])
+        config = composed(["model.d_model=24", "model.num_heads=3", "model.encoder_layers=1"])
         (run / "config.yaml").write_text(to_yaml(config))
         stages = {"corpus": "/gone/c", "tokenizer": "/gone/1234", "shards": "/gone/s"}
         (run / "prepared.json").write_text(json.dumps({"identity": "1", **stages}))
@@ -54,58 +60,58 @@ def in_place(place, monkeypatch) -> None:
 
 @pytest.mark.parametrize("initial", ["evaluated", "outputs/runs/evaluated", "outputs/runs/evaluated/model"])
 def test_nothing_of_a_run_or_a_model_folder_needs_to_be_repeated(place, initial, capsys):
-    config = load_config([f"train.initial={initial}"])
+    config = composed([f"train.initial={initial}"])
     assert config.model == TRANSLATOR
     assert config.tokenizer == TokenizerConfig(path=str(place / "outputs" / "runs" / "evaluated" / "model"))
     assert capsys.readouterr().err == f"transloom: model and tokenizer are those of train.initial={initial}\n"
 
 
 def test_a_run_without_an_evaluation_gives_its_settings_and_its_tokenizer(place):
-    config = load_config(["train.initial=trained"])
+    config = composed(["train.initial=trained"])
     assert (config.model.d_model, config.model.encoder_layers, config.model.decoder_layers) == (24, 1, 2)
     assert config.tokenizer == TokenizerConfig(path=str(place / "outputs" / "tokenizers" / "1234"))
 
 
 @pytest.mark.parametrize("initial", ["gpt", "./gpt", "{place}/gpt"])
 def test_a_hugging_face_folder_gives_its_shape_and_its_tokenizer(place, initial):
-    config = with_absolute_paths(load_config([*OF_TEXTS, f"train.initial={initial.format(place=place)}"]))
+    config = with_absolute_paths(composed([*OF_TEXTS, f"train.initial={initial.format(place=place)}"]))
     assert isinstance(config.model, DecoderConfig)
     assert (config.model.layers, config.model.d_model, config.model.max_positions) == (2, 32, SHAPE.max_positions)
     assert config.tokenizer == TextTokenizerConfig(kind=TextTokenizerKind.file, path=str(place / "gpt"))
 
 
 def test_what_a_command_names_wins(capsys):
-    config = load_config(["train.initial=evaluated", "model.dropout=0.4", "tokenizer=bpe_6k"])
+    config = composed(["train.initial=evaluated", "model.dropout=0.4", "tokenizer=bpe_6k"])
     assert config.model == TransformerConfig(**{**TRANSLATOR.__dict__, "dropout": 0.4})
     assert config.tokenizer == TokenizerConfig(vocab_size=6000)
     assert capsys.readouterr().err == "transloom: model is that of train.initial=evaluated\n"
-    config = load_config(["train.initial=evaluated", "model=base"])
+    config = composed(["train.initial=evaluated", "model=base"])
     assert (config.model.d_model, config.model.encoder_layers) == (512, 6) and config.tokenizer.path
-    config = load_config(["train.initial=evaluated", "train.initial_embeddings=false"])
+    config = composed(["train.initial=evaluated", "train.initial_embeddings=false"])
     assert config.model == TRANSLATOR and config.tokenizer == TokenizerConfig(vocab_size=4000)
 
 
 def test_what_the_experiment_sets_of_the_model_itself_wins_and_its_groups_give_way(place):
-    config = load_config(["experiment=multi30k_en_de", "train.initial=evaluated"])  # model: small, dropout: 0.3
+    config = composed(["experiment=multi30k_en_de", "train.initial=evaluated"])  # model: small, dropout: 0.3
     assert (config.model.d_model, config.model.dropout, config.tokenizer.vocab_size) == (24, 0.3, 10_000)
     (place / "mine.yaml").write_text("model:\n  dropout: 0.5\n")
-    config = load_config(["experiment=mine.yaml", "train.initial=evaluated"])
+    config = composed(["experiment=mine.yaml", "train.initial=evaluated"])
     assert (config.model.d_model, config.model.dropout) == (24, 0.5)
 
 
 def test_an_end_of_text_completes_the_tokenizer_of_the_initial_model(place):
-    config = load_config([*OF_TEXTS, "train.initial=gpt", "tokenizer.end_of_text=<|endoftext|>"])
+    config = composed([*OF_TEXTS, "train.initial=gpt", "tokenizer.end_of_text=<|endoftext|>"])
     assert (config.tokenizer.path, config.tokenizer.end_of_text) == (str(place / "gpt"), "<|endoftext|>")
 
 
 def test_a_model_of_another_task_is_refused():
     with pytest.raises(UserError, match=r"^model\.architecture: decoder_only is no model of task=translation"):
-        load_config(["train.initial=gpt"])
+        composed(["train.initial=gpt"])
 
 
 def test_a_model_that_is_not_there_is_refused_at_once_unless_the_job_runs_elsewhere(capsys):
     with pytest.raises(UserError, match=r"^train\.initial: there is no run 'nobody'.*; the latest there: "):
-        load_config(["train.initial=nobody"])
+        composed(["train.initial=nobody"])
     config = configuration("run", ["train.initial=nobody"], is_elsewhere=True)
     assert config.model.d_model == 128 and config.tokenizer.path is None
     assert "train.initial: nobody is not on this machine" in capsys.readouterr().err
@@ -115,17 +121,17 @@ def test_a_damaged_folder_is_refused(place):
     (place / "broken").mkdir(exist_ok=True)
     (place / "broken" / "config.json").write_text('{"architecture": "transformer"')
     with pytest.raises(UserError, match=r"^train\.initial: .*broken/config\.json"):
-        load_config(["train.initial=broken"])
+        composed(["train.initial=broken"])
 
 
 # A corpus prepared with the existing tokenizer
 
 
-def _corpus(place: Path, name: str, text: list[str]):
+def _corpus(place: Path, name: str, text: list[str]) -> Any:
     (place / f"{name}.en").write_text("\n".join(text) + "\n")
     (place / f"{name}.de").write_text("\n".join(line.replace("times", "mal") for line in text) + "\n")
     words = ["corpus=text", "corpus.held_out=5", f"corpus.train.source={name}.en", f"corpus.train.target={name}.de"]
-    return with_absolute_paths(load_config([*words, "train.initial=evaluated"]))
+    return with_absolute_paths(composed([*words, "train.initial=evaluated"]))
 
 
 def test_the_corpus_is_prepared_with_that_tokenizer_and_its_hash_names_the_shards(place, tmp_path):
@@ -155,7 +161,7 @@ def test_a_path_without_a_sentencepiece_model_is_refused(place, tmp_path, path):
 def test_a_plan_counts_the_vocabulary_of_that_tokenizer(place):
     from jobs.commands.plan import training_of
 
-    training = training_of(with_absolute_paths(load_config(["train.initial=evaluated"])), None)
+    training = training_of(with_absolute_paths(composed(["train.initial=evaluated"])), None)
     assert training.vocab_size == Tokenizer.load(place / "outputs" / "tokenizers" / "1234").vocab_size
     assert training.model == TRANSLATOR
 
@@ -165,7 +171,7 @@ def test_the_weights_fit_by_themselves(place):
     from pipeline.model_folder import read_model
     from pipeline.train.initial import fitting
 
-    config = load_config(["train.initial=evaluated"])
+    config = composed(["train.initial=evaluated"])
     stored = read_model(Path(config.tokenizer.path or ""))
     with torch.device("meta"):
         model: Model = build_model(config.model, len(stored.weights["embedding.weight"]))
@@ -177,16 +183,16 @@ def test_the_weights_fit_by_themselves(place):
 
 
 def test_a_share_without_files_is_of_the_pairs_that_the_run_was_trained_on(capsys):
-    config = load_config(["train.initial=evaluated", "corpus.mix.share=0.2"])
+    config = composed(["train.initial=evaluated", "corpus.mix.share=0.2"])
     assert (config.corpus.mix.source, config.corpus.mix.target) == ("/gone/c/train.source", "/gone/c/train.target")
     assert "corpus.mix is train of /gone/c" in capsys.readouterr().err
-    named = load_config(["train.initial=evaluated", *MIX])
+    named = composed(["train.initial=evaluated", *MIX])
     assert (named.corpus.mix.source, named.corpus.mix.share) == ("a.en", 0.3)
 
 
 def test_a_share_of_nothing_is_refused(place):
     with pytest.raises(UserError, match=r"^corpus\.mix\.source: "):
-        load_config(["corpus.mix.share=0.2"])
+        composed(["corpus.mix.share=0.2"])
 
 
 def test_the_share_is_part_of_a_run_s_identity(place):
@@ -198,4 +204,4 @@ def test_the_share_is_part_of_a_run_s_identity(place):
     prepared = Prepared(stage, stage, stage)
     words = ["corpus.mix.source=a.en", "corpus.mix.target=b.de"]
     shares = ([], [*words, "corpus.mix.share=0.2"], [*words, "corpus.mix.share=0.3"])
-    assert len({identity(load_config(share), prepared) for share in shares}) == 3
+    assert len({identity(composed(share), prepared) for share in shares}) == 3

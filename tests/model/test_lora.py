@@ -5,7 +5,7 @@ import torch
 
 from model.build import build_model
 from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
-from model.lora import AdaptedLayers, LoraConfig, add_adapters, merge_adapters
+from model.lora import AdaptedLayers, LoraConfig, LoraLinear, add_adapters, merge_adapters
 from model.packing import Layout
 
 VOCAB = 31
@@ -72,6 +72,7 @@ def test_merged_weights_compute_what_the_adapters_do(config):
 
 def test_the_product_is_that_of_the_paper():
     linear = dict(adapted(GPT).named_modules())["layers.0.feed_forward.inner"]
+    assert isinstance(linear, LoraLinear)
     x = torch.randn(5, 24)
     expected = x @ (linear.weight + 6.0 / 3 * linear.lora_b @ linear.lora_a).T + linear.bias
     torch.testing.assert_close(linear(x), expected)

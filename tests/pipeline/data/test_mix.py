@@ -28,15 +28,16 @@ def corpus_of(folder, share: float = 0.2, **lines: list[str]) -> CorpusConfig:
         **lines,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
+    files: dict[str, tuple[str, str]] = {}
     for name, texts in parts.items():
         files[name] = (str(folder / f"{name}.en"), str(folder / f"{name}.de"))
         for file, word in zip(files[name], ("", " ja"), strict=True):
             with open(file, "w") as opened:
                 opened.writelines(f"{text}{word}\n" for text in texts)
-    splits = {name: SplitConfig(*files[name]) for name in ("train", "validation", "test")}
-    mix = MixConfig(*files["mix"], share) if share else MixConfig()
-    return CorpusConfig(CorpusKind.text, "new", mix=mix, **splits)
+    train, validation, test = (SplitConfig(*files[name]) for name in ("train", "validation", "test"))
+    source, target = files["mix"]
+    mix = MixConfig(source, target, share) if share else MixConfig()
+    return CorpusConfig(CorpusKind.text, "new", train=train, validation=validation, test=test, mix=mix)
 
 
 @pytest.mark.parametrize(("train", "share", "count"), [(80, 0.2, 20), (80, 0.5, 80), (100, 0.0, 0), (3, 0.01, 0)])
