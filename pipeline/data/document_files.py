@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 HEAD_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 20
+SENTENCE_ENDS = (b".", b"!", b"?", b'."', b'!"', b'?"')  # of a line that the next line does not go on with
 ROWS_PER_BATCH = 64  # of a parquet file
 
 
@@ -65,7 +66,7 @@ def read_file(file: Path, unit: Unit, text_field: str, max_bytes: int) -> Iterat
     elif unit is Unit.line:
         yield from _line_documents(file, max_bytes)
     elif unit is Unit.sentence:
-        for place, text in _paragraphs(file, max_bytes):
+        for place, text in _paragraphs(file, max_bytes, SENTENCE_ENDS):
             yield from ((place, part) for part in ([text] if isinstance(text, Fault) else sentences(text)))
     else:
         yield from _paragraphs(file, max_bytes)
@@ -150,7 +151,11 @@ def _line_documents(file: Path, max_bytes: int) -> Iterator[Read]:
         yield place, _too_long(place, max_bytes) if len(line) > max_bytes else _decoded(file, number, line)
 
 
-def _paragraphs(file: Path, max_bytes: int) -> Iterator[Read]:
+def _paragraphs(file: Path, max_bytes: int, ends: tuple[bytes, ...] = ()) -> Iterator[Read]:
+    """
+    Args:
+        ends: a line that ends so ends a paragraph, too.
+    """
     start, lines, size = 0, [], 0
     for number, line in chain(_lines(file, max_bytes), [(0, b"")]):
         if line.strip():
@@ -158,7 +163,7 @@ def _paragraphs(file: Path, max_bytes: int) -> Iterator[Read]:
             size += len(line) + 1
             if size <= max_bytes + 1:
                 lines.append(line)
-        elif start:
+        if start and (not line.strip() or (ends and line.rstrip().endswith(ends))):
             place = f"{file} line {start}"
             is_long = size > max_bytes + 1
             yield place, _too_long(place, max_bytes) if is_long else _decoded(file, start, b"\n".join(lines))

@@ -1,7 +1,10 @@
 """Texts in the Treebank's form, and their sentences."""
 
+from pathlib import Path
+
 import pytest
 
+from pipeline.data.document_files import Unit, read_file
 from pipeline.data.wording import sentences, treebank
 
 
@@ -32,3 +35,12 @@ def test_sentences_end_at_full_stops_that_are_no_abbreviations_s() -> None:
     ]
     assert sentences(text) == expected
     assert sentences(" \n ") == [] and sentences("no end") == ["no end"]
+
+
+def test_sentences_of_a_file_go_on_over_lines_and_end_with_lines_that_end_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("One line.\nand another\nthat goes on. Third\n\nFourth without an end\n\nfifth\n")
+    read = list(read_file(file, Unit.sentence, "text", 1000))
+    expected = ["One line.", "and another that goes on.", "Third", "Fourth without an end", "fifth"]
+    assert [text for _, text in read] == expected
+    assert [place for place, _ in read] == [f"{file} line {line}" for line in (1, 2, 2, 5, 7)]
