@@ -35,7 +35,7 @@ from pipeline.compare.sentences import most_different
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.run_folder import RUN_RECORD
-from pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from pipeline.tasks.build import TaskName, token_columns
 from pipeline.tracking.uploader import MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
