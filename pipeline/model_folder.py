@@ -58,6 +58,8 @@ _KINDS: dict[str, Any] = {
     "target_language": str | None,
     "task": str,
     "labels": list[str],
+    "template": str,
+    "max_response_tokens": int,
     "initial": dict[str, Any],
 }
 

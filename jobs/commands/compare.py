@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
             compare = _compare_documents
         case TaskName.classification:
             compare = _compare_labels
+        case TaskName.prompt_response:
+            compare = _compare_responses
         case _:
             raise UserError(f"task: compare knows no task={task.value}; its runs' scores are in MLflow: transloom ui")
     folder, comparison, told, runs = compare(config, found, own, reach)
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
     where = [word for word in settings if word.startswith("output_dir=")]
     report = shlex.join(["xdg-open", str(folder / "report.html")])
     ui = f"{shlex.join(['transloom', 'ui', *where])}  # the comparison is a run there"
-    metric = selecting_metric(task)
+    metric = selecting_metric(task, first.run.config.corpus if isinstance(first, Evaluated) else None)
     scores = [{"name": name, **_scores_of(comparison, name)} for name in runs]
     best = metric.best(scores)
     use = []
@@ -179,6 +181,22 @@ def _compare_labels(
     comparison = compare_labels(gathered.systems, gathered.split, gathered.hash, gathered.baselines, reach)
     folder = folder_for(config, comparison)
     return folder, comparison, write_labels(folder, comparison, gathered), gathered.runs
+
+
+def _compare_responses(
+    config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
+) -> "Compared":
+    from jobs.compare.report import folder_for, write_responses
+    from jobs.compare.responses import gather_responses
+    from pipeline.compare.responses import compare_responses
+
+    if other := [key for key in own if key not in ("reach", "query")]:
+        raise UserError(f"{other[0]}: is about translations, and the runs respond to prompts; leave it out")
+    gathered = gather_responses(found)
+    about = (gathered.metric, gathered.split, gathered.hash, gathered.baselines, reach)
+    comparison = compare_responses(gathered.systems, *about)
+    folder = folder_for(config, comparison)
+    return folder, comparison, write_responses(folder, comparison, gathered), gathered.runs
 
 
 def _number(key: str, value: str) -> float:

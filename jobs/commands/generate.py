@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import configuration, parse_settings, refuse_invalid_utf8, sort_words, usage
-from jobs.runs.language_model import open_language_model, output_file, suggest, terminal_progress
+from jobs.runs.language_model import (
+    open_language_model,
+    output_file,
+    response_settings,
+    suggest,
+    terminal_progress,
+)
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.data.prompts import Template
     from pipeline.generate.prompts import Prompt
     from pipeline.generate.sample import SampleConfig
     from pipeline.model_folder import LoadedLanguageModel
@@ -32,9 +39,11 @@ def main(argv: list[str]) -> int:
     if not words:
         raise UserError(usage("generate"))
     file, to = own.pop("prompts", None), own.pop("to", None)
-    sampling = parse_settings(SampleConfig, own)
+    parse_settings(SampleConfig, own)  # refuses a wrong value before anything is read
     target = None if to is None else output_file("to", to)
-    prompts = _prompts(words[1:], file)
+    template, defaults = response_settings(words[0], output_dir(config))
+    sampling = parse_settings(SampleConfig, defaults | own)
+    prompts = _prompts(words[1:], file, template)
     try:
         loaded = open_language_model(words[0], output_dir(config))
         if target is None and file is None and len(prompts) == 1 == sampling.samples:
@@ -55,18 +64,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _prompts(texts: Sequence[str], file: str | None) -> "list[Prompt]":
+def _prompts(texts: Sequence[str], file: str | None, template: "Template | None") -> "list[Prompt]":
     """The prompts; without any word or file an empty one, which begins a text."""
-    from pipeline.generate.prompts import named_prompts, read_prompts
+    from pipeline.generate.prompts import named_prompts, read_prompts, with_template
 
     if file is None:
         prompts = named_prompts(texts or [""])
         for prompt in prompts:
             refuse_invalid_utf8(prompt.where, prompt.text)
-        return prompts
+        return [with_template(prompt, template) for prompt in prompts]
     if texts:
         raise UserError(f"prompts: the file has the prompts, and so has the command: {texts[0][:60]!r}. Leave one out")
-    return read_prompts(Path(os.path.expanduser(file)))
+    return read_prompts(Path(os.path.expanduser(file)), template)
 
 
 def _stream(loaded: "LoadedLanguageModel", prompt: "Prompt", config: "SampleConfig") -> None:

@@ -18,11 +18,13 @@ from jobs.runs.summary import print_next
 from jobs.runs.workspace import output_dir, prepared_before
 from jobs.terminal.console import StatusLine, console
 from jobs.training.precision import warn_of_slow_precision
+from model.build import architecture_of
 from model.config import DecoderConfig
 from model.flops import count_parameters
 from pipeline.data.corpus import CorpusConfig
 from pipeline.data.labelled import LabelledConfig
 from pipeline.data.prepare import Prepared
+from pipeline.data.prompts import PromptsConfig
 from pipeline.data.text_tokenizer import TextTokenizerConfig
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
@@ -174,11 +176,16 @@ def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:
         if shards:
             return prepared_volume(shards, config.batch, config.seed)
         return estimated_volume(config.corpus, config.batch)
+    if not isinstance(config.model, DecoderConfig):
+        raise UserError(
+            f"model.architecture: plan knows no {architecture_of(config.model)} of task={config.task.value}; take a "
+            "decoder_only model, such as model=lm_small"
+        )
     assert isinstance(config.model, DecoderConfig) and isinstance(config.tokenizer, TextTokenizerConfig)
     context = config.model.max_positions
     if shards:
         return prepared_text_volume(shards, context, config.batch, config.seed)
-    if isinstance(config.corpus, LabelledConfig):
+    if isinstance(config.corpus, LabelledConfig | PromptsConfig):
         return estimated_labelled_volume(config.corpus, config.tokenizer, context, config.batch)
     return estimated_text_volume(config.corpus, config.tokenizer, context, config.batch)
 
@@ -218,7 +225,7 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
         precision=dataclasses.replace(config.precision, dtype=training.precision),
         label_smoothing=config.train.label_smoothing,
         seed=config.seed,
-        shards=str(training.shards) if training.shards else None,
+        shards=str(training.shards) if training.shards and not isinstance(config.corpus, PromptsConfig) else None,
         lengths=training.lengths,
         members=1,
         folder=str(output_dir(config)),

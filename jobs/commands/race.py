@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.figures.race import Course, draw_race
 from pipeline.files import hash_of, read_json, write_json
 from pipeline.processor import processor_name
-from pipeline.tasks.build import selecting_metric, token_columns
+from pipeline.tasks.build import flops_columns, selecting_metric, token_columns
 from pipeline.tasks.task import Metric
 from pipeline.tracking.spool import read_points
 
@@ -207,7 +207,7 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int, metric: Metri
         "steps": training["step"],
         "seconds": seconds,
         **{f"{column}_tokens_per_second": count / seconds for column, count in counts.items()},
-        "flops": training_flops(model, vocab_size, *counts.values()),
+        "flops": training_flops(model, vocab_size, *map(counts.__getitem__, flops_columns(run.config.task, model))),
         metric.name: {split: result[split][metric.name] for split in known},
         "search": result.get("search"),
         "steps_averaged": result["steps_averaged"],
@@ -220,7 +220,7 @@ def _curve(run: Run, vocab_size: int, metric: Metric) -> list[dict[str, float]]:
     training = run.training
     assert training is not None
     course = validation_course(read_points(run.folder), training["validations"])
-    columns = token_columns(run.config.task)
+    columns = flops_columns(run.config.task, run.config.model)
     return [
         {
             "step": one["step"],

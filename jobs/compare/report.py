@@ -16,8 +16,15 @@ from jobs.compare.documents import (
     example_table,
 )
 from jobs.compare.labels import GatheredLabels, label_examples, label_notes, label_tables, label_verdicts
+from jobs.compare.responses import (
+    GatheredResponses,
+    response_examples,
+    response_notes,
+    response_tables,
+    response_verdicts,
+)
 from jobs.compare.systems import Gathered
-from jobs.compare.tables import notes, tables, task_of, verdicts
+from jobs.compare.tables import metric_of, notes, tables, task_of, verdicts
 from jobs.compare.tests import tests_table
 from jobs.config.schema import Config
 from jobs.runs.workspace import output_dir
@@ -28,7 +35,7 @@ from pipeline.compare.sentences import most_different
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.run_folder import RUN_RECORD
-from pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from pipeline.tasks.build import TaskName, token_columns
 from pipeline.tracking.uploader import MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
@@ -136,6 +143,23 @@ def write_labels(folder: Path, comparison: Mapping[str, Any], gathered: Gathered
     return told
 
 
+def write_responses(folder: Path, comparison: Mapping[str, Any], gathered: GatheredResponses) -> Told:
+    """Writes comparison.json, the curves and report.html of a comparison of models that respond to prompts."""
+    write_json(folder / RESULT_FILE, comparison)
+    made = response_tables(comparison)
+    pictures = _curves(folder, comparison)
+    order: list[Table | Picture | None] = [
+        *(made.get(name) for name in ("scores", "examples", "runs", "reach")),
+        pictures.get("curves"),
+        *(made.get(name) for name in ("settings", "data", "environment")),
+        response_examples(gathered),
+    ]
+    told = Told(response_verdicts(comparison), made, [picture.light for picture in pictures.values()])
+    parts = [part for part in order if part is not None]
+    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, response_notes(comparison), {})
+    return told
+
+
 def _title(comparison: Mapping[str, Any]) -> str:
     names = comparison["names"]
     return f"{' and '.join(names) if len(names) == 2 else f'{len(names)} systems'} compared"
@@ -147,7 +171,7 @@ def _curves(folder: Path, comparison: Mapping[str, Any]) -> dict[str, Picture]:
     if not runs or not comparison["same_validation_set"]:
         return {}
     task = task_of(comparison)
-    metric, column = selecting_metric(task), token_columns(task)[-1]
+    metric, column = metric_of(comparison), token_columns(task)[-1]
     tokenizers = {name: set(row["values"].values()) for row in comparison["data"] if (name := row["name"])}
     # Losses are of a token each, which says nothing where tokens differ.
     of_examples = task in (TaskName.translation, TaskName.classification)

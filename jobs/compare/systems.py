@@ -26,7 +26,7 @@ from pipeline.evaluate.tokenizers import (
 )
 from pipeline.files import MANIFEST, hash_of, read_json
 from pipeline.run_folder import CONFIG_FILE, EVALUATION_FOLDER, RESULT_FILE, RUN_RECORD, RUNS_FOLDER
-from pipeline.tasks.build import TaskName, token_columns
+from pipeline.tasks.build import TaskName, flops_columns, token_columns
 from pipeline.tracking.spool import read_points
 from pipeline.tracking.tracker import flatten
 
@@ -402,5 +402,5 @@ def _flops(run: Run, outputs: int, moment: Moment) -> int:
     Args:
         outputs: the pieces of the vocabulary, or the labels of a classifier.
     """
-    tokens = [round(moment[f"{column}_tokens"]) for column in token_columns(run.config.task)]
+    tokens = [round(moment[f"{column}_tokens"]) for column in flops_columns(run.config.task, run.config.model)]
     return training_flops(run.config.model, outputs, *tokens)

@@ -8,6 +8,7 @@ from pipeline.compare.report import Table
 from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
 from pipeline.evaluate.tokenizers import DEFAULT, SPACED
 from pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from pipeline.tasks.task import Metric
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1
@@ -86,7 +87,7 @@ def trainings(comparison: Mapping[str, Any]) -> dict[str, Table]:
     if any(one["training"] for one in comparison["systems"].values()):
         made["runs"] = _runs(comparison)
     if comparison["reach"]:
-        made["reach"] = _reach(comparison["reach"], task_of(comparison))
+        made["reach"] = _reach(comparison["reach"], task_of(comparison), metric_of(comparison))
     return made
 
 
@@ -103,6 +104,11 @@ def differences(comparison: Mapping[str, Any]) -> dict[str, Table]:
         made["data"] = _facts(comparison["data"], "Data", "Hashes are those of the tags in MLflow, shortened.", "")
         made["environment"] = _facts(comparison["environment"], "Machine and versions that differ", "", "None do.")
     return made
+
+
+def metric_of(comparison: Mapping[str, Any]) -> Metric:
+    """The metric that chooses among the systems."""
+    return Metric(**comparison["metric"]) if "metric" in comparison else selecting_metric(task_of(comparison))
 
 
 def task_of(comparison: Mapping[str, Any]) -> TaskName:
@@ -175,9 +181,12 @@ def _translations(comparison: Mapping[str, Any]) -> Table:
 
 def _runs(comparison: Mapping[str, Any]) -> Table:
     column = token_columns(task_of(comparison))[-1]
-    evaluated = {TaskName.translation: "sentences", TaskName.classification: "texts"}.get(
-        task_of(comparison), "documents"
-    )
+    units = {
+        TaskName.translation: "sentences",
+        TaskName.classification: "texts",
+        TaskName.prompt_response: "examples",
+    }
+    evaluated = units.get(task_of(comparison), "documents")
     rows = []
     for name, one in comparison["systems"].items():
         if not (training := one["training"]):
@@ -207,8 +216,8 @@ def _flops(value: float | None) -> str:
     return "?" if value is None else quantity(value) + "FLOP" if value < 1e15 else f"{value:.2e} FLOP"
 
 
-def _reach(reach: Mapping[str, Any], task: TaskName) -> Table:
-    metric, column = selecting_metric(task), token_columns(task)[-1]
+def _reach(reach: Mapping[str, Any], task: TaskName, metric: Metric) -> Table:
+    column = token_columns(task)[-1]
     rows = []
     for name, moment in reach["runs"].items():
         if moment is None:

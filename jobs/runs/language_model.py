@@ -14,8 +14,10 @@ from jobs.terminal.console import StatusLine, counter
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
 from pipeline.progress import Progress, no_progress
+from pipeline.run_folder import MODEL_CONFIG
 
 if TYPE_CHECKING:
+    from pipeline.data.prompts import Template
     from pipeline.model_folder import LoadedLanguageModel
 
 
@@ -35,6 +37,7 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     folder = find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
         use = {
+            "prompt_response": "is an encoder-decoder, which generate does not run; take model=lm_small, …",
             "classification": f"labels texts, and continues none: transloom classify {name_or_path} < your_text",
             MASKED: f"fills masks, and continues no text; a classifier begins with it: train.initial={name_or_path}",
         }
@@ -44,6 +47,28 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     loaded = load_language_model(folder, device, dtype)
     tell_other_precision(dtype, loaded.metadata.get("precision"))
     return replace(loaded, model=cast(DecoderOnly, pack_linears(loaded.model)))
+
+
+def response_settings(name_or_path: str, root: Path) -> "tuple[Template | None, dict[str, str]]":
+    """The template of a model's prompts, and how its responses are sampled where a command does not say: as in its
+    evaluation. None and nothing for a model of other texts.
+
+    Raises:
+        UserError: there is no such model, or its config.json is damaged.
+    """
+    from pipeline.data.prompts import Template
+    from pipeline.huggingface import is_huggingface
+    from pipeline.model_folder import read_about
+
+    folder = find_model(os.path.expanduser(name_or_path), root)
+    about = {} if is_huggingface(folder) else read_about(folder)
+    if "template" not in about:
+        return None, {}
+    try:
+        template = Template.of(about["template"])
+    except ValueError as error:
+        raise UserError(f"{folder / MODEL_CONFIG} does not describe a model: {error}") from None
+    return template, {"temperature": "0", "max_new_tokens": str(about.get("max_response_tokens", 64))}
 
 
 def output_file(key: str, value: str) -> Path:

@@ -11,6 +11,7 @@ from jobs.config.compose import read_config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import validation_course
+from pipeline.data.prompts import PromptsConfig
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import bf16_instructions
@@ -213,6 +214,8 @@ def export_model(run: Run) -> Path:
     }
     if labels := read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"].get("labels"):
         about["labels"] = labels
+    if isinstance(config.corpus, PromptsConfig):
+        about |= {"template": config.corpus.template, "max_response_tokens": config.corpus.max_response_tokens}
     if origin := lineage(run.folder):
         about["initial"] = origin
     if pair := config.languages:

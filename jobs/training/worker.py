@@ -60,7 +60,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     from model.flops import training_flops
     from model.kernels.linear import Products, use_products
     from pipeline.ranks import on_rank_zero, rank, world_size
-    from pipeline.tasks.build import make_task
+    from pipeline.tasks.build import flops_columns, make_task
     from pipeline.train.adapt import adapt, adapted_groups
     from pipeline.train.checkpoint import load_weights, resume, snapshot_path
     from pipeline.train.engine import make_engine
@@ -96,6 +96,7 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
     before = {f"{column}_tokens": count for column, count in state.tokens.items()}
     started = {"from_step": state.step, "seconds": state.seconds, **before}
+    columns = flops_columns(config.task, config.model)
     session = Session(
         config.train,
         engine=engine,
@@ -109,7 +110,9 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
         selects=task.selects,
         validate=_validation(config, folder, device, spare, heartbeat),
         reports=reports,
-        flops=lambda tokens: training_flops(model.config, len(model.output_weight), *tokens.values()),
+        flops=lambda tokens: training_flops(
+            model.config, len(model.output_weight), *(tokens[column] for column in columns)
+        ),
         stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
     )
 

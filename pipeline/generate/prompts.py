@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
+from pipeline.data.prompts import Template
 from pipeline.data.text_tokenizer import TextTokenizer
 from pipeline.errors import UserError
 from pipeline.generate.language_model import LanguageModel
@@ -24,32 +27,57 @@ class Prompt:
     Attributes:
         where: the prompt's place, for messages: "file, line 3".
         id: the prompt's name in the file, if any.
+        tail: the end of the text that is tokenised apart: a template's separator.
     """
 
     text: str
     where: str
     id: str | None = None
+    tail: str = ""
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, template: Template | None = None) -> list[Prompt]:
     """The prompts of a file in UTF-8, plain or .gz.
 
     A file named .jsonl, .json or .ndjson has an object a line, with "prompt" and an optional "id"; blank lines are
     skipped. Any other file has a prompt a line, and a blank line is an empty prompt.
 
+    Args:
+        template: of the model's prompts. An object without "prompt" has the template's fields, and a line is the field
+            of a template that has one.
     Raises:
         UserError: a line is no prompt (names file and line), or there are no prompts.
     """
     if is_json_lines(path):
-        prompts = [
-            Prompt(text_field(where, record, "prompt"), where, id_field(where, record))
-            for where, record in read_json_lines(path)
-        ]
+        prompts = [_of_record(where, record, template) for where, record in read_json_lines(path)]
     else:
-        prompts = [Prompt(text, where) for where, text in read_text_lines(path)]
+        prompts = [with_template(Prompt(text, where), template) for where, text in read_text_lines(path)]
     if not prompts:
         raise UserError(f"{path} has no prompts: write one a line")
     return prompts
+
+
+def _of_record(where: str, record: dict[str, Any], template: Template | None) -> Prompt:
+    name = id_field(where, record)
+    if template is None or "prompt" in record:
+        return Prompt(text_field(where, record, "prompt"), where, name)
+    fields = {field: text_field(where, record, field) for field in template.fields}
+    return Prompt(template.prompt(fields), where, name, template.tail)
+
+
+def with_template(prompt: Prompt, template: Template | None) -> Prompt:
+    """The prompt as the field of a template with one field; with another template, or none, the prompt itself."""
+    if template is None or len(template.fields) != 1:
+        return prompt
+    text = template.prompt({template.fields[0]: prompt.text})
+    return dataclasses.replace(prompt, text=text, tail=template.tail)
+
+
+def _encode(tokenizer: TextTokenizer, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """The ids of each prompt; the tail is tokenised apart, as it was in training."""
+    bodies = tokenizer.encode([prompt.text.removesuffix(prompt.tail) for prompt in prompts])
+    tails = tokenizer.encode([prompt.tail for prompt in prompts])
+    return [np.concatenate(parts) for parts in zip(bodies, tails, strict=True)]
 
 
 def named_prompts(texts: Iterable[str]) -> list[Prompt]:
@@ -75,7 +103,7 @@ def generate(
     Raises:
         UserError: a prompt is longer than the context, naming the prompt; see `sample`.
     """
-    encoded = tokenizer.encode([prompt.text for prompt in prompts])
+    encoded = _encode(tokenizer, prompts)
     refuse_long_prompts(encoded, model.config.max_positions, [prompt.where for prompt in prompts])
     return _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress)
 
@@ -137,7 +165,7 @@ def stream(
     """
     if config.samples != 1:
         raise ValueError(f"samples: one sample can be streamed, not {config.samples}")
-    start = tokenizer.encode([prompt.text])[0].tolist() or [tokenizer.end_of_text]
+    start = _encode(tokenizer, [prompt])[0].tolist() or [tokenizer.end_of_text]
     text = TextStream(tokenizer.decode, config.stop, start)
 
     def on_token(_prompt: int, _sample: int, token: int) -> None:

@@ -13,6 +13,8 @@ from pipeline.data.document_shards import COLUMN
 from pipeline.data.documents import DocumentsConfig, DocumentsKind, library_files, source_files
 from pipeline.data.labelled import LabelledConfig
 from pipeline.data.pieces import pieces_of
+from pipeline.data.prepare_prompts import COLUMNS
+from pipeline.data.prompts import PromptsConfig, PromptsKind
 from pipeline.data.records import record_files
 from pipeline.data.shards import open_shards
 from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
@@ -65,8 +67,15 @@ def text_lengths(volume: TextVolume, shards: Path | None, context: int, seed: in
     """(texts,) tokens of what is read at once: the first epoch's pieces of the documents, or full contexts."""
     if shards is None:
         return np.full(FULL, volume.longest, dtype=np.int32)
+    if _has_prompts(shards):
+        return np.minimum(open_shards(shards, "train", COLUMNS).lengths[:MOST_PLANNED].sum(axis=1) - 1, context)
     documents = open_shards(shards, "train", (COLUMN,)).lengths[:MOST_PLANNED, 0]
     return pieces_of(documents, context, seed, 0).length[:MOST_PLANNED]
+
+
+def _has_prompts(shards: Path) -> bool:
+    """Whether the shards hold prompts and responses, which a model reads as one text, rather than documents."""
+    return "tail_tokens" in read_json(shards / MANIFEST)["counts"]
 
 
 def prepared_text_volume(shards: Path, context: int, batch: BatchConfig, seed: int) -> TextVolume:
@@ -76,6 +85,13 @@ def prepared_text_volume(shards: Path, context: int, batch: BatchConfig, seed: i
         UserError: a piece of a document is larger than a micro-batch.
     """
     counts: dict[str, Any] = read_json(shards / MANIFEST)["counts"]["splits"]["train"]
+    if _has_prompts(shards):
+        whole = open_shards(shards, "train", COLUMNS).lengths.sum(axis=1) - 1
+        counts = {
+            "documents": len(whole),
+            "text_tokens": int(np.minimum(whole, context).sum(dtype=np.int64)),
+            "longest": int(whole.max()),
+        }
     longest = min(context, counts["longest"])
     volume = TextVolume(
         documents=counts["documents"],
@@ -111,9 +127,9 @@ def estimated_text_volume(
 
 
 def estimated_labelled_volume(
-    corpus: LabelledConfig, tokenizer: TextTokenizerConfig, context: int, batch: BatchConfig
+    corpus: LabelledConfig | PromptsConfig, tokenizer: TextTokenizerConfig, context: int, batch: BatchConfig
 ) -> TextVolume:
-    """The same of texts with labels, whose files have little beside the texts."""
+    """The same of records, texts with labels or prompts with responses, whose files have little else."""
     step = float(batch.tokens // batch.micro_tokens * (batch.micro_tokens // context * context))
     try:
         files = record_files(corpus.source("train"), "corpus.train")
@@ -123,6 +139,8 @@ def estimated_labelled_volume(
         origin = "unknown: the corpus is not at hand; full steps of texts as long as the context are assumed"
         return TextVolume(None, None, context, step, origin)
     share = 1.0 if corpus.has_own_data("validation") else 1.0 - corpus.held_out
+    if isinstance(corpus, PromptsConfig) and corpus.kind is PromptsKind.squad:
+        share = 1.0 - 2.0 / corpus.folds
     bytes_per_token = _bytes_per_token(tokenizer)
     tokens = round(share * sum(map(_text_bytes, files)) / bytes_per_token)
     origin = f"estimated from the size of {files[0].name}, {bytes_per_token:.1f} bytes a token"

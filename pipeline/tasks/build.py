@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.config import DecoderConfig
 from pipeline.progress import MapTasks, Progress, no_progress
 from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.task import Metric, Scoring, Task
@@ -60,6 +61,17 @@ def selecting_metric(task: TaskName, corpus: Any = None) -> Metric:
 def token_columns(task: TaskName) -> tuple[str, ...]:
     """The columns of a task's examples whose tokens a training counts; the last has the predicted tokens."""
     return kind_of(task).token_columns
+
+
+def flops_columns(task: TaskName, model: Any) -> tuple[str, ...]:
+    """The columns whose tokens `training_flops` takes, in its order.
+
+    Args:
+        model: its configuration.
+    """
+    if task is TaskName.prompt_response and isinstance(model, DecoderConfig):
+        return ("text",)  # which has the responses, too
+    return token_columns(task)
 
 
 def corpus_baselines(task: TaskName, counts: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
