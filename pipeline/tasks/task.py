@@ -167,7 +167,8 @@ class Task:
         selects: the metric that patience, the average of the best, sweeps, figures and MLflow's list go by.
         loss_column: the column whose number of elements in a step divides the step's summed loss.
         tokenizer: SHA-256 of the tokenizer of the examples; empty without a tokenizer.
-        model: makes a new model with random weights, from torch's global generator.
+        model: makes a new model with random weights, from torch's global generator. It has the attributes config (with
+            d_model), output_weight and packed_projection, as those of `build_model`.
         objective: model to the module whose forward(batch) returns a `LossSum`.
         examples: the examples of a split.
         epoch: (examples, seed, epoch) to the epoch's examples, in most tasks unchanged: a pure function.
