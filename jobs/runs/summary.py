@@ -14,7 +14,6 @@ from jobs.terminal.console import clock, console, table
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
-from pipeline.data.prompts import PromptsConfig
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
@@ -202,6 +201,7 @@ def use_of(run: Run, model: str) -> str:
         case TaskName.masked_language_model:
             own = "corpus.train.files=your.tsv"
             return f"transloom run experiment=transfer/classification {own} train.initial={model}"
-    if isinstance(run.config.corpus, PromptsConfig):
-        return f'transloom generate {model} "your text"'
-    return f'transloom generate {model} "Once upon a time"'
+        case TaskName.prompt_response:
+            return f'transloom generate {model} "your text"'
+        case TaskName.language_model:
+            return f'transloom generate {model} "Once upon a time"'
