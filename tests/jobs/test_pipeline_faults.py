@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipeline.files import read_json
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole):
+def test_a_run_stopped_killed_and_without_a_worker_ends_as_if_nothing_had_been(place, whole):
     words = ("run", *TINY, "name=disturbed")
     folder = folder_of(place, "disturbed")
 
@@ -46,11 +47,26 @@ def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole)
     assert not (folder / "training.json").exists(), "the kill came too late"
     assert len(losses(folder)) >= 10
 
-    transloom(place, *words)
+    # A worker is killed: with no retries left, the command says so.
+    command = Command(place, *words, "cluster.max_failures=0")
+    _kill_worker(command, folder, which=0)
+    outcome = command.wait()
+    assert outcome.code == 2, outcome.said
+    assert outcome.err.startswith("transloom: training failed, and no retries are left (cluster.max_failures=0)")
+    assert "the process of worker" in outcome.err and "Traceback" not in outcome.err
+
+    # With some, training goes on by itself, from the newest checkpoint.
+    command = Command(place, *words)
+    _kill_worker(command, folder, which=1)
+    outcome = command.wait()
+    assert outcome.code == 0, outcome.said
     training = read_json(folder / "training.json")
-    assert training["this_attempt"]["from_step"] >= killed_at and training["step"] == STEPS
+    assert training["step"] == STEPS and training["this_attempt"]["from_step"] >= killed_at
+    said = " ".join(outcome.out.split())
+    assert re.search(r"Restart the process of worker .* the training goes on from step_00000(050|100)", said), said
     expected = folder_of(place, "whole")
     assert not differing(checkpoint_state(folder), checkpoint_state(expected))
+    assert trajectory(folder) == trajectory(expected)
     model = "model/model.safetensors"
     assert not differing(load_file(folder / model), load_file(expected / model))
 
@@ -68,37 +84,13 @@ def test_a_run_stopped_and_then_killed_ends_as_if_nothing_had_been(place, whole)
         assert steps == {50: 1, 100: 1, 150: 1}
 
 
-def test_a_killed_worker_is_started_again(place, whole):
-    words = ("train", *TINY, "name=worker", "tracking=off")
-    folder = folder_of(place, "worker")
-
-    # With no retries left, the command says so.
-    command = Command(place, *words, "cluster.max_failures=0")
-    _kill_worker(command, folder, 50, which=0)
-    outcome = command.wait()
-    assert outcome.code == 2, outcome.said
-    assert outcome.err.startswith("transloom: training failed, and no retries are left (cluster.max_failures=0)")
-    assert "the process of worker" in outcome.err and "Traceback" not in outcome.err
-
-    # With some, training goes on by itself, from the newest checkpoint.
-    command = Command(place, *words)
-    _kill_worker(command, folder, 100, which=1)
-    outcome = command.wait()
-    assert outcome.code == 0, outcome.said
-    training = read_json(folder / "training.json")
-    assert training["step"] == STEPS and training["this_attempt"]["from_step"] == 100
-    expected = folder_of(place, "whole")
-    assert not differing(checkpoint_state(folder), checkpoint_state(expected))
-    assert trajectory(folder) == trajectory(expected)
-
-
-def _kill_worker(command: Command, folder: Path, step: int, which: int) -> None:
-    """SIGKILL to one of the workers as soon as the step's checkpoint is there."""
+def _kill_worker(command: Command, folder: Path, which: int) -> None:
+    """SIGKILL to one of the workers as soon as they take steps."""
     (folder / "progress.json").unlink(missing_ok=True)
-    command.wait_for(folder / "progress.json")  # found before the steps begin to fly: it takes a moment
-    workers = command.workers()
-    assert len(workers) == 2
-    command.wait_for(folder / "checkpoints" / f"step_{step:08d}")
+    while len(workers := command.workers()) < 2:  # found before the steps begin to fly: it takes a moment
+        assert command.process.poll() is None, command.wait().said
+        time.sleep(0.2)
+    command.wait_for(folder / "progress.json")
     workers[which].kill()
     assert not (folder / "training.json").exists(), "the kill came too late"
 
