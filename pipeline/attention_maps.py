@@ -128,7 +128,7 @@ def _recurrent_weights(model: Recurrent, source: Tensor, layout: Layout, read: T
 
     def attend(query: Tensor) -> Tensor:  # (T, 1, d_model)
         query = query.transpose(0, 1)
-        found.append(attention_weights(query, memory.keys, memory.bias))
+        found.append(attention_weights(query, memory.keys, memory.mask))
         return memory.read(query).transpose(0, 1)
 
     model.decode(model.embed(read)[:, None], [None] * len(model.decoder), attend)

@@ -132,7 +132,7 @@ def label_verdicts(comparison: Mapping[str, Any]) -> list[str]:
             f"{name} has {metric.shown(scores['score'])} % accuracy, {scores['difference']:+.2f} to {baseline} "
             f"(p {'' if p.startswith('<') else '= '}{p}): {_judged(comparison, scores)}."
         )
-    first, *others = comparison["seeds"] or [None]
+    first, *others = comparison["seeds"] or [{}]
     for group in others:
         if group["difference"] is None:
             continue

@@ -59,11 +59,12 @@ class Translator:
 
 @torch.inference_mode()
 def translate_tokens(
-    model: Model,
+    model: Any,
     sources: list[np.ndarray],
     config: BeamConfig,
 ) -> list[Hypothesis]:
-    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model is in evaluation mode.
+    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model translates, and is in evaluation
+    mode.
 
     Sentences are decoded in batches of similar lengths, longest first.
     """
