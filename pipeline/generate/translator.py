@@ -63,8 +63,8 @@ def translate_tokens(
     sources: list[np.ndarray],
     config: BeamConfig,
 ) -> list[Hypothesis]:
-    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model translates, and is in evaluation
-    mode.
+    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model, one that translates, is in
+    evaluation mode.
 
     Sentences are decoded in batches of similar lengths, longest first.
     """
