@@ -62,6 +62,11 @@ def token_columns(task: TaskName) -> tuple[str, ...]:
             return ("text", "response")
 
 
+def loss_unit(task: TaskName) -> str | None:
+    """What a task's losses are of; None: a token of the last of `token_columns`."""
+    return {TaskName.classification: "text", TaskName.masked_language_model: "masked token"}.get(task)
+
+
 def corpus_baselines(task: TaskName, counts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Values of the selecting metric for simple models that the preparation has counted, by split and name.
 
