@@ -132,8 +132,8 @@ def label_verdicts(comparison: Mapping[str, Any]) -> list[str]:
             f"{name} has {metric.shown(scores['score'])} % accuracy, {scores['difference']:+.2f} to {baseline} "
             f"(p {'' if p.startswith('<') else '= '}{p}): {_judged(comparison, scores)}."
         )
-    first, *others = comparison["seeds"] or [{}]
-    for group in others:
+    groups = comparison["seeds"]
+    for first, group in ((groups[0], group) for group in groups[1:]):
         if group["difference"] is None:
             continue
         p = p_in_words(group["p_value"])

@@ -42,7 +42,7 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
 )
 from pipeline.secrets import redacted
-from pipeline.tasks.build import corpus_baselines, selecting_metric, token_columns
+from pipeline.tasks.build import corpus_baselines, loss_unit, selecting_metric, token_columns
 from pipeline.tasks.task import Evaluation, Metric
 from pipeline.tracking.spool import last_status, read_points
 from pipeline.tracking.tracker import SpoolTracker
@@ -344,5 +344,5 @@ def _draw(run: Run, tracker: MlflowTracker) -> None:
     baselines = corpus_baselines(task, counts).get("validation")
     points = read_points(run.folder)
     metric = selecting_metric(task, run.config.corpus)
-    draw_curves(points, path, title, metric, token_columns(task), baselines)
+    draw_curves(points, path, title, metric, token_columns(task), baselines, loss_unit(task))
     tracker.log_figure(path)

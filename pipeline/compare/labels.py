@@ -44,7 +44,7 @@ def compare_labels(
     """
     metric = selecting_metric(TaskName.classification)
     first = systems[0]
-    tests = {one.name: compare_correct(list(first.correct), list(one.correct)) for one in systems[1:]}
+    tests = {one.name: compare_correct(first.correct.tolist(), one.correct.tolist()) for one in systems[1:]}
     corrected = dict(zip(tests, holm([test.p_mcnemar for test in tests.values()]), strict=True))
     runs = {system.name: system.run for system in systems}
     return {

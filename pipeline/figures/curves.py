@@ -30,6 +30,7 @@ def draw_curves(
     metric: Metric,
     columns: Sequence[str] = ("source", "target"),
     baselines: Mapping[str, float] | None = None,
+    loss_unit: str | None = None,
 ) -> Path:
     """Draws a PNG of 1000 pixels' width, one panel above the other, all against training steps: the losses (nats per
     predicted token) with the learning rate; the validation scores with the best one; tokens per second. A panel
@@ -40,6 +41,7 @@ def draw_curves(
         metric: of the scores.
         columns: whose tokens are counted; those of the last are predicted.
         baselines: what simple models come to on the validation set, by name.
+        loss_unit: what the losses are of; None: a token of the last column.
     Raises:
         ValueError: if no point belongs in any panel.
     """
@@ -50,7 +52,7 @@ def draw_curves(
     series = _by_metric(points)
     panels: list[tuple[int, Callable[[Axes, dict[str, Series]], None]]] = []
     if "train/loss" in series or "validation/loss" in series:
-        panels.append((3, partial(_draw_losses, columns[-1])))
+        panels.append((3, partial(_draw_losses, loss_unit or f"{columns[-1]} token")))
     if f"validation/{metric.name}" in series:
         panels.append((3, partial(_draw_scores, metric, baselines or {})))
     if f"train/{columns[-1]}_tokens_per_second" in series:
@@ -86,7 +88,7 @@ def _by_metric(points: Iterable[Point]) -> dict[str, Series]:
     return {key: dict(sorted(values.items())) for key, values in series.items()}
 
 
-def _draw_losses(column: str, axes: "Axes", series: dict[str, Series]) -> None:
+def _draw_losses(unit: str, axes: "Axes", series: dict[str, Series]) -> None:
     top = 0.0
     if train := series.get("train/loss"):
         smooth = _plot_smoothed(axes, train, BLUE, "training loss")
@@ -99,7 +101,7 @@ def _draw_losses(column: str, axes: "Axes", series: dict[str, Series]) -> None:
     lowest = min(min(series[key].values()) for key in ("train/loss", "validation/loss") if key in series)
     margin = 0.08 * (top - lowest) or 0.1
     axes.set_ylim(lowest - margin, top + margin)
-    axes.set_ylabel(f"loss (nats per {column} token)")
+    axes.set_ylabel(f"loss (nats per {unit})")
     lines = list(axes.get_lines())
     if rate := series.get("train/learning_rate"):
         right = axes.twinx()

@@ -74,6 +74,11 @@ def flops_columns(task: TaskName, model: Any) -> tuple[str, ...]:
     return token_columns(task)
 
 
+def loss_unit(task: TaskName) -> str | None:
+    """What a task's losses are of; None: a token of the last of `token_columns`."""
+    return kind_of(task).loss_unit
+
+
 def corpus_baselines(task: TaskName, counts: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
     """Values of the selecting metric for simple models that the preparation has counted, by split and name.
 

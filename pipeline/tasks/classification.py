@@ -183,6 +183,7 @@ def _label_share(share: _Share) -> np.ndarray:
 CLASSIFICATION = TaskKind(
     metric=lambda corpus: ACCURACY,
     token_columns=("text",),
+    loss_unit="text",
     with_local_corpus=with_local_labelled,
     refuse_wrong_corpus=refuse_missing_records,
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_labelled(

@@ -25,6 +25,7 @@ class TaskKind:
             folder; see `pipeline.data.prepare.prepare`. The corpus's files are local.
         scoring: (config of the run, config that the run began with) to the way of evaluating.
         make: (config, the folder of each prepared stage) to the run's task.
+        loss_unit: what the losses are of; None: a token of the last of `token_columns`.
         baselines: the corpus manifest's counts to values of the metric for simple models, by split and name.
     """
 
@@ -35,6 +36,7 @@ class TaskKind:
     prepare: Callable[[Any, Path, MapTasks, Progress, bool], Prepared]
     scoring: Callable[[Any, Any], Scoring]
     make: Callable[[Any, Callable[[str], Path]], Task]
+    loss_unit: str | None = None
     baselines: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, float]]] = lambda counts: counts.get(
         "baselines", {}
     )

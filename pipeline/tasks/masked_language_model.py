@@ -204,6 +204,7 @@ def _evaluate_share(share: _Share) -> tuple[np.ndarray, dict[str, list[str]]]:
 MASKED_LANGUAGE_MODEL = TaskKind(
     metric=lambda corpus: MASKED_ACCURACY,
     token_columns=("text",),
+    loss_unit="masked token",
     with_local_corpus=with_local_documents,
     refuse_wrong_corpus=refuse_missing_documents,
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_documents(
