@@ -16,6 +16,7 @@ from jobs.runs.language_model import (
     suggest,
     terminal_progress,
 )
+from jobs.runs.model import find_model
 from jobs.runs.workspace import output_dir
 from jobs.terminal.printable import printable
 from pipeline.errors import UserError
@@ -41,11 +42,12 @@ def main(argv: list[str]) -> int:
     file, to = own.pop("prompts", None), own.pop("to", None)
     parse_settings(SampleConfig, own)  # refuses a wrong value before anything is read
     target = None if to is None else output_file("to", to)
-    template, defaults = response_settings(words[0], output_dir(config))
+    folder = find_model(os.path.expanduser(words[0]), output_dir(config))
+    template, defaults = response_settings(folder)
     sampling = parse_settings(SampleConfig, defaults | own)
     prompts = _prompts(words[1:], file, template)
     try:
-        loaded = open_language_model(words[0], output_dir(config))
+        loaded = open_language_model(words[0], output_dir(config), folder)
         if target is None and file is None and len(prompts) == 1 == sampling.samples:
             _stream(loaded, prompts[0], sampling)
         else:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pipeline.model_folder import LoadedLanguageModel
 
 
-def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
+def open_language_model(name_or_path: str, root: Path, found: Path | None = None) -> "LoadedLanguageModel":
     """The model of a run, of a model folder, or of a Hugging Face folder, ready to compute: on a GPU if there is one.
     On a CPU the weights are packed, and in fp32 if the CPU has no instructions for bf16.
 
     Args:
         root: the output folder, in which runs are found by name.
+        found: the model's folder, if `find_model` was asked already.
     Raises:
         UserError: there is no such model; the model translates; the files are damaged or do not fit each other.
     """
@@ -34,7 +35,7 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     from model.packed_linear import pack_linears
     from pipeline.model_folder import MASKED, is_language_model, load_language_model, read_about
 
-    folder = find_model(os.path.expanduser(name_or_path), root)
+    folder = found or find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
         use = {
             "prompt_response": "is an encoder-decoder, which generate does not run; take model=lm_small, …",
@@ -49,18 +50,19 @@ def open_language_model(name_or_path: str, root: Path) -> "LoadedLanguageModel":
     return replace(loaded, model=cast(DecoderOnly, pack_linears(loaded.model)))
 
 
-def response_settings(name_or_path: str, root: Path) -> "tuple[Template | None, dict[str, str]]":
+def response_settings(folder: Path) -> "tuple[Template | None, dict[str, str]]":
     """The template of a model's prompts, and how its responses are sampled where a command does not say: as in its
     evaluation. None and nothing for a model of other texts.
 
+    Args:
+        folder: see `find_model`.
     Raises:
-        UserError: there is no such model, or its config.json is damaged.
+        UserError: its config.json is damaged.
     """
     from pipeline.data.prompts import Template
     from pipeline.huggingface import is_huggingface
     from pipeline.model_folder import read_about
 
-    folder = find_model(os.path.expanduser(name_or_path), root)
     about = {} if is_huggingface(folder) else read_about(folder)
     if "template" not in about:
         return None, {}
