@@ -231,7 +231,7 @@ class Page(dict):
 def reported(folder, metric, monkeypatch, capsys, splits=("test", "validation")):
     """A sweep of three trials and two seeds: its result, its page, and what is printed."""
     config = load_config(["sweep.seeds=3"])
-    monkeypatch.setattr("jobs.sweep.report.selecting_metric", lambda task: metric)
+    monkeypatch.setattr("jobs.sweep.report.selecting_metric", lambda task, corpus: metric)
     sweep = Run("mine", folder, config)
     space = {"model.dropout": {"choices": [0.1, 0.2, 0.3]}}
     settings = SweepConfig(space=space, sampler=Sampler.grid, trials=3)
