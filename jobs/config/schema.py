@@ -205,7 +205,8 @@ def refuse_contradictions(config: Config) -> Config:
         _refuse_wrong_sight(config.task, config.model)
     if isinstance(config.corpus, PromptsConfig):
         _refuse_wrong_prompts(config.corpus, config.model.max_positions, is_decoder)
-    if (is_text or is_decoder) and config.batch.micro_tokens < (context := config.model.max_positions or 0):
+    context = config.model.max_positions or 0
+    if config.task is not TaskName.translation and config.batch.micro_tokens < context:
         raise UserError(
             f"batch.micro_tokens: {config.batch.micro_tokens:,} is less than a text of model.max_positions={context:,} "
             "tokens; raise it, or lower model.max_positions"

@@ -11,9 +11,11 @@ from jobs.remote.package import submission
 from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
 from jobs.runs.workspace import Run, stage_folder
 from jobs.terminal.console import clock, console, table
+from model.build import architecture_of
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
+from pipeline.data.prompts import Template
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
@@ -202,6 +204,9 @@ def use_of(run: Run, model: str) -> str:
             own = "corpus.train.files=your.tsv"
             return f"transloom run experiment=transfer/classification {own} train.initial={model}"
         case TaskName.prompt_response:
-            return f'transloom generate {model} "your text"'
+            if architecture_of(run.config.model) != "decoder_only":  # which generate does not run
+                return "transloom ui  # the responses are among the run's artifacts"
+            has_one_field = len(Template.of(run.config.corpus.template).fields) == 1
+            return f"transloom generate {model} " + ('"your text"' if has_one_field else "prompts=records.jsonl")
         case TaskName.language_model:
             return f'transloom generate {model} "Once upon a time"'

@@ -153,6 +153,8 @@ def iterate_steps(
         raise UserError("corpus.train: no training examples are left after cleaning")
     while True:
         of_this = of_epoch(examples, seed, epoch)
+        if not len(of_this):
+            raise UserError("corpus.train: all training examples are too long, and left out")
         lengths = of_this.lengths
         plan = _reorder(plan_epoch(lengths, config, seed, epoch), config, seed, epoch, reordered)
         first = index * config.micro_batches

@@ -197,9 +197,9 @@ def read_labelled(config: LabelledConfig) -> LabelledSplits:
     train = texts["train"]
     held_out = 0
     if "validation" not in texts:
-        is_held_out = [_is_held_out(one.text, config) for one in train]
-        # A text that is empty is no example anywhere.
-        texts["validation"] = [one for one, held in zip(train, is_held_out, strict=True) if held and one.text.strip()]
+        # A text that is empty is no example anywhere: it stays in train, where it is counted.
+        is_held_out = [bool(one.text.strip()) and _is_held_out(one.text, config) for one in train]
+        texts["validation"] = [one for one, held in zip(train, is_held_out, strict=True) if held]
         train = [one for one, held in zip(train, is_held_out, strict=True) if not held]
         held_out = len(texts["validation"])
     evaluation = {
@@ -227,6 +227,12 @@ def read_labelled(config: LabelledConfig) -> LabelledSplits:
     for split in texts.keys() - {"train"}:
         for one in texts[split]:
             if one.label not in labels:
+                if not config.has_own_data(split):
+                    raise UserError(
+                        f"corpus.held_out: all texts with the label {one.label!r}, such as {one.place}, fell into the "
+                        "share that is held out. Take another corpus.held_out_seed, more such texts, or validation "
+                        "files"
+                    )
                 known = ", ".join(map(repr, labels[:10])) + (" and more" if len(labels) > 10 else "")
                 raise UserError(f"{one.place}: the label {one.label!r} does not occur in train, only {known}")
     return LabelledSplits({split: texts[split] for split in config.splits}, labels, dropped, examples, held_out)
@@ -239,6 +245,8 @@ def _read(config: LabelledConfig, split: str) -> Iterator[LabelledText]:
         text, label = (record.texts[name] for name in fields)
         if not label.strip():
             raise UserError(f"{record.place}: the label (corpus.label_field={config.label_field}) is empty")
+        if not label.strip().isprintable():  # a label is written beside its text, one a line
+            raise UserError(f"{record.place}: the label {label.strip()!r} has a tab, a line break or the like in it")
         if split != "train" and not text.strip():
             raise UserError(f"{record.place}: the text (corpus.text_field={config.text_field}) is empty")
         yield LabelledText(record.place, text, label.strip())

@@ -1,5 +1,6 @@
 """Finds sentences in two splits: a score on sentences that a model has memorised says nothing about its quality."""
 
+import csv
 import hashlib
 import json
 import re
@@ -62,8 +63,10 @@ class Sentences:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._runs: dict[int, set[str]] = {}  # runs of words by their number
         self._whole: set[str] = set()
+        self._parts: set[bytes] = set()  # hashes of the runs of fewer than NGRAM words within sentences
         for text in texts:
             words = _words(text)
+            self._parts.update(_hash(run) for length in range(LEAST_WORDS, NGRAM) for run in _runs(words, length))
             if len(words) >= NGRAM:
                 self._runs.setdefault(NGRAM, set()).update(_runs(words, NGRAM))
             elif len(words) >= LEAST_WORDS:
@@ -74,11 +77,11 @@ class Sentences:
     def shared(self, text: str) -> str | None:
         """The first words that a text shares with the sentences; None without any.
 
-        These are NGRAM words in a row, a whole sentence of fewer but at least LEAST_WORDS words, or a still shorter
-        sentence that is the whole text.
+        These are NGRAM words in a row, a whole sentence of fewer but at least LEAST_WORDS words, or the whole text
+        where that is a still shorter sentence, or a part of a sentence with at least LEAST_WORDS words.
         """
         words = _words(text)
-        if (whole := " ".join(words)) in self._whole:
+        if (whole := " ".join(words)) in self._whole or _hash(whole) in self._parts:
             return whole
         for length, runs in self._runs.items():
             if found := next((run for run in _runs(words, length) if run in runs), None):
@@ -87,12 +90,12 @@ class Sentences:
 
 
 def read_sentences(file: Path) -> Iterator[str]:
-    """The texts of a file: its lines, of lines with tabs each cell, and of JSON lines each text in the objects.
+    """The texts of a file: its lines, of lines with tabs or of CSV each cell, of JSON lines each text in the objects.
 
     Raises:
         UserError: see `read_text_lines`.
     """
-    is_json = is_json_lines(file)
+    is_json, is_csv = is_json_lines(file), ".csv" in file.suffixes[-2:]
     for _, line in read_text_lines(file):
         if is_json and line.strip():
             try:
@@ -100,7 +103,7 @@ def read_sentences(file: Path) -> Iterator[str]:
                 continue
             except ValueError:
                 pass  # a line of text in spite of the file's name
-        yield from line.split("\t")
+        yield from next(csv.reader([line]), []) if is_csv else line.split("\t")
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pipeline.data.prepare_documents import prepare_text_stages
 from pipeline.data.records import record_files
 from pipeline.data.shards import write_array
 from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.files import stage
+from pipeline.files import stage, write_json
 from pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of the corpus's key; to be raised when the same settings no longer give the same files
@@ -70,6 +70,7 @@ def refuse_missing_records(corpus: LabelledConfig) -> None:
 def _build_corpus(folder: Path, corpus: LabelledConfig, progress: Progress) -> dict[str, Any]:
     data = read_labelled(corpus)
     number_of = {label: number for number, label in enumerate(data.labels)}
+    write_json(folder / "labels.json", data.labels)  # other names make another run
     splits: dict[str, dict[str, Any]] = {}
     for split, texts in data.texts.items():
         written = write_documents(folder, split, (one.text for one in texts), progress)

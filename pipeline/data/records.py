@@ -99,7 +99,7 @@ def read_records(
         return
     for file in record_files(source, key):
         for place, row in _rows(file, (*fields, *lists), key, columns):
-            texts = {name: _text(row, name, place, key) for name in fields}
+            texts = {name: text_of(row, name, place, key) for name in fields}
             yield Record(place, texts, {name: _texts(row, name, place, key) for name in lists})
 
 
@@ -187,7 +187,12 @@ def _local(file: str, key: str) -> Path:
         raise UserError(f"{key}: {error}") from None
 
 
-def _text(row: Mapping[str, Any], name: str, place: str, key: str) -> str:
+def text_of(row: Mapping[str, Any], name: str, place: str, key: str) -> str:
+    """A field of a record as text. A whole number becomes its digits, and a dotted name leads into nested records.
+
+    Raises:
+        UserError: the field is missing or no text; names the place.
+    """
     value = _value(row, name, place, key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -199,7 +204,7 @@ def _text(row: Mapping[str, Any], name: str, place: str, key: str) -> str:
 def _texts(row: Mapping[str, Any], name: str, place: str, key: str) -> list[str]:
     value = _value(row, name, place, key)
     if not isinstance(value, list):
-        return [_text(row, name, place, key)]
+        return [text_of(row, name, place, key)]
     if not value or not all(isinstance(text, str) for text in value):
         raise UserError(f"{place}: {name!r} must be a text or a list of at least one text. Mend the record")
     return [_clean(text, place) for text in value]

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
 from pipeline.data.prompts import Template
+from pipeline.data.records import text_of
 from pipeline.data.text_tokenizer import TextTokenizer
 from pipeline.errors import UserError
 from pipeline.generate.language_model import LanguageModel
@@ -43,8 +44,8 @@ def read_prompts(path: Path, template: Template | None = None) -> list[Prompt]:
     skipped. Any other file has a prompt a line, and a blank line is an empty prompt.
 
     Args:
-        template: of the model's prompts. An object without "prompt" has the template's fields, and a line is the field
-            of a template that has one.
+        template: of the model's prompts. An object has the template's fields, or else a whole prompt as "prompt"; a
+            line is the field of a template that has one.
     Raises:
         UserError: a line is no prompt (names file and line), or there are no prompts.
     """
@@ -59,16 +60,25 @@ def read_prompts(path: Path, template: Template | None = None) -> list[Prompt]:
 
 def _of_record(where: str, record: dict[str, Any], template: Template | None) -> Prompt:
     name = id_field(where, record)
-    if template is None or "prompt" in record:
+    if template is None or ("prompt" in record and "prompt" not in template.fields):
         return Prompt(text_field(where, record, "prompt"), where, name)
-    fields = {field: text_field(where, record, field) for field in template.fields}
+    fields = {field: text_of(record, field, where, "prompts") for field in template.fields}
     return Prompt(template.prompt(fields), where, name, template.tail)
 
 
 def with_template(prompt: Prompt, template: Template | None) -> Prompt:
-    """The prompt as the field of a template with one field; with another template, or none, the prompt itself."""
-    if template is None or len(template.fields) != 1:
+    """The prompt as the field of a template with one field; without a template the prompt itself.
+
+    Raises:
+        UserError: the template has several fields.
+    """
+    if template is None:
         return prompt
+    if len(template.fields) != 1:
+        raise UserError(
+            f"{prompt.where}: the model's prompts have the fields {', '.join(template.fields)}; give them as JSON "
+            "lines: prompts=records.jsonl"
+        )
     text = template.prompt({template.fields[0]: prompt.text})
     return dataclasses.replace(prompt, text=text, tail=template.tail)
 

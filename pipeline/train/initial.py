@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.model_folder import StoredModel
 
 EMBEDDINGS = ("embedding.weight", "output")  # a row for each token
+POSITIONS = "learned_positions.weight"  # a row for each position
 # Settings that do not change the meaning of weights.
 FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied", "pooling")
 HEAD = "head"  # of a classifier
@@ -79,6 +80,14 @@ def fitting(
         elif name in EMBEDDINGS and len(tensor) > len(own) and tensor.shape[1:] == own.shape[1:]:
             weights[name] = tensor[: len(own)].float().clone()
             left_out[f"{name}[{len(own)}:]"] = "the tokenizer has no such ids"
+        elif name == POSITIONS and len(tensor) > len(own) and tensor.shape[1:] == own.shape[1:]:
+            weights[name] = tensor[: len(own)].float().clone()
+            left_out[f"{name}[{len(own)}:]"] = f"model.max_positions={len(own)}"
+        elif name == POSITIONS and len(tensor) < len(own):
+            raise UserError(
+                f"model.max_positions: {len(own):,} are more than the {len(tensor):,} learned positions of "
+                f"{stored.folder} (train.initial). Set model.max_positions={len(tensor)}"
+            )
         elif name in EMBEDDINGS and len(tensor) < len(own):
             raise UserError(
                 f"{where} has {len(tensor):,} tokens, and the tokenizer {len(own):,}, which names no end of text among "

@@ -33,15 +33,17 @@ def test_every_experiment_composes(experiment):
     assert isinstance(load_config([f"experiment={experiment}", *NEEDS_FILES.get(experiment, [])]), Config)
 
 
-OF_PROMPTS = ("debian_summaries", "django_en_python", "records", "xquad_en")
+# Options that are of another task than the demo's -> an experiment of that task.
+OF_TASKS = {
+    OF_LANGUAGE_MODELS: ["experiment=language_model/demo", "batch.tokens=4096", "batch.micro_tokens=2048"],  # of GPT-3
+    re.compile("corpus=(debian_summaries|django_en_python|records|xquad_en)"): ["experiment=transfer/django_en_python"],
+    re.compile("corpus=(labelled|sst2)|model=encoder_"): ["experiment=transfer/classification"],
+}
 
 
 @pytest.mark.parametrize("word", [f"{group}={option}" for group, options in groups().items() for option in options])
 def test_every_option_composes(word):
-    demo = ["experiment=language_model/demo", "batch.tokens=4096", "batch.micro_tokens=2048"]  # GPT-3's context
-    task = demo if OF_LANGUAGE_MODELS.match(word) else []
-    if word.startswith("corpus=") and word.rpartition("=")[2] in OF_PROMPTS:
-        task = ["experiment=transfer/django_en_python"]
+    task = next((words for pattern, words in OF_TASKS.items() if pattern.match(word)), [])
     assert isinstance(load_config([*task, word, *NEEDS_FILES.get(word.rpartition("=")[2], [])]), Config)
 
 

@@ -23,8 +23,17 @@ def test_eight_words_in_a_row_or_a_whole_shorter_sentence_are_found_however_they
     assert Sentences().shared("any text") is None
 
 
+def test_a_text_that_is_a_part_of_a_sentence_is_found() -> None:
+    others = Sentences([LONG])
+    assert others.shared("Matter who won the clichés?") == "matter who won the cliches"
+    assert others.shared("Matter who won the clichés, he said") is None, "seven words in a row of a longer text"
+    assert others.shared("won the clichés") is None, "three words occur by chance"
+
+
 def test_sentences_are_lines_cells_and_texts_of_json(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("one two\t1\nthree\t0\n")
+    (tmp_path / "c.csv").write_text('"one, two",1\nthree,0\n')
+    assert list(read_sentences(tmp_path / "c.csv")) == ["one, two", "1", "three", "0"]
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "four\nfive", "of": ["six"], "label": 1}) + "\n")
     assert list(read_sentences(tmp_path / "a.tsv")) == ["one two", "1", "three", "0"]
     assert list(read_sentences(tmp_path / "b.jsonl")) == ["four", "five", "six"]

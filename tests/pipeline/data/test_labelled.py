@@ -43,6 +43,27 @@ def test_texts_of_test_and_empty_texts_are_left_out_of_train(tmp_path: Path) -> 
     assert "train.tsv line 4" in data.examples["in_test"]
 
 
+def test_empty_texts_are_counted_and_a_label_that_is_held_out_whole_is_named(tmp_path: Path) -> None:
+    rows = [*ROWS, " \tyes", "\tno"]
+    for seed in range(8):  # in some of them the empty texts would be held out
+        data = read_labelled(LabelledConfig(**{**vars(write(tmp_path, train=rows)), "held_out_seed": seed}))
+        assert data.dropped["empty"] == 2 and len(data.texts["train"]) + data.held_out == 60
+    held = data.texts["validation"][0]
+    rows = [row if row.split("\t")[0] != held.text else f"{held.text}\trare" for row in ROWS]
+    with pytest.raises(UserError, match=r"^corpus\.held_out: .*'rare'.*held_out_seed"):
+        read_labelled(LabelledConfig(**{**vars(write(tmp_path, train=rows)), "held_out_seed": 7}))
+
+
+def test_other_names_of_labels_make_other_shards(tmp_path: Path) -> None:
+    shards = []
+    for names in ("no yes", "0 1"):
+        no, yes = names.split()
+        rows = [row.replace("\tno", f"\t{no}").replace("\tyes", f"\t{yes}") for row in ROWS]
+        config = write(tmp_path, train=rows)
+        shards.append(prepare_labelled(config, TextTokenizerConfig(vocab_size=280), tmp_path / "out").shards.folder)
+    assert shards[0] != shards[1]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -50,10 +71,11 @@ def test_texts_of_test_and_empty_texts_are_left_out_of_train(tmp_path: Path) -> 
         ({"train": ROWS, "validation": ["c\tyes", "d\tmaybe"]}, r"validation\.tsv line 2: the label 'maybe'"),
         ({"train": ROWS, "test": ["c\tyes", " \tno"]}, r"test\.tsv line 2: the text .* is empty"),
         ({"train": [*ROWS, "b\t "]}, r"train\.tsv line 61: the label .* is empty"),
+        ({"train": [*ROWS, "b\ta\x07"]}, r"train\.tsv line 61: the label .* has a tab"),
         ({"train": ROWS[:2], "validation": ROWS[:2]}, r"^corpus\.train\.files: has no text"),
         ({"test": ROWS}, r"^corpus\.train\.files: is missing"),
     ],
-    ids=["one label", "unknown label", "empty text", "empty label", "nothing left", "no train"],
+    ids=["one label", "unknown label", "empty text", "empty label", "bell", "nothing left", "no train"],
 )
 def test_what_makes_no_classifier_is_refused(tmp_path: Path, files: dict[str, list[str]], message: str) -> None:
     with pytest.raises(UserError, match=message):

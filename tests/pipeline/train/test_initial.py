@@ -37,9 +37,16 @@ def test_the_same_model_takes_every_weight() -> None:
 def test_fewer_layers_and_a_shorter_context_take_what_fits_and_say_the_rest() -> None:
     config = DecoderConfig(layers=3, d_model=16, d_ff=32, num_heads=2, dropout=0.3, max_positions=4)
     initial = fitting(stored(), config, state(config), "same", with_embeddings=True)
-    assert {name.partition(".")[0] for name in initial.fresh} == {"layers", "learned_positions"}
-    assert all("layers.2." in name for name in initial.fresh if name.startswith("layers"))
-    assert initial.left_out == {"learned_positions.weight": "its shape is 8 × 16, and in the new model 4 × 16"}
+    assert initial.fresh and all("layers.2." in name for name in initial.fresh)
+    positions = "learned_positions.weight"
+    assert torch.equal(initial.weights[positions], stored().weights[positions][:4])
+    assert initial.left_out == {f"{positions}[4:]": "model.max_positions=4"}
+
+
+def test_a_context_longer_than_the_learned_positions_is_refused() -> None:
+    config = dataclasses.replace(SMALL, max_positions=9)
+    with pytest.raises(UserError, match=r"^model\.max_positions: 9 .*model\.max_positions=8$"):
+        fitting(stored(), config, state(config), "same", with_embeddings=True)
 
 
 def test_rows_that_fill_a_vocabulary_up_are_left_out() -> None:

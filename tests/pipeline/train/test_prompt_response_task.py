@@ -16,10 +16,11 @@ from model.config import DecoderConfig, Normalization, Positions, TransformerCon
 from model.flops import training_flops
 from pipeline.data.batches import BatchConfig, iterate_steps
 from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_prompts import open_answers, open_texts, prepare_prompts
+from pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts, prepare_prompts
 from pipeline.data.prompt_batches import PromptExamples, long_examples, room_of
 from pipeline.data.prompts import PromptsConfig, ResponseMetric, TooLong
 from pipeline.data.records import RecordSource
+from pipeline.data.shards import open_shards
 from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import NotBuilt
@@ -185,6 +186,29 @@ def test_every_example_is_used_once_an_epoch_at_every_number_of_workers(
                     break
                 seen += [int(row) for rows, share in zip(step.rows, step.shares, strict=True) if share for row in rows]
         assert sorted(seen) == list(range(len(task.epoch(task.examples("train"), 1, 0))))
+
+
+def test_a_training_without_an_example_that_fits_is_refused(prepared: Prepared) -> None:
+    examples = open_shards(prepared.shards.folder, "train", COLUMNS)
+
+    class Nothing:
+        lengths, columns = np.zeros((0, 2), np.int32), ("response", "text")
+
+        def __len__(self) -> int:
+            return 0
+
+    steps = iterate_steps(
+        examples,
+        lambda *_: None,
+        "response",
+        BatchConfig(64, 64),
+        1,
+        rank=0,
+        world_size=1,
+        of_epoch=lambda *_: Nothing(),
+    )
+    with pytest.raises(UserError, match=r"^corpus\.train: all training examples are too long"):
+        next(steps)
 
 
 @pytest.mark.parametrize("too_long", list(TooLong))
