@@ -11,6 +11,7 @@ from jobs.config.compose import read_config
 from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
 from jobs.terminal.printable import printable
 from pipeline.compare.course import validation_course
+from pipeline.data.labelled import LabelledConfig
 from pipeline.data.prompts import PromptsConfig
 from pipeline.errors import UserError
 from pipeline.files import MANIFEST, read_json
@@ -212,8 +213,8 @@ def export_model(run: Run) -> Path:
         "precision": config.precision.dtype.value,
         "task": config.task.value,
     }
-    if labels := read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"].get("labels"):
-        about["labels"] = labels
+    if isinstance(config.corpus, LabelledConfig):
+        about["labels"] = read_json(stage_folder(run.folder, "corpus") / MANIFEST)["counts"]["labels"]
     if isinstance(config.corpus, PromptsConfig):
         about |= {"template": config.corpus.template, "max_response_tokens": config.corpus.max_response_tokens}
     if origin := lineage(run.folder):

@@ -173,7 +173,7 @@ REFUSED = {
     "experimnt=demo": ["Did you mean experiment?"],
     "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
     # a hint is of the same section, or is none: the section's settings are named
-    "tokenizer.path=a": ["tokenizer.path: is a setting of task=language_model; ", "whose settings are vocab_size, "],
+    "tokenizer.kind=file": ["tokenizer.kind: is a setting of task=language_model; ", "whose settings are vocab_size, "],
     "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
     "model.depth=2": ["model.depth: no such setting. model has "],
     "model.layers=2": ["model.layers: is a setting of model.architecture=decoder_only"],
