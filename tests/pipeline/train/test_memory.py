@@ -246,7 +246,11 @@ except memory.OutOfMemory as error:
 def test_a_limit_of_the_address_space(counted: str, megabytes: int, expected: str) -> None:
     """The logits of the whole micro-batch take 131 MB, those of a half 66 MB. The second case has a limit below
     what the whole one took at its peak: how much of that the process gives back is another part each time."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",
+    }
     command = [sys.executable, "-c", LIMITED, str(Path(__file__).parent), counted, str(megabytes)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert result.stdout.startswith(expected), result.stdout + result.stderr
