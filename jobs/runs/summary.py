@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.remote.package import submission
 from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
@@ -15,7 +15,7 @@ from model.build import architecture_of
 from pipeline.data.clean import RULES, CleanConfig
 from pipeline.data.mix import MIX
 from pipeline.data.prepare import Prepared, unit_of
-from pipeline.data.prompts import Template
+from pipeline.data.prompts import PromptsConfig, Template
 from pipeline.files import MANIFEST, read_json
 from pipeline.processor import processor_name
 from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
@@ -206,7 +206,8 @@ def use_of(run: Run, model: str) -> str:
         case TaskName.prompt_response:
             if architecture_of(run.config.model) != "decoder_only":  # which generate does not run
                 return "transloom ui  # the responses are among the run's artifacts"
-            has_one_field = len(Template.of(run.config.corpus.template).fields) == 1
+            corpus = cast(PromptsConfig, run.config.corpus)
+            has_one_field = len(Template.of(corpus.template).fields) == 1
             return f"transloom generate {model} " + ('"your text"' if has_one_field else "prompts=records.jsonl")
         case TaskName.language_model:
             return f'transloom generate {model} "Once upon a time"'

@@ -11,11 +11,11 @@ from pipeline.errors import UserError
 from pipeline.ranks import on_any, rank
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import resume, save_checkpoint
-from pipeline.train.optimizer import EngineState
+from pipeline.train.optimizer import KINDS, EngineState
 
 
 def save(folder: Path, step: int) -> Path:
-    tensors = {"weights/w": torch.full((10,), float(step))}
+    tensors = {f"{kind}/w": torch.full((10,), float(step)) for kind in KINDS}
     return save_checkpoint(folder, step, EngineState(tensors, {"adam_step": step}), {"step": step}, {}, keep=2)
 
 
