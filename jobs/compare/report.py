@@ -111,52 +111,47 @@ def write_translations(
 
 def write_documents(folder: Path, comparison: Mapping[str, Any], gathered: GatheredDocuments) -> Told:
     """Writes comparison.json, the curves and report.html of a comparison of language models."""
-    write_json(folder / RESULT_FILE, comparison)
-    made = document_tables(comparison)
-    pictures = _curves(folder, comparison)
-    order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", "documents", "runs", "reach")),
-        pictures.get("curves"),
-        *(made.get(name) for name in ("settings", "data", "environment")),
-        example_table(gathered),
-    ]
-    told = Told(document_verdicts(comparison), made, [picture.light for picture in pictures.values()])
-    parts = [part for part in order if part is not None]
-    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, document_notes(comparison), {})
-    return told
+    made, verdicts = document_tables(comparison), document_verdicts(comparison)
+    return _write(folder, comparison, made, "documents", example_table(gathered), verdicts, document_notes(comparison))
 
 
 def write_labels(folder: Path, comparison: Mapping[str, Any], gathered: GatheredLabels) -> Told:
     """Writes comparison.json, the curves and report.html of a comparison of classifiers."""
-    write_json(folder / RESULT_FILE, comparison)
-    made = label_tables(comparison)
-    pictures = _curves(folder, comparison)
-    order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", "seeds", "runs", "reach")),
-        pictures.get("curves"),
-        *(made.get(name) for name in ("settings", "data", "environment")),
-        label_examples(gathered),
-    ]
-    told = Told(label_verdicts(comparison), made, [picture.light for picture in pictures.values()])
-    parts = [part for part in order if part is not None]
-    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, label_notes(comparison), {})
-    return told
+    made, verdicts = label_tables(comparison), label_verdicts(comparison)
+    return _write(folder, comparison, made, "seeds", label_examples(gathered), verdicts, label_notes(comparison))
 
 
 def write_responses(folder: Path, comparison: Mapping[str, Any], gathered: GatheredResponses) -> Told:
     """Writes comparison.json, the curves and report.html of a comparison of models that respond to prompts."""
+    made, verdicts = response_tables(comparison), response_verdicts(comparison)
+    examples = response_examples(gathered)
+    return _write(folder, comparison, made, "examples", examples, verdicts, response_notes(comparison))
+
+
+def _write(
+    folder: Path,
+    comparison: Mapping[str, Any],
+    made: dict[str, Table],
+    second: str,
+    examples: Table | None,
+    verdicts: list[str],
+    notes: list[str],
+) -> Told:
+    """
+    Args:
+        made: all tables. second: the name of the table behind the scores. examples: the last table.
+    """
     write_json(folder / RESULT_FILE, comparison)
-    made = response_tables(comparison)
     pictures = _curves(folder, comparison)
     order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", "examples", "runs", "reach")),
+        *(made.get(name) for name in ("scores", second, "runs", "reach")),
         pictures.get("curves"),
         *(made.get(name) for name in ("settings", "data", "environment")),
-        response_examples(gathered),
+        examples,
     ]
-    told = Told(response_verdicts(comparison), made, [picture.light for picture in pictures.values()])
+    told = Told(verdicts, made, [picture.light for picture in pictures.values()])
     parts = [part for part in order if part is not None]
-    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, response_notes(comparison), {})
+    write_report(folder / REPORT_FILE, _title(comparison), told.verdicts, parts, None, notes, {})
     return told
 
 

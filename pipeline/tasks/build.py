@@ -5,7 +5,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.config import DecoderConfig
 from pipeline.progress import MapTasks, Progress, no_progress
 from pipeline.tasks.kind import TaskKind
 from pipeline.tasks.task import Metric, Scoring, Task
@@ -69,9 +68,8 @@ def flops_columns(task: TaskName, model: Any) -> tuple[str, ...]:
     Args:
         model: its configuration.
     """
-    if task is TaskName.prompt_response and isinstance(model, DecoderConfig):
-        return ("text",)  # which has the responses, too
-    return token_columns(task)
+    kind = kind_of(task)
+    return kind.flops_columns(model) if kind.flops_columns else kind.token_columns
 
 
 def loss_unit(task: TaskName) -> str | None:

@@ -23,9 +23,9 @@ from pipeline.files import MANIFEST, read_json
 from pipeline.model_folder import load_classifier
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.kind import TaskKind
+from pipeline.tasks.kind import TaskKind, only_scoring
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Score, Scoring, Task
+from pipeline.tasks.task import Evaluation, Metric, Score, Task
 from pipeline.train.objective import ClassificationObjective
 
 ACCURACY = Metric("accuracy", "accuracy in percent", limits=(0.0, 100.0))
@@ -189,7 +189,7 @@ CLASSIFICATION = TaskKind(
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_labelled(
         config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
     ),
-    scoring=lambda config, own: Scoring(key={}, folder="labels", label="", in_words="", settings={}, is_own=True),
+    scoring=only_scoring("labels"),
     make=lambda config, folder_of: classification(
         folder_of,
         model=config.model,

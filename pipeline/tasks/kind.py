@@ -25,6 +25,8 @@ class TaskKind:
             folder; see `pipeline.data.prepare.prepare`. The corpus's files are local.
         scoring: (config of the run, config that the run began with) to the way of evaluating.
         make: (config, the folder of each prepared stage) to the run's task.
+        flops_columns: the model's configuration to the columns whose tokens `training_flops` takes, in its order; None:
+            `token_columns`.
         loss_unit: what the losses are of; None: a token of the last of `token_columns`.
         baselines: the corpus manifest's counts to values of the metric for simple models, by split and name.
     """
@@ -36,7 +38,17 @@ class TaskKind:
     prepare: Callable[[Any, Path, MapTasks, Progress, bool], Prepared]
     scoring: Callable[[Any, Any], Scoring]
     make: Callable[[Any, Callable[[str], Path]], Task]
+    flops_columns: Callable[[Any], tuple[str, ...]] | None = None
     loss_unit: str | None = None
     baselines: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, float]]] = lambda counts: counts.get(
         "baselines", {}
     )
+
+
+def only_scoring(folder: str) -> Callable[[Any, Any], Scoring]:
+    """The `scoring` of a task that has one way of evaluating.
+
+    Args:
+        folder: the results' folder.
+    """
+    return lambda config, own: Scoring(key={}, folder=folder, label="", in_words="", settings={}, is_own=True)

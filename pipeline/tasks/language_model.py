@@ -28,9 +28,9 @@ from pipeline.generate.sample import SampleConfig, sample
 from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.tasks.kind import TaskKind
+from pipeline.tasks.kind import TaskKind, only_scoring
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
+from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
 from pipeline.train.objective import LanguageModelObjective
 
 # An untrained model gives each byte a probability of 1/256.
@@ -217,7 +217,7 @@ LANGUAGE_MODEL = TaskKind(
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_documents(
         config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
     ),
-    scoring=lambda config, own: Scoring(key={}, folder="likelihood", label="", in_words="", settings={}, is_own=True),
+    scoring=only_scoring("likelihood"),
     make=lambda config, folder_of: language_model(
         folder_of,
         model=config.model,

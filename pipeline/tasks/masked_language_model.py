@@ -24,9 +24,9 @@ from pipeline.generate.language_model import device_of, pack
 from pipeline.model_folder import load_language_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.tasks.kind import TaskKind
+from pipeline.tasks.kind import TaskKind, only_scoring
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Scoring, Task
+from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
 from pipeline.train.objective import MaskedLanguageModelObjective
 
 MASKED_ACCURACY = Metric("masked_accuracy", "accuracy of masked tokens in percent", limits=(0.0, 100.0))
@@ -210,7 +210,7 @@ MASKED_LANGUAGE_MODEL = TaskKind(
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_documents(
         config.corpus, config.tokenizer, folder, map_tasks, progress, only_find=only_find
     ),
-    scoring=lambda config, own: Scoring(key={}, folder="masked", label="", in_words="", settings={}, is_own=True),
+    scoring=only_scoring("masked"),
     make=lambda config, folder_of: masked_language_model(
         folder_of,
         model=config.model,

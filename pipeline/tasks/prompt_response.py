@@ -33,9 +33,9 @@ from pipeline.generate.responses import respond
 from pipeline.model_folder import load_model
 from pipeline.progress import MapTasks, Progress
 from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.kind import TaskKind
+from pipeline.tasks.kind import TaskKind, only_scoring
 from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Score, Scoring, Task
+from pipeline.tasks.task import Evaluation, Metric, Score, Task
 from pipeline.train.objective import ResponseObjective, TranslationObjective
 
 BATCH_TOKENS = 4096  # in a batch of an evaluation
@@ -244,12 +244,14 @@ def _evaluate_share(share: _Share) -> tuple[float, list[str]]:
 PROMPT_RESPONSE = TaskKind(
     metric=metric_of,
     token_columns=("text", "response"),
+    # The text that a decoder-only model reads has the response, too.
+    flops_columns=lambda model: ("text",) if isinstance(model, DecoderConfig) else ("text", "response"),
     with_local_corpus=with_local_prompts,
     refuse_wrong_corpus=refuse_missing_records,
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_prompts(
         config.corpus, config.tokenizer, folder, baseline_scores, map_tasks, progress, only_find=only_find
     ),
-    scoring=lambda config, own: Scoring(key={}, folder="responses", label="", in_words="", settings={}, is_own=True),
+    scoring=only_scoring("responses"),
     make=lambda config, folder_of: prompt_response(
         folder_of,
         corpus=config.corpus,
