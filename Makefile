@@ -25,7 +25,7 @@ bench: $(VENV)/.installed-export  ## measure training and decoding against what 
 # With WHEELS=<folder> by the machine's own python3, with its own torch, and what those wheels bring besides: offline.
 GPU_PACKAGES := $(CURDIR)/build/gpu-check
 gpu-check: $(if $(WHEELS),gpu-packages,$(VENV)/.installed-export)  ## try training and translating on this machine's GPU, in nine minutes; WHEELS=<folder>
-	@$(if $(WHEELS),PYTHONPATH=$(GPU_PACKAGES) python3,$(BIN)/python) -m jobs.gpu_check $(ARGS)
+	@$(if $(WHEELS),PYTHONPATH=$(GPU_PACKAGES) python3,$(BIN)/python) -m transloom.jobs.gpu_check $(ARGS)
 
 gpu-packages:
 	@rm -rf $(GPU_PACKAGES)

@@ -1,4 +1,4 @@
-"""`transloom <job> …`, also `python -m jobs <job> …`: finds the job, and turns its outcome into an exit code."""
+"""`transloom <job> …`, also `python -m transloom <job> …`: finds the job, and turns its outcome into an exit code."""
 
 import difflib
 import importlib
@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import print_help, print_jobs
-from jobs.command_table import COMMANDS
-from jobs.runs.environment import prepare_process
-from jobs.runs.stopping import EXIT_CODE, Terminated
-from jobs.terminal.printable import printable
-from pipeline.disk import disk_trouble
-from pipeline.errors import UserError
+from transloom.jobs.cli import print_help, print_jobs
+from transloom.jobs.command_table import COMMANDS
+from transloom.jobs.runs.environment import prepare_process
+from transloom.jobs.runs.stopping import EXIT_CODE, Terminated
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.disk import disk_trouble
+from transloom.pipeline.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in rest or "--help" in rest:
             print_help(job)
             return 0
-        code = importlib.import_module(f"jobs.commands.{job}").main(rest)
+        code = importlib.import_module(f"transloom.jobs.commands.{job}").main(rest)
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it
         return code
     except UserError as error:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
-from jobs.command_table import COMMANDS, USUAL_SETTINGS
-from jobs.config.groups import groups
-from pipeline.errors import UserError
+from transloom.jobs.command_table import COMMANDS, USUAL_SETTINGS
+from transloom.jobs.config.groups import groups
+from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.config.schema import Config
+    from transloom.jobs.config.schema import Config
 
 Settings = TypeVar("Settings")
 
@@ -60,7 +60,7 @@ def _is_setting(word: str) -> bool:
         return bool(key or re.match(r"--?[a-zA-Z]", word))
     if not key:
         return False
-    from jobs.config.schema import Config  # imports torch, which such a job needs anyway
+    from transloom.jobs.config.schema import Config  # imports torch, which such a job needs anyway
 
     return key[1] in [*groups(), *(field.name for field in dataclasses.fields(Config))]
 
@@ -150,8 +150,8 @@ def configuration(job: str, argv: Sequence[str], are_changes: bool = False, is_e
         del words[at : at + 2]
 
     # They import torch, which takes seconds: not for help.
-    from jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
-    from jobs.runs.workspace import only_resumed, resumed
+    from transloom.jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
+    from transloom.jobs.runs.workspace import only_resumed, resumed
 
     if resolved := [word.partition("=")[2] for word in words if word.startswith("resolved=")]:
         if len(words) > 1:
@@ -174,7 +174,7 @@ def _refuse_meaningless(job: str, words: Sequence[str]) -> None:
     command = COMMANDS[job]
     if not command.refuses_others or any(word.startswith("resume=") for word in words):
         return  # the settings of a run, which says itself what goes with them
-    from jobs.config.schema import Config
+    from transloom.jobs.config.schema import Config
 
     reads = list(dict.fromkeys(name.partition(".")[0] for name in command.reads or ()))
     known = {*groups(), *(field.name for field in dataclasses.fields(Config))}

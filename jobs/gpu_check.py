@@ -1,11 +1,11 @@
 """`make gpu-check`: whether training and translating work on this machine's GPU as they should, and how fast.
 
-    python -m jobs.gpu_check [device=cpu] [folder=outputs/gpu-check]
+    python -m transloom.jobs.gpu_check [device=cpu] [folder=outputs/gpu-check]
 
 No job of `transloom`, since it reads no configuration: it needs neither Hydra nor Ray nor MLflow, only torch and what
 its parts name. With device=cpu the same parts run on the CPU with tiny sizes, to try the check itself.
 
-    python -m jobs.gpu_check part=<name> answer=<file> work=<folder> device=<device>
+    python -m transloom.jobs.gpu_check part=<name> answer=<file> work=<folder> device=<device>
 
 is how it runs a part in a process of its own.
 """
@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.terminal.console import SafeConsole
-from jobs.terminal.printable import printable
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.gpu_check.outcome import Outcome, Skipped
-from pipeline.gpu_check.runner import FAILED, SKIPPED, Part, Record, as_report, run_parts, work
-from pipeline.gpu_check.table import WIDTH, compare_systems, write_table
+from transloom.jobs.terminal.console import SafeConsole
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.gpu_check.outcome import Outcome, Skipped
+from transloom.pipeline.gpu_check.runner import FAILED, SKIPPED, Part, Record, as_report, run_parts, work
+from transloom.pipeline.gpu_check.table import WIDTH, compare_systems, write_table
 
 REPORT, TABLE = "gpu-check.json", "gpu-check.txt"
 GPU, DEMO = "gpu", "demo"
@@ -88,7 +88,7 @@ def check(device: str, folder: Path) -> int:
 
         def command(part: Part, answer: Path) -> list[str]:
             words = [f"part={part.name}", f"answer={answer}", f"work={scratch}", f"device={device}"]
-            return [sys.executable, "-m", "jobs.gpu_check", *words]
+            return [sys.executable, "-m", "transloom.jobs.gpu_check", *words]
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part under way is ended, too
         records = run_parts(PARTS, command, folder, tell)
@@ -122,8 +122,8 @@ def function_of(part: Part) -> Callable[[str, Path], Outcome]:
 
 def examine_gpu(device: str, folder: Path) -> Outcome:
     """Doctor's line on GPUs."""
-    from jobs.ray_cluster.machine import gpus
-    from pipeline.gpu_check.device import machine
+    from transloom.jobs.ray_cluster.machine import gpus
+    from transloom.pipeline.gpu_check.device import machine
 
     finding = gpus()
     if finding.advice:
@@ -139,50 +139,50 @@ def examine_gpu(device: str, folder: Path) -> Outcome:
 
 
 def _measure_training(name: str, system: str, device: str, folder: Path) -> Outcome:
-    from pipeline.bench.task import Kind
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.settings import training_size
-    from pipeline.gpu_check.training import measure_training
+    from transloom.pipeline.bench.task import Kind
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.settings import training_size
+    from transloom.pipeline.gpu_check.training import measure_training
 
     return measure_training(Kind(system), training_size(name, device), use_device(device), folder)
 
 
 def _check_attention(device: str, folder: Path) -> Outcome:
-    from pipeline.gpu_check.attention import check_attention
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.settings import attention_size
+    from transloom.pipeline.gpu_check.attention import check_attention
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.settings import attention_size
 
     return check_attention(attention_size(device), use_device(device))
 
 
 def _check_zero(stage: int, device: str, folder: Path) -> Outcome:
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.engines import check_zero
-    from pipeline.gpu_check.settings import engine_size
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.engines import check_zero
+    from transloom.pipeline.gpu_check.settings import engine_size
 
     return check_zero(stage, engine_size(device), use_device(device), folder)
 
 
 def _check_loss_scale(device: str, folder: Path) -> Outcome:
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.engines import check_loss_scale
-    from pipeline.gpu_check.settings import engine_size
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.engines import check_loss_scale
+    from transloom.pipeline.gpu_check.settings import engine_size
 
     return check_loss_scale(engine_size(device), use_device(device), folder)
 
 
 def _run_demo(device: str, folder: Path) -> Outcome:
-    from pipeline.gpu_check.demo import run_demo
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.settings import demo_size
+    from transloom.pipeline.gpu_check.demo import run_demo
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.settings import demo_size
 
     return run_demo(demo_size(device), use_device(device), folder / DEMO)
 
 
 def _decode(device: str, folder: Path) -> Outcome:
-    from pipeline.gpu_check.decoding import measure_decoding
-    from pipeline.gpu_check.device import use_device
-    from pipeline.gpu_check.settings import decoding_size
+    from transloom.pipeline.gpu_check.decoding import measure_decoding
+    from transloom.pipeline.gpu_check.device import use_device
+    from transloom.pipeline.gpu_check.settings import decoding_size
 
     return measure_decoding(decoding_size(device), use_device(device), folder / DEMO, folder)
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.dropout import Dropout
-from model.kernels.linear import Linear
-from model.packing import Layout, from_grid, to_grid
+from transloom.model.dropout import Dropout
+from transloom.model.kernels.linear import Linear
+from transloom.model.packing import Layout, from_grid, to_grid
 
 LONG = 64  # tokens: from this length on torch's causal attention is quicker, forward and backward together
 

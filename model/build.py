@@ -1,10 +1,10 @@
 """Builds a model from its configuration. Only this file knows every architecture."""
 
-from model.classifier import TextClassifier
-from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
-from model.decoder_only import DecoderOnly
-from model.recurrent import Recurrent
-from model.transformer import Transformer
+from transloom.model.classifier import TextClassifier
+from transloom.model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.recurrent import Recurrent
+from transloom.model.transformer import Transformer
 
 ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
 Model = Transformer | Recurrent | DecoderOnly | TextClassifier

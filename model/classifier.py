@@ -7,9 +7,9 @@ Letters in shapes: N packed tokens, B texts, C labels.
 import torch
 from torch import Tensor, nn
 
-from model.config import DecoderConfig, Pooling
-from model.decoder_only import Stack
-from model.packing import Layout
+from transloom.model.config import DecoderConfig, Pooling
+from transloom.model.decoder_only import Stack
+from transloom.model.packing import Layout
 
 
 class TextClassifier(Stack):

@@ -2,8 +2,8 @@
 
 import torch
 
-from model.build import ModelConfig, build_model
-from model.config import DecoderConfig
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import DecoderConfig
 
 
 def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, Grid, KeyValueCache, Ragged, SelfAttention
-from model.config import Activation, DecoderConfig, Norm, Normalization, TransformerConfig
-from model.dropout import Dropout
-from model.kernels.linear import Linear
+from transloom.model.attention import CrossAttention, Grid, KeyValueCache, Ragged, SelfAttention
+from transloom.model.config import Activation, DecoderConfig, Norm, Normalization, TransformerConfig
+from transloom.model.dropout import Dropout
+from transloom.model.kernels.linear import Linear
 
 
 class _RootMeanSquare(torch.autograd.Function):

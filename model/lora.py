@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.attention import CrossAttention, SelfAttention
-from model.kernels.linear import Linear
-from model.layers import FeedForward
+from transloom.model.attention import CrossAttention, SelfAttention
+from transloom.model.kernels.linear import Linear
+from transloom.model.layers import FeedForward
 
 A, B = ".lora_a", ".lora_b"  # ends of the parameters' names
 

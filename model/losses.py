@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.kernels.linear import multiply, multiply_transposed, products_for
+from transloom.model.kernels.linear import multiply, multiply_transposed, products_for
 
 CPU_ROWS, GPU_ROWS = 32, 4096  # rows of logits at a time: on a CPU as many as the cache holds in fp32
 LEAST_PROBABILITY = 1e-30  # of a label: the logarithm of a smaller one is not exact

@@ -8,7 +8,7 @@ layout once, through the operators of torch.compile's CPU backend.
 import torch
 from torch import Tensor, nn
 
-from model.build import Model
+from transloom.model.build import Model
 
 ROWS = 256  # of a typical product, for which oneDNN chooses the layout; products of other sizes work, too
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.attention import Grid
-from model.config import DecoderConfig, Positions, TransformerConfig
-from model.packing import Layout, refuse_longer
+from transloom.model.attention import Grid
+from transloom.model.config import DecoderConfig, Positions, TransformerConfig
+from transloom.model.packing import Layout, refuse_longer
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:

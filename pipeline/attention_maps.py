@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, SelfAttention, attention_weights
-from model.packing import Layout
-from model.recurrent import Recurrent
-from model.transformer import Transformer
-from pipeline.data.tokenizer import BOS_ID, EOS_ID
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator, translate_tokens
+from transloom.model.attention import CrossAttention, SelfAttention, attention_weights
+from transloom.model.packing import Layout
+from transloom.model.recurrent import Recurrent
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator, translate_tokens
 
 WORD_START = "\u2581"  # SentencePiece's mark
 BLANK = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, controls and invisible formatting

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 FULL, QUOTA, READ_ONLY, TOO_LARGE = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
 REFUSED = (errno.EACCES, errno.EPERM)

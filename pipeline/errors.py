@@ -1,6 +1,6 @@
 """The one exception that is the user's to mend: the command prints it without a traceback, exit code 2."""
 
-from pipeline.secrets import redacted
+from transloom.pipeline.secrets import redacted
 
 
 class UserError(Exception):

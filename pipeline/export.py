@@ -13,18 +13,18 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
-from model.config import Norm, Positions, TransformerConfig
-from model.positions import sinusoids
-from model.transformer import Transformer
-from pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator
-from pipeline.huggingface import is_huggingface, write_huggingface
-from pipeline.huggingface_tokenizer import write_huggingface_tokenizer
-from pipeline.model_folder import OTHER_TASKS, is_language_model, load_language_model, read_about
+from transloom.model.config import Norm, Positions, TransformerConfig
+from transloom.model.positions import sinusoids
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.huggingface import is_huggingface, write_huggingface
+from transloom.pipeline.huggingface_tokenizer import write_huggingface_tokenizer
+from transloom.pipeline.model_folder import OTHER_TASKS, is_language_model, load_language_model, read_about
 
 
 class Format(Enum):

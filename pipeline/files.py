@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.secrets import redacted
-from pipeline.untrusted import NotReadable, NotWellFormed, inside, open_plain
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.untrusted import NotReadable, NotWellFormed, inside, open_plain
 
 MANIFEST = "manifest.json"
 

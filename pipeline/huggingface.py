@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import NORM_EPSILON, Activation, DecoderConfig, Norm, Normalization, Positions
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.untrusted import NotReadable, inside, open_plain, read_foreign_json
+from transloom.model.config import NORM_EPSILON, Activation, DecoderConfig, Norm, Normalization, Positions
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.untrusted import NotReadable, inside, open_plain, read_foreign_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_SIZE = 10**9  # of a number in a configuration

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.text_tokenizer import (
+from transloom.pipeline.data.text_tokenizer import (
     CHARACTERS_FILE,
     END_OF_TEXT,
     JSON_FILE,
@@ -13,9 +13,9 @@ from pipeline.data.text_tokenizer import (
     CharacterTokenizer,
     TextTokenizer,
 )
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.untrusted import read_small
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.untrusted import read_small
 
 UNKNOWN = "\ufffd"  # what an unknown symbol decodes to
 

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
-from model.classifier import TextClassifier
-from model.config import DecoderConfig, Positions
-from model.decoder_only import DecoderOnly
-from model.flops import multiply_adds
-from pipeline.data.text_tokenizer import (
+from transloom.model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
+from transloom.model.classifier import TextClassifier
+from transloom.model.config import DecoderConfig, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.flops import multiply_adds
+from transloom.pipeline.data.text_tokenizer import (
     CHARACTERS_FILE,
     JSON_FILE,
     SETTINGS_FILE,
@@ -33,11 +33,11 @@ from pipeline.data.text_tokenizer import (
     load_text_tokenizer,
     tokenizer_file,
 )
-from pipeline.data.tokenizer import MAX_MODEL_BYTES, MODEL_FILE
-from pipeline.errors import UserError
-from pipeline.files import hash_of, sha256_file, write_json
-from pipeline.huggingface import huggingface_config, is_huggingface, read_huggingface
-from pipeline.untrusted import inside, open_plain, read_foreign_json
+from transloom.pipeline.data.tokenizer import MAX_MODEL_BYTES, MODEL_FILE
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of, sha256_file, write_json
+from transloom.pipeline.huggingface import huggingface_config, is_huggingface, read_huggingface
+from transloom.pipeline.untrusted import inside, open_plain, read_foreign_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, CHARACTERS_FILE, SETTINGS_FILE)  # those that there are

@@ -4,8 +4,8 @@ So start and warm-up are outside of every figure, and all are measured within th
 more members (ranks); each connects to the driver's socket, gets a function that makes its answerer, and then answers
 request after request until the connection closes: when the driver is gone, so are they.
 
-`python -m pipeline.bench <socket> <name> <rank>` is a member in a process of its own; workers of Ray Train call
-`serve`.
+`python -m transloom.pipeline.bench <socket> <name> <rank>` is a member in a process of its own; workers of Ray Train
+call `serve`.
 """
 
 import os
@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 
 import psutil
 
-from pipeline.errors import UserError
-from pipeline.search_path import search_environment
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.search_path import search_environment
 
 Answerer = Callable[[Any], Any]  # from a request to its answer; both are pickled
 IsLost = Callable[[], str | None]  # why a member will never answer; None while it may
@@ -152,7 +152,7 @@ class Meeting:
         with open(log, "wb") as output:
             started = [
                 subprocess.Popen(
-                    [sys.executable, "-m", "pipeline.bench", self.address, name, str(rank)],
+                    [sys.executable, "-m", "transloom.pipeline.bench", self.address, name, str(rank)],
                     env={**os.environ, **search_environment(), **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=output,

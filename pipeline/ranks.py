@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 
-from pipeline.disk import disk_trouble
-from pipeline.errors import UserError
+from transloom.pipeline.disk import disk_trouble
+from transloom.pipeline.errors import UserError
 
 T = TypeVar("T")
 

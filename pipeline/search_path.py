@@ -1,9 +1,11 @@
-"""Where Python looks for the project's packages: not in the current folder, which may have a model.py of the user's."""
+"""Where Python looks for the package transloom: not in the current folder, which may have a module of that name."""
 
 import os
 from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parent.parent)  # the folder that jobs/, pipeline/ and model/ lie in
+import transloom
+
+ROOT = str(Path(transloom.__file__ or "").absolute().parents[1])  # the folder that transloom/ lies in
 
 
 def search_environment() -> dict[str, str]:

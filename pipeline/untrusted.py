@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 MAX_BYTES = 16 * 2**20  # of a JSON file
 MAX_YAML_BYTES = 2**20

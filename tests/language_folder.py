@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.config import DecoderConfig
-from model.decoder_only import DecoderOnly
-from pipeline.huggingface import write_huggingface
+from transloom.model.config import DecoderConfig
+from transloom.model.decoder_only import DecoderOnly
+from transloom.pipeline.huggingface import write_huggingface
 
 SHAPE = DecoderConfig(layers=2, d_model=32, d_ff=48, num_heads=4, dropout=0.0, max_positions=64)
 TEXT = "To be, or not to be, that is the question: café 日本."

@@ -13,7 +13,13 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-PRELOADED = ["pytest", "torch.distributed", "model.build", "pipeline.tasks.build", "pipeline.train.engine"]
+PRELOADED = [
+    "pytest",
+    "torch.distributed",
+    "transloom.model.build",
+    "transloom.pipeline.tasks.build",
+    "transloom.pipeline.train.engine",
+]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
 
 

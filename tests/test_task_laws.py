@@ -12,15 +12,15 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from jobs.config.compose import load_config
-from jobs.config.schema import Config
-from pipeline.data.batches import iterate_steps
-from pipeline.tasks.build import TaskName, make_task, prepare_data
-from pipeline.tasks.task import Evaluation, Score, Task
-from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.loop import train
-from pipeline.train.session import Reports, Session, TrainState
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.config.schema import Config
+from transloom.pipeline.data.batches import iterate_steps
+from transloom.pipeline.tasks.build import TaskName, make_task, prepare_data
+from transloom.pipeline.tasks.task import Evaluation, Score, Task
+from transloom.pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.session import Reports, Session, TrainState
 
 CPU = torch.device("cpu")
 COMMON = (

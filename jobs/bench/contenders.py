@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.config.schema import ClusterConfig, Config
-from jobs.ray_cluster.session import ALLOCATOR
-from jobs.training.trainer import make_trainer
-from model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
-from pipeline.bench.config import BenchConfig
-from pipeline.bench.kept import Kept
-from pipeline.bench.report import (
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.ray_cluster.session import ALLOCATOR
+from transloom.jobs.training.trainer import make_trainer
+from transloom.model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.pipeline.bench.config import BenchConfig
+from transloom.pipeline.bench.kept import Kept
+from transloom.pipeline.bench.report import (
     BARE,
     CONTROL,
     HUGGINGFACE,
@@ -29,17 +29,17 @@ from pipeline.bench.report import (
     summarise_training,
     training_ratios,
 )
-from pipeline.bench.task import Kind, Ready, Task, Weights
-from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import rounds_of, take_turns
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.huggingface import huggingface_form
-from pipeline.processes import Contender, IsLost, Meeting, serve
-from pipeline.progress import Progress
-from pipeline.tasks.build import TaskName
-from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.optimizer import TORCH_DTYPES, Precision
+from transloom.pipeline.bench.task import Kind, Ready, Task, Weights
+from transloom.pipeline.bench.training import make_matmul, make_member
+from transloom.pipeline.bench.turns import rounds_of, take_turns
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.huggingface import huggingface_form
+from transloom.pipeline.processes import Contender, IsLost, Meeting, serve
+from transloom.pipeline.progress import Progress
+from transloom.pipeline.tasks.build import TaskName
+from transloom.pipeline.train.engine import EngineConfig, EngineName
+from transloom.pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 SECONDS_TO_END = 30.0
 MATMUL = "matrix product"
@@ -183,7 +183,7 @@ def measure_training(
     Raises:
         UserError: a contender died or refused.
     """
-    from jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
+    from transloom.jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
 
     tasks, notes = contenders_of(task)
     if has_all_turns(bench, kept):

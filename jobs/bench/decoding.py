@@ -10,20 +10,20 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.bench.contenders import cores, environment
-from jobs.ray_cluster.machine import native_precisions
-from pipeline.bench.config import BenchConfig
-from pipeline.bench.kept import Kept
-from pipeline.bench.report import Ratio, Spread
-from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.errors import UserError
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import DEFAULT
-from pipeline.export import Format, export
-from pipeline.generate.beam import BeamConfig
-from pipeline.processes import Contender, Meeting
-from pipeline.progress import Progress
+from transloom.jobs.bench.contenders import cores, environment
+from transloom.jobs.ray_cluster.machine import native_precisions
+from transloom.pipeline.bench.config import BenchConfig
+from transloom.pipeline.bench.kept import Kept
+from transloom.pipeline.bench.report import Ratio, Spread
+from transloom.pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.tokenizers import DEFAULT
+from transloom.pipeline.export import Format, export
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.processes import Contender, Meeting
+from transloom.pipeline.progress import Progress
 
 BEAMS = (4, 5)  # the paper's, and what toolkits usually take
 JUDGED_BEAM = 5

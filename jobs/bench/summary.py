@@ -8,15 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jobs.config.compose import to_dict
-from jobs.config.schema import Config
-from jobs.ray_cluster.session import ALLOCATOR
-from jobs.runs.summary import print_next
-from jobs.runs.workspace import output_dir
-from jobs.terminal.console import clock, console, quantity, table
-from pipeline.processor import processor_flags, processor_name
-from pipeline.run_folder import MODEL_FOLDER
-from pipeline.tracking.uploader import MlflowTracker
+from transloom.jobs.config.compose import to_dict
+from transloom.jobs.config.schema import Config
+from transloom.jobs.ray_cluster.session import ALLOCATOR
+from transloom.jobs.runs.summary import print_next
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.console import clock, console, quantity, table
+from transloom.pipeline.processor import processor_flags, processor_name
+from transloom.pipeline.run_folder import MODEL_FOLDER
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that products go by
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "ctranslate2")

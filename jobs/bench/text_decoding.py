@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from jobs.bench.contenders import cores, environment
-from jobs.ray_cluster.machine import native_precisions
-from pipeline.bench.config import BenchConfig
-from pipeline.bench.continuations import Continued, ContinueTask, Prompts, make_continuer
-from pipeline.bench.report import Ratio, Spread
-from pipeline.bench.search import Program
-from pipeline.data.document_store import open_documents
-from pipeline.errors import UserError
-from pipeline.huggingface import write_huggingface
-from pipeline.model_folder import load_language_model
-from pipeline.processes import Meeting
-from pipeline.progress import Progress
+from transloom.jobs.bench.contenders import cores, environment
+from transloom.jobs.ray_cluster.machine import native_precisions
+from transloom.pipeline.bench.config import BenchConfig
+from transloom.pipeline.bench.continuations import Continued, ContinueTask, Prompts, make_continuer
+from transloom.pipeline.bench.report import Ratio, Spread
+from transloom.pipeline.bench.search import Program
+from transloom.pipeline.data.document_store import open_documents
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.huggingface import write_huggingface
+from transloom.pipeline.model_folder import load_language_model
+from transloom.pipeline.processes import Meeting
+from transloom.pipeline.progress import Progress
 
 PROMPT_TOKENS, PROMPT_BYTES = 24, 400
 BATCHES = (1, 32)  # prompts side by side: one that waits, and many

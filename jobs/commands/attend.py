@@ -5,16 +5,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import configuration, sort_words, usage
-from jobs.runs.model import find_model, run_of
-from jobs.runs.summary import print_next
-from jobs.runs.workspace import Run, only_owner, output_dir
-from jobs.terminal.console import console
-from pipeline.errors import UserError
-from pipeline.files import hash_of
-from pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import sync_run
+from transloom.jobs.cli import configuration, sort_words, usage
+from transloom.jobs.runs.model import find_model, run_of
+from transloom.jobs.runs.summary import print_next
+from transloom.jobs.runs.workspace import Run, only_owner, output_dir
+from transloom.jobs.terminal.console import console
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of
+from transloom.pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import sync_run
 
 
 def main(argv: list[str]) -> int:
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from pipeline.attention_maps import attention_maps
-    from pipeline.figures.attention import draw_attention
-    from pipeline.generate.translator import Translator
+    from transloom.pipeline.attention_maps import attention_maps
+    from transloom.pipeline.figures.attention import draw_attention
+    from transloom.pipeline.generate.translator import Translator
 
     translator = Translator.load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     maps = attention_maps(translator, sentence, config.decode, translation)

@@ -13,27 +13,27 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.summary import machine, print_bench, report_bench
-from jobs.cli import configuration, sort_words, usage
-from jobs.config.compose import recorded
-from jobs.config.schema import Config, pairs_of
-from jobs.runs.model import find_model
-from jobs.runs.report import code_revision
-from jobs.runs.stopping import ended_by_sigterm
-from jobs.runs.workspace import locked, output_dir, stage_folder, user_of
-from jobs.terminal.console import StatusLine, clock, console
-from jobs.training.precision import warn_of_slow_precision, with_precision
-from pipeline.bench.config import BenchConfig, Part
-from pipeline.bench.kept import Kept, begin, changes, go_on, stopped_bench
-from pipeline.bench.picture import draw_bench
-from pipeline.data.lines import read_lines
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
-from pipeline.files import read_json, write_json
-from pipeline.progress import Progress
-from pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
-from pipeline.tasks.build import TaskName
+from transloom.jobs.bench.summary import machine, print_bench, report_bench
+from transloom.jobs.cli import configuration, sort_words, usage
+from transloom.jobs.config.compose import recorded
+from transloom.jobs.config.schema import Config, pairs_of
+from transloom.jobs.runs.model import find_model
+from transloom.jobs.runs.report import code_revision
+from transloom.jobs.runs.stopping import ended_by_sigterm
+from transloom.jobs.runs.workspace import locked, output_dir, stage_folder, user_of
+from transloom.jobs.terminal.console import StatusLine, clock, console
+from transloom.jobs.training.precision import warn_of_slow_precision, with_precision
+from transloom.pipeline.bench.config import BenchConfig, Part
+from transloom.pipeline.bench.kept import Kept, begin, changes, go_on, stopped_bench
+from transloom.pipeline.bench.picture import draw_bench
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.progress import Progress
+from transloom.pipeline.run_folder import MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
+from transloom.pipeline.tasks.build import TaskName
 
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
@@ -41,8 +41,8 @@ WITHOUT_EFFECT = ("name", "output_dir", "storage", "tracking", "resume")  # sett
 
 
 def main(argv: list[str]) -> int:
-    from jobs.bench.contenders import refuse_unlike
-    from jobs.training.prepare import found_prepared
+    from transloom.jobs.bench.contenders import refuse_unlike
+    from transloom.jobs.training.prepare import found_prepared
 
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
@@ -160,11 +160,11 @@ def _measure(
         prepared: None: not prepared yet, or not needed.
         kept: what an earlier command measured. basis: what the figures depend on.
     """
-    from jobs.bench.contenders import has_all_turns, measure_training, task_of, training_result
-    from jobs.bench.decoding import choose_sentences, decoding_result, measure_decoding
-    from jobs.bench.text_decoding import measure_continuing
-    from jobs.ray_cluster.session import ray_session
-    from jobs.training.prepare import prepare_stage
+    from transloom.jobs.bench.contenders import has_all_turns, measure_training, task_of, training_result
+    from transloom.jobs.bench.decoding import choose_sentences, decoding_result, measure_decoding
+    from transloom.jobs.bench.text_decoding import measure_continuing
+    from transloom.jobs.ray_cluster.session import ray_session
+    from transloom.jobs.training.prepare import prepare_stage
 
     corpus = _corpus_of(given)
     saves_model = bench.decodes and given is None
@@ -233,7 +233,7 @@ def _is_text(config: Config, model: Path | None) -> bool:
     Raises:
         UserError: the model is of another task than the settings, and comes without a corpus to decode.
     """
-    from pipeline.model_folder import is_language_model
+    from transloom.pipeline.model_folder import is_language_model
 
     config_is_text = config.task is TaskName.language_model
     is_text = is_language_model(model) if model else config_is_text
@@ -262,7 +262,7 @@ def _save_model(config: Config, bench: BenchConfig, prepared: Prepared, folder: 
     """The weights that training left, as a model folder."""
     from safetensors.torch import load_file
 
-    from pipeline.model_folder import save_model
+    from transloom.pipeline.model_folder import save_model
 
     about: dict[str, Any] = {"run": folder.name, "steps": [bench.steps_in_all]}
     if config.languages:

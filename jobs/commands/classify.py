@@ -2,12 +2,12 @@
 
 import sys
 
-from jobs.cli import configuration, sort_words, usage
-from jobs.runs.model import computing_device, find_model, tell_other_precision
-from jobs.runs.workspace import output_dir
-from jobs.terminal.printable import printable_word
-from pipeline.data.lines import existing_file, read_lines, stream_lines
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, sort_words, usage
+from transloom.jobs.runs.model import computing_device, find_model, tell_other_precision
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.printable import printable_word
+from transloom.pipeline.data.lines import existing_file, read_lines, stream_lines
+from transloom.pipeline.errors import UserError
 
 LINES_AT_A_TIME = 1000  # so that the first labels of a long text do not wait for the last
 FORMATS = ("tsv", "jsonl")
@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"format={form}: must be {' or '.join(FORMATS)}")
     folder = find_model(words[0], output_dir(config))
 
-    from pipeline.data.json_lines import json_line
-    from pipeline.evaluate.classifier import Classifier
+    from transloom.pipeline.data.json_lines import json_line
+    from transloom.pipeline.evaluate.classifier import Classifier
 
     lines = read_lines(existing_file(words[1])) if len(words) == 2 else stream_lines(sys.stdin.buffer)
     device, dtype = computing_device()

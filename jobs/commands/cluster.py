@@ -5,9 +5,9 @@ Every process listens on loopback only, and asks for a token that a file of the 
 
 import os
 
-from jobs.cli import sort_words
-from jobs.remote.local import down, print_status, up
-from pipeline.errors import UserError
+from transloom.jobs.cli import sort_words
+from transloom.jobs.remote.local import down, print_status, up
+from transloom.pipeline.errors import UserError
 
 
 def main(argv: list[str]) -> int:

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import configuration, sort_words, usage
-from pipeline.errors import UserError
-from pipeline.progress import MapTasks
-from pipeline.run_folder import CONFIG_FILE, RUN_RECORD, RUNS_FOLDER
+from transloom.jobs.cli import configuration, sort_words, usage
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.progress import MapTasks
+from transloom.pipeline.run_folder import CONFIG_FILE, RUN_RECORD, RUNS_FOLDER
 
 if TYPE_CHECKING:
-    from jobs.compare.report import Told
-    from jobs.compare.systems import Evaluated, Gathered
-    from jobs.config.schema import Config
+    from transloom.jobs.compare.report import Told
+    from transloom.jobs.compare.systems import Evaluated, Gathered
+    from transloom.jobs.config.schema import Config
 
     Compared = tuple[Path, dict[str, Any], Told, dict[str, Path]]  # folder, comparison, what it says, folders of runs
 
@@ -37,14 +37,14 @@ def main(argv: list[str]) -> int:
     reach = _number("reach", own["reach"]) if "reach" in own else None
     config = configuration("compare", settings)
 
-    from jobs.compare.comet import wanted_comet
-    from jobs.compare.report import log_comparison, print_comparison
-    from jobs.compare.systems import Evaluated, find_systems
-    from jobs.config.compose import read_config
-    from jobs.runs.summary import print_next, use_of
-    from jobs.runs.workspace import Run, output_dir
-    from jobs.terminal.console import clock, console
-    from pipeline.tasks.build import TaskName, selecting_metric
+    from transloom.jobs.compare.comet import wanted_comet
+    from transloom.jobs.compare.report import log_comparison, print_comparison
+    from transloom.jobs.compare.systems import Evaluated, find_systems
+    from transloom.jobs.config.compose import read_config
+    from transloom.jobs.runs.summary import print_next, use_of
+    from transloom.jobs.runs.workspace import Run, output_dir
+    from transloom.jobs.terminal.console import clock, console
+    from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
     root = output_dir(config)
     wanted_comet(own)  # refuses, before anything is read, what can't score
@@ -90,12 +90,12 @@ def main(argv: list[str]) -> int:
 
 def _compare_on_tests(config: "Config", words: Sequence[str], own: Mapping[str, str]) -> int:
     """`tests=`: every model translates every test set; a report for each, and one table of all."""
-    from jobs.compare.report import folder_for, log_tests, print_tests, write_translations
-    from jobs.compare.systems import Gathered
-    from jobs.compare.tests import find_models, find_tests, folder_name, translations
-    from jobs.runs.workspace import output_dir
-    from pipeline.compare.comparison import System
-    from pipeline.files import hash_of
+    from transloom.jobs.compare.report import folder_for, log_tests, print_tests, write_translations
+    from transloom.jobs.compare.systems import Gathered
+    from transloom.jobs.compare.tests import find_models, find_tests, folder_name, translations
+    from transloom.jobs.runs.workspace import output_dir
+    from transloom.pipeline.compare.comparison import System
+    from transloom.pipeline.files import hash_of
 
     if other := [key for key in own if key != "tests"]:
         raise UserError(f"{other[0]}: does not go with tests=, which names the test sets; leave it out")
@@ -135,9 +135,9 @@ def _scores_of(comparison: Mapping[str, Any], name: str) -> dict[str, float]:
 def _compare_translations(
     config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
 ) -> "Compared":
-    from jobs.compare.comet import comet_scores, refuse_without_sources, wanted_comet
-    from jobs.compare.report import folder_for, write_translations
-    from jobs.compare.systems import gather
+    from transloom.jobs.compare.comet import comet_scores, refuse_without_sources, wanted_comet
+    from transloom.jobs.compare.report import folder_for, write_translations
+    from transloom.jobs.compare.systems import gather
 
     comet = wanted_comet(own)
     files = own.get("references"), own.get("source"), own.get("train")
@@ -154,9 +154,9 @@ def _compare_translations(
 def _compare_documents(
     config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
 ) -> "Compared":
-    from jobs.compare.documents import gather_documents
-    from jobs.compare.report import folder_for, write_documents
-    from pipeline.compare.documents import compare_documents
+    from transloom.jobs.compare.documents import gather_documents
+    from transloom.jobs.compare.report import folder_for, write_documents
+    from transloom.pipeline.compare.documents import compare_documents
 
     if other := [key for key in own if key not in ("reach", "query")]:
         raise UserError(f"{other[0]}: is about translations, and the runs are language models; leave it out")
@@ -171,9 +171,9 @@ def _compare_documents(
 def _compare_labels(
     config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
 ) -> "Compared":
-    from jobs.compare.labels import gather_labels
-    from jobs.compare.report import folder_for, write_labels
-    from pipeline.compare.labels import compare_labels
+    from transloom.jobs.compare.labels import gather_labels
+    from transloom.jobs.compare.report import folder_for, write_labels
+    from transloom.pipeline.compare.labels import compare_labels
 
     if other := [key for key in own if key not in ("reach", "query")]:
         raise UserError(f"{other[0]}: is about translations, and the runs are classifiers; leave it out")
@@ -186,9 +186,9 @@ def _compare_labels(
 def _compare_responses(
     config: "Config", found: "Mapping[str, Evaluated | Path]", own: Mapping[str, str], reach: float | None
 ) -> "Compared":
-    from jobs.compare.report import folder_for, write_responses
-    from jobs.compare.responses import gather_responses
-    from pipeline.compare.responses import compare_responses
+    from transloom.jobs.compare.report import folder_for, write_responses
+    from transloom.jobs.compare.responses import gather_responses
+    from transloom.pipeline.compare.responses import compare_responses
 
     if other := [key for key in own if key not in ("reach", "query")]:
         raise UserError(f"{other[0]}: is about translations, and the runs respond to prompts; leave it out")
@@ -215,10 +215,10 @@ def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
     Raises:
         UserError: there is no store, the filter is refused, or it finds no run that is here.
     """
-    from jobs.terminal.console import console
-    from pipeline.files import read_json
-    from pipeline.tracking.mlflow_store import find_runs
-    from pipeline.tracking.uploader import local_store, tracking_uri
+    from transloom.jobs.terminal.console import console
+    from transloom.pipeline.files import read_json
+    from transloom.pipeline.tracking.mlflow_store import find_runs
+    from transloom.pipeline.tracking.uploader import local_store, tracking_uri
 
     uri = tracking_uri(config.tracking, root)
     if uri == local_store(root) and not (root / "mlflow.db").exists():
@@ -236,10 +236,10 @@ def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
 
 
 def _compared(gathered: "Gathered", reach: float | None) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    from jobs.compare.systems import refuse_other_scores
-    from jobs.terminal.console import StatusLine, counter
-    from pipeline.compare.comparison import compare
-    from pipeline.data.lines import read_lines
+    from transloom.jobs.compare.systems import refuse_other_scores
+    from transloom.jobs.terminal.console import StatusLine, counter
+    from transloom.pipeline.compare.comparison import compare
+    from transloom.pipeline.data.lines import read_lines
 
     text = gathered.training_text
     training = (line.decode(errors="replace") for line in read_lines(text)) if text else None

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import configuration, sort_words
-from jobs.ray_cluster.machine import Finding, examine_machine, exchange, offer_place
-from jobs.remote.clusters import Cluster, choose_cluster, clusters_file, load_clusters
-from jobs.remote.local import living
-from jobs.terminal.console import StatusLine, console
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, sort_words
+from transloom.jobs.ray_cluster.machine import Finding, examine_machine, exchange, offer_place
+from transloom.jobs.remote.clusters import Cluster, choose_cluster, clusters_file, load_clusters
+from transloom.jobs.remote.local import living
+from transloom.jobs.terminal.console import StatusLine, console
+from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.config.schema import Config
+    from transloom.jobs.config.schema import Config
 
 NODE_SECONDS = 120.0
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 def _ask_cluster(cluster: Cluster, settings: Sequence[str]) -> int:
     """The same as a job on the cluster: there this module finds itself with an address."""
-    from jobs.remote.submission import for_cluster, submit, with_cluster_settings
+    from transloom.jobs.remote.submission import for_cluster, submit, with_cluster_settings
 
     config = for_cluster(configuration("doctor", with_cluster_settings(settings, cluster)), cluster)
     config = replace(config, name="doctor", cluster=replace(config.cluster, num_workers=1, gpus_per_worker=0))
@@ -45,8 +45,8 @@ def _ask_cluster(cluster: Cluster, settings: Sequence[str]) -> int:
 
 
 def _examine_cluster(config: "Config") -> int:
-    from jobs.ray_cluster.session import living_nodes, node_address, ray_session
-    from jobs.training.precision import common_precision
+    from transloom.jobs.ray_cluster.session import living_nodes, node_address, ray_session
+    from transloom.jobs.training.precision import common_precision
 
     with ray_session(config.cluster):
         nodes = living_nodes()
@@ -72,7 +72,7 @@ def _on_each(
     """What the function returns on each node, called with the node's arguments."""
     import ray
 
-    from jobs.ray_cluster.session import start_on_nodes
+    from transloom.jobs.ray_cluster.session import start_on_nodes
 
     return ray.get(start_on_nodes(nodes, function, arguments, **more), timeout=NODE_SECONDS)
 
@@ -99,8 +99,8 @@ def _network(nodes: Sequence[dict[str, Any]]) -> list[Finding]:
 
 
 def _tracking(config: "Config") -> list[Finding]:
-    from pipeline.secrets import redacted
-    from pipeline.tracking.uploader import refuse_unreachable, tracking_uri
+    from transloom.pipeline.secrets import redacted
+    from transloom.pipeline.tracking.uploader import refuse_unreachable, tracking_uri
 
     if not config.tracking.enabled:
         return [Finding("MLflow", "off")]
@@ -114,7 +114,7 @@ def _tracking(config: "Config") -> list[Finding]:
 
 def _storage(config: "Config") -> list[Finding]:
     """Whether what is configured can be written, read and deleted in."""
-    from pipeline.storage import files as storage
+    from transloom.pipeline.storage import files as storage
 
     if config.storage is None:
         return []
@@ -144,7 +144,7 @@ def _clusters() -> list[Finding]:
 
 def _report(found: dict[str, list[Finding]], *then: str) -> int:
     """Prints all that was found; 2 where something is to be mended."""
-    from jobs.runs.summary import print_next
+    from transloom.jobs.runs.summary import print_next
 
     for place, findings in found.items():
         if findings:

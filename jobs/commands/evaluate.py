@@ -2,17 +2,17 @@
 
 import shlex
 
-from jobs.cli import configuration
-from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.model import steps_of_model
-from jobs.runs.report import open_tracker, report_evaluation
-from jobs.runs.stored import stored
-from jobs.runs.summary import print_next, print_result, use_of
-from jobs.runs.workspace import has_run, only_owner, run_for
-from jobs.training.evaluate import evaluate_stage
-from jobs.training.prepare import found_prepared
-from pipeline.errors import UserError
-from pipeline.run_folder import MODEL_FOLDER
+from transloom.jobs.cli import configuration
+from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from transloom.jobs.runs.model import steps_of_model
+from transloom.jobs.runs.report import open_tracker, report_evaluation
+from transloom.jobs.runs.stored import stored
+from transloom.jobs.runs.summary import print_next, print_result, use_of
+from transloom.jobs.runs.workspace import has_run, only_owner, run_for
+from transloom.jobs.training.evaluate import evaluate_stage
+from transloom.jobs.training.prepare import found_prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import MODEL_FOLDER
 
 
 def main(argv: list[str]) -> int:

@@ -4,17 +4,17 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.cli import configuration, sort_words, usage
-from jobs.runs.model import find_model
-from jobs.runs.workspace import output_dir
-from jobs.terminal.printable import printable
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, sort_words, usage
+from transloom.jobs.runs.model import find_model
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.errors import UserError
 
 Choice = TypeVar("Choice", bound=Enum)
 
 
 def main(argv: list[str]) -> int:
-    from pipeline.export import Format, Quantization, export
+    from transloom.pipeline.export import Format, Quantization, export
 
     words, own, settings = sort_words(argv, ("format", "quantization"))
     config = configuration("export", settings)

@@ -8,31 +8,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import configuration, parse_settings, refuse_invalid_utf8, sort_words, usage
-from jobs.runs.language_model import (
+from transloom.jobs.cli import configuration, parse_settings, refuse_invalid_utf8, sort_words, usage
+from transloom.jobs.runs.language_model import (
     open_language_model,
     output_file,
     response_settings,
     suggest,
     terminal_progress,
 )
-from jobs.runs.model import find_model
-from jobs.runs.workspace import output_dir
-from jobs.terminal.printable import printable
-from pipeline.errors import UserError
+from transloom.jobs.runs.model import find_model
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.data.prompts import Template
-    from pipeline.generate.prompts import Prompt
-    from pipeline.generate.sample import SampleConfig
-    from pipeline.model_folder import LoadedLanguageModel
+    from transloom.pipeline.data.prompts import Template
+    from transloom.pipeline.generate.prompts import Prompt
+    from transloom.pipeline.generate.sample import SampleConfig
+    from transloom.pipeline.model_folder import LoadedLanguageModel
 
 # Why a sample ends, for people.
 REASONS = {"end": "end of text", "stop": "stop", "length": "max_new_tokens", "context": "context is full"}
 
 
 def main(argv: list[str]) -> int:
-    from pipeline.generate.sample import SampleConfig
+    from transloom.pipeline.generate.sample import SampleConfig
 
     keys = [field.name for field in dataclasses.fields(SampleConfig)]
     words, own, settings = sort_words(argv, ["prompts", "to", *keys], expand_home=False)
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 def _prompts(texts: Sequence[str], file: str | None, template: "Template | None") -> "list[Prompt]":
     """The prompts; without any word or file an empty one, which begins a text."""
-    from pipeline.generate.prompts import named_prompts, read_prompts, with_template
+    from transloom.pipeline.generate.prompts import named_prompts, read_prompts, with_template
 
     if file is None:
         prompts = named_prompts(texts or [""])
@@ -82,7 +82,7 @@ def _prompts(texts: Sequence[str], file: str | None, template: "Template | None"
 
 def _stream(loaded: "LoadedLanguageModel", prompt: "Prompt", config: "SampleConfig") -> None:
     """One continuation, as it grows; on a terminal behind its prompt. A line feed follows."""
-    from pipeline.generate.prompts import stream
+    from transloom.pipeline.generate.prompts import stream
 
     if sys.stdout.isatty():
         _write(prompt.text)
@@ -97,8 +97,8 @@ def _generate(
     loaded: "LoadedLanguageModel", prompts: "Sequence[Prompt]", config: "SampleConfig", target: Path | None
 ) -> None:
     """All samples of all prompts: into the file; without one as JSON lines, or in blocks on a terminal."""
-    from pipeline.data.json_lines import json_line, write_json_lines
-    from pipeline.generate.prompts import generate
+    from transloom.pipeline.data.json_lines import json_line, write_json_lines
+    from transloom.pipeline.generate.prompts import generate
 
     with terminal_progress() as progress:
         records: Iterable[Mapping[str, Any]] = generate(

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import sort_words
-from jobs.remote.clusters import choose_cluster
-from pipeline.errors import UserError
-from pipeline.untrusted import parse_yaml
+from transloom.jobs.cli import sort_words
+from transloom.jobs.remote.clusters import choose_cluster
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.untrusted import parse_yaml
 
 if TYPE_CHECKING:
-    from pipeline.tasks.build import TaskName
+    from transloom.pipeline.tasks.build import TaskName
 
 SHOWN = 20
 COLUMNS = ("job", "state", "kind", "stage", "step", "score", "workers", "submitted", "MLflow")
@@ -22,11 +22,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"jobs: takes to=<cluster> only, not {' '.join([*words, *settings])}")
     cluster = choose_cluster(own.get("to"))
 
-    from jobs.remote.client import Client
-    from jobs.remote.follow import progress_of
-    from jobs.runs.summary import print_next
-    from jobs.terminal.console import console, table
-    from pipeline.tasks.build import selecting_metric
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.remote.follow import progress_of
+    from transloom.jobs.runs.summary import print_next
+    from transloom.jobs.terminal.console import console, table
+    from transloom.pipeline.tasks.build import selecting_metric
 
     client = Client(cluster)
     jobs = client.ours()
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def task_of(metadata: Mapping[str, str]) -> "TaskName":
     """The task of a job that was submitted, by its settings; those of before the setting `task` were translations."""
-    from pipeline.tasks.build import TaskName
+    from transloom.pipeline.tasks.build import TaskName
 
     try:
         return TaskName(parse_yaml(metadata["transloom_config"], "the settings of a job")["task"])
@@ -74,8 +74,8 @@ def task_of(metadata: Mapping[str, str]) -> "TaskName":
 
 def _corpus_of(metadata: Mapping[str, str]) -> Any:
     """The settings of a job's prompts and responses that name their metric; None for another task."""
-    from pipeline.data.prompts import PromptsConfig, ResponseMetric
-    from pipeline.tasks.build import TaskName
+    from transloom.pipeline.data.prompts import PromptsConfig, ResponseMetric
+    from transloom.pipeline.tasks.build import TaskName
 
     if task_of(metadata) is not TaskName.prompt_response:
         return None

@@ -1,8 +1,8 @@
 """Logs: the log of a job on a cluster, all that there is or as it comes."""
 
-from jobs.cli import sort_words
-from jobs.remote.clusters import choose_cluster
-from pipeline.errors import UserError
+from transloom.jobs.cli import sort_words
+from transloom.jobs.remote.clusters import choose_cluster
+from transloom.pipeline.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -11,10 +11,10 @@ def main(argv: list[str]) -> int:
         raise UserError("logs: name one job: transloom logs <job> [-f]; transloom jobs lists them")
     cluster = choose_cluster(own.get("to"))
 
-    from jobs.remote.client import Client
-    from jobs.remote.follow import follow, show_line
-    from jobs.runs.summary import print_next
-    from jobs.terminal.console import StatusLine
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.remote.follow import follow, show_line
+    from transloom.jobs.runs.summary import print_next
+    from transloom.jobs.terminal.console import StatusLine
 
     client = Client(cluster)
     job = client.details(words[0])

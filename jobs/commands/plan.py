@@ -9,44 +9,44 @@ from typing import Any
 
 import psutil
 
-from jobs.cli import configuration, sort_words
-from jobs.config.compose import recorded
-from jobs.config.schema import Config
-from jobs.plan.summary import plan_precision, print_plan
-from jobs.ray_cluster.session import ALLOCATOR
-from jobs.runs.summary import print_next
-from jobs.runs.workspace import output_dir, prepared_before
-from jobs.terminal.console import StatusLine, console
-from jobs.training.precision import warn_of_slow_precision
-from model.build import architecture_of
-from model.config import DecoderConfig
-from model.flops import count_parameters
-from pipeline.data.corpus import CorpusConfig
-from pipeline.data.labelled import LabelledConfig
-from pipeline.data.prepare import Prepared
-from pipeline.data.prompts import PromptsConfig
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.errors import UserError
-from pipeline.files import NotBuilt, hash_of, write_json
-from pipeline.plan.calibrate import Calibration, calibrate, calibrated
-from pipeline.plan.hardware import GPUS, Hardware, this_cpu
-from pipeline.plan.memory import cpu_footing
-from pipeline.plan.picture import draw_plan
-from pipeline.plan.plan import make_plan, price_of
-from pipeline.plan.probe import Probe
-from pipeline.plan.text_volume import (
+from transloom.jobs.cli import configuration, sort_words
+from transloom.jobs.config.compose import recorded
+from transloom.jobs.config.schema import Config
+from transloom.jobs.plan.summary import plan_precision, print_plan
+from transloom.jobs.ray_cluster.session import ALLOCATOR
+from transloom.jobs.runs.summary import print_next
+from transloom.jobs.runs.workspace import output_dir, prepared_before
+from transloom.jobs.terminal.console import StatusLine, console
+from transloom.jobs.training.precision import warn_of_slow_precision
+from transloom.model.build import architecture_of
+from transloom.model.config import DecoderConfig
+from transloom.model.flops import count_parameters
+from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.labelled import LabelledConfig
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prompts import PromptsConfig
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import NotBuilt, hash_of, write_json
+from transloom.pipeline.plan.calibrate import Calibration, calibrate, calibrated
+from transloom.pipeline.plan.hardware import GPUS, Hardware, this_cpu
+from transloom.pipeline.plan.memory import cpu_footing
+from transloom.pipeline.plan.picture import draw_plan
+from transloom.pipeline.plan.plan import make_plan, price_of
+from transloom.pipeline.plan.probe import Probe
+from transloom.pipeline.plan.text_volume import (
     TextVolume,
     estimated_labelled_volume,
     estimated_text_volume,
     prepared_text_volume,
     vocabulary_of,
 )
-from pipeline.plan.training import Training, memory_alone
-from pipeline.plan.volume import Volume, estimated_volume, prepared_volume
-from pipeline.processor import processor_flags
-from pipeline.tasks.build import prepare_data
-from pipeline.train.engine import EngineName
+from transloom.pipeline.plan.training import Training, memory_alone
+from transloom.pipeline.plan.volume import Volume, estimated_volume, prepared_volume
+from transloom.pipeline.processor import processor_flags
+from transloom.pipeline.tasks.build import prepare_data
+from transloom.pipeline.train.engine import EngineName
 
 KEYS = ("h200", "h100", "a100", "cpu")
 FEW = 100  # micro-batches: about what a calibration trains

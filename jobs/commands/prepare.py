@@ -2,12 +2,12 @@
 
 import shlex
 
-from jobs.cli import configuration
-from jobs.ray_cluster.preflight import checked_session
-from jobs.runs.stored import store_prepared
-from jobs.runs.summary import print_cleaning, print_next, print_prepared
-from jobs.training.prepare import found_prepared, prepare_stage, refuse_long_sentences
-from pipeline.tasks.build import corpus_baselines, selecting_metric
+from transloom.jobs.cli import configuration
+from transloom.jobs.ray_cluster.preflight import checked_session
+from transloom.jobs.runs.stored import store_prepared
+from transloom.jobs.runs.summary import print_cleaning, print_next, print_prepared
+from transloom.jobs.training.prepare import found_prepared, prepare_stage, refuse_long_sentences
+from transloom.pipeline.tasks.build import corpus_baselines, selecting_metric
 
 
 def main(argv: list[str]) -> int:

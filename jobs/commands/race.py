@@ -7,30 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import configuration
-from jobs.config.compose import load_config, with_absolute_paths
-from jobs.config.messages import CONTENDERS
-from jobs.config.schema import Config, RaceConfig
-from jobs.ray_cluster.preflight import refuse_missing_tokenizer
-from jobs.ray_cluster.session import ALLOCATOR, ray_session
-from jobs.runs.report import open_tracker
-from jobs.runs.summary import print_next, use_of
-from jobs.runs.workspace import Run, identity, only_owner, output_dir, run_for
-from jobs.terminal.console import clock, console, quantity, table
-from jobs.training.prepare import found_prepared, prepare_stage
-from jobs.training.stages import done_before, finish_run
-from model.build import ModelConfig, architecture_of
-from model.flops import count_parameters, training_flops
-from pipeline.compare.course import validation_course
-from pipeline.data.prepare import Prepared
-from pipeline.disk import refuse_unwritable
-from pipeline.errors import UserError
-from pipeline.figures.race import Course, draw_race
-from pipeline.files import hash_of, read_json, write_json
-from pipeline.processor import processor_name
-from pipeline.tasks.build import flops_columns, selecting_metric, token_columns
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import read_points
+from transloom.jobs.cli import configuration
+from transloom.jobs.config.compose import load_config, with_absolute_paths
+from transloom.jobs.config.messages import CONTENDERS
+from transloom.jobs.config.schema import Config, RaceConfig
+from transloom.jobs.ray_cluster.preflight import refuse_missing_tokenizer
+from transloom.jobs.ray_cluster.session import ALLOCATOR, ray_session
+from transloom.jobs.runs.report import open_tracker
+from transloom.jobs.runs.summary import print_next, use_of
+from transloom.jobs.runs.workspace import Run, identity, only_owner, output_dir, run_for
+from transloom.jobs.terminal.console import clock, console, quantity, table
+from transloom.jobs.training.prepare import found_prepared, prepare_stage
+from transloom.jobs.training.stages import done_before, finish_run
+from transloom.model.build import ModelConfig, architecture_of
+from transloom.model.flops import count_parameters, training_flops
+from transloom.pipeline.compare.course import validation_course
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.disk import refuse_unwritable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.figures.race import Course, draw_race
+from transloom.pipeline.files import hash_of, read_json, write_json
+from transloom.pipeline.processor import processor_name
+from transloom.pipeline.tasks.build import flops_columns, selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import read_points
 
 RESULT_FILE, PICTURE_FILE = "race.json", "race.png"
 SHARED_SECTIONS = ("task", "corpus", "clean", "tokenizer", "precision", "evaluate", "cluster", "tracking")
@@ -180,7 +180,7 @@ def _speeds(config: Config, models: Mapping[str, ModelConfig], vocab_size: int) 
 def _measure_speeds(config: Config, models: Mapping[str, ModelConfig], vocab_size: int) -> dict[str, list[float]]:
     import torch
 
-    from pipeline.train.speed import speed_by_length
+    from transloom.pipeline.train.speed import speed_by_length
 
     return speed_by_length(
         models,

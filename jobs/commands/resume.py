@@ -3,10 +3,10 @@
 import json
 from dataclasses import replace
 
-from jobs.cli import sort_words
-from jobs.remote.clusters import choose_cluster
-from pipeline.errors import UserError
-from pipeline.untrusted import parse_yaml
+from transloom.jobs.cli import sort_words
+from transloom.jobs.remote.clusters import choose_cluster
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.untrusted import parse_yaml
 
 
 def main(argv: list[str]) -> int:
@@ -16,10 +16,10 @@ def main(argv: list[str]) -> int:
     job_id = words[0]
     cluster = choose_cluster(own.get("to"))
 
-    from jobs.config.compose import from_dict, load_config
-    from jobs.remote.client import Client
-    from jobs.remote.submission import for_cluster, submit
-    from jobs.runs.workspace import refuse_other_name, with_changes
+    from transloom.jobs.config.compose import from_dict, load_config
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.remote.submission import for_cluster, submit
+    from transloom.jobs.runs.workspace import refuse_other_name, with_changes
 
     job = Client(cluster).details(job_id)
     if not job.status.is_terminal():
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     before = from_dict(parse_yaml(about["transloom_config"], f"the settings of {job_id}"))
     kind = about["transloom_job"]
     if kind == "sweep":
-        from jobs.sweep.settings import Origin, changed_sweep
+        from transloom.jobs.sweep.settings import Origin, changed_sweep
 
         config = replace(changed_sweep(before, settings), name=before.name, output_dir=before.output_dir)
         origin = Origin(json.loads(about["transloom_choices"]), is_resumed=True)

@@ -1,14 +1,14 @@
 """Run: the whole pipeline. Finished stages are skipped, an unfinished training goes on from its newest checkpoint."""
 
-from jobs.cli import configuration
-from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.summary import print_cleaning, print_next, print_result, print_stages, use_of
-from jobs.runs.workspace import run_for
-from jobs.training.prepare import found_prepared, prepare_stage
-from jobs.training.stages import done_before, finish_run
-from jobs.training.trainer import import_trainer
-from pipeline.data.corpus import CorpusKind
-from pipeline.data.documents import DocumentsKind
+from transloom.jobs.cli import configuration
+from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from transloom.jobs.runs.summary import print_cleaning, print_next, print_result, print_stages, use_of
+from transloom.jobs.runs.workspace import run_for
+from transloom.jobs.training.prepare import found_prepared, prepare_stage
+from transloom.jobs.training.stages import done_before, finish_run
+from transloom.jobs.training.trainer import import_trainer
+from transloom.pipeline.data.corpus import CorpusKind
+from transloom.pipeline.data.documents import DocumentsKind
 
 
 def main(argv: list[str]) -> int:

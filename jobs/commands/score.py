@@ -7,17 +7,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.cli import configuration, parse_settings, sort_words, usage
-from jobs.runs.language_model import open_language_model, output_file, suggest, terminal_progress
-from jobs.runs.workspace import output_dir
-from jobs.terminal.console import console, table
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, parse_settings, sort_words, usage
+from transloom.jobs.runs.language_model import open_language_model, output_file, suggest, terminal_progress
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.console import console, table
+from transloom.pipeline.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    from pipeline.data.lines import existing_file
-    from pipeline.evaluate.choices import ChoiceConfig
-    from pipeline.evaluate.documents import DocumentScoreConfig, holds_items
+    from transloom.pipeline.data.lines import existing_file
+    from transloom.pipeline.evaluate.choices import ChoiceConfig
+    from transloom.pipeline.evaluate.documents import DocumentScoreConfig, holds_items
 
     of_choices = [field.name for field in dataclasses.fields(ChoiceConfig)] + ["examples"]
     of_documents = [field.name for field in dataclasses.fields(DocumentScoreConfig)]
@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
 
 
 def _score_choices(name: str, root: Path, path: Path, own: Mapping[str, str], results: Path | None) -> None:
-    from pipeline.data.json_lines import write_json_lines
-    from pipeline.evaluate.choices import ChoiceConfig, accuracies, score_choices
-    from pipeline.evaluate.items import read_items
+    from transloom.pipeline.data.json_lines import write_json_lines
+    from transloom.pipeline.evaluate.choices import ChoiceConfig, accuracies, score_choices
+    from transloom.pipeline.evaluate.items import read_items
 
     settings = dict(own)
     examples_file = settings.pop("examples", None)
@@ -87,9 +87,14 @@ def _score_choices(name: str, root: Path, path: Path, own: Mapping[str, str], re
 
 
 def _score_documents(name: str, root: Path, path: Path, own: Mapping[str, str], results: Path | None) -> None:
-    from pipeline.data.json_lines import write_json_lines
-    from pipeline.evaluate.documents import DocumentScoreConfig, document_record, read_documents, score_documents
-    from pipeline.evaluate.likelihood import total_score
+    from transloom.pipeline.data.json_lines import write_json_lines
+    from transloom.pipeline.evaluate.documents import (
+        DocumentScoreConfig,
+        document_record,
+        read_documents,
+        score_documents,
+    )
+    from transloom.pipeline.evaluate.likelihood import total_score
 
     config = parse_settings(DocumentScoreConfig, own)
     documents = read_documents(path, config.unit)

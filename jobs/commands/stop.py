@@ -1,8 +1,8 @@
 """Stop: end a job on a cluster, with a checkpoint of the step that it is at."""
 
-from jobs.cli import sort_words
-from jobs.remote.clusters import choose_cluster
-from pipeline.errors import UserError
+from transloom.jobs.cli import sort_words
+from transloom.jobs.remote.clusters import choose_cluster
+from transloom.pipeline.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -12,10 +12,10 @@ def main(argv: list[str]) -> int:
     job_id = words[0]
     cluster = choose_cluster(own.get("to"))
 
-    from jobs.remote.client import Client
-    from jobs.remote.submission import STOP_SECONDS
-    from jobs.runs.summary import print_next
-    from jobs.terminal.console import StatusLine, console
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.remote.submission import STOP_SECONDS
+    from transloom.jobs.runs.summary import print_next
+    from transloom.jobs.terminal.console import StatusLine, console
 
     client = Client(cluster)
     job = client.details(job_id)

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import configuration, sort_words
-from jobs.command_table import COMMANDS
-from jobs.remote.clusters import choose_cluster
-from jobs.remote.submission import for_cluster, submit, with_cluster_settings
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, sort_words
+from transloom.jobs.command_table import COMMANDS
+from transloom.jobs.remote.clusters import choose_cluster
+from transloom.jobs.remote.submission import for_cluster, submit, with_cluster_settings
+from transloom.pipeline.errors import UserError
 
 SUBMITTABLE = ("run", "prepare", "train", "evaluate", "sweep")
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     cluster = choose_cluster(own.get("to"))
     settings = with_cluster_settings(settings, cluster)
     if job == "sweep":
-        from jobs.sweep.settings import refuse_impossible, sweep_settings
+        from transloom.jobs.sweep.settings import refuse_impossible, sweep_settings
 
         config, origin = sweep_settings(settings)
         refuse_impossible(config)
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 def _print_manifests(argv: Sequence[str]) -> int:
     """`to=kubernetes --dry-run`: what KubeRay is to be given. kubectl, which has the user's login, does the rest."""
-    from jobs.remote.kubernetes import KEYS, kubernetes_config, print_manifests
+    from transloom.jobs.remote.kubernetes import KEYS, kubernetes_config, print_manifests
 
     words, own, settings = sort_words(argv, own=("to", *KEYS))
     if "--dry-run" not in settings:

@@ -1,13 +1,13 @@
 """Sweep: many trainings of one experiment with other settings, to find the best. Each trial is an ordinary run."""
 
-from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.summary import print_next, use_of
-from jobs.sweep.search import BEST_FILE, done_before, run_sweep
-from jobs.sweep.settings import (
+from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from transloom.jobs.runs.summary import print_next, use_of
+from transloom.jobs.sweep.search import BEST_FILE, done_before, run_sweep
+from transloom.jobs.sweep.settings import (
     refuse_impossible,
     sweep_settings,
 )
-from jobs.training.prepare import found_prepared, prepare_stage
+from transloom.jobs.training.prepare import found_prepared, prepare_stage
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
             done = run_sweep(config, prepared, origin)
     sweep, result = done
 
-    from jobs.sweep.report import print_sweep
+    from transloom.jobs.sweep.report import print_sweep
 
     print_sweep(sweep, result)
     again = [f"transloom run experiment={sweep.folder / BEST_FILE}"] if not result.get("history") else []

@@ -5,18 +5,18 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import configuration, sort_words
-from jobs.config.compose import read_config
-from jobs.config.schema import Config
-from jobs.runs.report import was_used_here
-from jobs.runs.workspace import bring_from, locked, output_dir, user_of
-from jobs.terminal.console import console
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_RECORD, RUNS_FOLDER, SWEEPS_FOLDER
-from pipeline.secrets import redacted
-from pipeline.tracking.spool import driver_records, last_status
-from pipeline.tracking.uploader import (
+from transloom.jobs.cli import configuration, sort_words
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.report import was_used_here
+from transloom.jobs.runs.workspace import bring_from, locked, output_dir, user_of
+from transloom.jobs.terminal.console import console
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_RECORD, RUNS_FOLDER, SWEEPS_FOLDER
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tracking.spool import driver_records, last_status
+from transloom.pipeline.tracking.uploader import (
     TrackingConfig,
     add_parent,
     is_uploaded,

@@ -2,17 +2,17 @@
 
 import shlex
 
-from jobs.cli import configuration
-from jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
-from jobs.runs.model import called
-from jobs.runs.report import open_tracker, report_training
-from jobs.runs.stored import stored
-from jobs.runs.summary import print_cleaning, print_next, print_stages
-from jobs.runs.workspace import Run, only_owner, own_search, run_for
-from jobs.terminal.console import console
-from jobs.training.prepare import found_prepared, prepare_stage
-from jobs.training.train import train_stage
-from jobs.training.trainer import import_trainer
+from transloom.jobs.cli import configuration
+from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from transloom.jobs.runs.model import called
+from transloom.jobs.runs.report import open_tracker, report_training
+from transloom.jobs.runs.stored import stored
+from transloom.jobs.runs.summary import print_cleaning, print_next, print_stages
+from transloom.jobs.runs.workspace import Run, only_owner, own_search, run_for
+from transloom.jobs.terminal.console import console
+from transloom.jobs.training.prepare import found_prepared, prepare_stage
+from transloom.jobs.training.train import train_stage
+from transloom.jobs.training.trainer import import_trainer
 
 
 def main(argv: list[str]) -> int:

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import configuration
-from jobs.config.schema import Config
-from jobs.runs.report import end_dead_runs
-from jobs.terminal.printable import printable
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
-from pipeline.secrets import redacted
-from pipeline.tasks.build import selecting_metric
-from pipeline.tasks.task import Metric
-from pipeline.tracking.relocate import ARTIFACTS, settle_store
-from pipeline.tracking.uploader import local_store, recorded_uri, run_url, tracking_uri, ui_command
-from pipeline.tracking.view import KEY, runs_url, view_key
+from transloom.jobs.cli import configuration
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.report import end_dead_runs
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tasks.build import selecting_metric
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.relocate import ARTIFACTS, settle_store
+from transloom.pipeline.tracking.uploader import local_store, recorded_uri, run_url, tracking_uri, ui_command
+from transloom.pipeline.tracking.view import KEY, runs_url, view_key
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.compare.systems import Gathered, refuse_other_sources
-from jobs.runs.stopping import ended_by_sigterm
-from jobs.terminal.console import StatusLine, clock, counter
-from pipeline.compare.comparison import add_comet
-from pipeline.errors import UserError
-from pipeline.evaluate.comet import COMMAND, Comet, find_comet, score_sentences
+from transloom.jobs.compare.systems import Gathered, refuse_other_sources
+from transloom.jobs.runs.stopping import ended_by_sigterm
+from transloom.jobs.terminal.console import StatusLine, clock, counter
+from transloom.pipeline.compare.comparison import add_comet
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.comet import COMMAND, Comet, find_comet, score_sentences
 
 LOG_FILE = "comet.log"
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
-from jobs.terminal.console import quantity
-from pipeline.compare.documents import ReadBy, farthest_apart
-from pipeline.compare.report import Table
-from pipeline.data.document_store import Documents, open_documents
-from pipeline.errors import UserError
-from pipeline.evaluate.bootstrap import LEAST_DOCUMENTS
-from pipeline.files import MANIFEST, hash_of, read_json
-from pipeline.tasks.build import TaskName, selecting_metric
+from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
+from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.jobs.terminal.console import quantity
+from transloom.pipeline.compare.documents import ReadBy, farthest_apart
+from transloom.pipeline.compare.report import Table
+from transloom.pipeline.data.document_store import Documents, open_documents
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.bootstrap import LEAST_DOCUMENTS
+from transloom.pipeline.files import MANIFEST, hash_of, read_json
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
 DOCUMENTS_SHOWN = 20
 TEXT_SHOWN = 160  # characters of a document

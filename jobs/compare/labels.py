@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
-from pipeline.compare.labels import LabelledBy
-from pipeline.compare.report import Table
-from pipeline.data.document_store import Documents, open_documents
-from pipeline.data.labelled import LABELS_FILE
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, hash_of, read_json
-from pipeline.tasks.build import TaskName, selecting_metric
+from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
+from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.pipeline.compare.labels import LabelledBy
+from transloom.pipeline.compare.report import Table
+from transloom.pipeline.data.document_store import Documents, open_documents
+from transloom.pipeline.data.labelled import LABELS_FILE
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, hash_of, read_json
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
 TEXTS_SHOWN = 30
 TEXT_SHOWN = 200  # characters of a text

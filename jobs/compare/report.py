@@ -8,35 +8,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.compare.documents import (
+from transloom.jobs.compare.documents import (
     GatheredDocuments,
     document_notes,
     document_tables,
     document_verdicts,
     example_table,
 )
-from jobs.compare.labels import GatheredLabels, label_examples, label_notes, label_tables, label_verdicts
-from jobs.compare.responses import (
+from transloom.jobs.compare.labels import GatheredLabels, label_examples, label_notes, label_tables, label_verdicts
+from transloom.jobs.compare.responses import (
     GatheredResponses,
     response_examples,
     response_notes,
     response_tables,
     response_verdicts,
 )
-from jobs.compare.systems import Gathered
-from jobs.compare.tables import metric_of, notes, tables, task_of, verdicts
-from jobs.compare.tests import tests_table
-from jobs.config.schema import Config
-from jobs.runs.workspace import output_dir
-from jobs.terminal.console import console, table
-from pipeline.compare.figure import draw_buckets, draw_courses
-from pipeline.compare.report import Picture, Table, write_report
-from pipeline.compare.sentences import most_different
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.run_folder import RUN_RECORD
-from pipeline.tasks.build import TaskName, token_columns
-from pipeline.tracking.uploader import MlflowTracker
+from transloom.jobs.compare.systems import Gathered
+from transloom.jobs.compare.tables import metric_of, notes, tables, task_of, verdicts
+from transloom.jobs.compare.tests import tests_table
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.console import console, table
+from transloom.pipeline.compare.figure import draw_buckets, draw_courses
+from transloom.pipeline.compare.report import Picture, Table, write_report
+from transloom.pipeline.compare.sentences import most_different
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.run_folder import RUN_RECORD
+from transloom.pipeline.tasks.build import TaskName, token_columns
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 RESULT_FILE, REPORT_FILE = "comparison.json", "report.html"
 SENTENCES_SHOWN = 50

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
-from pipeline.compare.report import Table
-from pipeline.compare.responses import RespondedBy
-from pipeline.data.prepare_prompts import open_answers, open_texts
-from pipeline.errors import UserError
-from pipeline.evaluate.bootstrap import LEAST_DOCUMENTS
-from pipeline.files import MANIFEST, hash_of, read_json
-from pipeline.tasks.build import selecting_metric
-from pipeline.tasks.task import Metric
+from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
+from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.pipeline.compare.report import Table
+from transloom.pipeline.compare.responses import RespondedBy
+from transloom.pipeline.data.prepare_prompts import open_answers, open_texts
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.bootstrap import LEAST_DOCUMENTS
+from transloom.pipeline.files import MANIFEST, hash_of, read_json
+from transloom.pipeline.tasks.build import selecting_metric
+from transloom.pipeline.tasks.task import Metric
 
 EXAMPLES_SHOWN = 30
 TEXT_SHOWN = 200  # characters of a prompt

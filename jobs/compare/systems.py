@@ -7,28 +7,28 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.config.compose import read_config, to_dict
-from jobs.runs.model import final_split, model_is_current, steps_of_model, training_of, whole_records
-from jobs.runs.workspace import Run, find_run, stage_folder
-from jobs.training.evaluate import evaluation_folder
-from model.flops import count_parameters, training_flops
-from pipeline.compare.comparison import RunFacts, System
-from pipeline.compare.course import Moment, training_course, validation_course
-from pipeline.data.lines import existing_file, read_lines
-from pipeline.data.prepare import unit_of
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import (
+from transloom.jobs.config.compose import read_config, to_dict
+from transloom.jobs.runs.model import final_split, model_is_current, steps_of_model, training_of, whole_records
+from transloom.jobs.runs.workspace import Run, find_run, stage_folder
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.model.flops import count_parameters, training_flops
+from transloom.pipeline.compare.comparison import RunFacts, System
+from transloom.pipeline.compare.course import Moment, training_course, validation_course
+from transloom.pipeline.data.lines import existing_file, read_lines
+from transloom.pipeline.data.prepare import unit_of
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import (
     DEFAULT,
     load_tokenizer,
     refuse_unspaced,
     tokenizer_for,
     tokenizer_of,
 )
-from pipeline.files import MANIFEST, hash_of, read_json
-from pipeline.run_folder import CONFIG_FILE, EVALUATION_FOLDER, RESULT_FILE, RUN_RECORD, RUNS_FOLDER
-from pipeline.tasks.build import TaskName, flops_columns, token_columns
-from pipeline.tracking.spool import read_points
-from pipeline.tracking.tracker import flatten
+from transloom.pipeline.files import MANIFEST, hash_of, read_json
+from transloom.pipeline.run_folder import CONFIG_FILE, EVALUATION_FOLDER, RESULT_FILE, RUN_RECORD, RUNS_FOLDER
+from transloom.pipeline.tasks.build import TaskName, flops_columns, token_columns
+from transloom.pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.tracker import flatten
 
 # Settings that say nothing of the model: where it lies, who is told.
 NOT_COMPARED = ("name", "output_dir", "resume", "tracking.", "race.", "cluster.address")

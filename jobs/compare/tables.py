@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.terminal.console import clock, quantity
-from pipeline.compare.report import Table
-from pipeline.evaluate.significance import LEAST_BLEU, are_too_low
-from pipeline.evaluate.tokenizers import DEFAULT, SPACED
-from pipeline.tasks.build import TaskName, selecting_metric, token_columns
-from pipeline.tasks.task import Metric
+from transloom.jobs.terminal.console import clock, quantity
+from transloom.pipeline.compare.report import Table
+from transloom.pipeline.evaluate.significance import LEAST_BLEU, are_too_low
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, SPACED
+from transloom.pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Metric
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 DIGITS = {"bleu": 2, "chrf": 2, "ter": 2, "comet": 4}  # COMET is mostly between 0 and 1

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.compare.systems import read_text
-from jobs.compare.tables import NAMES, p_in_words
-from jobs.config.schema import Config
-from jobs.runs.model import computing_device, find_model, run_of, tell_other_precision
-from jobs.runs.workspace import Run, find_run, stage_folder
-from jobs.training.evaluate import evaluation_folder
-from pipeline.compare.report import Table
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import tokenizer_for
-from pipeline.generate.beam import BeamConfig
-from pipeline.run_folder import RESULT_FILE
-from pipeline.tasks.build import TaskName
+from transloom.jobs.compare.systems import read_text
+from transloom.jobs.compare.tables import NAMES, p_in_words
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.model import computing_device, find_model, run_of, tell_other_precision
+from transloom.jobs.runs.workspace import Run, find_run, stage_folder
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.pipeline.compare.report import Table
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import tokenizer_for
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.run_folder import RESULT_FILE
+from transloom.pipeline.tasks.build import TaskName
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def find_tests(value: str, model: Run | None, config: Config, root: Path) -> lis
 
 
 def _run(name: str, root: Path) -> Run:
-    from jobs.config.compose import read_config
-    from pipeline.run_folder import CONFIG_FILE
+    from transloom.jobs.config.compose import read_config
+    from transloom.pipeline.run_folder import CONFIG_FILE
 
     try:
         folder = find_run(name, root)
@@ -131,7 +131,7 @@ def translations(model: Model, test: TestSet, search: BeamConfig) -> list[str]:
         own = stage_folder(model.run.folder, "corpus") / "test.source"
         if evaluation and (evaluation / RESULT_FILE).exists() and own.exists() and read_text(own) == test.sources:
             return read_text(evaluation / "test.hypotheses")
-    from pipeline.generate.translator import Translator
+    from transloom.pipeline.generate.translator import Translator
 
     device, dtype = computing_device()
     translator = Translator.load(model.folder, device, dtype)

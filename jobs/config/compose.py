@@ -20,15 +20,15 @@ from omegaconf._utils import get_yaml_loader  # the loader of OmegaConf.load
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from jobs.config.groups import CONF_DIR, groups
-from jobs.config.initial import follow_initial
-from jobs.config.messages import explain, nearest, quoting, unknown
-from jobs.config.schema import TASK_SECTIONS, Config, refuse_contradictions
-from model.build import ARCHITECTURES, architecture_of
-from pipeline.data.documents import SPLITS
-from pipeline.errors import UserError
-from pipeline.secrets import redacted
-from pipeline.untrusted import read_yaml, refuse_deep_words
+from transloom.jobs.config.groups import CONF_DIR, groups
+from transloom.jobs.config.initial import follow_initial
+from transloom.jobs.config.messages import explain, nearest, quoting, unknown
+from transloom.jobs.config.schema import TASK_SECTIONS, Config, refuse_contradictions
+from transloom.model.build import ARCHITECTURES, architecture_of
+from transloom.pipeline.data.documents import SPLITS
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.untrusted import read_yaml, refuse_deep_words
 
 OWN_EXPERIMENT = re.compile(r"experiment=.+\.ya?ml")  # the user's own file instead of one in conf/experiment/
 OWN_NAME = "file-of-your-own"  # the file's name in Hydra

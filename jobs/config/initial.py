@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from jobs.config.schema import TASK_SECTIONS
-from jobs.terminal.printable import printable
-from model.build import architecture_of
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE, MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
+from transloom.jobs.config.schema import TASK_SECTIONS
+from transloom.jobs.terminal.printable import printable
+from transloom.model.build import architecture_of
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CONFIG_FILE, MODEL_CONFIG, MODEL_FOLDER, PREPARED_FILE
 
 
 def follow_initial(settings: DictConfig, named: Collection[str], is_elsewhere: bool = False) -> None:
@@ -74,9 +74,9 @@ def _initial_settings(name_or_path: str, root: Path) -> tuple[dict[str, Any], Pa
         UserError: there is no such model, or the folder is damaged.
     """
     # They import this module's users.
-    from jobs.config.compose import read_config
-    from jobs.runs.workspace import find_run
-    from pipeline.model_folder import stored_config
+    from transloom.jobs.config.compose import read_config
+    from transloom.jobs.runs.workspace import find_run
+    from transloom.pipeline.model_folder import stored_config
 
     folder = Path(name_or_path).absolute()
     if not (folder / MODEL_CONFIG).exists():
@@ -90,8 +90,8 @@ def _initial_settings(name_or_path: str, root: Path) -> tuple[dict[str, Any], Pa
 
 
 def _stage(run: Path, name: str) -> Path:
-    from jobs.runs.model import whole_records
-    from jobs.runs.workspace import stage_folder
+    from transloom.jobs.runs.model import whole_records
+    from transloom.jobs.runs.workspace import stage_folder
 
     with whole_records(str(run)):
         return stage_folder(run, name)

@@ -4,29 +4,29 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.build import architecture_of
-from model.config import DecoderConfig, TransformerConfig
-from pipeline.data.batches import BatchConfig
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig
-from pipeline.data.documents import DocumentsConfig
-from pipeline.data.labelled import LabelledConfig
-from pipeline.data.prompts import PromptsConfig
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import DEFAULT, EvaluateConfig, tokenizer_for
-from pipeline.generate.beam import BeamConfig
-from pipeline.secrets import redacted
-from pipeline.sweep.config import SweepConfig
-from pipeline.tasks.build import TaskName
-from pipeline.tracking.uploader import TrackingConfig
-from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
-from pipeline.train.schedule import ScheduleConfig, check_total
-from pipeline.train.session import TrainConfig
+from transloom.model.build import architecture_of
+from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.documents import DocumentsConfig
+from transloom.pipeline.data.labelled import LabelledConfig
+from transloom.pipeline.data.prompts import PromptsConfig
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, EvaluateConfig, tokenizer_for
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.sweep.config import SweepConfig
+from transloom.pipeline.tasks.build import TaskName
+from transloom.pipeline.tracking.uploader import TrackingConfig
+from transloom.pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
+from transloom.pipeline.train.schedule import ScheduleConfig, check_total
+from transloom.pipeline.train.session import TrainConfig
 
 if TYPE_CHECKING:
-    from model.build import ModelConfig
+    from transloom.model.build import ModelConfig
 
     Corpus = CorpusConfig | DocumentsConfig | LabelledConfig | PromptsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.terminal.console import console, quantity, table
+from transloom.jobs.terminal.console import console, quantity, table
 
 FEW = 12  # rows of a table of workers
 

@@ -1,5 +1,5 @@
 """Runs a node of the local cluster, for as long as this process lives, with its options as JSON:
-`python -m jobs.ray_cluster.local_node <options>`.
+`python -m transloom.jobs.ray_cluster.local_node <options>`.
 
 `ray start` can't run such a node: on Linux it replaces 127.0.0.1 by another of the machine's addresses. So this module
 makes the node as `ray start --block` does, with the right address.

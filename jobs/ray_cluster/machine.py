@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import psutil
 
-from jobs.ray_cluster.nodes import versions
-from pipeline.processor import bf16_instructions, processor_name
+from transloom.jobs.ray_cluster.nodes import versions
+from transloom.pipeline.processor import bf16_instructions, processor_name
 
 ENOUGH_DISK = 10e9  # bytes: checkpoints of a small model, and room to write the next one
 FIRST_WITH_BF16, FIRST_WITH_FP16 = (8, 0), (7, 0)  # NVIDIA's compute capabilities: Ampere, Volta
@@ -187,7 +187,7 @@ def exchange(rank: int, world_size: int, place: Place, backend: str, num_bytes: 
     import torch
     from torch import distributed as dist
 
-    from jobs.training.process_group import use_node_interface
+    from transloom.jobs.training.process_group import use_node_interface
 
     use_node_interface()
     dist.init_process_group(

@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import DEFAULT, SCORING_LIBRARY, load_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, SCORING_LIBRARY, load_tokenizer
 
 LIBRARIES = ("deepspeed", "mlflow", "numpy", "ray", "safetensors", SCORING_LIBRARY, "sentencepiece", "torch")
 

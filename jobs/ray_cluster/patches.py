@@ -22,10 +22,10 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RpcError
 from ray.job_config import JobConfig
 
-from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
-from jobs.training.heartbeat import Worker
-from pipeline.search_path import ROOT
-from pipeline.secrets import redacted
+from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.jobs.training.heartbeat import Worker
+from transloom.pipeline.search_path import ROOT
+from transloom.pipeline.secrets import redacted
 
 ANSWER_SECONDS = 10.0
 # Ray's messages.

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.config.schema import ClusterConfig, Config
-from jobs.ray_cluster.nodes import differences, examine_node, refuse_unlike, versions
-from jobs.ray_cluster.session import living_nodes, node_address, ray_session, start_on_nodes, worker_resources
-from jobs.remote.package import submission
-from jobs.runs.workspace import output_dir
-from jobs.terminal.console import StatusLine, console
-from pipeline.disk import refuse_unwritable
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import load_tokenizer
-from pipeline.storage import files as storage
-from pipeline.tracking.uploader import refuse_unreachable, tracking_uri
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.ray_cluster.nodes import differences, examine_node, refuse_unlike, versions
+from transloom.jobs.ray_cluster.session import living_nodes, node_address, ray_session, start_on_nodes, worker_resources
+from transloom.jobs.remote.package import submission
+from transloom.jobs.runs.workspace import output_dir
+from transloom.jobs.terminal.console import StatusLine, console
+from transloom.pipeline.disk import refuse_unwritable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import load_tokenizer
+from transloom.pipeline.storage import files as storage
+from transloom.pipeline.tracking.uploader import refuse_unreachable, tracking_uri
 
 ROOM_SECONDS = 40.0
 NODE_SECONDS = 50.0
@@ -41,7 +41,7 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
             check_cluster(config)
         yield
     if config.tracking.enabled:
-        from jobs.runs.report import end_dead_runs  # imports matplotlib, which takes a second
+        from transloom.jobs.runs.report import end_dead_runs  # imports matplotlib, which takes a second
 
         # In a thread, so that nobody waits for a store that does not answer. The next command does the rest.
         root = output_dir(config)

@@ -11,16 +11,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
-from jobs.ray_cluster.watch import ended_by_loss, refusal
-from jobs.remote.clusters import keep_ray_token_private
-from jobs.runs.stopping import ended_by_sigterm
-from jobs.terminal.console import console
-from pipeline.disk import disk_trouble, free_bytes, free_space
-from pipeline.errors import UserError
+from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.jobs.ray_cluster.watch import ended_by_loss, refusal
+from transloom.jobs.remote.clusters import keep_ray_token_private
+from transloom.jobs.runs.stopping import ended_by_sigterm
+from transloom.jobs.terminal.console import console
+from transloom.pipeline.disk import disk_trouble, free_bytes, free_space
+from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.config.schema import ClusterConfig
+    from transloom.jobs.config.schema import ClusterConfig
 
 # By default glibc gives large blocks back to the kernel and asks for them again at every step, which costs 17 to 25 %
 # of a training step on a CPU. glibc reads these settings when a process starts: the workers' environment needs them.
@@ -61,7 +61,7 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
         os.environ.update(NODE_ENVIRONMENT)
     import ray  # takes seconds, so only after the configuration is checked
 
-    from jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, without_messages
+    from transloom.jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, without_messages
 
     with ended_by_sigterm():
         if config.address:
@@ -90,7 +90,7 @@ def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
     this machine's node."""
     import ray
 
-    from jobs.ray_cluster.patches import dead_processes
+    from transloom.jobs.ray_cluster.patches import dead_processes
 
     kept = "Finished stages and checkpoints are kept"
     if not config.address:
@@ -112,7 +112,7 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
     Raises:
         UserError: the second attempt fails, too, or the disk is full for Ray's temporary files.
     """
-    from jobs.ray_cluster.patches import few_processes
+    from transloom.jobs.ray_cluster.patches import few_processes
 
     if message := temp_folder_trouble():
         raise UserError(message)
@@ -188,7 +188,7 @@ def private_temp_folder() -> str | None:
 def _init_ray(address: str) -> None:
     import ray
 
-    from jobs.ray_cluster.patches import in_a_group_of_their_own, job_config, redacted_command
+    from transloom.jobs.ray_cluster.patches import in_a_group_of_their_own, job_config, redacted_command
 
     with in_a_group_of_their_own(), redacted_command():
         ray.init(
@@ -207,7 +207,7 @@ def _refuse_silent(address: str) -> None:
     Raises:
         UserError: no cluster answers at the address.
     """
-    from jobs.ray_cluster.patches import bootstrap_address
+    from transloom.jobs.ray_cluster.patches import bootstrap_address
 
     if "://" in address:  # Ray's client has its own time limits
         return

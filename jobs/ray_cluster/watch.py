@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_IN_VAIN = 3  # in a row: a busy head node may answer a connection late

@@ -12,8 +12,8 @@ import aiohttp
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from jobs.remote.clusters import LOCAL, Cluster, is_loopback
-from pipeline.errors import UserError
+from transloom.jobs.remote.clusters import LOCAL, Cluster, is_loopback
+from transloom.pipeline.errors import UserError
 
 ANSWER_SECONDS = 20.0
 RECONNECT_SECONDS = 60.0

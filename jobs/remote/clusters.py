@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipeline.errors import UserError
-from pipeline.files import atomic_write
-from pipeline.secrets import redacted
-from pipeline.untrusted import read_yaml
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.untrusted import read_yaml
 
 LOCAL = "local"  # the entry of the cluster that `transloom cluster up` starts
 

@@ -4,15 +4,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.runs.stopping import EXIT_CODE
-from jobs.runs.summary import print_next
-from jobs.terminal.console import StatusLine, console, is_progress
-from jobs.terminal.printable import print_line
-from pipeline.errors import UserError
-from pipeline.tasks.task import Metric
+from transloom.jobs.runs.stopping import EXIT_CODE
+from transloom.jobs.runs.summary import print_next
+from transloom.jobs.terminal.console import StatusLine, console, is_progress
+from transloom.jobs.terminal.printable import print_line
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
-    from jobs.remote.client import Client
+    from transloom.jobs.remote.client import Client
 
 START_SECONDS = 60.0
 NUMBER = r"(-?\d+(?:\.\d+)?)"  # as `Metric.shown` writes a score

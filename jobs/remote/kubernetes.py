@@ -15,14 +15,21 @@ from typing import Any, TextIO
 
 import yaml
 
-from jobs.config.compose import to_dict, to_yaml
-from jobs.config.schema import Config
-from jobs.remote import kubernetes_services as services
-from jobs.remote.kubernetes_services import DATA, LABELS, POSTGRESQL, RAY_SECRET, container_security, pod_security
-from pipeline.errors import UserError
-from pipeline.files import hash_of
-from pipeline.secrets import secrets_in
-from pipeline.storage.files import is_url
+from transloom.jobs.config.compose import to_dict, to_yaml
+from transloom.jobs.config.schema import Config
+from transloom.jobs.remote import kubernetes_services as services
+from transloom.jobs.remote.kubernetes_services import (
+    DATA,
+    LABELS,
+    POSTGRESQL,
+    RAY_SECRET,
+    container_security,
+    pod_security,
+)
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of
+from transloom.pipeline.secrets import secrets_in
+from transloom.pipeline.storage.files import is_url
 
 CONFIG_FOLDER, CONFIG_FILE = "/etc/transloom", "config.yaml"
 HOME = "/home/transloom"  # as in deploy/Dockerfile

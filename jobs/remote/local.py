@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from jobs.ray_cluster.local_node import HOST, NODE_ENVIRONMENT
-from jobs.remote.clusters import (
+from transloom.jobs.ray_cluster.local_node import HOST, NODE_ENVIRONMENT
+from transloom.jobs.remote.clusters import (
     LOCAL,
     Cluster,
     clusters_file,
@@ -30,9 +30,9 @@ from jobs.remote.clusters import (
     write_entry,
     write_private,
 )
-from jobs.terminal.console import StatusLine, console
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from transloom.jobs.terminal.console import StatusLine, console
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
 
 DASHBOARD_PORTS = range(8265, 8285)
 ANY_PORT = (0,)
@@ -109,7 +109,7 @@ def print_status() -> None:
         console.print("The local cluster is not up.")
         _print_next("transloom cluster up")
         return
-    from jobs.remote.client import Client
+    from transloom.jobs.remote.client import Client
 
     state = _read_state()
     client = Client(load_clusters()[LOCAL])
@@ -138,7 +138,7 @@ def _start(state: dict[str, Any], **ports: int) -> None:
     options = {"temp_dir": str(folder), "cpus": state["cpus"], **ports}
     with open(Path(state["folder"]) / LOG_FILE, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.ray_cluster.local_node", json.dumps(options)],
+            [sys.executable, "-m", "transloom.jobs.ray_cluster.local_node", json.dumps(options)],
             cwd=Path(__file__).resolve().parents[2],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ def _start(state: dict[str, Any], **ports: int) -> None:
 
 def _wait_until_up(state: dict[str, Any], num_nodes: int, client: Any = None) -> Any:
     """A client of the cluster, as soon as it has that many nodes."""
-    from jobs.remote.client import Client
+    from transloom.jobs.remote.client import Client
 
     cluster = Cluster(LOCAL, state["address"], _token_file())
     deadline = time.monotonic() + START_SECONDS
@@ -258,6 +258,6 @@ def _free_port(ports: Sequence[int]) -> int:
 
 
 def _print_next(*commands: str) -> None:
-    from jobs.runs.summary import print_next  # imports torch
+    from transloom.jobs.runs.summary import print_next  # imports torch
 
     print_next(*commands)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from jobs.remote.clusters import Cluster
-from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE
-from pipeline.untrusted import parse_yaml
+from transloom.jobs.remote.clusters import Cluster
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CONFIG_FILE
+from transloom.pipeline.untrusted import parse_yaml
 
 if TYPE_CHECKING:
-    from jobs.config.schema import Config
-    from jobs.remote.client import Client
-    from jobs.sweep.settings import Origin
+    from transloom.jobs.config.schema import Config
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.sweep.settings import Origin
 
 STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
 
@@ -39,8 +39,8 @@ def for_cluster(config: "Config", cluster: Cluster) -> "Config":
     Raises:
         UserError: it names another cluster, or has a password or token in it.
     """
-    from jobs.config.compose import to_dict
-    from pipeline.secrets import secrets_in
+    from transloom.jobs.config.compose import to_dict
+    from transloom.pipeline.secrets import secrets_in
 
     if config.cluster.address not in (None, "auto"):
         raise UserError(f"cluster.address: to=<name> says which cluster; here it is {cluster.name}")
@@ -79,15 +79,15 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
     Raises:
         UserError: the cluster does not answer, can't place the workers, or does not start the job.
     """
-    from jobs.config.compose import to_yaml
-    from jobs.ray_cluster.nodes import versions
-    from jobs.ray_cluster.session import refuse_unplaceable
-    from jobs.remote.client import Client
-    from jobs.remote.follow import follow
-    from jobs.remote.package import packed
-    from jobs.runs.report import code_revision
-    from jobs.terminal.console import console
-    from pipeline.secrets import redacted
+    from transloom.jobs.config.compose import to_yaml
+    from transloom.jobs.ray_cluster.nodes import versions
+    from transloom.jobs.ray_cluster.session import refuse_unplaceable
+    from transloom.jobs.remote.client import Client
+    from transloom.jobs.remote.follow import follow
+    from transloom.jobs.remote.package import packed
+    from transloom.jobs.runs.report import code_revision
+    from transloom.jobs.terminal.console import console
+    from transloom.pipeline.secrets import redacted
 
     client = Client(cluster)
     refuse_unplaceable(config.cluster, client.nodes())
@@ -108,7 +108,7 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
     }
     with packed(config, about) as folder:
         client.submit_job(
-            entrypoint=f"python -m jobs {job} resolved={CONFIG_FILE}",
+            entrypoint=f"python -m transloom.jobs {job} resolved={CONFIG_FILE}",
             submission_id=job_id,
             # Everybody who reaches the dashboard reads this and the metadata: no secrets.
             runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},

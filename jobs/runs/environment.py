@@ -9,8 +9,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from jobs.terminal.printable import printable
-from pipeline.secrets import redacted
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.secrets import redacted
 
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from jobs.remote.package import submission
-from jobs.runs.model import computing_device, find_model, tell_other_precision
-from jobs.terminal.console import StatusLine, counter
-from jobs.terminal.printable import printable
-from pipeline.errors import UserError
-from pipeline.progress import Progress, no_progress
-from pipeline.run_folder import MODEL_CONFIG
+from transloom.jobs.remote.package import submission
+from transloom.jobs.runs.model import computing_device, find_model, tell_other_precision
+from transloom.jobs.terminal.console import StatusLine, counter
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.run_folder import MODEL_CONFIG
 
 if TYPE_CHECKING:
-    from pipeline.data.prompts import Template
-    from pipeline.model_folder import LoadedLanguageModel
+    from transloom.pipeline.data.prompts import Template
+    from transloom.pipeline.model_folder import LoadedLanguageModel
 
 
 def open_language_model(name_or_path: str, root: Path, found: Path | None = None) -> "LoadedLanguageModel":
@@ -31,9 +31,9 @@ def open_language_model(name_or_path: str, root: Path, found: Path | None = None
     Raises:
         UserError: there is no such model; the model translates; the files are damaged or do not fit each other.
     """
-    from model.decoder_only import DecoderOnly
-    from model.packed_linear import pack_linears
-    from pipeline.model_folder import MASKED, is_language_model, load_language_model, read_about
+    from transloom.model.decoder_only import DecoderOnly
+    from transloom.model.packed_linear import pack_linears
+    from transloom.pipeline.model_folder import MASKED, is_language_model, load_language_model, read_about
 
     folder = found or find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
@@ -59,9 +59,9 @@ def response_settings(folder: Path) -> "tuple[Template | None, dict[str, str]]":
     Raises:
         UserError: its config.json is damaged.
     """
-    from pipeline.data.prompts import Template
-    from pipeline.huggingface import is_huggingface
-    from pipeline.model_folder import read_about
+    from transloom.pipeline.data.prompts import Template
+    from transloom.pipeline.huggingface import is_huggingface
+    from transloom.pipeline.model_folder import read_about
 
     about = {} if is_huggingface(folder) else read_about(folder)
     if "template" not in about:

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.config.compose import read_config
-from jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
-from jobs.terminal.printable import printable
-from pipeline.compare.course import validation_course
-from pipeline.data.labelled import LabelledConfig
-from pipeline.data.prompts import PromptsConfig
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
-from pipeline.processor import bf16_instructions
-from pipeline.run_folder import (
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.runs.workspace import Run, find_run, locked, stage_folder, this_process, user_of
+from transloom.jobs.terminal.printable import printable
+from transloom.pipeline.compare.course import validation_course
+from transloom.pipeline.data.labelled import LabelledConfig
+from transloom.pipeline.data.prompts import PromptsConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.processor import bf16_instructions
+from transloom.pipeline.run_folder import (
     CONFIG_FILE,
     MODEL_CONFIG,
     MODEL_FOLDER,
@@ -25,10 +25,10 @@ from pipeline.run_folder import (
     TRAINING_FILE,
     WEIGHTS_FOLDER,
 )
-from pipeline.tasks.build import selecting_metric, token_columns
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import read_points
-from pipeline.train.session import Average
+from transloom.pipeline.tasks.build import selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import read_points
+from transloom.pipeline.train.session import Average
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def _ranked(scores: Mapping[int, float | None], metric: Metric) -> list[int]:
 
 
 def _snapshots(run: Run) -> list[int]:
-    from pipeline.train.checkpoint import list_weights
+    from transloom.pipeline.train.checkpoint import list_weights
 
     return [int(path.name.removeprefix("step_")) for path in list_weights(run.folder / WEIGHTS_FOLDER)]
 
@@ -170,7 +170,7 @@ def _is_of(written: Mapping[str, Any], steps: Sequence[int], hashes: Mapping[str
 
 def _hashes(run: Run, steps: Sequence[int]) -> dict[str, str]:
     """The hashes of the existing snapshots, by their folders' names."""
-    from pipeline.train.checkpoint import read_manifest, snapshot_path
+    from transloom.pipeline.train.checkpoint import read_manifest, snapshot_path
 
     paths = [snapshot_path(run.folder / WEIGHTS_FOLDER, step) for step in steps]
     return {path.name: read_manifest(path)["sha256"] for path in paths if path.exists()}
@@ -183,8 +183,8 @@ def export_model(run: Run) -> Path:
     Raises:
         UserError: snapshots are missing or damaged.
     """
-    from pipeline.model_folder import save_model
-    from pipeline.train.checkpoint import average_weights, lineage, snapshot_path
+    from transloom.pipeline.model_folder import save_model
+    from transloom.pipeline.train.checkpoint import average_weights, lineage, snapshot_path
 
     config, folder = run.config, run.folder / MODEL_FOLDER
     steps = steps_of_model(run)
@@ -294,7 +294,7 @@ def find_model(name_or_path: str, root: Path) -> Path:
 
 def weights_of(name_or_path: str, root: Path) -> str | None:
     """The hash of the weights of `find_model`, which prints nothing here; None: there is no such model."""
-    from pipeline.model_folder import weights_hash
+    from transloom.pipeline.model_folder import weights_hash
 
     try:
         return weights_hash(_found_model(name_or_path, root)[0])

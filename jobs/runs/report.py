@@ -12,23 +12,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.config.compose import read_config, to_dict
-from jobs.config.schema import Config
-from jobs.remote.package import submission
-from jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
-from jobs.runs.summary import use_of
-from jobs.runs.workspace import Run, locked, own_config, stage_folder
-from jobs.terminal.console import clock, console
-from model.build import architecture_of
-from pipeline.data.mix import MIX
-from pipeline.data.prepare import Prepared, unit_of
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import SCORING_LIBRARY
-from pipeline.figures.curves import draw_curves
-from pipeline.files import MANIFEST, read_json
-from pipeline.model_folder import count_saved
-from pipeline.processor import processor_name
-from pipeline.run_folder import (
+from transloom.jobs.config.compose import read_config, to_dict
+from transloom.jobs.config.schema import Config
+from transloom.jobs.remote.package import submission
+from transloom.jobs.runs.model import final_split, in_words, samples_of, tokens_of, training_of
+from transloom.jobs.runs.summary import use_of
+from transloom.jobs.runs.workspace import Run, locked, own_config, stage_folder
+from transloom.jobs.terminal.console import clock, console
+from transloom.model.build import architecture_of
+from transloom.pipeline.data.mix import MIX
+from transloom.pipeline.data.prepare import Prepared, unit_of
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import SCORING_LIBRARY
+from transloom.pipeline.figures.curves import draw_curves
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.model_folder import count_saved
+from transloom.pipeline.processor import processor_name
+from transloom.pipeline.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
     EVALUATION_FOLDER,
@@ -41,13 +41,13 @@ from pipeline.run_folder import (
     SWEEPS_FOLDER,
     WEIGHTS_FOLDER,
 )
-from pipeline.secrets import redacted
-from pipeline.tasks.build import corpus_baselines, loss_unit, selecting_metric, token_columns
-from pipeline.tasks.task import Evaluation, Metric
-from pipeline.tracking.spool import last_status, read_points
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
-from pipeline.train.checkpoint import lineage, snapshot_path
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tasks.build import corpus_baselines, loss_unit, selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Evaluation, Metric
+from transloom.pipeline.tracking.spool import last_status, read_points
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
+from transloom.pipeline.train.checkpoint import lineage, snapshot_path
 
 # MLflow's pages draw a curve for a metric with steps, and bars that compare runs for a metric without steps. Values
 # have few digits, since MLflow's list of runs shows all digits; full values are in training.json and result.json.
@@ -210,7 +210,7 @@ def report_validation(tracker: SpoolTracker, run: Run, step: int, found: Evaluat
 
 
 def report_training(run: Run, tracker: MlflowTracker) -> None:
-    from jobs.training.initial import trained_parameters  # imports what imports this module
+    from transloom.jobs.training.initial import trained_parameters  # imports what imports this module
 
     training = run.training
     assert training is not None

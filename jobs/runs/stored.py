@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobs.runs.workspace import Run, bring_from, stage_folder
-from jobs.terminal.console import StatusLine, console, counter
-from pipeline.data.prepare import Prepared
-from pipeline.run_folder import STAGES
-from pipeline.secrets import redacted
-from pipeline.storage.mirror import Mirror, push_stages
+from transloom.jobs.runs.workspace import Run, bring_from, stage_folder
+from transloom.jobs.terminal.console import StatusLine, console, counter
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.run_folder import STAGES
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.storage.mirror import Mirror, push_stages
 
 
 @contextmanager

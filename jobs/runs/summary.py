@@ -7,20 +7,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
-from jobs.remote.package import submission
-from jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
-from jobs.runs.workspace import Run, stage_folder
-from jobs.terminal.console import clock, console, table
-from model.build import architecture_of
-from pipeline.data.clean import RULES, CleanConfig
-from pipeline.data.mix import MIX
-from pipeline.data.prepare import Prepared, unit_of
-from pipeline.data.prompts import PromptsConfig, Template
-from pipeline.files import MANIFEST, read_json
-from pipeline.processor import processor_name
-from pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
-from pipeline.tasks.build import TaskName, selecting_metric, token_columns
-from pipeline.tasks.task import Metric
+from transloom.jobs.remote.package import submission
+from transloom.jobs.runs.model import called, final_split, in_words, samples_of, tokens_of, training_of
+from transloom.jobs.runs.workspace import Run, stage_folder
+from transloom.jobs.terminal.console import clock, console, table
+from transloom.model.build import architecture_of
+from transloom.pipeline.data.clean import RULES, CleanConfig
+from transloom.pipeline.data.mix import MIX
+from transloom.pipeline.data.prepare import Prepared, unit_of
+from transloom.pipeline.data.prompts import PromptsConfig, Template
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.processor import processor_name
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
+from transloom.pipeline.tasks.build import TaskName, selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Metric
 
 
 def print_prepared(prepared: Prepared, metric: Metric, baselines: Mapping[str, Mapping[str, float]]) -> None:

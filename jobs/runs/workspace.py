@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config.compose import from_dict, read_config, to_dict, to_yaml
-from jobs.config.schema import Config, refuse_contradictions
-from jobs.terminal.console import StatusLine, console, counter
-from jobs.training.precision import with_precision
-from model.build import architecture_of
-from pipeline.data.corpus import CorpusConfig
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.files import (
+from transloom.jobs.config.compose import from_dict, read_config, to_dict, to_yaml
+from transloom.jobs.config.schema import Config, refuse_contradictions
+from transloom.jobs.terminal.console import StatusLine, console, counter
+from transloom.jobs.training.precision import with_precision
+from transloom.model.build import architecture_of
+from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import (
     MANIFEST,
     Stage,
     atomic_write,
@@ -27,8 +27,8 @@ from pipeline.files import (
     without_defaults,
     write_json,
 )
-from pipeline.generate.beam import BeamConfig
-from pipeline.run_folder import (
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.run_folder import (
     CONFIG_FILE,
     LOCK_FILE,
     PREPARED_FILE,
@@ -36,8 +36,8 @@ from pipeline.run_folder import (
     STAGES,
     TRAINING_FILE,
 )
-from pipeline.secrets import HIDDEN, redacted
-from pipeline.storage.mirror import fetch_run, fetch_stage
+from transloom.pipeline.secrets import HIDDEN, redacted
+from transloom.pipeline.storage.mirror import fetch_run, fetch_stage
 
 LOOK_SECONDS = 0.5
 IDENTITY_FORMAT = 2  # to be raised when a default changes: tests/jobs/defaults.yaml has the defaults of this format
@@ -97,7 +97,7 @@ def identity(config: Config, prepared: Prepared) -> str:
     for key in ("output_dir", "storage", "name", "resume"):
         settings.pop(key, None)
     if config.train.initial and not config.resume:
-        from jobs.runs.model import weights_of  # imports this module
+        from transloom.jobs.runs.model import weights_of  # imports this module
 
         weights = weights_of(config.train.initial, output_dir(config))
         settings["train"] |= {"initial": weights or config.train.initial}

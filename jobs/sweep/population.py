@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.config.schema import Config
-from jobs.sweep.table import shown_value
-from jobs.terminal.console import console, table
-from pipeline.errors import UserError
-from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, lineage
-from pipeline.tasks.task import Metric
-from pipeline.train.schedule import NEED_TOTAL
+from transloom.jobs.config.schema import Config
+from transloom.jobs.sweep.table import shown_value
+from transloom.jobs.terminal.console import console, table
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.sweep.space import parse_space
+from transloom.pipeline.sweep.study import Record, lineage
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.train.schedule import NEED_TOTAL
 
 
 def share_of(config: Config) -> int:

@@ -8,23 +8,23 @@ from typing import Any
 
 import yaml
 
-from jobs.config.compose import read_config, recorded
-from jobs.config.schema import Config
-from jobs.runs.report import open_tracker, report_evaluation
-from jobs.runs.workspace import Run, find_run, only_owner, output_dir
-from jobs.sweep.population import history_in_words, history_of, own_cost, print_history
-from jobs.sweep.table import in_words, short_names, shown_value
-from jobs.terminal.console import clock, console, table
-from jobs.training.evaluate import evaluate_stage
-from pipeline.data.prepare import Prepared
-from pipeline.files import atomic_write
-from pipeline.run_folder import CONFIG_FILE
-from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
-from pipeline.sweep.seeds import Chance, chance_of
-from pipeline.sweep.study import Record, State, Study, importances
-from pipeline.tasks.build import selecting_metric
-from pipeline.tasks.task import Metric
-from pipeline.tracking.uploader import MlflowTracker
+from transloom.jobs.config.compose import read_config, recorded
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.report import open_tracker, report_evaluation
+from transloom.jobs.runs.workspace import Run, find_run, only_owner, output_dir
+from transloom.jobs.sweep.population import history_in_words, history_of, own_cost, print_history
+from transloom.jobs.sweep.table import in_words, short_names, shown_value
+from transloom.jobs.terminal.console import clock, console, table
+from transloom.jobs.training.evaluate import evaluate_stage
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.run_folder import CONFIG_FILE
+from transloom.pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds
+from transloom.pipeline.sweep.seeds import Chance, chance_of
+from transloom.pipeline.sweep.study import Record, State, Study, importances
+from transloom.pipeline.tasks.build import selecting_metric
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 # Groups that say where a training runs and what is reported, not what is trained.
 NOT_OF_AN_EXPERIMENT = ("experiment", "sweep", "tracking")

@@ -5,28 +5,28 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from jobs.config.compose import read_config
-from jobs.config.schema import Config
-from jobs.ray_cluster.session import living_nodes, room_for_workers
-from jobs.runs.report import open_tracker
-from jobs.runs.workspace import Run, identity, only_owner, output_dir
-from jobs.sweep.settings import (
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.config.schema import Config
+from transloom.jobs.ray_cluster.session import living_nodes, room_for_workers
+from transloom.jobs.runs.report import open_tracker
+from transloom.jobs.runs.workspace import Run, identity, only_owner, output_dir
+from transloom.jobs.sweep.settings import (
     RECORD_FILE,
     Origin,
     at_point,
     find_sweep,
     trial_config,
 )
-from jobs.terminal.console import begin_stage, console
-from jobs.training.precision import warn_of_slow_precision, with_precision
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.files import hash_of, read_json, write_json
-from pipeline.run_folder import CONFIG_FILE
-from pipeline.sweep.config import Sampler, SweepConfig
-from pipeline.sweep.space import corner_points, parse_space
-from pipeline.sweep.study import Record, State, Study, earlier_trials
-from pipeline.tasks.build import selecting_metric
+from transloom.jobs.terminal.console import begin_stage, console
+from transloom.jobs.training.precision import warn_of_slow_precision, with_precision
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of, read_json, write_json
+from transloom.pipeline.run_folder import CONFIG_FILE
+from transloom.pipeline.sweep.config import Sampler, SweepConfig
+from transloom.pipeline.sweep.space import corner_points, parse_space
+from transloom.pipeline.sweep.study import Record, State, Study, earlier_trials
+from transloom.pipeline.tasks.build import selecting_metric
 
 STUDY_FILE, RESULT_FILE, BEST_FILE = "study.db", "result.json", "best.yaml"
 SECONDS_FOR_ID = 10.0  # that the first trials wait for the id of the sweep's run in MLflow
@@ -90,7 +90,7 @@ def run_sweep(config: Config, prepared: Prepared, origin: Origin) -> tuple[Run, 
 
 def _run(sweep: Run, study: Study, prepared: Prepared, known: dict[str, Any]) -> dict[str, Any]:
     """Searches, trains the best with other seeds, and reports; the result as JSON values."""
-    from jobs.sweep.report import evaluate_trial, report_sweep, write_best
+    from transloom.jobs.sweep.report import evaluate_trial, report_sweep, write_best
 
     config = sweep.config
     with open_tracker(sweep, prepared) as tracker:
@@ -168,9 +168,9 @@ def _seeds(sweep: Run, best: Record, base: Config) -> tuple[Study, SweepConfig]:
 def _search(
     study: Study, settings: SweepConfig, base: Config, prepared: Prepared, sweep: Run, parent: Any, title: str
 ) -> None:
-    from jobs.sweep.table import Board
-    from jobs.sweep.trials import Trials
-    from jobs.sweep.tune import run_trials
+    from transloom.jobs.sweep.table import Board
+    from transloom.jobs.sweep.trials import Trials
+    from transloom.jobs.sweep.tune import run_trials
 
     begin_stage(title)
     nodes = [node["Resources"] for node in living_nodes()]

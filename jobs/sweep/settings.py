@@ -5,17 +5,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import configuration
-from jobs.config.compose import chosen_options, from_dict, load_config, read_config, to_dict, with_absolute_paths
-from jobs.config.schema import Config, refuse_contradictions
-from jobs.remote.package import submission
-from jobs.runs.workspace import output_dir, refuse_lost_password, with_changes
-from jobs.sweep.population import refuse_uneven, share_of
-from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE
-from pipeline.sweep.config import Sampler, SweepConfig
-from pipeline.sweep.space import Point, corner_points, parse_space
-from pipeline.sweep.study import Record
+from transloom.jobs.cli import configuration
+from transloom.jobs.config.compose import (
+    chosen_options,
+    from_dict,
+    load_config,
+    read_config,
+    to_dict,
+    with_absolute_paths,
+)
+from transloom.jobs.config.schema import Config, refuse_contradictions
+from transloom.jobs.remote.package import submission
+from transloom.jobs.runs.workspace import output_dir, refuse_lost_password, with_changes
+from transloom.jobs.sweep.population import refuse_uneven, share_of
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CONFIG_FILE
+from transloom.pipeline.sweep.config import Sampler, SweepConfig
+from transloom.pipeline.sweep.space import Point, corner_points, parse_space
+from transloom.pipeline.sweep.study import Record
 
 RECORD_FILE = "sweep.json"
 
@@ -80,7 +87,7 @@ def _submitted() -> Origin:
     if "sweep" not in about:
         raise UserError(
             "resolved=: does not say which options of the groups made this sweep: submit it with transloom submit "
-            "sweep, or by hand with its own words: python -m jobs sweep experiment=… cluster.address=auto"
+            "sweep, or by hand with its own words: python -m transloom.jobs sweep experiment=… cluster.address=auto"
         )
     return Origin(**about["sweep"])
 

@@ -7,13 +7,13 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from jobs.runs.workspace import Run
-from jobs.terminal.console import clock, console, table
-from pipeline.files import read_json
-from pipeline.run_folder import PROGRESS_FILE
-from pipeline.sweep.space import Value
-from pipeline.sweep.study import Record, State
-from pipeline.tasks.task import Metric
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.terminal.console import clock, console, table
+from transloom.pipeline.files import read_json
+from transloom.pipeline.run_folder import PROGRESS_FILE
+from transloom.pipeline.sweep.space import Value
+from transloom.pipeline.sweep.study import Record, State
+from transloom.pipeline.tasks.task import Metric
 
 PLACES = ("trial", "gen", "member")  # the last two of a population
 MOST_ENDED = 8  # of the trials that have ended, the best ones

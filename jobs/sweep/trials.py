@@ -7,17 +7,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from jobs.config.schema import Config
-from jobs.runs.report import open_tracker, report_training
-from jobs.runs.workspace import Run, only_owner, output_dir, run_for
-from jobs.sweep.table import Board
-from jobs.training.worker import logged_seconds
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE, STOP_FILE
-from pipeline.sweep.study import Record, State, Study
-from pipeline.tracking.uploader import MlflowTracker
-from pipeline.train.inherit import inherit
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.report import open_tracker, report_training
+from transloom.jobs.runs.workspace import Run, only_owner, output_dir, run_for
+from transloom.jobs.sweep.table import Board
+from transloom.jobs.training.worker import logged_seconds
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CONFIG_FILE, STOP_FILE
+from transloom.pipeline.sweep.study import Record, State, Study
+from transloom.pipeline.tracking.uploader import MlflowTracker
+from transloom.pipeline.train.inherit import inherit
 
 
 class Trials:

@@ -16,20 +16,20 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from jobs.config.compose import read_config
-from jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
-from jobs.runs.stopping import Terminated, on_sigterm, watched
-from jobs.runs.workspace import Run
-from jobs.sweep.trials import Trials
-from jobs.training.attempts import train_in_attempts
-from jobs.training.train import is_trained, refuse_too_long, refuse_unspaced_targets
-from pipeline.disk import disk_trouble, is_disk_message
-from pipeline.errors import UserError
-from pipeline.run_folder import CONFIG_FILE, STOP_FILE
-from pipeline.sweep.study import State
-from pipeline.tasks.build import selecting_metric, token_columns
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import read_points
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.ray_cluster.patches import MANY_PROCESSES, without_messages
+from transloom.jobs.runs.stopping import Terminated, on_sigterm, watched
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.sweep.trials import Trials
+from transloom.jobs.training.attempts import train_in_attempts
+from transloom.jobs.training.train import is_trained, refuse_too_long, refuse_unspaced_targets
+from transloom.pipeline.disk import disk_trouble, is_disk_message
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CONFIG_FILE, STOP_FILE
+from transloom.pipeline.sweep.study import State
+from transloom.pipeline.tasks.build import selecting_metric, token_columns
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import read_points
 
 POLL_SECONDS = 0.5
 SECONDS_TO_STOP = 60.0  # for a trial's workers, to save a checkpoint and end

@@ -14,10 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from jobs.terminal.printable import printable, printable_word
-from pipeline.files import read_json
-from pipeline.secrets import redacted
-from pipeline.tasks.task import Metric
+from transloom.jobs.terminal.printable import printable, printable_word
+from transloom.pipeline.files import read_json
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tasks.task import Metric
 
 
 class SafeConsole(Console):

@@ -14,17 +14,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster.session import living_nodes, room_for_workers, spare_cpus, start_on_nodes, temp_folder_trouble
-from jobs.runs.workspace import Run
-from jobs.terminal.console import console
-from jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
-from jobs.training.initial import bring_initial
-from jobs.training.trainer import cause_of, make_trainer
-from jobs.training.worker import train_worker
-from pipeline.disk import disk_trouble
-from pipeline.errors import UserError
-from pipeline.run_folder import (
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster.session import (
+    living_nodes,
+    room_for_workers,
+    spare_cpus,
+    start_on_nodes,
+    temp_folder_trouble,
+)
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.terminal.console import console
+from transloom.jobs.training.heartbeat import REST_SECONDS, Worker, end_processes, read_heartbeats
+from transloom.jobs.training.initial import bring_initial
+from transloom.jobs.training.trainer import cause_of, make_trainer
+from transloom.jobs.training.worker import train_worker
+from transloom.pipeline.disk import disk_trouble
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import (
     CHECKPOINTS_FOLDER,
     RAY_FOLDER,
     RESTART_FILE,
@@ -33,7 +39,7 @@ from pipeline.run_folder import (
     TRAINING_FILE,
     WORKERS_FOLDER,
 )
-from pipeline.train.checkpoint import newest_checkpoint
+from transloom.pipeline.train.checkpoint import newest_checkpoint
 
 MINUTES_WITHOUT_ROOM = 10  # Ray's default, a minute's wait repeated for ever, looks like a hang
 SECONDS_FOR_MORE = 10.0  # that an elastic training waits for room for all workers before it starts with fewer
@@ -58,7 +64,7 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from jobs.ray_cluster.patches import is_startup_timeout
+    from transloom.jobs.ray_cluster.patches import is_startup_timeout
 
     bring_initial(run)
     (run.folder / TRAINING_FILE).unlink(missing_ok=True)
@@ -134,7 +140,7 @@ def _no_room(run: Run) -> UserError:
 
 def _resources(of_all: bool = False) -> list[dict[str, float]]:
     """The free resources, or all resources, of each node that is not going away."""
-    from jobs.ray_cluster.patches import draining_nodes, free_resources
+    from transloom.jobs.ray_cluster.patches import draining_nodes, free_resources
 
     going = draining_nodes()
     nodes = [node for node in living_nodes() if node["NodeID"] not in going]
@@ -270,7 +276,7 @@ class Watch:
         self.hang = f"{self.hang}; the stacks are in {folder}"
 
     def _look_for_drain(self) -> None:
-        from jobs.ray_cluster.patches import draining_nodes
+        from transloom.jobs.ray_cluster.patches import draining_nodes
 
         going = draining_nodes()
         ranks = [str(worker.rank) for worker in self._workers if worker.node in going]

@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.ray_cluster.session import map_over_cluster
-from jobs.runs.model import export_model, in_words, model_is_current, training_of
-from jobs.runs.workspace import Run, own_config, stage_folder
-from jobs.terminal.console import StatusLine, begin_stage, console, counter
-from jobs.training.precision import warn_of_slow_precision
-from pipeline.files import MANIFEST, atomic_write, hash_of, read_json, write_json
-from pipeline.run_folder import EVALUATION_FOLDER, MODEL_CONFIG, MODEL_FOLDER, RESULT_FILE
-from pipeline.tasks.build import make_task, scoring
-from pipeline.tasks.task import Scoring
+from transloom.jobs.ray_cluster.session import map_over_cluster
+from transloom.jobs.runs.model import export_model, in_words, model_is_current, training_of
+from transloom.jobs.runs.workspace import Run, own_config, stage_folder
+from transloom.jobs.terminal.console import StatusLine, begin_stage, console, counter
+from transloom.jobs.training.precision import warn_of_slow_precision
+from transloom.pipeline.files import MANIFEST, atomic_write, hash_of, read_json, write_json
+from transloom.pipeline.run_folder import EVALUATION_FOLDER, MODEL_CONFIG, MODEL_FOLDER, RESULT_FILE
+from transloom.pipeline.tasks.build import make_task, scoring
+from transloom.pipeline.tasks.task import Scoring
 
 
 def evaluate_stage(run: Run) -> tuple[dict[str, Any], float | None]:

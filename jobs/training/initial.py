@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from jobs.runs.model import find_model
-from jobs.runs.workspace import Run, output_dir, stage_folder
-from jobs.terminal.console import console
-from pipeline.run_folder import CHECKPOINTS_FOLDER, INITIAL_FOLDER
-from pipeline.tasks.build import make_task
+from transloom.jobs.runs.model import find_model
+from transloom.jobs.runs.workspace import Run, output_dir, stage_folder
+from transloom.jobs.terminal.console import console
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, INITIAL_FOLDER
+from transloom.pipeline.tasks.build import make_task
 
 SHOWN = 4  # names of weights in a message
 
@@ -20,10 +20,10 @@ def bring_initial(run: Run) -> None:
     """
     import torch
 
-    from pipeline.model_folder import read_model
-    from pipeline.train.adapt import adapt, count_trained
-    from pipeline.train.checkpoint import newest_checkpoint, save_weights, snapshot_path
-    from pipeline.train.initial import fitting
+    from transloom.pipeline.model_folder import read_model
+    from transloom.pipeline.train.adapt import adapt, count_trained
+    from transloom.pipeline.train.checkpoint import newest_checkpoint, save_weights, snapshot_path
+    from transloom.pipeline.train.initial import fitting
 
     config = run.config.train
     if not config.initial or snapshot_path(run.folder / INITIAL_FOLDER, 0).exists():
@@ -56,8 +56,8 @@ def trained_parameters(run: Run) -> tuple[int, int] | None:
     """The numbers of trained and of all parameters, adapters included; None where all are trained."""
     import torch
 
-    from pipeline.train.adapt import adapt, count_trained
-    from pipeline.train.checkpoint import load_weights, snapshot_path
+    from transloom.pipeline.train.adapt import adapt, count_trained
+    from transloom.pipeline.train.checkpoint import load_weights, snapshot_path
 
     if not run.config.train.freezes:
         return None

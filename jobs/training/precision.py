@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from jobs.config.compose import read_config
-from jobs.config.schema import ClusterConfig, Config
-from jobs.ray_cluster.machine import native_precisions, product_ratio
-from jobs.ray_cluster.session import living_nodes, node_address, room_for_workers, start_on_nodes
-from jobs.terminal.console import console
-from pipeline.errors import UserError
-from pipeline.train.optimizer import Precision
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.ray_cluster.machine import native_precisions, product_ratio
+from transloom.jobs.ray_cluster.session import living_nodes, node_address, room_for_workers, start_on_nodes
+from transloom.jobs.terminal.console import console
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.optimizer import Precision
 
 NODE_SECONDS = 120.0
 THIS_MACHINE = "this machine"

@@ -3,22 +3,22 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.config.compose import to_dict
-from jobs.config.schema import Config
-from jobs.ray_cluster.session import map_over_cluster
-from jobs.runs.summary import print_cleaning
-from jobs.runs.workspace import bring_stage, output_dir, prepared_before
-from jobs.terminal.console import StatusLine, begin_stage, console, counter
-from pipeline.data.corpus import CorpusConfig
-from pipeline.data.longest import refuse_longer
-from pipeline.data.mix import MIX
-from pipeline.data.prepare import Prepared
-from pipeline.data.prompts import PromptsConfig
-from pipeline.errors import UserError
-from pipeline.files import NotBuilt
-from pipeline.secrets import HIDDEN
-from pipeline.tasks.build import TaskName, prepare_data, refuse_wrong_corpus, with_local_corpus
-from pipeline.tracking.tracker import flatten
+from transloom.jobs.config.compose import to_dict
+from transloom.jobs.config.schema import Config
+from transloom.jobs.ray_cluster.session import map_over_cluster
+from transloom.jobs.runs.summary import print_cleaning
+from transloom.jobs.runs.workspace import bring_stage, output_dir, prepared_before
+from transloom.jobs.terminal.console import StatusLine, begin_stage, console, counter
+from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.longest import refuse_longer
+from transloom.pipeline.data.mix import MIX
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prompts import PromptsConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import NotBuilt
+from transloom.pipeline.secrets import HIDDEN
+from transloom.pipeline.tasks.build import TaskName, prepare_data, refuse_wrong_corpus, with_local_corpus
+from transloom.pipeline.tracking.tracker import flatten
 
 
 def found_prepared(config: Config) -> Prepared | None:
@@ -84,7 +84,7 @@ def _tell_long_examples(config: Config, shards: Path) -> None:
     Raises:
         UserError: the context has no room for a prompt.
     """
-    from pipeline.data.prompt_batches import long_examples
+    from transloom.pipeline.data.prompt_batches import long_examples
 
     assert isinstance(config.corpus, PromptsConfig)
     for line in long_examples(shards, config.model, config.corpus):

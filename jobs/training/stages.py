@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from jobs.config.schema import Config
-from jobs.runs.report import open_tracker, report_evaluation, report_training
-from jobs.runs.stored import stored
-from jobs.runs.workspace import Run, has_run, only_owner, output_dir, run_for
-from jobs.training.evaluate import evaluate_stage, is_evaluated, kept_result
-from jobs.training.train import is_trained, train_stage
-from pipeline.data.prepare import Prepared
-from pipeline.tracking.uploader import is_reported
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.report import open_tracker, report_evaluation, report_training
+from transloom.jobs.runs.stored import stored
+from transloom.jobs.runs.workspace import Run, has_run, only_owner, output_dir, run_for
+from transloom.jobs.training.evaluate import evaluate_stage, is_evaluated, kept_result
+from transloom.jobs.training.train import is_trained, train_stage
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.tracking.uploader import is_reported
 
 
 def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:

@@ -3,20 +3,20 @@
 import time
 from pathlib import Path
 
-from jobs.runs.stopping import Terminated, on_sigterm
-from jobs.runs.workspace import Run, stage_folder
-from jobs.terminal.console import begin_stage, console, following
-from jobs.training.attempts import train_in_attempts
-from jobs.training.precision import warn_of_slow_precision
-from jobs.training.prepare import refuse_long_sentences
-from pipeline.data.lines import read_lines
-from pipeline.data.text_tokenizer import tokenizer_file
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import refuse_unspaced
-from pipeline.files import sha256_file
-from pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
-from pipeline.tasks.build import selecting_metric
-from pipeline.train.checkpoint import newest_checkpoint, read_manifest
+from transloom.jobs.runs.stopping import Terminated, on_sigterm
+from transloom.jobs.runs.workspace import Run, stage_folder
+from transloom.jobs.terminal.console import begin_stage, console, following
+from transloom.jobs.training.attempts import train_in_attempts
+from transloom.jobs.training.precision import warn_of_slow_precision
+from transloom.jobs.training.prepare import refuse_long_sentences
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.text_tokenizer import tokenizer_file
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import refuse_unspaced
+from transloom.pipeline.files import sha256_file
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
+from transloom.pipeline.tasks.build import selecting_metric
+from transloom.pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
 SECONDS_TO_STOP = 600.0  # for a validation under way, a step and its checkpoint
 

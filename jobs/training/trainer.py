@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster.session import ALLOCATOR, worker_resources
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster.session import ALLOCATOR, worker_resources
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # a worker's error when another worker is gone
 SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its message, after it has ended a process
@@ -15,7 +15,7 @@ SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its messag
 
 def import_trainer() -> None:
     """Imports the modules that launch workers, which takes seconds."""
-    from jobs.ray_cluster.patches import trainer_class
+    from transloom.jobs.ray_cluster.patches import trainer_class
 
     trainer_class()
 
@@ -37,8 +37,8 @@ def make_trainer(
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from jobs.ray_cluster.patches import trainer_class
-    from jobs.training.process_group import NodeInterfaceConfig
+    from transloom.jobs.ray_cluster.patches import trainer_class
+    from transloom.jobs.training.process_group import NodeInterfaceConfig
 
     use_gpu = cluster.gpus_per_worker > 0
     resources = {kind: amount * reserve for kind, amount in worker_resources(cluster).items()}

@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.config.compose import read_config
-from jobs.config.schema import Config
-from jobs.runs.environment import log_safely
-from jobs.runs.report import report_validation
-from jobs.runs.stopping import watched
-from jobs.runs.workspace import Run, stage_folder
-from jobs.training.heartbeat import Heartbeat
-from pipeline.disk import disk_trouble
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.processor import processor_vendor
-from pipeline.run_folder import (
+from transloom.jobs.config.compose import read_config
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.environment import log_safely
+from transloom.jobs.runs.report import report_validation
+from transloom.jobs.runs.stopping import watched
+from transloom.jobs.runs.workspace import Run, stage_folder
+from transloom.jobs.training.heartbeat import Heartbeat
+from transloom.pipeline.disk import disk_trouble
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.processor import processor_vendor
+from transloom.pipeline.run_folder import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     INITIAL_FOLDER,
@@ -33,10 +33,10 @@ from pipeline.run_folder import (
     STOP_FILE,
     TRAINING_FILE,
 )
-from pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.spool import read_points
 
 if TYPE_CHECKING:
-    from model.build import Model
+    from transloom.model.build import Model
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     import torch
     from ray.train.torch import get_device
 
-    from model.flops import training_flops
-    from model.kernels.linear import Products, use_products
-    from pipeline.ranks import on_rank_zero, rank, world_size
-    from pipeline.tasks.build import flops_columns, make_task
-    from pipeline.train.adapt import adapt, adapted_groups
-    from pipeline.train.checkpoint import load_weights, resume, snapshot_path
-    from pipeline.train.engine import make_engine
-    from pipeline.train.loop import train
-    from pipeline.train.optimizer import Precision
-    from pipeline.train.schedule import learning_rate
-    from pipeline.train.session import Session, TrainState
+    from transloom.model.flops import training_flops
+    from transloom.model.kernels.linear import Products, use_products
+    from transloom.pipeline.ranks import on_rank_zero, rank, world_size
+    from transloom.pipeline.tasks.build import flops_columns, make_task
+    from transloom.pipeline.train.adapt import adapt, adapted_groups
+    from transloom.pipeline.train.checkpoint import load_weights, resume, snapshot_path
+    from transloom.pipeline.train.engine import make_engine
+    from transloom.pipeline.train.loop import train
+    from transloom.pipeline.train.optimizer import Precision
+    from transloom.pipeline.train.schedule import learning_rate
+    from transloom.pipeline.train.session import Session, TrainState
 
     heartbeat = Heartbeat(attempt, rank(), hang_seconds)
     config = read_config(folder / CONFIG_FILE)
@@ -154,7 +154,7 @@ def logged_seconds(folder: Path) -> float:
 
 def _products(folder: Path, model: "Model") -> list[bool]:
     """The quicker products, measured once in a run. A run that restarts before its first checkpoint keeps them."""
-    from model.kernels.linear import quicker_products
+    from transloom.model.kernels.linear import quicker_products
 
     file = folder / PRODUCTS_FILE
     if not file.exists():
@@ -166,7 +166,7 @@ def _validation(
     config: Config, folder: Path, device: Any, spare: int, heartbeat: Heartbeat
 ) -> Callable[[int, Path], Any]:
     """Validates in a Ray task if the workers leave a CPU free, else on the workers, between training steps."""
-    from pipeline.ranks import on_rank_zero
+    from transloom.pipeline.ranks import on_rank_zero
 
     if not spare:
         return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
@@ -198,10 +198,10 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
     """The evaluation of a snapshot on the validation set. In the workers' process group the ranks share the work."""
     import torch
 
-    from model.packed_linear import pack_linears
-    from pipeline.tasks.build import make_task
-    from pipeline.train.checkpoint import load_weights
-    from pipeline.train.optimizer import TORCH_DTYPES
+    from transloom.model.packed_linear import pack_linears
+    from transloom.pipeline.tasks.build import make_task
+    from transloom.pipeline.train.checkpoint import load_weights
+    from transloom.pipeline.train.optimizer import TORCH_DTYPES
 
     task = make_task(config, partial(stage_folder, folder))
     model = task.model()
@@ -213,8 +213,8 @@ def validate_snapshot(folder: Path, snapshot: Path, config: Config, device: Any)
 
 def _reports(config: Config, folder: Path, heartbeat: Heartbeat, is_first: bool) -> Any:
     """Rank 0's reports, to the run's spool and to the progress file; the driver shows and uploads both."""
-    from pipeline.tracking.tracker import SpoolTracker
-    from pipeline.train.session import Reports
+    from transloom.pipeline.tracking.tracker import SpoolTracker
+    from transloom.pipeline.train.session import Reports
 
     def begin(fresh: Mapping[str, Any]) -> None:
         if doing := fresh.get("doing"):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench.search import Program
-from pipeline.bench.task import Ready
-from pipeline.processes import peak_bytes
+from transloom.pipeline.bench.search import Program
+from transloom.pipeline.bench.task import Ready
+from transloom.pipeline.processes import peak_bytes
 
 NO_TOKEN = -1  # as the end of text: no continuation ends
 
@@ -62,9 +62,9 @@ def make_continuer(task: ContinueTask) -> tuple[Callable[[Prompts], Continued], 
 
 
 def _ours(task: ContinueTask) -> Continue:
-    from model.packed_linear import pack_linears
-    from pipeline.generate.sample import SampleConfig, sample
-    from pipeline.model_folder import load_language_model
+    from transloom.model.packed_linear import pack_linears
+    from transloom.pipeline.generate.sample import SampleConfig, sample
+    from transloom.pipeline.model_folder import load_language_model
 
     dtype = torch.bfloat16 if task.program is Program.ours_bf16 else torch.float32
     model: Any = pack_linears(load_language_model(Path(task.folder), _device(task), dtype).model)
@@ -78,7 +78,7 @@ def _ours(task: ContinueTask) -> Continue:
 
 
 def _huggingface(task: ContinueTask) -> Continue:
-    from pipeline.bench.text_peers import load_huggingface
+    from transloom.pipeline.bench.text_peers import load_huggingface
 
     device = _device(task)
     model: Any = load_huggingface(Path(task.folder)).to(device).eval()

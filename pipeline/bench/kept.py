@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import atomic_write
-from pipeline.tracking.tracker import flatten
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.tracking.tracker import flatten
 
 TURNS_FILE = "turns.jsonl"
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.config import Activation, DecoderConfig, Normalization, Positions
-from model.decoder_only import DecoderOnly
-from model.layers import SelfAttentionLayer
+from transloom.model.config import Activation, DecoderConfig, Normalization, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.layers import SelfAttentionLayer
 
 
 def make_norm(config: DecoderConfig) -> nn.Module:

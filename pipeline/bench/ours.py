@@ -6,18 +6,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import DecoderConfig
-from model.kernels.linear import quicker_products, use_products
-from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.bench.text_steps import text_steps
-from pipeline.data.batches import Step, ahead
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.processor import processor_vendor
-from pipeline.ranks import rank, world_size
-from pipeline.train.engine import make_engine
-from pipeline.train.loop import add_gradients
-from pipeline.train.objective import LanguageModelObjective, TranslationObjective
-from pipeline.train.optimizer import Precision
+from transloom.model.config import DecoderConfig
+from transloom.model.kernels.linear import quicker_products, use_products
+from transloom.pipeline.bench.task import Task, Trainer, initial_model
+from transloom.pipeline.bench.text_steps import text_steps
+from transloom.pipeline.data.batches import Step, ahead
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.processor import processor_vendor
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.engine import make_engine
+from transloom.pipeline.train.loop import add_gradients
+from transloom.pipeline.train.objective import LanguageModelObjective, TranslationObjective
+from transloom.pipeline.train.optimizer import Precision
 
 
 def our_trainer(task: Task, device: torch.device) -> Trainer:

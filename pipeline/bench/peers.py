@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model.config import Norm, TransformerConfig
-from model.layers import DecoderLayer, SelfAttentionLayer
-from model.positions import sinusoids
-from model.transformer import Transformer
-from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
-from pipeline.data.pairs import open_pairs
-from pipeline.data.tokenizer import BOS_ID, PAD_ID
-from pipeline.tasks.task import Examples
-from pipeline.train.optimizer import TORCH_DTYPES, Precision
+from transloom.model.config import Norm, TransformerConfig
+from transloom.model.layers import DecoderLayer, SelfAttentionLayer
+from transloom.model.positions import sinusoids
+from transloom.model.transformer import Transformer
+from transloom.pipeline.bench.task import Task, Trainer, initial_model
+from transloom.pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
+from transloom.pipeline.data.pairs import open_pairs
+from transloom.pipeline.data.tokenizer import BOS_ID, PAD_ID
+from transloom.pipeline.tasks.task import Examples
+from transloom.pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def marian_trainer(task: Task, device: torch.device) -> Trainer:
     """Hugging Face's model."""
     from transformers import MarianMTModel
 
-    from pipeline.export import marian_config, marian_weights
+    from transloom.pipeline.export import marian_config, marian_weights
 
     ours = cast(Transformer, initial_model(task))
     config = marian_config(ours.config, task.vocab_size)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
-from pipeline.files import atomic_write
+from transloom.pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from transloom.pipeline.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from model.build import ModelConfig
-from model.flops import training_flops
-from pipeline.bench.task import Ready
-from pipeline.bench.turns import Rounds, Turn
+from transloom.model.build import ModelConfig
+from transloom.model.flops import training_flops
+from transloom.pipeline.bench.task import Ready
+from transloom.pipeline.bench.turns import Rounds, Turn
 
 # The contenders of training by the names that figures and files have.
 BARE, ZERO0, ZERO1, TWO = "ours", "ours, Ray + ZeRO-0", "ours, Ray + ZeRO-1", "ours, Ray + ZeRO-1, two workers"

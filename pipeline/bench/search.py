@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench.task import Ready
-from pipeline.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
-from pipeline.generate.beam import BeamConfig
-from pipeline.processes import peak_bytes
+from transloom.pipeline.bench.task import Ready
+from transloom.pipeline.data.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.processes import peak_bytes
 
 
 class Program(Enum):
@@ -86,8 +86,8 @@ def make_searcher(task: SearchTask) -> tuple[Callable[[Request], Found], Ready]:
 
 
 def _ours(task: SearchTask) -> Search:
-    from model.packed_linear import pack_linears
-    from pipeline.generate.translator import Translator, translate_tokens
+    from transloom.model.packed_linear import pack_linears
+    from transloom.pipeline.generate.translator import Translator, translate_tokens
 
     dtype = torch.bfloat16 if task.program is Program.ours_bf16 else torch.float32
     model = pack_linears(Translator.load(Path(task.folder), _device(task), dtype).model)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.build import Model, build_model
-from model.config import DecoderConfig, TransformerConfig
-from pipeline.data.batches import BatchConfig
-from pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
-from pipeline.train.schedule import ScheduleConfig
+from transloom.model.build import Model, build_model
+from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
+from transloom.pipeline.train.schedule import ScheduleConfig
 
 
 class Kind(Enum):

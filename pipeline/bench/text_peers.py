@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.decoder_only import DecoderOnly
-from pipeline.bench.nanogpt import GPT, copy_weights
-from pipeline.bench.task import Task, Trainer, initial_model
-from pipeline.bench.text_steps import DenseStep, dense_steps
-from pipeline.data.batches import Step, ahead
-from pipeline.huggingface import write_huggingface
-from pipeline.train.optimizer import TORCH_DTYPES, Precision
+from transloom.model.decoder_only import DecoderOnly
+from transloom.pipeline.bench.nanogpt import GPT, copy_weights
+from transloom.pipeline.bench.task import Task, Trainer, initial_model
+from transloom.pipeline.bench.text_steps import DenseStep, dense_steps
+from transloom.pipeline.data.batches import Step, ahead
+from transloom.pipeline.huggingface import write_huggingface
+from transloom.pipeline.train.optimizer import TORCH_DTYPES, Precision
 
 
 def nanogpt_trainer(task: Task, device: torch.device) -> Trainer:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import DecoderConfig
-from pipeline.bench.task import Task
-from pipeline.data.batches import Step, iterate_steps
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
-from pipeline.data.shards import open_shards
-from pipeline.errors import UserError
+from transloom.model.config import DecoderConfig
+from transloom.pipeline.bench.task import Task
+from transloom.pipeline.data.batches import Step, iterate_steps
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.errors import UserError
 
 
 def text_steps(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.task import Burst, Kind, Ready, Skip, Task, Trainer, Weights
-from pipeline.processes import peak_bytes
-from pipeline.train.engine import EngineName
-from pipeline.train.schedule import learning_rate
+from transloom.pipeline.bench.task import Burst, Kind, Ready, Skip, Task, Trainer, Weights
+from transloom.pipeline.processes import peak_bytes
+from transloom.pipeline.train.engine import EngineName
+from transloom.pipeline.train.schedule import learning_rate
 
 MATMUL_SHAPE = (2048, 1024, 1024)  # friendly to every kernel: what the machine can do at best
 
@@ -74,28 +74,28 @@ def _import_trainer(task: Task) -> Callable[[Task, torch.device], Trainer]:
         case Kind.ours:
             if task.engine.name is EngineName.deepspeed:
                 os.environ.setdefault("DS_ACCELERATOR", "cuda" if task.use_gpu else "cpu")
-                import pipeline.train.deepspeed  # noqa: F401
-            from pipeline.bench.ours import our_trainer
+                import transloom.pipeline.train.deepspeed  # noqa: F401
+            from transloom.pipeline.bench.ours import our_trainer
 
             return our_trainer
         case Kind.torch:
-            from pipeline.bench.peers import torch_trainer
+            from transloom.pipeline.bench.peers import torch_trainer
 
             return torch_trainer
         case Kind.marian:
             import transformers.models.marian  # noqa: F401
 
-            from pipeline.bench.peers import marian_trainer
+            from transloom.pipeline.bench.peers import marian_trainer
 
             return marian_trainer
         case Kind.nanogpt:
-            from pipeline.bench.text_peers import nanogpt_trainer
+            from transloom.pipeline.bench.text_peers import nanogpt_trainer
 
             return nanogpt_trainer
         case Kind.huggingface:
             from transformers import AutoModelForCausalLM  # noqa: F401
 
-            from pipeline.bench.text_peers import huggingface_trainer
+            from transloom.pipeline.bench.text_peers import huggingface_trainer
 
             return huggingface_trainer
 

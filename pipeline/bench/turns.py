@@ -4,11 +4,11 @@ all alike."""
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pipeline.bench.config import WARM_UP_STEPS
-from pipeline.bench.kept import Kept
-from pipeline.bench.task import Burst, Skip
-from pipeline.processes import Contender, busy_seconds
-from pipeline.progress import Progress
+from transloom.pipeline.bench.config import WARM_UP_STEPS
+from transloom.pipeline.bench.kept import Kept
+from transloom.pipeline.bench.task import Burst, Skip
+from transloom.pipeline.processes import Contender, busy_seconds
+from transloom.pipeline.progress import Progress
 
 MATMUL_SECONDS = 1.0
 

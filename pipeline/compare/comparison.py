@@ -6,11 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.compare.course import Moment, first_reaching
-from pipeline.compare.sentences import sentence_scores
-from pipeline.errors import UserError
-from pipeline.evaluate.buckets import by_length, f1_by_frequency, frequencies, reference_words_by_frequency, words_of
-from pipeline.evaluate.significance import (
+from transloom.pipeline.compare.course import Moment, first_reaching
+from transloom.pipeline.compare.sentences import sentence_scores
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.buckets import (
+    by_length,
+    f1_by_frequency,
+    frequencies,
+    reference_words_by_frequency,
+    words_of,
+)
+from transloom.pipeline.evaluate.significance import (
     METRICS,
     RESAMPLES,
     TRIALS,
@@ -21,11 +27,11 @@ from pipeline.evaluate.significance import (
     score_of,
     signature_of,
 )
-from pipeline.evaluate.tokenizers import DEFAULT
-from pipeline.files import hash_of
-from pipeline.progress import MapTasks, Progress, no_progress
-from pipeline.tasks.build import TaskName, selecting_metric
-from pipeline.tasks.task import Metric
+from transloom.pipeline.evaluate.tokenizers import DEFAULT
+from transloom.pipeline.files import hash_of
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
+from transloom.pipeline.tasks.task import Metric
 
 
 @dataclass(frozen=True)

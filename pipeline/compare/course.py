@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import Point
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import Point
 
 # Since the training's start, over all its attempts: seconds, and tokens by column, such as target_tokens.
 COUNTED = re.compile(r"train/(seconds|\w+_tokens)")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
-from pipeline.evaluate.bootstrap import RESAMPLES, SEED, compare_ratios
-from pipeline.files import hash_of
-from pipeline.tasks.build import TaskName, selecting_metric
+from transloom.pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
+from transloom.pipeline.evaluate.bootstrap import RESAMPLES, SEED, compare_ratios
+from transloom.pipeline.files import hash_of
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.figures.race import STYLES
-from pipeline.files import atomic_write
-from pipeline.tasks.task import Metric
+from transloom.pipeline.figures.race import STYLES
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
-from pipeline.evaluate.accuracy import RESAMPLES, SEED, compare_correct, wilson
-from pipeline.evaluate.significance import holm
-from pipeline.files import hash_of
-from pipeline.tasks.build import TaskName, selecting_metric
+from transloom.pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
+from transloom.pipeline.evaluate.accuracy import RESAMPLES, SEED, compare_correct, wilson
+from transloom.pipeline.evaluate.significance import holm
+from transloom.pipeline.files import hash_of
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.compare.sentences import Sentence
-from pipeline.files import atomic_write
+from transloom.pipeline.compare.sentences import Sentence
+from transloom.pipeline.files import atomic_write
 
 HERE = Path(__file__).parent
 SPOKEN = {"right": "differs, as in the reference", "wrong": "differs, not in the reference"}

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 from unicodedata import category
 
-from pipeline.evaluate.significance import Statistics, score_of
+from transloom.pipeline.evaluate.significance import Statistics, score_of
 
 
 class Mark(Enum):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
-from pipeline.tasks.task import Batch, Examples
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.tasks.task import Batch, Examples
 
 STEPS_PER_POOL = 64  # sorted together: more steps give more uniform lengths, fewer steps are more alike
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pipeline.data.lines import MAX_LINE_BYTES
-from pipeline.data.overlap import Sides, pair_hash
-from pipeline.data.pairs import SentencePair
-from pipeline.data.words import collapse_whitespace, count_words
+from transloom.pipeline.data.lines import MAX_LINE_BYTES
+from transloom.pipeline.data.overlap import Sides, pair_hash
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.words import collapse_whitespace, count_words
 
 # The settings of CleanConfig that each rule uses.
 RULES = {

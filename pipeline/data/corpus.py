@@ -11,13 +11,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.formats import refuse_other_formats
-from pipeline.data.hub import cell, load_rows
-from pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read_lines
-from pipeline.data.overlap import Sides, pair_hash
-from pipeline.data.pairs import SentencePair
-from pipeline.errors import UserError
-from pipeline.files import absolute_path, sha256_file
+from transloom.pipeline.data.formats import refuse_other_formats
+from transloom.pipeline.data.hub import cell, load_rows
+from transloom.pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read_lines
+from transloom.pipeline.data.overlap import Sides, pair_hash
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path, sha256_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -300,7 +300,7 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
             mix = {name.replace("train", "mix"): value for name, value in corpus_fingerprint(other).items()}
         return corpus_fingerprint(replace(config, mix=MixConfig())) | mix
     if config.kind is CorpusKind.phrasebook:
-        from pipeline.phrasebook import phrasebook_version
+        from transloom.pipeline.phrasebook import phrasebook_version
 
         languages = f"{config.source_language}-{config.target_language}"
         counts = f"{config.phrasebook_pairs} and {config.held_out} pairs"
@@ -400,7 +400,7 @@ def read_own(
     """Streams (place, pair) of a split with data of its own, held-out pairs included; see `read_pairs`."""
     match config:
         case CorpusConfig(kind=CorpusKind.phrasebook):
-            from pipeline.phrasebook import phrasebook_pairs
+            from transloom.pipeline.phrasebook import phrasebook_pairs
 
             count = count_pairs(config, split)
             pairs = phrasebook_pairs(config.source_language, config.target_language, split, count)

@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.clean import shortened
-from pipeline.data.formats import refuse_binary
-from pipeline.data.lines import BOM, PACKED, open_text, unpacked_name
-from pipeline.data.wording import sentences
-from pipeline.errors import UserError
+from transloom.pipeline.data.clean import shortened
+from transloom.pipeline.data.formats import refuse_binary
+from transloom.pipeline.data.lines import BOM, PACKED, open_text, unpacked_name
+from transloom.pipeline.data.wording import sentences
+from transloom.pipeline.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 HEAD_BYTES = 1 << 16

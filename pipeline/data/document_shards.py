@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.clean import shortened
-from pipeline.data.document_store import Documents, open_documents
-from pipeline.data.shards import shard_name, write_shard
-from pipeline.data.text_tokenizer import load_text_tokenizer
-from pipeline.disk import explain_full_disk
+from transloom.pipeline.data.clean import shortened
+from transloom.pipeline.data.document_store import Documents, open_documents
+from transloom.pipeline.data.shards import shard_name, write_shard
+from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
+from transloom.pipeline.disk import explain_full_disk
 
 COLUMN = "tokens"  # the files are `name`.tokens_tokens.npy and `name`.tokens_lengths.npy
 ENCODED_BYTES = 1 << 20  # of text that the tokenizer gets at a time

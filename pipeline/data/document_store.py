@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.files import atomic_write
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.progress import Progress, no_progress
 
 
 def write_documents(

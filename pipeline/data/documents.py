@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.clean import Invalid, shortened
-from pipeline.data.document_files import (
+from transloom.pipeline.data.clean import Invalid, shortened
+from transloom.pipeline.data.document_files import (
     Fault,
     Read,
     Unit,
@@ -25,13 +25,13 @@ from pipeline.data.document_files import (
     matching_files,
     read_file,
 )
-from pipeline.data.hub import load_rows
-from pipeline.data.overlap import Sentences, read_sentences
-from pipeline.data.wording import treebank
-from pipeline.errors import UserError
-from pipeline.files import absolute_path, hash_of, sha256_file
-from pipeline.progress import Progress, no_progress
-from pipeline.storage.files import GLOB, fetch_file, is_url
+from transloom.pipeline.data.hub import load_rows
+from transloom.pipeline.data.overlap import Sentences, read_sentences
+from transloom.pipeline.data.wording import treebank
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path, hash_of, sha256_file
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.storage.files import GLOB, fetch_file, is_url
 
 SPLITS = ("train", "validation", "test")
 # Folders of tests and of installed packages below Python's library.

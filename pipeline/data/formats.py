@@ -5,8 +5,8 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from pipeline.data.lines import open_text, read_lines
-from pipeline.errors import UserError
+from transloom.pipeline.data.lines import open_text, read_lines
+from transloom.pipeline.errors import UserError
 
 HEAD_BYTES = 1 << 20
 LINES = 1000

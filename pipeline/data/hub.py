@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.data.tables import TSV_ENDINGS, table_rows
-from pipeline.errors import UserError
-from pipeline.storage.files import GLOB
+from transloom.pipeline.data.tables import TSV_ENDINGS, table_rows
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.storage.files import GLOB
 
 TABLES = ("csv", "tsv")
 # Packages whose errors are about the network.

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.formats import HEAD_BYTES, refuse_binary
-from pipeline.data.lines import MAX_LINE_BYTES, existing_file, open_text, read_lines, unpacked_name
-from pipeline.errors import UserError
-from pipeline.files import atomic_write
+from transloom.pipeline.data.formats import HEAD_BYTES, refuse_binary
+from transloom.pipeline.data.lines import MAX_LINE_BYTES, existing_file, open_text, read_lines, unpacked_name
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import atomic_write
 
 NAMES = (".jsonl", ".json", ".ndjson")
 

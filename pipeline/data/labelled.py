@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data.clean import shortened
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.documents import document_hash
-from pipeline.data.packing import filler, pack
-from pipeline.data.pieces import inputs_and_labels
-from pipeline.data.records import Record, RecordSource, read_records, records_fingerprint, with_local_records
-from pipeline.data.shards import open_shards
-from pipeline.errors import UserError
-from pipeline.files import absolute_path
-from pipeline.progress import Progress, no_progress
-from pipeline.storage.files import is_url
+from transloom.model.packing import Layout
+from transloom.pipeline.data.clean import shortened
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.documents import document_hash
+from transloom.pipeline.data.packing import filler, pack
+from transloom.pipeline.data.pieces import inputs_and_labels
+from transloom.pipeline.data.records import Record, RecordSource, read_records, records_fingerprint, with_local_records
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.storage.files import is_url
 
 SPLITS = ("train", "validation", "test")
 LABELS_FILE = "labels"  # `split`.labels.npy: (texts,) int32, each text's label by its number

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 MAX_LINE_BYTES = 1 << 20  # no sentence is longer; the rest of a longer line is never in memory
 BOM = b"\xef\xbb\xbf"

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.clean import shortened
-from pipeline.data.lines import read_lines
-from pipeline.data.mix import MIX
-from pipeline.data.pairs import open_pairs
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
+from transloom.pipeline.data.clean import shortened
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.mix import MIX
+from transloom.pipeline.data.pairs import open_pairs
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json
 
 
 def refuse_longer(corpus: Path, shards: Path, split: str, key: str, limit: int) -> None:

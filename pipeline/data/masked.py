@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data.packing import ROW_MULTIPLE, filler, pack
-from pipeline.data.pieces import cut_documents
-from pipeline.tasks.task import Examples
+from transloom.model.packing import Layout
+from transloom.pipeline.data.packing import ROW_MULTIPLE, filler, pack
+from transloom.pipeline.data.pieces import cut_documents
+from transloom.pipeline.tasks.task import Examples
 
 SHARE = 0.15  # of a piece's tokens that are predicted
 MASKED, RANDOM = 0.8, 0.1  # of these: replaced by the mask, and by a random token; the others stay

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.tasks.task import Examples
+from transloom.pipeline.tasks.task import Examples
 
 MIX = "mix"  # the split's name in a prepared corpus
 _DRAW = 0x6D6978  # keeps the draw apart from other uses of (seed, epoch)

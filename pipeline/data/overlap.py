@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.json_lines import is_json_lines, read_text_lines
-from pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.json_lines import is_json_lines, read_text_lines
+from transloom.pipeline.data.pairs import SentencePair
 
 
 def spaces_alike(text: str) -> str:

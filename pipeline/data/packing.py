@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data.tokenizer import PAD_ID
+from transloom.model.packing import Layout
+from transloom.pipeline.data.tokenizer import PAD_ID
 
 # A batch's tokens and sentences are filled up to multiples of these numbers, so that shapes repeat: libraries prepare a
 # kernel for every new shape, which took 10 % of a training step on a CPU. Attention computes as much for a filler

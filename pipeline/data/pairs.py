@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data.batches import BatchConfig, Step, iterate_steps
-from pipeline.data.packing import filler, pack
-from pipeline.data.shards import SIDES, Columns, open_shards
-from pipeline.data.tokenizer import BOS_ID
-from pipeline.tasks.task import Examples
+from transloom.model.packing import Layout
+from transloom.pipeline.data.batches import BatchConfig, Step, iterate_steps
+from transloom.pipeline.data.packing import filler, pack
+from transloom.pipeline.data.shards import SIDES, Columns, open_shards
+from transloom.pipeline.data.tokenizer import BOS_ID
+from transloom.pipeline.tasks.task import Examples
 
 
 class SentencePair(NamedTuple):

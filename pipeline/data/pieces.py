@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data.packing import filler, pack
-from pipeline.tasks.task import Examples
+from transloom.model.packing import Layout
+from transloom.pipeline.data.packing import filler, pack
+from transloom.pipeline.tasks.task import Examples
 
 
 class Pieces(NamedTuple):

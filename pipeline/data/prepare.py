@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.clean import CleanConfig, CleanReport, Invalid, clean_pairs
-from pipeline.data.corpus import (
+from transloom.pipeline.data.clean import CleanConfig, CleanReport, Invalid, clean_pairs
+from transloom.pipeline.data.corpus import (
     SPLITS,
     CorpusConfig,
     corpus_fingerprint,
@@ -22,15 +22,15 @@ from pipeline.data.corpus import (
     read_pairs,
     refuse_wrong_files,
 )
-from pipeline.data.mix import MIX
-from pipeline.data.overlap import Sides
-from pipeline.data.pairs import SentencePair
-from pipeline.data.shards import shard_tasks, tokenize_shard
-from pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, existing_tokenizer, train_tokenizer
-from pipeline.data.words import count_words
-from pipeline.errors import UserError
-from pipeline.files import Stage, atomic_write, stage, without_defaults
-from pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.data.mix import MIX
+from transloom.pipeline.data.overlap import Sides
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.shards import shard_tasks, tokenize_shard
+from transloom.pipeline.data.tokenizer import MODEL_FILE, TokenizerConfig, existing_tokenizer, train_tokenizer
+from transloom.pipeline.data.words import count_words
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import Stage, atomic_write, stage, without_defaults
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
 
 # Parts of the keys below: CORPUS_FORMAT of the corpus, FORMAT of the other stages. Raise a format if equal settings no
 # longer give the same files, or when a default changes: keys hold only settings that differ from the defaults.

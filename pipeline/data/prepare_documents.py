@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.document_shards import DocumentsTask, document_tasks, tokenize_documents
-from pipeline.data.document_store import Documents, open_documents, write_documents
-from pipeline.data.documents import (
+from transloom.pipeline.data.document_shards import DocumentsTask, document_tasks, tokenize_documents
+from transloom.pipeline.data.document_store import Documents, open_documents, write_documents
+from transloom.pipeline.data.documents import (
     DocumentsConfig,
     DocumentsKind,
     Dropped,
@@ -20,16 +20,16 @@ from pipeline.data.documents import (
     refuse_nothing_left,
     source_files,
 )
-from pipeline.data.ngram import train_ngram
-from pipeline.data.prepare import Prepared
-from pipeline.data.text_tokenizer import (
+from transloom.pipeline.data.ngram import train_ngram
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.text_tokenizer import (
     TextTokenizerConfig,
     chosen_documents,
     tokenizer_fingerprint,
     train_text_tokenizer,
 )
-from pipeline.files import Stage, stage, without_defaults
-from pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.files import Stage, stage, without_defaults
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of every key below; to be raised when the same settings no longer give the same files
 LEAST_SHARD_BYTES, MAX_SHARDS = 4 * 2**20, 256

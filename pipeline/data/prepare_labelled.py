@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.document_store import write_documents
-from pipeline.data.label_baselines import label_baselines
-from pipeline.data.labelled import (
+from transloom.pipeline.data.document_store import write_documents
+from transloom.pipeline.data.label_baselines import label_baselines
+from transloom.pipeline.data.labelled import (
     LABELS_FILE,
     LabelledConfig,
     labelled_fingerprint,
@@ -17,13 +17,13 @@ from pipeline.data.labelled import (
     read_labelled,
     refuse_no_train,
 )
-from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_documents import prepare_text_stages
-from pipeline.data.records import record_files
-from pipeline.data.shards import write_array
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.files import stage, write_json
-from pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prepare_documents import prepare_text_stages
+from transloom.pipeline.data.records import record_files
+from transloom.pipeline.data.shards import write_array
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.files import stage, write_json
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of the corpus's key; to be raised when the same settings no longer give the same files
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.clean import shortened
-from pipeline.data.document_store import open_documents, write_documents
-from pipeline.data.documents import document_hash
-from pipeline.data.lines import read_lines
-from pipeline.data.prepare import Prepared
-from pipeline.data.prompts import (
+from transloom.pipeline.data.clean import shortened
+from transloom.pipeline.data.document_store import open_documents, write_documents
+from transloom.pipeline.data.documents import document_hash
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prompts import (
     SPLITS,
     Example,
     PromptsConfig,
@@ -29,19 +29,19 @@ from pipeline.data.prompts import (
     prompts_key,
     read_examples,
 )
-from pipeline.data.records import record_files
-from pipeline.data.shards import shard_name, write_shard
-from pipeline.data.text_tokenizer import (
+from transloom.pipeline.data.records import record_files
+from transloom.pipeline.data.shards import shard_name, write_shard
+from transloom.pipeline.data.text_tokenizer import (
     TextTokenizer,
     TextTokenizerConfig,
     load_text_tokenizer,
     tokenizer_fingerprint,
     train_text_tokenizer,
 )
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.files import Stage, atomic_write, stage, without_defaults
-from pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import Stage, atomic_write, stage, without_defaults
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
 
 FORMAT = 1  # part of every key below; to be raised when the same settings no longer give the same files
 COLUMNS = ("prompt", "response")

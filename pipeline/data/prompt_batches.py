@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.build import ModelConfig
-from model.config import DecoderConfig
-from model.packing import Layout
-from pipeline.data.packing import filler, pack
-from pipeline.data.pairs import PairBatch, collate_pairs
-from pipeline.data.prepare_prompts import COLUMNS
-from pipeline.data.prompts import PromptsConfig, TooLong
-from pipeline.data.shards import open_shards
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
-from pipeline.tasks.task import Examples
+from transloom.model.build import ModelConfig
+from transloom.model.config import DecoderConfig
+from transloom.model.packing import Layout
+from transloom.pipeline.data.packing import filler, pack
+from transloom.pipeline.data.pairs import PairBatch, collate_pairs
+from transloom.pipeline.data.prepare_prompts import COLUMNS
+from transloom.pipeline.data.prompts import PromptsConfig, TooLong
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.tasks.task import Examples
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.records import (
+from transloom.pipeline.data.records import (
     Record,
     RecordSource,
     read_records,
@@ -19,11 +19,11 @@ from pipeline.data.records import (
     records_fingerprint,
     with_local_records,
 )
-from pipeline.data.squad import ANSWERS, FIELDS, read_squad
-from pipeline.errors import UserError
-from pipeline.files import absolute_path
-from pipeline.progress import Progress, no_progress
-from pipeline.storage.files import is_url
+from transloom.pipeline.data.squad import ANSWERS, FIELDS, read_squad
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.storage.files import is_url
 
 SPLITS = ("train", "validation", "test")
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.document_files import Fault, kind_of, matching_files, parquet_rows, value_of
-from pipeline.data.json_lines import is_json_lines, read_json_lines, read_text_lines
-from pipeline.data.lines import count_lines, existing_file, unpacked_name
-from pipeline.data.tables import table_rows
-from pipeline.errors import UserError
-from pipeline.files import absolute_path, hash_of, sha256_file
-from pipeline.progress import Progress, no_progress
-from pipeline.storage.files import GLOB, fetch_file, is_url
+from transloom.pipeline.data.document_files import Fault, kind_of, matching_files, parquet_rows, value_of
+from transloom.pipeline.data.json_lines import is_json_lines, read_json_lines, read_text_lines
+from transloom.pipeline.data.lines import count_lines, existing_file, unpacked_name
+from transloom.pipeline.data.tables import table_rows
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path, hash_of, sha256_file
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.storage.files import GLOB, fetch_file, is_url
 
 ENDINGS = ".jsonl, .ndjson, .json, .tsv, .tab, .csv or .parquet"
 

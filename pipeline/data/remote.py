@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
-from pipeline.progress import Progress, no_progress
-from pipeline.storage.files import GLOB, fetch_file, is_url
+from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.storage.files import GLOB, fetch_file, is_url
 
 
 def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no_progress) -> CorpusConfig:

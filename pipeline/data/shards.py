@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, atomic_write, read_json
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, atomic_write, read_json
 
 SIDES = ("source", "target")
 

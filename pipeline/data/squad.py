@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.lines import open_text
-from pipeline.data.records import Record
-from pipeline.errors import UserError
+from transloom.pipeline.data.lines import open_text
+from transloom.pipeline.data.records import Record
+from transloom.pipeline.errors import UserError
 
 FIELDS = ("context", "question")
 ANSWERS = "answers"

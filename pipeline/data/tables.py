@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.data.formats import refuse_binary, refuse_lone_returns
-from pipeline.data.lines import BOM, MAX_LINE_BYTES, open_text
-from pipeline.errors import UserError
-from pipeline.storage.files import is_url
+from transloom.pipeline.data.formats import refuse_binary, refuse_lone_returns
+from transloom.pipeline.data.lines import BOM, MAX_LINE_BYTES, open_text
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.storage.files import is_url
 
 TSV_ENDINGS = (".tsv", ".tsv.gz", ".tab", ".tab.gz")
 

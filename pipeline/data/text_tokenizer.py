@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.data.document_store import Documents
-from pipeline.errors import UserError
-from pipeline.files import absolute_path, atomic_write, write_json
-from pipeline.untrusted import NotWellFormed, read_small
+from transloom.pipeline.data.document_store import Documents
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path, atomic_write, write_json
+from transloom.pipeline.untrusted import NotWellFormed, read_small
 
 END_OF_TEXT = "<|endoftext|>"
 # Usual names of the end of text, for tokenizers whose folder does not name it.

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from pipeline.data.lines import count_lines, read_lines
-from pipeline.data.words import collapse_whitespace
-from pipeline.errors import UserError
-from pipeline.files import absolute_path, atomic_write, sha256_file
-from pipeline.untrusted import read_small
+from transloom.pipeline.data.lines import count_lines, read_lines
+from transloom.pipeline.data.words import collapse_whitespace
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import absolute_path, atomic_write, sha256_file
+from transloom.pipeline.untrusted import read_small
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 MODEL_FILE = "tokenizer.model"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluate.significance import Tested, holm
+from transloom.pipeline.evaluate.significance import Tested, holm
 
 RESAMPLES, SEED = 10_000, 12345
 LEAST_DOCUMENTS = 10  # of fewer, resamples are too alike to show a chance

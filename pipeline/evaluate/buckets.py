@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.evaluate.tokenizers import DEFAULT, SPACED, load_tokenizer
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, SPACED, load_tokenizer
 
 LENGTHS = (5, 10, 15, 20, 30, 40, 50)  # words: up to 5, 6 to 10, …, 51 and more
 FREQUENCIES = (0, 4, 19, 99)  # never, 1 to 4 times, …, 100 times and more

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.json_lines import read_json_lines, shorten, text_field
-from pipeline.data.text_tokenizer import TextTokenizer
-from pipeline.errors import UserError
-from pipeline.evaluate.accuracy import Accuracy, Paired, accuracy, compare_correct
-from pipeline.evaluate.items import Item
-from pipeline.evaluate.likelihood import Passage, log_probabilities
-from pipeline.generate.language_model import LanguageModel
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.data.json_lines import read_json_lines, shorten, text_field
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.accuracy import Accuracy, Paired, accuracy, compare_correct
+from transloom.pipeline.evaluate.items import Item
+from transloom.pipeline.evaluate.likelihood import Passage, log_probabilities
+from transloom.pipeline.generate.language_model import LanguageModel
+from transloom.pipeline.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 

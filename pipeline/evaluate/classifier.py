@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.packed_linear import pack_linears
-from pipeline.data.labelled import text_input
-from pipeline.data.text_tokenizer import TextTokenizer
-from pipeline.evaluate.labels import label_log_probabilities
-from pipeline.model_folder import load_classifier
+from transloom.model.packed_linear import pack_linears
+from transloom.pipeline.data.labelled import text_input
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
+from transloom.pipeline.evaluate.labels import label_log_probabilities
+from transloom.pipeline.model_folder import load_classifier
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file
-from pipeline.secrets import redacted
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, sha256_file
+from transloom.pipeline.secrets import redacted
 
 COMMAND = "comet-score"
 SECONDS_BETWEEN_LOOKS = 0.5

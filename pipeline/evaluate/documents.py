@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.document_files import Fault, Unit, read_file
-from pipeline.data.formats import HEAD_BYTES, refuse_binary
-from pipeline.data.json_lines import is_json_lines, read_json_lines, text_field
-from pipeline.data.lines import existing_file, open_text
-from pipeline.data.text_tokenizer import TextTokenizer
-from pipeline.errors import UserError
-from pipeline.evaluate.likelihood import TextScore, score_text
-from pipeline.generate.language_model import LanguageModel
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.data.document_files import Fault, Unit, read_file
+from transloom.pipeline.data.formats import HEAD_BYTES, refuse_binary
+from transloom.pipeline.data.json_lines import is_json_lines, read_json_lines, text_field
+from transloom.pipeline.data.lines import existing_file, open_text
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.likelihood import TextScore, score_text
+from transloom.pipeline.generate.language_model import LanguageModel
+from transloom.pipeline.progress import Progress, no_progress
 
 MAX_BYTES = 1 << 28  # of a document
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.json_lines import id_field, read_json_lines, shorten, text_field
-from pipeline.errors import UserError
+from transloom.pipeline.data.json_lines import id_field, read_json_lines, shorten, text_field
+from transloom.pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

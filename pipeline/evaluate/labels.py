@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.evaluate.accuracy import wilson
-from pipeline.evaluate.likelihood import like_lengths
-from pipeline.generate.language_model import device_of, pack
+from transloom.pipeline.evaluate.accuracy import wilson
+from transloom.pipeline.evaluate.likelihood import like_lengths
+from transloom.pipeline.generate.language_model import device_of, pack
 
 
 @torch.inference_mode()

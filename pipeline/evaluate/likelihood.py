@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte
-from pipeline.generate.language_model import LanguageModel, device_of, pack
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte
+from transloom.pipeline.generate.language_model import LanguageModel, device_of, pack
+from transloom.pipeline.progress import Progress, no_progress
 
 ROWS = 256  # of logits that are held at a time: with a large vocabulary they take more memory than the model
 

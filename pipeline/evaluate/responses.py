@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from pipeline.data.prompts import ResponseMetric
-from pipeline.tasks.task import Metric, Score
+from transloom.pipeline.data.prompts import ResponseMetric
+from transloom.pipeline.tasks.task import Metric, Score
 
 ROUGE_L = Metric("rouge_l", "ROUGE-L", limits=(0.0, 100.0), trivial=1.0)
 EXACT_MATCH = Metric("exact_match", "exact match", limits=(0.0, 100.0), trivial=0.0)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.evaluate.significance import half_width, make_metric
-from pipeline.evaluate.tokenizers import DEFAULT
-from pipeline.tasks.task import Score
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.significance import half_width, make_metric
+from transloom.pipeline.evaluate.tokenizers import DEFAULT
+from transloom.pipeline.tasks.task import Score
 
 
 def score(

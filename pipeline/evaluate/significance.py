@@ -15,8 +15,8 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-from pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
-from pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, load_tokenizer
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
 
 METRICS = ("bleu", "chrf", "ter")
 BY_CHARACTER = ("zh", "ja-mecab")  # with these tokenizers of BLEU, TER splits Chinese characters too

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.prompts import Example, ResponseMetric
-from pipeline.evaluate.responses import normalized
+from transloom.pipeline.data.prompts import Example, ResponseMetric
+from transloom.pipeline.evaluate.responses import normalized
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 ROWS = 256  # prompts compared with all of train at a time

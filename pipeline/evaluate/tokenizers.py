@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 SCORING_LIBRARY = "sacrebleu"  # the distribution, whose version decides about scores
 DEFAULT = "13a"  # mteval's, for languages that write spaces between words

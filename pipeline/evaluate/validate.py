@@ -2,17 +2,17 @@
 
 import torch
 
-from model.build import Model
-from model.losses import label_smoothed_cross_entropy
-from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.pairs import collate_pairs
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import DEFAULT
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import translate_tokens
-from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.task import Evaluation, Examples
+from transloom.model.build import Model
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.pipeline.data.batches import BatchConfig, plan_epoch
+from transloom.pipeline.data.pairs import collate_pairs
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.tokenizers import DEFAULT
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import translate_tokens
+from transloom.pipeline.ranks import gather, rank, world_size
+from transloom.pipeline.tasks.task import Evaluation, Examples
 
 
 @torch.inference_mode()

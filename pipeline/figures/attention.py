@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.attention_maps import AttentionMaps
-from pipeline.files import atomic_write
+from transloom.pipeline.attention_maps import AttentionMaps
+from transloom.pipeline.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

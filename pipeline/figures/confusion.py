@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import atomic_write
+from transloom.pipeline.files import atomic_write
 
 DOTS_PER_INCH = 150
 MOST_NUMBERS = 20  # labels; with more, the cells are too small for their counts

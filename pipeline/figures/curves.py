@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.files import atomic_write
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import Point
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

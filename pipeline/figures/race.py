@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, ORANGE, WIDTH_PIXELS, scale_scores, score_label
-from pipeline.files import atomic_write
-from pipeline.tasks.task import Metric
+from transloom.pipeline.figures.curves import (
+    BLUE,
+    DOTS_PER_INCH,
+    GREEN,
+    ORANGE,
+    WIDTH_PIXELS,
+    scale_scores,
+    score_label,
+)
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

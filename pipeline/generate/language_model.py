@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.packing import Layout
-from pipeline.data import packing
-from pipeline.generate.beam import Decoding
+from transloom.model.packing import Layout
+from transloom.pipeline.data import packing
+from transloom.pipeline.generate.beam import Decoding
 
 
 class Continuation(Decoding, Protocol):

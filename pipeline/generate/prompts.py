@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
-from pipeline.data.prompts import Template
-from pipeline.data.records import text_of
-from pipeline.data.text_tokenizer import TextTokenizer
-from pipeline.errors import UserError
-from pipeline.generate.language_model import LanguageModel
-from pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
-from pipeline.generate.text_stream import TextStream
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.data.json_lines import id_field, is_json_lines, read_json_lines, read_text_lines, text_field
+from transloom.pipeline.data.prompts import Template
+from transloom.pipeline.data.records import text_of
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.language_model import LanguageModel
+from transloom.pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
+from transloom.pipeline.generate.text_stream import TextStream
+from transloom.pipeline.progress import Progress, no_progress
 
 PROMPTS_AT_A_TIME = 1000  # sorted by length together, their samples in memory together
 

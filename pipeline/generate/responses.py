@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import DecoderConfig
-from pipeline.data.text_tokenizer import TextTokenizer
-from pipeline.generate.beam import BeamConfig, beam_search
-from pipeline.generate.language_model import device_of, pack
-from pipeline.generate.sample import SampleConfig, sample
+from transloom.model.config import DecoderConfig
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
+from transloom.pipeline.generate.beam import BeamConfig, beam_search
+from transloom.pipeline.generate.language_model import device_of, pack
+from transloom.pipeline.generate.sample import SampleConfig, sample
 
 BATCH = 64  # responses made side by side
 GREEDY = BeamConfig(beam=1, length_penalty=0.0)

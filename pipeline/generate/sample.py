@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.generate.language_model import LanguageModel, device_of, pack
-from pipeline.generate.text_stream import Decode, TextStream
-from pipeline.progress import Progress, no_progress
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.language_model import LanguageModel, device_of, pack
+from transloom.pipeline.generate.text_stream import Decode, TextStream
+from transloom.pipeline.progress import Progress, no_progress
 
 Reason = Literal["end", "stop", "length", "context"]
 OnTokens = Callable[[int, int, int], None]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.build import Model, ModelConfig
-from model.config import DecoderConfig
-from model.packed_linear import pack_linears
-from model.packing import Layout
-from pipeline.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig, Hypothesis, beam_search
-from pipeline.model_folder import load_model
+from transloom.model.build import Model, ModelConfig
+from transloom.model.config import DecoderConfig
+from transloom.model.packed_linear import pack_linears
+from transloom.model.packing import Layout
+from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig, Hypothesis, beam_search
+from transloom.pipeline.model_folder import load_model
 
 log = logging.getLogger(__name__)
 

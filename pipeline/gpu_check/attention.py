@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, Grid, SelfAttention
-from model.config import TransformerConfig
-from model.losses import label_smoothed_cross_entropy
-from model.packing import Layout
-from model.transformer import Transformer
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.gpu_check.outcome import Outcome, Target
-from pipeline.gpu_check.settings import AttentionSize
+from transloom.model.attention import CrossAttention, Grid, SelfAttention
+from transloom.model.config import TransformerConfig
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.packing import Layout
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.gpu_check.outcome import Outcome, Target
+from transloom.pipeline.gpu_check.settings import AttentionSize
 
 # Largest distance from the CPU's result, relative to its norm. A number in bf16 is off by up to 0.4 %.
 FORWARD, GRADIENT = 1e-2, 2e-2

@@ -7,16 +7,16 @@ from statistics import median
 
 import torch
 
-from pipeline.bench.report import Spread
-from pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import tokenizer_for
-from pipeline.export import Format, export
-from pipeline.files import read_json
-from pipeline.gpu_check.demo import MODEL, read_test_set
-from pipeline.gpu_check.outcome import Outcome, Skipped, Target
-from pipeline.gpu_check.settings import DecodingSize
+from transloom.pipeline.bench.report import Spread
+from transloom.pipeline.bench.search import Found, Program, Request, SearchTask, make_searcher
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.tokenizers import tokenizer_for
+from transloom.pipeline.export import Format, export
+from transloom.pipeline.files import read_json
+from transloom.pipeline.gpu_check.demo import MODEL, read_test_set
+from transloom.pipeline.gpu_check.outcome import Outcome, Skipped, Target
+from transloom.pipeline.gpu_check.settings import DecodingSize
 
 LABELS = {Program.ours: "ours", Program.ours_bf16: "ours in bf16", Program.huggingface: "Marian"}
 WARM_UP_SENTENCES = 32

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import torch
 
-from model.flops import training_flops
-from pipeline.data.lines import read_lines
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import tokenizer_for
-from pipeline.generate.translator import Translator
-from pipeline.gpu_check.outcome import Outcome, Target
-from pipeline.gpu_check.settings import Demo
-from pipeline.model_folder import save_model
-from pipeline.run_folder import WEIGHTS_FOLDER
-from pipeline.tasks.task import Evaluation
-from pipeline.tasks.translation import translation
-from pipeline.train.checkpoint import average_weights, list_weights, load_weights
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.loop import train
-from pipeline.train.optimizer import TORCH_DTYPES
-from pipeline.train.schedule import learning_rate
-from pipeline.train.session import Reports, Session, TrainState
+from transloom.model.flops import training_flops
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.tokenizers import tokenizer_for
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.gpu_check.outcome import Outcome, Target
+from transloom.pipeline.gpu_check.settings import Demo
+from transloom.pipeline.model_folder import save_model
+from transloom.pipeline.run_folder import WEIGHTS_FOLDER
+from transloom.pipeline.tasks.task import Evaluation
+from transloom.pipeline.tasks.translation import translation
+from transloom.pipeline.train.checkpoint import average_weights, list_weights, load_weights
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.optimizer import TORCH_DTYPES
+from transloom.pipeline.train.schedule import learning_rate
+from transloom.pipeline.train.session import Reports, Session, TrainState
 
 MODEL, TEST = "model", "test"  # what is left in the demo's folder: the model's, and the test set's .source and .target
 

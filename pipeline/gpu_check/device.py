@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.gpu_check.outcome import Skipped
+from transloom.pipeline.gpu_check.outcome import Skipped
 
 
 def use_device(name: str) -> torch.device:

@@ -9,16 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.transformer import Transformer
-from pipeline.data.batches import Step, ahead
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.gpu_check.outcome import Outcome, Target
-from pipeline.gpu_check.random_corpus import write_random_shards
-from pipeline.gpu_check.settings import EngineSize
-from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
-from pipeline.train.loop import add_gradients
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import Precision, StepResult
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.batches import Step, ahead
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.gpu_check.outcome import Outcome, Target
+from transloom.pipeline.gpu_check.random_corpus import write_random_shards
+from transloom.pipeline.gpu_check.settings import EngineSize
+from transloom.pipeline.train.engine import (
+    Engine,
+    EngineConfig,
+    EngineName,
+    OptimizerConfig,
+    PrecisionConfig,
+    make_engine,
+)
+from transloom.pipeline.train.loop import add_gradients
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import Precision, StepResult
 
 SEED = 1
 # How far DeepSpeed may be from plain torch in bf16. The way that the weights have gone differs most: Adam's steps are

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.shards import SIDES, shard_name, write_shard
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.files import MANIFEST, write_json
+from transloom.pipeline.data.shards import SIDES, shard_name, write_shard
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.files import MANIFEST, write_json
 
 LONGEST = 100  # tokens, as clean.max_words lets them be
 

@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.gpu_check.outcome import Outcome, Skipped
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.gpu_check.outcome import Outcome, Skipped
 
 BUDGET = 540.0  # seconds, for all parts
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"

@@ -5,16 +5,16 @@ The models and the demo are those of conf/, which is read by Hydra and may not b
 
 from dataclasses import dataclass, replace
 
-from model.config import TransformerConfig
-from pipeline.data.batches import BatchConfig
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.generate.beam import BeamConfig
-from pipeline.train.engine import OptimizerConfig, PrecisionConfig
-from pipeline.train.optimizer import Precision
-from pipeline.train.schedule import ScheduleConfig, ScheduleName
-from pipeline.train.session import Average, TrainConfig
+from transloom.model.config import TransformerConfig
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.train.engine import OptimizerConfig, PrecisionConfig
+from transloom.pipeline.train.optimizer import Precision
+from transloom.pipeline.train.schedule import ScheduleConfig, ScheduleName
+from transloom.pipeline.train.session import Average, TrainConfig
 
 BASE = TransformerConfig(d_model=512, d_ff=2048, num_heads=8, encoder_layers=6, decoder_layers=6, dropout=0.1)
 BIG = TransformerConfig(d_model=1024, d_ff=4096, num_heads=16, encoder_layers=6, decoder_layers=6, dropout=0.3)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.gpu_check.runner import FAILED, SKIPPED, Record
+from transloom.pipeline.gpu_check.runner import FAILED, SKIPPED, Record
 
 WIDTH = 150
 REASON = 300  # characters of why a part did not pass

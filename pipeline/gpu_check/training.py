@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from model.flops import training_flops
-from pipeline.bench.report import Spread
-from pipeline.bench.task import Burst, Kind, Task
-from pipeline.bench.training import make_matmul, make_member
-from pipeline.gpu_check.outcome import Outcome, Target
-from pipeline.gpu_check.random_corpus import write_random_shards
-from pipeline.gpu_check.settings import TrainingSize
-from pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig
-from pipeline.train.optimizer import Precision
-from pipeline.train.schedule import ScheduleConfig
+from transloom.model.flops import training_flops
+from transloom.pipeline.bench.report import Spread
+from transloom.pipeline.bench.task import Burst, Kind, Task
+from transloom.pipeline.bench.training import make_matmul, make_member
+from transloom.pipeline.gpu_check.outcome import Outcome, Target
+from transloom.pipeline.gpu_check.random_corpus import write_random_shards
+from transloom.pipeline.gpu_check.settings import TrainingSize
+from transloom.pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig
+from transloom.pipeline.train.optimizer import Precision
+from transloom.pipeline.train.schedule import ScheduleConfig
 
 SEED = 1
 

@@ -12,10 +12,10 @@ from importlib.resources import files
 from random import Random
 from string import Formatter
 
-from pipeline.data.pairs import SentencePair
-from pipeline.errors import UserError
-from pipeline.phrasebook.frames import FRAMES, Frame
-from pipeline.phrasebook.slots import SLOTS, fill
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.phrasebook.frames import FRAMES, Frame
+from transloom.pipeline.phrasebook.slots import SLOTS, fill
 
 LANGUAGE_PAIRS = [("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en")]
 

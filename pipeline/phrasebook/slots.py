@@ -18,7 +18,7 @@ from babel.numbers import format_compact_decimal, format_currency, format_decima
 from babel.units import format_unit
 from num2words import num2words
 
-from pipeline.phrasebook import words
+from transloom.pipeline.phrasebook import words
 
 
 class Forms(dict[str, str]):

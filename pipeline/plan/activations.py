@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model.attention import LONG
-from model.build import ModelConfig
-from model.config import Activation, DecoderConfig, Norm, RecurrentConfig, TransformerConfig
+from transloom.model.attention import LONG
+from transloom.model.build import ModelConfig
+from transloom.model.config import Activation, DecoderConfig, Norm, RecurrentConfig, TransformerConfig
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.plan.hardware import Hardware
-from pipeline.plan.memory import Footing
-from pipeline.plan.probe import Probe, Reduce, Save, Steps, Taken, make_member
-from pipeline.plan.speed import UPDATE_BYTES
-from pipeline.processes import Contender, Meeting
-from pipeline.progress import Progress
-from pipeline.train.optimizer import Precision
+from transloom.pipeline.plan.hardware import Hardware
+from transloom.pipeline.plan.memory import Footing
+from transloom.pipeline.plan.probe import Probe, Reduce, Save, Steps, Taken, make_member
+from transloom.pipeline.plan.speed import UPDATE_BYTES
+from transloom.pipeline.processes import Contender, Meeting
+from transloom.pipeline.progress import Progress
+from transloom.pipeline.train.optimizer import Precision
 
 WARM_UP_SECONDS, TURN_SECONDS, TURNS = 8.0, 4.0, 4
 LEAST_WARM_UP, LEAST_STEPS = 3, 2  # steps, where they take longer than that

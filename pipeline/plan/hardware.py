@@ -4,7 +4,7 @@ calibration has measured of this machine."""
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.train.optimizer import Precision
+from transloom.pipeline.train.optimizer import Precision
 
 GB = 1e9
 

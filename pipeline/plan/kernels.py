@@ -12,9 +12,9 @@ from itertools import islice
 import numpy as np
 import torch
 
-from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.packing import filler
-from pipeline.train.optimizer import Precision
+from transloom.pipeline.data.batches import BatchConfig, plan_epoch
+from transloom.pipeline.data.packing import filler
+from transloom.pipeline.train.optimizer import Precision
 
 # Fitted to the heap in use of a worker on Multi30k, with models of 1.7, 7 and 25 million parameters: 5 % off at most.
 # The model's width and heads do not matter. No more than 4096 kernels are kept (`ALLOCATOR` in

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.build import ModelConfig, build_model
-from model.config import DecoderConfig, RecurrentConfig, TransformerConfig
-from model.losses import label_smoothed_cross_entropy
-from model.packing import Layout
-from pipeline.data.pairs import PairBatch
-from pipeline.train.objective import TranslationObjective
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.packing import Layout
+from transloom.pipeline.data.pairs import PairBatch
+from transloom.pipeline.train.objective import TranslationObjective
 
 VOCAB = 16
 # Operations that only look at what is there in another way.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from model.build import ModelConfig
-from model.losses import CPU_ROWS, GPU_ROWS
-from pipeline.plan.activations import MicroBatch, activation_bytes
+from transloom.model.build import ModelConfig
+from transloom.model.losses import CPU_ROWS, GPU_ROWS
+from transloom.pipeline.plan.activations import MicroBatch, activation_bytes
 
 BUCKET = 50_000_000  # elements: the largest reduce_bucket_size that deepspeed.py asks for
 GATHERED = 1_000_000_000  # elements that DeepSpeed's stage 3 keeps gathered (stage3_max_live_parameters)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from model.build import ModelConfig
-from model.config import TransformerConfig
+from transloom.model.build import ModelConfig
+from transloom.model.config import TransformerConfig
 
 GPUS = 8  # P100
 # The paper multiplies the training's time by the GPUs and by 9.5 TFLOP/s (its footnote 5): what they could compute.

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.figures.curves import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
-from pipeline.files import atomic_write
+from transloom.pipeline.figures.curves import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
+from transloom.pipeline.files import atomic_write
 
 # Colour, marker and width: an H200 computes as an H100, so its line is a pale band on which the other one lies
 STYLES = (("#9fcdee", "o", 8.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "D", 1.8))

@@ -7,17 +7,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.build import architecture_of
-from model.config import DecoderConfig
-from model.flops import attention_flops, count_parameters, training_flops
-from pipeline.plan.hardware import Hardware
-from pipeline.plan.launches import launches
-from pipeline.plan.memory import GPU, Footing, Memory
-from pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
-from pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
-from pipeline.plan.training import Training, kernels_of, memory_of
-from pipeline.train.optimizer import Precision
-from pipeline.train.session import TrainConfig
+from transloom.model.build import architecture_of
+from transloom.model.config import DecoderConfig
+from transloom.model.flops import attention_flops, count_parameters, training_flops
+from transloom.pipeline.plan.hardware import Hardware
+from transloom.pipeline.plan.launches import launches
+from transloom.pipeline.plan.memory import GPU, Footing, Memory
+from transloom.pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
+from transloom.pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
+from transloom.pipeline.plan.training import Training, kernels_of, memory_of
+from transloom.pipeline.train.optimizer import Precision
+from transloom.pipeline.train.session import TrainConfig
 
 STAGES = (0, 1, 2, 3)
 WORKERS = tuple(2**power for power in range(11))  # 1 to 1024

@@ -12,21 +12,28 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from model.build import ModelConfig, build_model
-from model.config import DecoderConfig
-from model.flops import training_flops
-from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.pieces import collate_pieces, cut_documents
-from pipeline.data.shards import SIDES, open_shards
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.processes import peak_bytes
-from pipeline.ranks import rank, world_size
-from pipeline.train.checkpoint import save_checkpoint
-from pipeline.train.engine import Engine, EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
-from pipeline.train.loop import add_gradients
-from pipeline.train.objective import LanguageModelObjective, TranslationObjective
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import DecoderConfig
+from transloom.model.flops import training_flops
+from transloom.pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.data.pieces import collate_pieces, cut_documents
+from transloom.pipeline.data.shards import SIDES, open_shards
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.processes import peak_bytes
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.checkpoint import save_checkpoint
+from transloom.pipeline.train.engine import (
+    Engine,
+    EngineConfig,
+    EngineName,
+    OptimizerConfig,
+    PrecisionConfig,
+    make_engine,
+)
+from transloom.pipeline.train.loop import add_gradients
+from transloom.pipeline.train.objective import LanguageModelObjective, TranslationObjective
 
 REDUCTIONS = 5
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.plan.hardware import Hardware
-from pipeline.train.optimizer import Precision
+from transloom.pipeline.plan.hardware import Hardware
+from transloom.pipeline.train.optimizer import Precision
 
 FORMULA = (
     "step = ceil(M / W) x max(FLOPs of a micro-batch / (peak x utilisation), launches x their time) + update + "

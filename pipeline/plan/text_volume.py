@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.document_files import file_format
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, library_files, source_files
-from pipeline.data.labelled import LabelledConfig
-from pipeline.data.pieces import pieces_of
-from pipeline.data.prepare_prompts import COLUMNS
-from pipeline.data.prompts import PromptsConfig, PromptsKind
-from pipeline.data.records import record_files
-from pipeline.data.shards import open_shards
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
-from pipeline.plan.volume import GZIP_FACTOR, MOST_PLANNED
+from transloom.pipeline.data.batches import BatchConfig, plan_epoch
+from transloom.pipeline.data.document_files import file_format
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, library_files, source_files
+from transloom.pipeline.data.labelled import LabelledConfig
+from transloom.pipeline.data.pieces import pieces_of
+from transloom.pipeline.data.prepare_prompts import COLUMNS
+from transloom.pipeline.data.prompts import PromptsConfig, PromptsKind
+from transloom.pipeline.data.records import record_files
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.plan.volume import GZIP_FACTOR, MOST_PLANNED
 
 # Bytes of UTF-8 for each token of byte pairs: 3.5 of Python's library with 4,096 pieces (counted), 4.4 of English with
 # GPT-2's 50,257 (assumed).

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from model.build import ModelConfig
-from model.config import DecoderConfig, RecurrentConfig
-from model.flops import count_parameters
-from pipeline.data.batches import BatchConfig
-from pipeline.plan.activations import MicroBatch, has_onednn_lstm
-from pipeline.plan.kernels import keeps_kernels, kernel_bytes
-from pipeline.plan.memory import GPU, Footing, Memory, peak_memory
-from pipeline.plan.speed import accumulation
-from pipeline.plan.text_volume import TextVolume, text_lengths
-from pipeline.plan.volume import Volume, training_lengths
-from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.optimizer import TORCH_DTYPES, Precision
-from pipeline.train.session import TrainConfig
+from transloom.model.build import ModelConfig
+from transloom.model.config import DecoderConfig, RecurrentConfig
+from transloom.model.flops import count_parameters
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.plan.activations import MicroBatch, has_onednn_lstm
+from transloom.pipeline.plan.kernels import keeps_kernels, kernel_bytes
+from transloom.pipeline.plan.memory import GPU, Footing, Memory, peak_memory
+from transloom.pipeline.plan.speed import accumulation
+from transloom.pipeline.plan.text_volume import TextVolume, text_lengths
+from transloom.pipeline.plan.volume import Volume, training_lengths
+from transloom.pipeline.train.engine import EngineConfig, EngineName
+from transloom.pipeline.train.optimizer import TORCH_DTYPES, Precision
+from transloom.pipeline.train.session import TrainConfig
 
 
 @dataclass(frozen=True)

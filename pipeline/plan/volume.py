@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.corpus import CorpusConfig, CorpusKind, text_files
-from pipeline.data.lines import read_lines
-from pipeline.data.pairs import SentencePair, open_pairs
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json
+from transloom.pipeline.data.batches import BatchConfig, plan_epoch
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, text_files
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.pairs import SentencePair, open_pairs
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json
 
 # Bytes of UTF-8 for each token, the line's end included: 3.9 and 4.4 on Multi30k's two sides with 6,000 pieces, 4.5 and
 # 4.9 on the phrasebook's with 4,000.
@@ -144,7 +144,7 @@ def _by_size(corpus: CorpusConfig) -> tuple[float, float, float, str] | None:
 
 
 def _of_phrasebook(corpus: CorpusConfig) -> tuple[float, float, float, str]:
-    from pipeline.phrasebook import phrasebook_pairs
+    from transloom.pipeline.phrasebook import phrasebook_pairs
 
     count = min(SAMPLE, corpus.phrasebook_pairs)
     some = list(phrasebook_pairs(corpus.source_language, corpus.target_language, "train", count))

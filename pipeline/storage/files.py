@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline import untrusted
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, damaged_files, hash_of, read_json, sealed_folder, write_json
-from pipeline.progress import Progress, no_progress
-from pipeline.secrets import redacted
+from transloom.pipeline import untrusted
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, damaged_files, hash_of, read_json, sealed_folder, write_json
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.secrets import redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.disk import explain_full_disk
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json, write_json
-from pipeline.progress import Progress, no_progress
-from pipeline.run_folder import (
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json, write_json
+from transloom.pipeline.progress import Progress, no_progress
+from transloom.pipeline.run_folder import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     EVALUATION_FOLDER,
@@ -39,10 +39,10 @@ from pipeline.run_folder import (
     WEIGHTS_FOLDER,
     WORKERS_FOLDER,
 )
-from pipeline.secrets import redacted
-from pipeline.storage import files as storage
-from pipeline.storage.files import Damaged
-from pipeline.tracking.spool import SPOOLS
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.storage import files as storage
+from transloom.pipeline.storage.files import Damaged
+from transloom.pipeline.tracking.spool import SPOOLS
 
 # What is copied as a whole, and the file in it that was written last.
 MARKERS = {

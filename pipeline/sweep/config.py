@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pipeline.sweep.population import MAY_CHANGE, may_change
-from pipeline.sweep.space import Parameter, check_point, grid_points, parse_space
+from transloom.pipeline.sweep.population import MAY_CHANGE, may_change
+from transloom.pipeline.sweep.space import Parameter, check_point, grid_points, parse_space
 
 
 class Sampler(Enum):

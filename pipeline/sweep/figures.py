@@ -5,12 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS, scale_scores, score_label
-from pipeline.files import atomic_write
-from pipeline.sweep.seeds import Chance
-from pipeline.sweep.space import Parameter, Value
-from pipeline.sweep.study import Record, State, lineage
-from pipeline.tasks.task import Metric
+from transloom.pipeline.figures.curves import (
+    BLUE,
+    DOTS_PER_INCH,
+    GREEN,
+    GREY,
+    ORANGE,
+    WIDTH_PIXELS,
+    scale_scores,
+    score_label,
+)
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.sweep.seeds import Chance
+from transloom.pipeline.sweep.space import Parameter, Value
+from transloom.pipeline.sweep.study import Record, State, lineage
+from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.sweep.space import Parameter, Point, Value
-from pipeline.tasks.task import Metric
+from transloom.pipeline.sweep.space import Parameter, Point, Value
+from transloom.pipeline.tasks.task import Metric
 
 QUARTER = 4  # truncation selection: the worst quarter follows the best
 FACTORS = (0.8, 1.25)  # of the paper's 0.8 and 1.2, so that one takes back the other

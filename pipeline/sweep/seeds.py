@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.tasks.task import Metric
+from transloom.pipeline.tasks.task import Metric
 
 
 @dataclass(frozen=True)

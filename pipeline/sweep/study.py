@@ -13,12 +13,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import UserError
-from pipeline.files import database_uri
-from pipeline.sweep.config import Sampler, Stopping, SweepConfig
-from pipeline.sweep.population import next_generation, place_of
-from pipeline.sweep.space import Parameter, Point, check_point, grid_points, on_grid, parse_space
-from pipeline.tasks.task import Metric
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import database_uri
+from transloom.pipeline.sweep.config import Sampler, Stopping, SweepConfig
+from transloom.pipeline.sweep.population import next_generation, place_of
+from transloom.pipeline.sweep.space import Parameter, Point, check_point, grid_points, on_grid, parse_space
+from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     import optuna

@@ -5,12 +5,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.progress import MapTasks, Progress, no_progress
-from pipeline.tasks.kind import TaskKind
-from pipeline.tasks.task import Metric, Scoring, Task
+from transloom.pipeline.progress import MapTasks, Progress, no_progress
+from transloom.pipeline.tasks.kind import TaskKind
+from transloom.pipeline.tasks.task import Metric, Scoring, Task
 
 if TYPE_CHECKING:
-    from pipeline.data.prepare import Prepared
+    from transloom.pipeline.data.prepare import Prepared
 
 
 class TaskName(Enum):
@@ -27,23 +27,23 @@ def kind_of(task: TaskName) -> TaskKind:
     """What a task's file says of it."""
     match task:
         case TaskName.translation:
-            from pipeline.tasks.translation import TRANSLATION
+            from transloom.pipeline.tasks.translation import TRANSLATION
 
             return TRANSLATION
         case TaskName.language_model:
-            from pipeline.tasks.language_model import LANGUAGE_MODEL
+            from transloom.pipeline.tasks.language_model import LANGUAGE_MODEL
 
             return LANGUAGE_MODEL
         case TaskName.classification:
-            from pipeline.tasks.classification import CLASSIFICATION
+            from transloom.pipeline.tasks.classification import CLASSIFICATION
 
             return CLASSIFICATION
         case TaskName.masked_language_model:
-            from pipeline.tasks.masked_language_model import MASKED_LANGUAGE_MODEL
+            from transloom.pipeline.tasks.masked_language_model import MASKED_LANGUAGE_MODEL
 
             return MASKED_LANGUAGE_MODEL
         case TaskName.prompt_response:
-            from pipeline.tasks.prompt_response import PROMPT_RESPONSE
+            from transloom.pipeline.tasks.prompt_response import PROMPT_RESPONSE
 
             return PROMPT_RESPONSE
 

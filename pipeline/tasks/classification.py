@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.build import build_model
-from model.config import DecoderConfig
-from model.packed_linear import pack_linears
-from pipeline.data.document_store import open_documents
-from pipeline.data.labelled import LabelledTexts, collate_labelled, with_local_labelled
-from pipeline.data.prepare_labelled import prepare_labelled, refuse_missing_records
-from pipeline.data.text_tokenizer import load_text_tokenizer
-from pipeline.evaluate.labels import LabelScores, label_log_probabilities, label_scores
-from pipeline.figures.confusion import draw_confusion
-from pipeline.files import MANIFEST, read_json
-from pipeline.model_folder import load_classifier
-from pipeline.progress import MapTasks, Progress
-from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.kind import TaskKind, only_scoring
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Score, Task
-from pipeline.train.objective import ClassificationObjective
+from transloom.model.build import build_model
+from transloom.model.config import DecoderConfig
+from transloom.model.packed_linear import pack_linears
+from transloom.pipeline.data.document_store import open_documents
+from transloom.pipeline.data.labelled import LabelledTexts, collate_labelled, with_local_labelled
+from transloom.pipeline.data.prepare_labelled import prepare_labelled, refuse_missing_records
+from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
+from transloom.pipeline.evaluate.labels import LabelScores, label_log_probabilities, label_scores
+from transloom.pipeline.figures.confusion import draw_confusion
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.model_folder import load_classifier
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.ranks import gather, rank, world_size
+from transloom.pipeline.tasks.kind import TaskKind, only_scoring
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Metric, Score, Task
+from transloom.pipeline.train.objective import ClassificationObjective
 
 ACCURACY = Metric("accuracy", "accuracy in percent", limits=(0.0, 100.0))
 BATCH_TOKENS = 4096  # in a batch of an evaluation

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.prepare import Prepared
-from pipeline.progress import MapTasks, Progress
-from pipeline.tasks.task import Metric, Scoring, Task
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.tasks.task import Metric, Scoring, Task
 
 
 @dataclass(frozen=True)

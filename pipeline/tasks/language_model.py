@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.build import build_model
-from model.config import DecoderConfig
-from model.packed_linear import pack_linears
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.document_store import open_documents
-from pipeline.data.documents import with_local_documents
-from pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
-from pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
-from pipeline.data.shards import Columns, open_shards
-from pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte, load_text_tokenizer
-from pipeline.evaluate.likelihood import Passage, log_probabilities
-from pipeline.files import MANIFEST, read_json
-from pipeline.generate.language_model import LanguageModel
-from pipeline.generate.sample import SampleConfig, sample
-from pipeline.model_folder import load_language_model
-from pipeline.progress import MapTasks, Progress
-from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.tasks.kind import TaskKind, only_scoring
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
-from pipeline.train.objective import LanguageModelObjective
+from transloom.model.build import build_model
+from transloom.model.config import DecoderConfig
+from transloom.model.packed_linear import pack_linears
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.document_store import open_documents
+from transloom.pipeline.data.documents import with_local_documents
+from transloom.pipeline.data.pieces import TextPieces, collate_pieces, cut_documents
+from transloom.pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
+from transloom.pipeline.data.shards import Columns, open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizer, bits_per_byte, load_text_tokenizer
+from transloom.pipeline.evaluate.likelihood import Passage, log_probabilities
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.generate.language_model import LanguageModel
+from transloom.pipeline.generate.sample import SampleConfig, sample
+from transloom.pipeline.model_folder import load_language_model
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.ranks import gather, on_rank_zero, rank, world_size
+from transloom.pipeline.tasks.kind import TaskKind, only_scoring
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
+from transloom.pipeline.train.objective import LanguageModelObjective
 
 # An untrained model gives each byte a probability of 1/256.
 BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", higher_is_better=False, digits=4, trivial=8.0)

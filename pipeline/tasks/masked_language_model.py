@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.build import build_model
-from model.config import DecoderConfig
-from model.packed_linear import pack_linears
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.documents import with_local_documents
-from pipeline.data.masked import MaskedPieces, collate_masked
-from pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
-from pipeline.data.shards import Columns, open_shards
-from pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
-from pipeline.evaluate.likelihood import like_lengths
-from pipeline.generate.language_model import device_of, pack
-from pipeline.model_folder import load_language_model
-from pipeline.progress import MapTasks, Progress
-from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.tasks.kind import TaskKind, only_scoring
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
-from pipeline.train.objective import MaskedLanguageModelObjective
+from transloom.model.build import build_model
+from transloom.model.config import DecoderConfig
+from transloom.model.packed_linear import pack_linears
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.documents import with_local_documents
+from transloom.pipeline.data.masked import MaskedPieces, collate_masked
+from transloom.pipeline.data.prepare_documents import prepare_documents, refuse_missing_documents
+from transloom.pipeline.data.shards import Columns, open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from transloom.pipeline.evaluate.likelihood import like_lengths
+from transloom.pipeline.generate.language_model import device_of, pack
+from transloom.pipeline.model_folder import load_language_model
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.ranks import gather, on_rank_zero, rank, world_size
+from transloom.pipeline.tasks.kind import TaskKind, only_scoring
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Examples, Metric, Score, Task
+from transloom.pipeline.train.objective import MaskedLanguageModelObjective
 
 MASKED_ACCURACY = Metric("masked_accuracy", "accuracy of masked tokens in percent", limits=(0.0, 100.0))
 BATCH_TOKENS = 4096  # in a batch of an evaluation

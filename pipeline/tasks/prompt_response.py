@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.build import ModelConfig, build_model
-from model.config import DecoderConfig
-from model.packed_linear import pack_linears
-from pipeline.data.batches import BatchConfig, plan_epoch
-from pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts, prepare_prompts, refuse_missing_records
-from pipeline.data.prompt_batches import (
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import DecoderConfig
+from transloom.model.packed_linear import pack_linears
+from transloom.pipeline.data.batches import BatchConfig, plan_epoch
+from transloom.pipeline.data.prepare_prompts import (
+    COLUMNS,
+    open_answers,
+    open_texts,
+    prepare_prompts,
+    refuse_missing_records,
+)
+from transloom.pipeline.data.prompt_batches import (
     LongExamples,
     PromptExamples,
     Room,
@@ -23,20 +29,20 @@ from pipeline.data.prompt_batches import (
     collate_prompts,
     room_of,
 )
-from pipeline.data.prompts import Example, PromptsConfig, with_local_prompts
-from pipeline.data.shards import open_shards
-from pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
-from pipeline.evaluate.responses import SELECTS, response_scores, summarized
-from pipeline.evaluate.simple_responses import simple_responses
-from pipeline.files import MANIFEST, read_json
-from pipeline.generate.responses import respond
-from pipeline.model_folder import load_model
-from pipeline.progress import MapTasks, Progress
-from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.kind import TaskKind, only_scoring
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Metric, Score, Task
-from pipeline.train.objective import ResponseObjective, TranslationObjective
+from transloom.pipeline.data.prompts import Example, PromptsConfig, with_local_prompts
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from transloom.pipeline.evaluate.responses import SELECTS, response_scores, summarized
+from transloom.pipeline.evaluate.simple_responses import simple_responses
+from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.generate.responses import respond
+from transloom.pipeline.model_folder import load_model
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.ranks import gather, rank, world_size
+from transloom.pipeline.tasks.kind import TaskKind, only_scoring
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Metric, Score, Task
+from transloom.pipeline.train.objective import ResponseObjective, TranslationObjective
 
 BATCH_TOKENS = 4096  # in a batch of an evaluation
 EXAMPLES_PER_TASK = 200

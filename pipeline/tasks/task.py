@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.progress import MapTasks, Progress
+from transloom.pipeline.progress import MapTasks, Progress
 
 
 @dataclass(frozen=True)

@@ -8,26 +8,26 @@ from typing import Any
 
 import torch
 
-from model.build import ModelConfig, build_model
-from pipeline.data.batches import BatchConfig
-from pipeline.data.corpus import SPLITS, CorpusConfig, count_mix, count_pairs, refuse_wrong_files
-from pipeline.data.lines import read_lines
-from pipeline.data.mix import MIX, mixed
-from pipeline.data.pairs import collate_pairs, open_pairs
-from pipeline.data.prepare import prepare
-from pipeline.data.remote import with_local_files
-from pipeline.data.shards import SIDES
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
-from pipeline.evaluate.validate import validate
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator
-from pipeline.progress import MapTasks, Progress
-from pipeline.tasks.kind import TaskKind
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Examples, Metric, Scoring, Task
-from pipeline.train.objective import TranslationObjective
+from transloom.model.build import ModelConfig, build_model
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, count_mix, count_pairs, refuse_wrong_files
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.mix import MIX, mixed
+from transloom.pipeline.data.pairs import collate_pairs, open_pairs
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.remote import with_local_files
+from transloom.pipeline.data.shards import SIDES
+from transloom.pipeline.data.tokenizer import Tokenizer
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
+from transloom.pipeline.evaluate.validate import validate
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.progress import MapTasks, Progress
+from transloom.pipeline.tasks.kind import TaskKind
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Examples, Metric, Scoring, Task
+from transloom.pipeline.train.objective import TranslationObjective
 
 # Below 1 BLEU almost no four-gram is right: see `LEAST_BLEU` in pipeline/evaluate/significance.py.
 BLEU = Metric("bleu", "BLEU", limits=(0.0, 100.0), trivial=1.0)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import UserError
-from pipeline.files import database_file, database_uri
-from pipeline.secrets import redacted
-from pipeline.tasks.task import Metric
-from pipeline.tracking import view as runs_view
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import database_file, database_uri
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking import view as runs_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.disk import disk_trouble
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.run_folder import DRIVER_SPOOL, TRAINING_SPOOL
-from pipeline.secrets import redacted
-from pipeline.untrusted import open_plain
+from transloom.pipeline.disk import disk_trouble
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.run_folder import DRIVER_SPOOL, TRAINING_SPOOL
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.untrusted import open_plain
 
 SPOOLS = (TRAINING_SPOOL, DRIVER_SPOOL)
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import explain_full_disk
-from pipeline.files import read_json, write_json
-from pipeline.run_folder import DRIVER_SPOOL, TABLES_FOLDER, TRAINING_SPOOL
-from pipeline.secrets import redacted
-from pipeline.tracking.spool import MetricLog
+from transloom.pipeline.disk import explain_full_disk
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.run_folder import DRIVER_SPOOL, TABLES_FOLDER, TRAINING_SPOOL
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tracking.spool import MetricLog
 
 MAX_PARAM_CHARS = 500
 DIGEST_CHARS = 12

@@ -15,22 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import UserError
-from pipeline.files import database_file, database_uri, read_json, write_json
-from pipeline.run_folder import DRIVER_SPOOL, RUN_RECORD, TRAINING_SPOOL
-from pipeline.search_path import ROOT, search_environment
-from pipeline.secrets import HIDDEN, redacted
-from pipeline.tasks.task import Metric
-from pipeline.tracking.mlflow_store import (
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import database_file, database_uri, read_json, write_json
+from transloom.pipeline.run_folder import DRIVER_SPOOL, RUN_RECORD, TRAINING_SPOOL
+from transloom.pipeline.search_path import ROOT, search_environment
+from transloom.pipeline.secrets import HIDDEN, redacted
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.mlflow_store import (
     MAX_METRICS_PER_BATCH,
     MLFLOW_ENVIRONMENT,
     MlflowStore,
     ask_server,
     system_monitors,
 )
-from pipeline.tracking.relocate import ARTIFACTS, path_of, settle_store
-from pipeline.tracking.spool import SPOOLS, MetricLog, SpoolReader, driver_records, last_end, last_status, last_written
-from pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.relocate import ARTIFACTS, path_of, settle_store
+from transloom.pipeline.tracking.spool import (
+    SPOOLS,
+    MetricLog,
+    SpoolReader,
+    driver_records,
+    last_end,
+    last_status,
+    last_written,
+)
+from transloom.pipeline.tracking.tracker import SpoolTracker
 
 STORES = r"(https?|file|databricks|(sqlite|postgresql|mysql|mssql)(\+\w+)?):"
 POLL_SECONDS = 1.0

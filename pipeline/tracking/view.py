@@ -9,7 +9,7 @@ of theirs: pages that can't read it say so and show the experiment's first page.
 import json
 from urllib.parse import urlencode
 
-from pipeline.tasks.task import Metric
+from transloom.pipeline.tasks.task import Metric
 
 KEY = "transloom"
 WIDTHS = {  # of the columns after those of the scores, in their order, in pixels

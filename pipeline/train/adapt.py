@@ -8,10 +8,10 @@ from collections.abc import Collection
 
 from torch import nn
 
-from model.lora import add_adapters
-from pipeline.errors import UserError
-from pipeline.train.optimizer import Groups, GroupSettings, decay_groups
-from pipeline.train.session import TrainConfig
+from transloom.model.lora import add_adapters
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.optimizer import Groups, GroupSettings, decay_groups
+from transloom.pipeline.train.session import TrainConfig
 
 _LAYER = re.compile(r"(?:^|\.)(layers|encoder|decoder)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(embedding|learned_positions)\.weight$")  # a tied output projection is the embedding

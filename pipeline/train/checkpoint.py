@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.disk import READ_ONLY, REFUSED, disk_trouble, free_space
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
-from pipeline.ranks import on_rank_zero
-from pipeline.run_folder import INITIAL_FOLDER
-from pipeline.train.optimizer import EngineState, without_frozen
-from pipeline.untrusted import inside, read_small
+from transloom.pipeline.disk import READ_ONLY, REFUSED, disk_trouble, free_space
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, atomic_write, damaged_files, measured_files, read_json, sealed_folder
+from transloom.pipeline.ranks import on_rank_zero
+from transloom.pipeline.run_folder import INITIAL_FOLDER
+from transloom.pipeline.train.optimizer import EngineState, without_frozen
+from transloom.pipeline.untrusted import inside, read_small
 
 STATE = "state.safetensors"
 TRAINER = "trainer.json"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from model.losses import LossSum
-from pipeline.errors import UserError
-from pipeline.ranks import rank, world_size
-from pipeline.train.optimizer import (
+from transloom.model.losses import LossSum
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.optimizer import (
     KINDS,
     TORCH_DTYPES,
     EngineState,
@@ -35,8 +35,8 @@ from pipeline.train.optimizer import (
     share_scalars,
     trained_groups,
 )
-from pipeline.train.torch_engine import TorchEngine
-from pipeline.train.uncompiled import keep_uncompiled, plain_import, plain_step
+from transloom.pipeline.train.torch_engine import TorchEngine
+from transloom.pipeline.train.uncompiled import keep_uncompiled, plain_import, plain_step
 
 with plain_import():  # DeepSpeed imports mlflow for its autotuner
     import deepspeed

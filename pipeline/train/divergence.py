@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.data.batches import Step
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.ranks import gather, on_rank_zero, rank, world_size
-from pipeline.run_folder import CHECKPOINTS_FOLDER, ROLLBACKS_FILE, SKIPPED_FOLDER
-from pipeline.train.checkpoint import KEEP_ALL, good_checkpoint, load_checkpoint, prune
-from pipeline.train.engine import Engine
-from pipeline.train.optimizer import EngineState
+from transloom.pipeline.data.batches import Step
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.ranks import gather, on_rank_zero, rank, world_size
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, ROLLBACKS_FILE, SKIPPED_FOLDER
+from transloom.pipeline.train.checkpoint import KEEP_ALL, good_checkpoint, load_checkpoint, prune
+from transloom.pipeline.train.engine import Engine
+from transloom.pipeline.train.optimizer import EngineState
 
 SKIPPED_KEPT = 5  # batches
 RECENT_LOSSES, ENOUGH_LOSSES = 100, 20  # steps that a spike is measured by, and the fewest that suffice

@@ -13,9 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.losses import LossSum
-from pipeline.train.optimizer import EngineState, Groups, OptimizerConfig, PrecisionConfig, StepResult, decay_groups
-from pipeline.train.torch_engine import TorchEngine
+from transloom.model.losses import LossSum
+from transloom.pipeline.train.optimizer import (
+    EngineState,
+    Groups,
+    OptimizerConfig,
+    PrecisionConfig,
+    StepResult,
+    decay_groups,
+)
+from transloom.pipeline.train.torch_engine import TorchEngine
 
 
 class EngineName(Enum):
@@ -112,7 +119,7 @@ def make_engine(
     groups = groups or decay_groups(module, optimizer.weight_decay)
     if engine.name is EngineName.deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when deepspeed is imported
-        from pipeline.train.deepspeed import make_deepspeed_engine  # takes seconds
+        from transloom.pipeline.train.deepspeed import make_deepspeed_engine  # takes seconds
 
         return make_deepspeed_engine(module, optimizer, precision, engine.zero_stage, device, initial, groups)
     torch_engine = TorchEngine(module, optimizer, precision, device, groups)

@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.files import sealed_folder
-from pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
-from pipeline.train.checkpoint import LATEST, list_weights, point_to, remove_unfinished, snapshot_path, verify
+from transloom.pipeline.files import sealed_folder
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
+from transloom.pipeline.train.checkpoint import LATEST, list_weights, point_to, remove_unfinished, snapshot_path, verify
 
 
 def inherit(parent: Path, step: int, folder: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from model.build import ModelConfig, architecture_of
-from model.config import Positions
-from pipeline.errors import UserError
-from pipeline.model_folder import StoredModel
+from transloom.model.build import ModelConfig, architecture_of
+from transloom.model.config import Positions
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.model_folder import StoredModel
 
 EMBEDDINGS = ("embedding.weight", "output")  # a row for each token
 POSITIONS = "learned_positions.weight"  # a row for each position

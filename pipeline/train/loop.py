@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
-from pipeline.errors import Diverged
-from pipeline.ranks import gather, rank, world_size
-from pipeline.tasks.task import Batch, Examples, Task
-from pipeline.train.divergence import keep_batches, spike
-from pipeline.train.engine import Engine, StepResult
-from pipeline.train.memory import OutOfMemory, cut, explained, forward_backward, read_parts
-from pipeline.train.session import Session, TrainState
+from transloom.pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
+from transloom.pipeline.errors import Diverged
+from transloom.pipeline.ranks import gather, rank, world_size
+from transloom.pipeline.tasks.task import Batch, Examples, Task
+from transloom.pipeline.train.divergence import keep_batches, spike
+from transloom.pipeline.train.engine import Engine, StepResult
+from transloom.pipeline.train.memory import OutOfMemory, cut, explained, forward_backward, read_parts
+from transloom.pipeline.train.session import Session, TrainState
 
 log = logging.getLogger(__name__)
 

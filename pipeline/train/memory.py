@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import BatchConfig
-from pipeline.errors import UserError
-from pipeline.files import atomic_write
-from pipeline.ranks import on_rank_zero, world_size
-from pipeline.run_folder import PARTS_FILE
-from pipeline.tasks.task import Batch
-from pipeline.train.engine import Engine
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import atomic_write
+from transloom.pipeline.ranks import on_rank_zero, world_size
+from transloom.pipeline.run_folder import PARTS_FILE
+from transloom.pipeline.tasks.task import Batch
+from transloom.pipeline.train.engine import Engine
 
 MESSAGES = ("can't allocate memory", "out of memory", "bad_alloc")  # of torch's allocators, in a RuntimeError
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline.data.batches import Step
-from pipeline.ranks import gather, rank, world_size
+from transloom.pipeline.data.batches import Step
+from transloom.pipeline.ranks import gather, rank, world_size
 
 SUMS = ("seconds", "steps", "tokens", "loss_count", "padding")
 

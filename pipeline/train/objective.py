@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from model.build import Model
-from model.losses import LossSum, label_smoothed_cross_entropy
-from pipeline.data.labelled import LabelledBatch
-from pipeline.data.masked import MaskedBatch
-from pipeline.data.pairs import PairBatch
-from pipeline.data.pieces import TextBatch
-from pipeline.data.prompt_batches import PromptBatch
+from transloom.model.build import Model
+from transloom.model.losses import LossSum, label_smoothed_cross_entropy
+from transloom.pipeline.data.labelled import LabelledBatch
+from transloom.pipeline.data.masked import MaskedBatch
+from transloom.pipeline.data.pairs import PairBatch
+from transloom.pipeline.data.pieces import TextBatch
+from transloom.pipeline.data.prompt_batches import PromptBatch
 
 
 class TranslationObjective(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from pipeline.errors import Diverged, UserError
-from pipeline.ranks import rank, world_size
-from pipeline.train.uncompiled import keep_uncompiled, plain_step
+from transloom.pipeline.errors import Diverged, UserError
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.uncompiled import keep_uncompiled, plain_step
 
 
 class Precision(Enum):

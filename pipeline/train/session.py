@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from model.lora import LoraConfig, merge_adapters
-from pipeline.data.batches import Step
-from pipeline.errors import Diverged
-from pipeline.ranks import gather, on_any, on_rank_zero, world_size
-from pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
-from pipeline.tasks.task import Evaluation, Metric
-from pipeline.train.checkpoint import KEEP_ALL, list_steps, save_checkpoint, save_weights, snapshot_path
-from pipeline.train.divergence import OnDivergence, reordered_before, roll_back
-from pipeline.train.engine import Engine
-from pipeline.train.meter import Meter
+from transloom.model.lora import LoraConfig, merge_adapters
+from transloom.pipeline.data.batches import Step
+from transloom.pipeline.errors import Diverged
+from transloom.pipeline.ranks import gather, on_any, on_rank_zero, world_size
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, WEIGHTS_FOLDER
+from transloom.pipeline.tasks.task import Evaluation, Metric
+from transloom.pipeline.train.checkpoint import KEEP_ALL, list_steps, save_checkpoint, save_weights, snapshot_path
+from transloom.pipeline.train.divergence import OnDivergence, reordered_before, roll_back
+from transloom.pipeline.train.engine import Engine
+from transloom.pipeline.train.meter import Meter
 
 log = logging.getLogger(__name__)
 

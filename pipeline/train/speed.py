@@ -9,13 +9,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from model.build import ModelConfig, build_model
-from pipeline.data.pairs import collate_pairs
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.tasks.task import Examples
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import OptimizerConfig, PrecisionConfig
+from transloom.model.build import ModelConfig, build_model
+from transloom.pipeline.data.pairs import collate_pairs
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.tasks.task import Examples
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import OptimizerConfig, PrecisionConfig
 
 WARM_UP, ROUNDS = 2, 7
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from model.losses import LossSum
-from pipeline.ranks import rank, world_size
-from pipeline.train.optimizer import (
+from transloom.model.losses import LossSum
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.optimizer import (
     KINDS,
     TORCH_DTYPES,
     EngineState,

@@ -41,8 +41,8 @@ from chaos.training import (
     wait_for_recovery,
     wait_for_step,
 )
-from pipeline.files import read_json
-from pipeline.train.checkpoint import list_steps, load_weights, newest_checkpoint, verify
+from transloom.pipeline.files import read_json
+from transloom.pipeline.train.checkpoint import list_steps, load_weights, newest_checkpoint, verify
 
 Inject = Callable[[Place, int, int], Injection]
 

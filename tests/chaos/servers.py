@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 from command import MARK, ROOT
 
-from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
-from pipeline.tracking.uploader import ui_command
+from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.pipeline.tracking.uploader import ui_command
 
 START_SECONDS = 300.0
 END_SECONDS = 60.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from chaos.report import stalls
 from chaos.training import Place, step_times, train
-from pipeline.files import read_json
+from transloom.pipeline.files import read_json
 
 EVERY = 10
 # As conf/experiment/multi30k_en_de.yaml, on text that is made up.

@@ -29,7 +29,7 @@ from chaos.report import (
 from chaos.soak import sizes
 from chaos.stall import summary, write_stall
 from chaos.training import WORDS, NotStarted, Place, end_commands, make_reference, samples, start, train
-from jobs.config.compose import load_config
+from transloom.jobs.config.compose import load_config
 
 
 @pytest.fixture
@@ -289,13 +289,13 @@ def test_a_gradient_that_is_spoilt():
 from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
-from pipeline.train import loop
+from transloom.pipeline.train import loop
 scales = []
 def forward_backward(batch, scale, last):
     scales.append(scale)
     return SimpleNamespace(total=torch.zeros(()))
 engine = SimpleNamespace(device=torch.device("cpu"), forward_backward=forward_backward)
-from pipeline.data.batches import Step
+from transloom.pipeline.data.batches import Step
 for index in range(4):
     loop.add_gradients(engine, Step(0, index, None, [None], [None], [1.0], [0], {}, 2))
 print(scales)

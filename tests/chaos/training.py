@@ -19,8 +19,8 @@ from runs import REPEATABLE, checkpoint_state, differing, losses, trajectory
 
 from chaos.report import doubled_or_missing, stalls
 from chaos.servers import is_alive
-from pipeline.files import read_json
-from pipeline.tracking.spool import read_points
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.spool import read_points
 
 HOOKS = ROOT / "tests" / "chaos" / "hooks"
 SECONDS = 600.0  # for one command, and for a training to go on

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from docker.utils.build import exclude_paths
 
-from jobs.remote import kubernetes, kubernetes_services
-from pipeline.tracking.mlflow_store import MLFLOW_ENVIRONMENT
+from transloom.jobs.remote import kubernetes, kubernetes_services
+from transloom.pipeline.tracking.mlflow_store import MLFLOW_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

@@ -241,7 +241,7 @@ def test_a_job_runs_in_a_real_ray_that_is_gone_afterwards(tmp_path):
     one = Allocation(tmp_path, "alpha").add(
         ray=f'{head}exec "{ray}" "$@"\n',
         python=f'{head}exec "{sys.executable}" "$@"\n',
-        transloom=f'{head}"{sys.executable}" listening.py\nexec "{sys.executable}" -m jobs "$@"\n',
+        transloom=f'{head}"{sys.executable}" listening.py\nexec "{sys.executable}" -m transloom.jobs "$@"\n',
     )
     words = ("corpus.phrasebook_pairs=500", "corpus.held_out=20", "tokenizer.vocab_size=500")
     code, said = one.run("prepare", *words, PYTHONPATH=str(ROOT), TRANSLOOM_START_SECONDS="200")

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import psutil
 
-from jobs.__main__ import main
+from transloom.jobs.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "TRANSLOOM_TEST_COMMAND"  # in the environment of a command and of every process that came from it
@@ -75,7 +75,7 @@ class Command:
         self._started_at = time.monotonic()
         with open(self._files[0], "rb") as given, open(self._files[1], "wb") as out, open(self._files[2], "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs", *words],
+                [sys.executable, "-m", "transloom.jobs", *words],
                 cwd=folder,
                 env=environment,
                 stdin=given,

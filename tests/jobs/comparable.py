@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.config.compose import load_config, to_yaml
-from jobs.runs.workspace import Run
-from jobs.training.evaluate import evaluation_folder
-from pipeline.data.document_store import open_documents, write_documents
-from pipeline.evaluate.scores import score
-from pipeline.files import sha256_file, write_json
-from pipeline.tracking.spool import MetricLog
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.pipeline.data.document_store import open_documents, write_documents
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.files import sha256_file, write_json
+from transloom.pipeline.tracking.spool import MetricLog
 
 SOURCES = ["a dog runs", "the cat <b>sleeps</b> & dreams", "two men sit on a bench", "nobody is here", "it rains"] * 6
 REFERENCES = ["ein Hund rennt", "die Katze <b>schläft</b> & träumt", "zwei Männer sitzen auf einer Bank"] * 10

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from jobs.config.compose import load_config
-from jobs.runs.report import open_tracker, report_evaluation, report_training, report_validation
-from jobs.runs.workspace import only_owner, run_for
-from pipeline.data.lines import read_lines
-from pipeline.data.prepare import prepare
-from pipeline.evaluate.scores import score
-from pipeline.files import write_json
-from pipeline.run_folder import TRAINING_FILE
-from pipeline.tasks.samples import sample_places
-from pipeline.tasks.task import Evaluation, Score
-from pipeline.tracking.tracker import SpoolTracker
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.runs.report import open_tracker, report_evaluation, report_training, report_validation
+from transloom.jobs.runs.workspace import only_owner, run_for
+from transloom.pipeline.data.lines import read_lines
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.files import write_json
+from transloom.pipeline.run_folder import TRAINING_FILE
+from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tasks.task import Evaluation, Score
+from transloom.pipeline.tracking.tracker import SpoolTracker
 
 STEPS, VALIDATE_EVERY = 400, 100
 SECONDS_PER_STEP, TOKENS_PER_STEP = 0.1, 1000

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.spool import read_points
 
 STEPS = 150  # of TINY, with a checkpoint and a validation every 50
 REPEATABLE = ("train/loss", "train/grad_norm", "train/learning_rate", "train/target_tokens", "train/epoch")

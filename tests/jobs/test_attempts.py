@@ -16,21 +16,21 @@ import pytest
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.config.compose import load_config
-from jobs.config.schema import ClusterConfig, Config
-from jobs.ray_cluster import patches as ray_patches
-from jobs.ray_cluster.watch import ended_by_loss
-from jobs.runs.stopping import watched
-from jobs.runs.workspace import Run
-from jobs.training import attempts
-from jobs.training.attempts import train_in_attempts
-from jobs.training.heartbeat import Heartbeat, Worker, end_processes, read_heartbeats
-from jobs.training.trainer import cause_of
-from jobs.training.worker import _asked_to_stop
-from pipeline.errors import UserError
-from pipeline.run_folder import RESTART_FILE, STOP_FILE, WORKERS_FOLDER
-from pipeline.train.engine import PrecisionConfig
-from pipeline.train.optimizer import Precision
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.ray_cluster import patches as ray_patches
+from transloom.jobs.ray_cluster.watch import ended_by_loss
+from transloom.jobs.runs.stopping import watched
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training import attempts
+from transloom.jobs.training.attempts import train_in_attempts
+from transloom.jobs.training.heartbeat import Heartbeat, Worker, end_processes, read_heartbeats
+from transloom.jobs.training.trainer import cause_of
+from transloom.jobs.training.worker import _asked_to_stop
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import RESTART_FILE, STOP_FILE, WORKERS_FOLDER
+from transloom.pipeline.train.engine import PrecisionConfig
+from transloom.pipeline.train.optimizer import Precision
 
 DIED = RuntimeError("The actor died unexpectedly: the process has died")
 LOST = RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [192.0.2.2]:2444")
@@ -195,7 +195,7 @@ def test_what_a_worker_refuses_is_not_retried(tmp_path, monkeypatch):
 HANGS = """
 import sys, time
 from pathlib import Path
-from jobs.training.heartbeat import Heartbeat
+from transloom.jobs.training.heartbeat import Heartbeat
 heartbeat = Heartbeat(Path(sys.argv[1]), 1, float(sys.argv[2]))
 for _ in range(3):
     heartbeat.advance()
@@ -210,7 +210,7 @@ stands_still()
 @pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "in a loop"])
 def test_a_worker_that_hangs_is_ended_with_its_stack(tmp_path, monkeypatch, is_frozen):
     """Rank 1 is a real process; rank 0 waits for it, as in a collective."""
-    monkeypatch.setattr("jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.3)
+    monkeypatch.setattr("transloom.jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.3)
     import ray
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
@@ -309,7 +309,7 @@ def test_workers_of_an_attempt_that_is_over_end(tmp_path):
 
 
 def test_processes_are_ended_where_one_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.0)
+    monkeypatch.setattr("transloom.jobs.training.heartbeat.SECONDS_FOR_STACKS", 0.0)
     with subprocess.Popen(["sleep", "60"]) as process:
         gone = subprocess.Popen(["true"])
         gone.wait()
@@ -377,7 +377,7 @@ def test_the_cause_is_what_came_first():
 
 
 def test_a_lost_cluster_ends_the_command_with_a_sentence(monkeypatch):
-    monkeypatch.setattr("jobs.ray_cluster.watch.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("transloom.jobs.ray_cluster.watch.SECONDS_BETWEEN_LOOKS", 0.05)
     lost = threading.Event()
     threading.Timer(0.2, lost.set).start()
     started_at = time.monotonic()
@@ -395,7 +395,7 @@ def test_a_command_that_can_not_end_is_ended():
     """What stands between the loss and the end, Ray's own shutdown above all, may wait for what is gone."""
     code = """
 import time
-from jobs.ray_cluster import watch as ray_watch
+from transloom.jobs.ray_cluster import watch as ray_watch
 ray_watch.SECONDS_BETWEEN_LOOKS, ray_watch.SECONDS_TO_END = 0.05, 0.3
 with ray_watch.ended_by_loss(lambda: "the head node", "Go on."):
     while True:

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.cli import sort_words
-from jobs.commands import attend
-from jobs.config.compose import load_config, to_yaml
-from model.config import TransformerConfig
-from model.transformer import Transformer
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.model_folder import save_model
-from pipeline.run_folder import PREPARED_FILE
-from pipeline.tracking.spool import last_status
-from pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported
+from transloom.jobs.cli import sort_words
+from transloom.jobs.commands import attend
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.model.config import TransformerConfig
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.model_folder import save_model
+from transloom.pipeline.run_folder import PREPARED_FILE
+from transloom.pipeline.tracking.spool import last_status
+from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported
 
 PICTURES = {"alignment.png", "cross.png", "decoder.png", "encoder.png"}
 

@@ -9,20 +9,20 @@ from typing import cast
 import pytest
 from command import TINY, transloom_here
 
-from jobs.__main__ import main
-from jobs.bench import contenders as bench_contenders
-from jobs.bench import decoding as bench_decoding
-from jobs.commands.bench import _name_of, _sort
-from jobs.config.compose import load_config
-from model.config import Norm
-from pipeline.bench.config import BenchConfig, Part
-from pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1
-from pipeline.bench.search import Found, Program, Request
-from pipeline.bench.task import Kind
-from pipeline.data.prepare import Prepared
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig
-from pipeline.processes import Contender
+from transloom.jobs.__main__ import main
+from transloom.jobs.bench import contenders as bench_contenders
+from transloom.jobs.bench import decoding as bench_decoding
+from transloom.jobs.commands.bench import _name_of, _sort
+from transloom.jobs.config.compose import load_config
+from transloom.model.config import Norm
+from transloom.pipeline.bench.config import BenchConfig, Part
+from transloom.pipeline.bench.report import BARE, CONTROL, MARIAN, TWO, ZERO0, ZERO1
+from transloom.pipeline.bench.search import Found, Program, Request
+from transloom.pipeline.bench.task import Kind
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.processes import Contender
 
 REFUSED = {
     "part=trian": "part=trian: there is all, train, decode",

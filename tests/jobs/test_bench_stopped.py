@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 import pytest
 from command import TINY
 
-from jobs.__main__ import main
-from jobs.bench import contenders as bench_contenders
-from jobs.bench import decoding as bench_decoding
-from jobs.bench.summary import machine
-from pipeline.bench.config import WARM_UP_STEPS, BenchConfig, Part
-from pipeline.bench.kept import TURNS_FILE, begin
-from pipeline.bench.search import Found, Program, Request
-from pipeline.bench.task import Burst, Ready, Skip
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig
+from transloom.jobs.__main__ import main
+from transloom.jobs.bench import contenders as bench_contenders
+from transloom.jobs.bench import decoding as bench_decoding
+from transloom.jobs.bench.summary import machine
+from transloom.pipeline.bench.config import WARM_UP_STEPS, BenchConfig, Part
+from transloom.pipeline.bench.kept import TURNS_FILE, begin
+from transloom.pipeline.bench.search import Found, Program, Request
+from transloom.pipeline.bench.task import Burst, Ready, Skip
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig
 
 STEPS, ROUNDS, CONTENDERS = 3, 2, 4
 WORDS = [word for word in TINY if not word.startswith(("cluster", "engine", "train."))]
@@ -91,8 +91,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         thread.start()
         return lambda: None, thread
 
-    monkeypatch.setattr("jobs.ray_cluster.session.ray_session", lambda cluster: nullcontext())
-    monkeypatch.setattr("jobs.training.prepare.map_over_cluster", map)
+    monkeypatch.setattr("transloom.jobs.ray_cluster.session.ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr("transloom.jobs.training.prepare.map_over_cluster", map)
     monkeypatch.setattr(bench_contenders, "_start_under_ray", start_under_ray)
     monkeypatch.setattr(bench_contenders, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_contenders, "cores", lambda: 1)
@@ -162,7 +162,7 @@ def test_a_stopped_bench_shows_its_turns_and_the_same_command_takes_the_others(
 
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.commands.bench.draw_bench", lambda result, path: path)
+    monkeypatch.setattr("transloom.jobs.commands.bench.draw_bench", lambda result, path: path)
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -194,7 +194,7 @@ def test_what_has_changed_is_said_and_all_is_measured_anew(
 
     other = machine(use_gpu=False)
     other["versions"] = {**other["versions"], "torch": "1.0"}
-    monkeypatch.setattr("jobs.commands.bench.machine", lambda use_gpu: other)
+    monkeypatch.setattr("transloom.jobs.commands.bench.machine", lambda use_gpu: other)
     assert len(bench("model.d_ff=128")[1].turns) == 8
     assert "machine.versions.torch (" in " ".join(capsys.readouterr().out.split())
 

@@ -8,24 +8,24 @@ from typing import Any, cast
 import pytest
 import torch
 
-from jobs.__main__ import main
-from jobs.bench import contenders as bench_contenders
-from jobs.bench import text_decoding
-from jobs.config.compose import load_config
-from model.config import Activation, DecoderConfig, Normalization, Positions
-from model.decoder_only import DecoderOnly
-from pipeline.bench.config import BenchConfig
-from pipeline.bench.continuations import ContinueTask, Prompts, make_continuer
-from pipeline.bench.picture import draw_bench
-from pipeline.bench.report import BARE, HUGGINGFACE, NANOGPT, TWO, ZERO0, ZERO1
-from pipeline.bench.search import Program
-from pipeline.bench.task import Kind
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
-from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_documents import prepare_documents
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.huggingface import write_huggingface
-from pipeline.model_folder import save_model
+from transloom.jobs.__main__ import main
+from transloom.jobs.bench import contenders as bench_contenders
+from transloom.jobs.bench import text_decoding
+from transloom.jobs.config.compose import load_config
+from transloom.model.config import Activation, DecoderConfig, Normalization, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.pipeline.bench.config import BenchConfig
+from transloom.pipeline.bench.continuations import ContinueTask, Prompts, make_continuer
+from transloom.pipeline.bench.picture import draw_bench
+from transloom.pipeline.bench.report import BARE, HUGGINGFACE, NANOGPT, TWO, ZERO0, ZERO1
+from transloom.pipeline.bench.search import Program
+from transloom.pipeline.bench.task import Kind
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prepare_documents import prepare_documents
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.huggingface import write_huggingface
+from transloom.pipeline.model_folder import save_model
 
 DEMO = "experiment=language_model/demo"
 SHAPE = DecoderConfig(
@@ -107,7 +107,7 @@ def model(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_continuations_are_those_of_hugging_face(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from pipeline.model_folder import load_language_model
+    from transloom.pipeline.model_folder import load_language_model
 
     loaded = load_language_model(model, torch.device("cpu"))
     write_huggingface(tmp_path, SHAPE, loaded.model.vocab_size, loaded.model.state_dict())
@@ -121,7 +121,7 @@ def test_continuations_are_those_of_hugging_face(model: Path, tmp_path: Path) ->
 
 
 def test_prompts_come_from_all_over_the_test_documents(prepared: Prepared, model: Path) -> None:
-    from pipeline.model_folder import load_language_model
+    from transloom.pipeline.model_folder import load_language_model
 
     tokenizer: Any = load_language_model(model, torch.device("cpu")).tokenizer
     prompts = text_decoding._prompts(prepared.corpus.folder, tokenizer, 8, 10)

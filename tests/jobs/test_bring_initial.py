@@ -9,13 +9,13 @@ import torch
 from language_folder import write_language_model, write_tokenizer
 from safetensors.torch import load_file, save_file
 
-from jobs.config.compose import load_config
-from jobs.runs.workspace import Run
-from jobs.training.initial import bring_initial, trained_parameters
-from pipeline.errors import UserError
-from pipeline.run_folder import CHECKPOINTS_FOLDER
-from pipeline.train.checkpoint import load_weights, save_checkpoint
-from pipeline.train.optimizer import EngineState
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training.initial import bring_initial, trained_parameters
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER
+from transloom.pipeline.train.checkpoint import load_weights, save_checkpoint
+from transloom.pipeline.train.optimizer import EngineState
 
 WORDS = ("experiment=language_model/demo", "batch.tokens=1024", "batch.micro_tokens=512")
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.__main__ import main
-from jobs.cli import configuration, usage
-from jobs.command_table import COMMANDS, EXAMPLES, USUAL_SETTINGS
-from jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
-from jobs.config.groups import groups
-from jobs.runs.stopping import Terminated
-from pipeline.errors import UserError
+from transloom.jobs.__main__ import main
+from transloom.jobs.cli import configuration, usage
+from transloom.jobs.command_table import COMMANDS, EXAMPLES, USUAL_SETTINGS
+from transloom.jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
+from transloom.jobs.config.groups import groups
+from transloom.jobs.runs.stopping import Terminated
+from transloom.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP = {
@@ -143,7 +143,7 @@ def test_a_disk_that_can_not_be_written_is_one_message_and_exit_code_2(job, caps
 
 def test_an_output_on_a_full_disk_is_one_message_and_exit_code_2():
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "jobs", "--help"]
+        command = [sys.executable, "-m", "transloom.jobs", "--help"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "output can't be written" in done.stderr
@@ -202,7 +202,9 @@ def test_help_of_a_job_that_reads_little_is_short(capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from jobs.__main__ import main; main(['run', '--help']); print('torch' in sys.modules)"
+    code = (
+        "import sys; from transloom.jobs.__main__ import main; main(['run', '--help']); print('torch' in sys.modules)"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.endswith("\nFalse\n")
 

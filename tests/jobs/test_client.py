@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.remote import client as client_module
-from jobs.remote.client import Client
-from jobs.remote.clusters import Cluster, write_private
-from pipeline.errors import UserError
+from transloom.jobs.remote import client as client_module
+from transloom.jobs.remote.client import Client
+from transloom.jobs.remote.clusters import Cluster, write_private
+from transloom.pipeline.errors import UserError
 
 TOKEN = "7o2en"
 
@@ -78,9 +78,9 @@ def test_another_token_is_explained(dashboard, tmp_path):
 def test_a_missing_token_is_explained(dashboard):
     """In a process of its own: Ray keeps a token for as long as the process in which it found one."""
     code = f"""
-from jobs.remote.client import Client
-from jobs.remote.clusters import Cluster
-from pipeline.errors import UserError
+from transloom.jobs.remote.client import Client
+from transloom.jobs.remote.clusters import Cluster
+from transloom.pipeline.errors import UserError
 try:
     Client(Cluster("lab", {dashboard!r}))
 except UserError as error:

@@ -11,10 +11,10 @@ import pytest
 import ray
 from ray._private.node import Node
 
-from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster.local_node import NODE_ENVIRONMENT
-from jobs.ray_cluster.session import private_temp_folder, ray_session, spare_cpus
-from pipeline.errors import UserError
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.jobs.ray_cluster.session import private_temp_folder, ray_session, spare_cpus
+from transloom.pipeline.errors import UserError
 
 
 @pytest.mark.parametrize(

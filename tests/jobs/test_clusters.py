@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.remote.clusters import (
+from transloom.jobs.remote.clusters import (
     choose_cluster,
     clusters_file,
     keep_ray_token_private,
@@ -13,7 +13,7 @@ from jobs.remote.clusters import (
     write_entry,
     write_private,
 )
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 
 @pytest.fixture(autouse=True)

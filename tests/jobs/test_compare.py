@@ -13,10 +13,10 @@ from command import ROOT
 from comparable import BAD, GOOD, REFERENCES, SOURCES, make_corpus, make_run, write_lines
 from sacrebleu.metrics.bleu import BLEU
 
-from jobs.__main__ import main as transloom
-from jobs.commands.compare import main
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from transloom.jobs.__main__ import main as transloom
+from transloom.jobs.commands.compare import main
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +396,7 @@ def test_as_a_command_in_processes_and_without_ray(root: Path) -> None:
         make_run(root, name, [line.replace("ein", name) for line in many], corpus=corpus)
     script = (
         "import sys\n"
-        "from jobs.__main__ import main\n"
+        "from transloom.jobs.__main__ import main\n"
         "if __name__ == '__main__':\n"
         f"    code = main(['compare', 'one', 'two', 'output_dir={root}', 'tracking=off'])\n"
         "    assert 'ray' not in sys.modules and 'mlflow' not in sys.modules\n"

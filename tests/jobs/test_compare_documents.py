@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from comparable import DOCUMENTS, GOOD, make_documents, make_language_run, make_run, write_lines
 
-from jobs.commands.compare import main
-from pipeline.errors import UserError
-from pipeline.files import read_json
+from transloom.jobs.commands.compare import main
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
 
 CHARACTERS = ("tokenizer=characters", "model.layers=2")
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from comparable import make_documents, make_language_run, write_lines
 
-from jobs.commands.compare import main
-from jobs.config.compose import load_config, to_yaml
-from jobs.runs.workspace import Run
-from jobs.training.evaluate import evaluation_folder
-from pipeline.data.document_store import write_documents
-from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file, write_json
-from pipeline.tracking.spool import MetricLog
+from transloom.jobs.commands.compare import main
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.pipeline.data.document_store import write_documents
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, sha256_file, write_json
+from transloom.pipeline.tracking.spool import MetricLog
 
 TEXTS = [f"text {i}" for i in range(60)]
 LABELS = [i % 2 for i in range(60)]

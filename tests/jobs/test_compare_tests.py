@@ -8,17 +8,17 @@ import pytest
 import torch
 from comparable import REFERENCES, SOURCES, make_corpus, make_run, write_lines
 
-from jobs.commands.compare import main
-from jobs.config.compose import load_config, read_config
-from jobs.runs.workspace import Run
-from jobs.training.evaluate import evaluation_folder
-from model.build import build_model
-from model.config import TransformerConfig
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import hash_of, read_json
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import save_model
+from transloom.jobs.commands.compare import main
+from transloom.jobs.config.compose import load_config, read_config
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.model.build import build_model
+from transloom.model.config import TransformerConfig
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of, read_json
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import save_model
 
 SMALL = TransformerConfig(d_model=16, d_ff=24, num_heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0)
 NEWS = [f"Satz {i} über etwas ganz anderes als Hunde" for i in range(20)]

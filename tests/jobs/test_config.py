@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import configuration, sort_words
-from jobs.config.compose import from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
-from jobs.config.groups import groups
-from jobs.config.messages import CONTENDERS
-from jobs.config.schema import Config
-from model.config import Norm, RecurrentConfig, TransformerConfig
-from pipeline.data.corpus import CorpusKind
-from pipeline.data.documents import DocumentsConfig
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.errors import UserError
+from transloom.jobs.cli import configuration, sort_words
+from transloom.jobs.config.compose import from_dict, load_config, read_config, to_dict, to_yaml, with_absolute_paths
+from transloom.jobs.config.groups import groups
+from transloom.jobs.config.messages import CONTENDERS
+from transloom.jobs.config.schema import Config
+from transloom.model.config import Norm, RecurrentConfig, TransformerConfig
+from transloom.pipeline.data.corpus import CorpusKind
+from transloom.pipeline.data.documents import DocumentsConfig
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_FILES = {
@@ -262,7 +262,9 @@ def test_mistakes_are_refused_in_seconds_before_ray_is_imported(import_seconds):
     """Fault 24: exit code 2, at most 5 s (where importing torch takes as long by itself: half again as much), one
     message and no traceback."""
     words = ["model.d_modle=512", "model.d_model=wide", "model.d_model=130"]
-    code = "import sys; from jobs.__main__ import main; codes = [main(['run', word]) for word in sys.argv[1:]]; "
+    code = (
+        "import sys; from transloom.jobs.__main__ import main; codes = [main(['run', word]) for word in sys.argv[1:]]; "
+    )
     code += "print(*sys.modules); sys.exit(codes != [2, 2, 2])"
     before = _processor_seconds_of_children()
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False)

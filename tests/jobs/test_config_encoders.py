@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.config.compose import from_dict, load_config, to_dict
-from pipeline.errors import UserError
+from transloom.jobs.config.compose import from_dict, load_config, to_dict
+from transloom.pipeline.errors import UserError
 
 CLASSIFICATION = "experiment=transfer/classification"
 MASKED = "experiment=transfer/pretrain_for_sst2"

@@ -8,16 +8,16 @@ import pytest
 import torch
 from language_folder import SHAPE, write_language_model
 
-from jobs.cli import configuration
-from jobs.config.compose import load_config, to_yaml, with_absolute_paths
-from model.build import build_model
-from model.config import DecoderConfig, TransformerConfig
-from pipeline.data.prepare import prepare
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import sha256_file
-from pipeline.model_folder import save_model
+from transloom.jobs.cli import configuration
+from transloom.jobs.config.compose import load_config, to_yaml, with_absolute_paths
+from transloom.model.build import build_model
+from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import sha256_file
+from transloom.pipeline.model_folder import save_model
 
 TRANSLATOR = TransformerConfig(d_model=24, d_ff=40, num_heads=3, encoder_layers=1, decoder_layers=2, dropout=0.2)
 TEXT = [f"{i} times {i + 1} is {i * (i + 1)}" for i in range(200)]
@@ -159,7 +159,7 @@ def test_a_path_without_a_sentencepiece_model_is_refused(place, tmp_path, path):
 
 
 def test_a_plan_counts_the_vocabulary_of_that_tokenizer(place):
-    from jobs.commands.plan import training_of
+    from transloom.jobs.commands.plan import training_of
 
     training = training_of(with_absolute_paths(composed(["train.initial=evaluated"])), None)
     assert training.vocab_size == Tokenizer.load(place / "outputs" / "tokenizers" / "1234").vocab_size
@@ -167,9 +167,9 @@ def test_a_plan_counts_the_vocabulary_of_that_tokenizer(place):
 
 
 def test_the_weights_fit_by_themselves(place):
-    from model.build import Model
-    from pipeline.model_folder import read_model
-    from pipeline.train.initial import fitting
+    from transloom.model.build import Model
+    from transloom.pipeline.model_folder import read_model
+    from transloom.pipeline.train.initial import fitting
 
     config = composed(["train.initial=evaluated"])
     stored = read_model(Path(config.tokenizer.path or ""))
@@ -196,9 +196,9 @@ def test_a_share_of_nothing_is_refused(place):
 
 
 def test_the_share_is_part_of_a_run_s_identity(place):
-    from jobs.runs.workspace import identity
-    from pipeline.data.prepare import Prepared
-    from pipeline.files import Stage
+    from transloom.jobs.runs.workspace import identity
+    from transloom.pipeline.data.prepare import Prepared
+    from transloom.pipeline.files import Stage
 
     stage = Stage(place, {"key": "1"}, True, 0.0)
     prepared = Prepared(stage, stage, stage)

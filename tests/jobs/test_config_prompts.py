@@ -2,11 +2,11 @@
 
 import pytest
 
-from jobs.config.compose import load_config
-from jobs.config.schema import pairs_of
-from pipeline.data.prompts import PromptsConfig, ResponseMetric
-from pipeline.errors import UserError
-from pipeline.tasks.build import TaskName, flops_columns, selecting_metric, token_columns
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.config.schema import pairs_of
+from transloom.pipeline.data.prompts import PromptsConfig, ResponseMetric
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.tasks.build import TaskName, flops_columns, selecting_metric, token_columns
 
 EXPERIMENTS = {
     "debian_summaries": ResponseMetric.rouge,

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.schema import Config
-from jobs.terminal.console import following
-from jobs.training import worker
-from jobs.training.heartbeat import Heartbeat
-from pipeline.files import write_json
-from pipeline.run_folder import PROGRESS_FILE
-from pipeline.tasks.translation import BLEU
+from transloom.jobs.config.schema import Config
+from transloom.jobs.terminal.console import following
+from transloom.jobs.training import worker
+from transloom.jobs.training.heartbeat import Heartbeat
+from transloom.pipeline.files import write_json
+from transloom.pipeline.run_folder import PROGRESS_FILE
+from transloom.pipeline.tasks.translation import BLEU
 
 
 @pytest.mark.parametrize("hours", [-1, 0, 1])

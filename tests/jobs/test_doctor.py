@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.commands import doctor
-from jobs.commands.doctor import main
-from jobs.ray_cluster import machine
-from jobs.remote.clusters import clusters_file
+from transloom.jobs.commands import doctor
+from transloom.jobs.commands.doctor import main
+from transloom.jobs.ray_cluster import machine
+from transloom.jobs.remote.clusters import clusters_file
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 import requests
 from command import ROOT
 
-from jobs.runs.environment import LOOPBACK, PROXIES, reach_loopback_directly, take_any_character
-from pipeline.data.lines import stream_lines
+from transloom.jobs.runs.environment import LOOPBACK, PROXIES, reach_loopback_directly, take_any_character
+from transloom.pipeline.data.lines import stream_lines
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_character_that_the_encoding_lacks_is_escaped(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_command_prints_any_name_in_any_encoding(encoding: str) -> None:
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "jobs", "run", "--cfg", "job", "output_dir=/tmp/\u732b"]
+    words = [sys.executable, "-m", "transloom.jobs", "run", "--cfg", "job", "output_dir=/tmp/\u732b"]
     found = subprocess.run(words, env=environment, capture_output=True, timeout=300)
     assert found.returncode == 0, found.stderr
     assert b"output_dir: /tmp/\\u732b" in found.stdout

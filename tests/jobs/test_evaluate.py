@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config.compose import load_config
-from jobs.runs.workspace import Run
-from jobs.training.evaluate import export_model
-from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.run_folder import PREPARED_FILE, TRAINING_FILE
-from pipeline.train.checkpoint import save_weights
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training.evaluate import export_model
+from transloom.pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.run_folder import PREPARED_FILE, TRAINING_FILE
+from transloom.pipeline.train.checkpoint import save_weights
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
+from transloom.jobs.__main__ import main
 
 
 @pytest.mark.parametrize(

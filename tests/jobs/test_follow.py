@@ -2,12 +2,12 @@
 
 import pytest
 
-from jobs.commands.jobs import known_columns, task_of
-from jobs.remote.follow import progress_of
-from jobs.terminal.console import counter, is_progress, training_line
-from pipeline.tasks.build import TaskName
-from pipeline.tasks.task import Metric
-from pipeline.tasks.translation import BLEU
+from transloom.jobs.commands.jobs import known_columns, task_of
+from transloom.jobs.remote.follow import progress_of
+from transloom.jobs.terminal.console import counter, is_progress, training_line
+from transloom.pipeline.tasks.build import TaskName
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tasks.translation import BLEU
 
 PERPLEXITY = Metric("perplexity", "perplexity", higher_is_better=False, digits=1)
 SHOWN = {

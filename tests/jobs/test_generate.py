@@ -11,11 +11,11 @@ import pytest
 import torch
 from language_folder import write_language_model
 
-import pipeline.generate.prompts
-from jobs.__main__ import main
-from model.packing import Layout
-from pipeline.data.text_tokenizer import load_text_tokenizer
-from pipeline.files import write_json
+import transloom.pipeline.generate.prompts
+from transloom.jobs.__main__ import main
+from transloom.model.packing import Layout
+from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
+from transloom.pipeline.files import write_json
 
 Generate = Callable[..., bytes]
 
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_quietly(words: list[str], folder: Path, tmp_path: Path, cap
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline.generate.prompts, "sample", interrupt)
+    monkeypatch.setattr(transloom.pipeline.generate.prompts, "sample", interrupt)
     assert main(["generate", str(folder), *words]) == 130
     err = capsys.readouterr().err
     assert "checkpoint" not in err and "Traceback" not in err and len(err.splitlines()) <= 2

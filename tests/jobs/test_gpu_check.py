@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.gpu_check import DEMO, GPU, PARTS, function_of
-from pipeline.files import read_json
-from pipeline.gpu_check.runner import BUDGET
+from transloom.jobs.gpu_check import DEMO, GPU, PARTS, function_of
+from transloom.pipeline.files import read_json
+from transloom.pipeline.gpu_check.runner import BUDGET
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE_WITHOUT = ("ray", "mlflow", "hydra", "omegaconf", "datasets", "optuna")
@@ -27,7 +27,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def call(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.gpu_check", *words]
+    command = [sys.executable, "-m", "transloom.jobs.gpu_check", *words]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 

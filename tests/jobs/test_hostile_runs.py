@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from jobs.compare.systems import _find
-from jobs.config.compose import load_config, to_yaml
-from jobs.runs.model import find_model
-from pipeline.errors import UserError
+from transloom.jobs.compare.systems import _find
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.jobs.runs.model import find_model
+from transloom.pipeline.errors import UserError
 
 
 def written(name: str, content: bytes | Any) -> Callable[[Path], Any]:
@@ -70,7 +70,7 @@ def test_a_hostile_run_is_refused(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_spool_of_garbage_is_passed_over(tmp_path: Path) -> None:
-    from pipeline.tracking.spool import last_status, read_points
+    from transloom.pipeline.tracking.spool import last_status, read_points
 
     lines = [
         b"[" * 100_000,

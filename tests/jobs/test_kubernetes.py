@@ -15,12 +15,12 @@ from command import ROOT
 from crd import document_schemas, errors, job_schema
 from setuptools import find_namespace_packages
 
-from jobs.__main__ import main
-from jobs.config.compose import load_config, read_config
-from jobs.remote import kubernetes_services as services
-from jobs.remote.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
-from pipeline.errors import UserError
-from pipeline.files import hash_of
+from transloom.jobs.__main__ import main
+from transloom.jobs.config.compose import load_config, read_config
+from transloom.jobs.remote import kubernetes_services as services
+from transloom.jobs.remote.kubernetes import KEYS, KubernetesConfig, kubernetes_config, manifests, print_manifests
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import hash_of
 
 SETTINGS = KubernetesConfig(image="registry.example/transloom:1")
 GPUS = ("experiment=paper_base_en_de", "cluster=gpu", "cluster.num_workers=8")
@@ -183,7 +183,7 @@ def test_operators_find_the_manifests_and_installations_have_them():
     with open(ROOT / "pyproject.toml", "rb") as file:
         setuptools = tomllib.load(file)["tool"]["setuptools"]
     packages = find_namespace_packages(str(ROOT), **setuptools["packages"]["find"])
-    assert "jobs.remote.manifests" in packages and "*.yaml" in setuptools["package-data"]["*"]
+    assert "transloom.jobs.remote.manifests" in packages and "*.yaml" in setuptools["package-data"]["*"]
 
 
 def test_no_secret_is_in_the_manifests():

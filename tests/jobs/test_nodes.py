@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster.nodes import LIBRARIES, differences, examine_node, refuse_unlike, versions
-from jobs.ray_cluster.session import refuse_unplaceable
-from pipeline.errors import UserError
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster.nodes import LIBRARIES, differences, examine_node, refuse_unlike, versions
+from transloom.jobs.ray_cluster.session import refuse_unplaceable
+from transloom.pipeline.errors import UserError
 
 HERE = {"python": "3.11.7", "torch": "2.13.0"}
 ROOT = Path("/shared/outputs")

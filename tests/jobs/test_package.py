@@ -6,19 +6,20 @@ import sys
 
 import pytest
 
-from jobs.config.compose import load_config, read_config
-from jobs.remote import package
-from jobs.remote.package import ROOT, packed
+from transloom.jobs.config.compose import load_config, read_config
+from transloom.jobs.remote import package
+from transloom.jobs.remote.package import ROOT, packed
 
 
 def test_a_package_runs_by_itself_and_has_the_configuration(tmp_path):
     config = load_config(["seed=5", f"output_dir={tmp_path}"])
     with packed(config, {"revision": "abc"}) as folder:
         assert read_config(folder / "config.yaml") == config
-        code = "import jobs.commands.run, jobs.remote.package as one; print(one.__file__, one.submission()['revision'])"
+        code = "import transloom.jobs.commands.run, transloom.jobs.remote.package as one; "
+        code += "print(one.__file__, one.submission()['revision'])"
         command = [sys.executable, "-c", code]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-        assert said == f"{folder}/jobs/remote/package.py abc\n"
+        assert said == f"{folder}/transloom/jobs/remote/package.py abc\n"
     assert not folder.exists()
 
 

@@ -9,8 +9,8 @@ import pytest
 from command import TINY, transloom, transloom_here
 from runs import STEPS, VALIDATION, folder_of, losses, mlflow_runs
 
-from jobs.__main__ import main
-from pipeline.files import read_json
+from transloom.jobs.__main__ import main
+from transloom.pipeline.files import read_json
 
 pytestmark = pytest.mark.slow
 

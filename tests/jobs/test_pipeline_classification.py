@@ -12,7 +12,7 @@ import pytest
 from command import Outcome, transloom, transloom_here
 from runs import folder_of, mlflow_runs
 
-from pipeline.files import read_json
+from transloom.pipeline.files import read_json
 
 pytestmark = pytest.mark.slow
 

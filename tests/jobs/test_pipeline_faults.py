@@ -13,7 +13,7 @@ from command import TINY, Command, transloom
 from runs import STEPS, VALIDATION, checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 from safetensors.torch import load_file
 
-from pipeline.files import read_json
+from transloom.pipeline.files import read_json
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from language_folder import write_language_model
 from runs import differing, folder_of, mlflow_runs
 from safetensors.torch import load_file
 
-from pipeline.files import read_json
+from transloom.pipeline.files import read_json
 
 pytestmark = pytest.mark.slow
 

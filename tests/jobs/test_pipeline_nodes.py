@@ -16,20 +16,20 @@ import pytest
 from command import ROOT, TINY, Command
 from runs import checkpoint_state, differing, folder_of, losses, trajectory
 
-from jobs.config.compose import load_config
-from jobs.config.schema import ClusterConfig
-from jobs.ray_cluster import preflight
-from jobs.ray_cluster.patches import few_processes
-from jobs.ray_cluster.preflight import check_cluster, checked_session
-from jobs.ray_cluster.session import ray_session
-from jobs.runs.workspace import Run, run_for
-from jobs.training import attempts, train
-from jobs.training.prepare import prepare_stage
-from jobs.training.trainer import cause_of, make_trainer
-from jobs.training.worker import train_worker
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.run_folder import RESTART_FILE, STOP_FILE
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster import preflight
+from transloom.jobs.ray_cluster.patches import few_processes
+from transloom.jobs.ray_cluster.preflight import check_cluster, checked_session
+from transloom.jobs.ray_cluster.session import ray_session
+from transloom.jobs.runs.workspace import Run, run_for
+from transloom.jobs.training import attempts, train
+from transloom.jobs.training.prepare import prepare_stage
+from transloom.jobs.training.trainer import cause_of, make_trainer
+from transloom.jobs.training.worker import train_worker
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.run_folder import RESTART_FILE, STOP_FILE
 
 pytestmark = pytest.mark.slow
 

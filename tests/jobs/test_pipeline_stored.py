@@ -11,11 +11,11 @@ from runs import STEPS, checkpoint_state, differing, folder_of
 from s3_server import BUCKET, S3Server
 from safetensors.torch import load
 
-from jobs.__main__ import main
-from jobs.commands.doctor import main as doctor
-from jobs.config.compose import load_config
-from jobs.runs.workspace import resumed
-from pipeline.files import read_json
+from transloom.jobs.__main__ import main
+from transloom.jobs.commands.doctor import main as doctor
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.runs.workspace import resumed
+from transloom.pipeline.files import read_json
 
 URL = f"s3://{BUCKET}/night"
 
@@ -46,7 +46,7 @@ def test_a_bucket_or_file_that_is_not_there_ends_a_job_before_it_starts(s3, tmp_
 
 
 def test_doctor_looks_at_it(s3, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jobs.commands.doctor.examine_machine", lambda *asked: [])
+    monkeypatch.setattr("transloom.jobs.commands.doctor.examine_machine", lambda *asked: [])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert doctor([f"output_dir={tmp_path}", "tracking=off", f"storage={URL}"]) == 0
     assert f"storage      {URL}" in capsys.readouterr().out

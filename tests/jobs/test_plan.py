@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from command import ROOT, TINY
 
-from jobs.__main__ import main
-from jobs.config.compose import load_config, with_absolute_paths
-from pipeline.errors import UserError
-from pipeline.plan import calibrate as calibration
-from pipeline.plan.memory import ANY_MODEL, cpu_footing
-from pipeline.plan.training import memory_alone
+from transloom.jobs.__main__ import main
+from transloom.jobs.config.compose import load_config, with_absolute_paths
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.plan import calibrate as calibration
+from transloom.pipeline.plan.memory import ANY_MODEL, cpu_footing
+from transloom.pipeline.plan.training import memory_alone
 
 REFUSED = {
     "model.d_modle=512": "model.d_modle: no such setting. Did you mean model.d_model?",
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_planned_again(place: Path, capsys: pytest.CaptureF
 
 
 def test_a_prepared_corpus_is_counted_and_a_plan_has_one_folder(place: Path, capsys) -> None:
-    from pipeline.data.prepare import prepare
+    from transloom.pipeline.data.prepare import prepare
 
     words = [*TINY, "tokenizer.vocab_size=600"]
     config = load_config(words)
@@ -143,7 +143,7 @@ def test_the_published_language_models_are_planned_without_a_corpus(
 
 
 def test_a_language_models_documents_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.tasks.build import prepare_data
+    from transloom.pipeline.tasks.build import prepare_data
 
     text = place / "text"
     text.mkdir()
@@ -166,13 +166,14 @@ def test_a_language_models_documents_are_counted(place: Path, capsys: pytest.Cap
 
 
 def main_raising(words: list[str]) -> None:
-    import jobs.commands.plan
+    import transloom.jobs.commands.plan
 
-    jobs.commands.plan.main(words[1:])
+    transloom.jobs.commands.plan.main(words[1:])
 
 
 def test_nothing_is_started_and_ray_is_not_even_imported(tmp_path: Path) -> None:
-    code = "import sys; from jobs.__main__ import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    code = "import sys; from transloom.jobs.__main__ import main; code = main(sys.argv[1:]); "
+    code += "print(*sys.modules); sys.exit(code)"
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", f"output_dir={tmp_path}"],
         capture_output=True,
@@ -203,7 +204,7 @@ def test_calibrating_measures_this_machine(place: Path, capsys, monkeypatch: pyt
 @pytest.mark.slow
 def test_a_language_models_memory_is_what_was_planned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most that a process which trains holds beside its libraries, within what translations are held to."""
-    from jobs.commands.plan import calibrate_here, training_of
+    from transloom.jobs.commands.plan import calibrate_here, training_of
 
     monkeypatch.setattr(calibration, "WARM_UP_SECONDS", 0.2)
     monkeypatch.setattr(calibration, "TURN_SECONDS", 0.2)

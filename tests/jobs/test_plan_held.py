@@ -14,12 +14,12 @@ import pytest
 from command import Command
 from runs import folder_of
 
-from jobs.commands.plan import _found, calibrate_here, plan_of, training_of
-from jobs.config.compose import load_config, with_absolute_paths
-from pipeline.data.prepare import prepare
-from pipeline.files import read_json
-from pipeline.run_folder import PROGRESS_FILE
-from pipeline.tracking.spool import read_points
+from transloom.jobs.commands.plan import _found, calibrate_here, plan_of, training_of
+from transloom.jobs.config.compose import load_config, with_absolute_paths
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.files import read_json
+from transloom.pipeline.run_folder import PROGRESS_FILE
+from transloom.pipeline.tracking.spool import read_points
 
 WITHIN = 0.20
 # (steps to train, of which so many are not yet measured, words): from 1 to 26 million parameters

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.race import _refuse_unequal_precision
-from jobs.config.compose import load_config, read_config
-from jobs.config.schema import Config
-from jobs.ray_cluster import machine
-from jobs.ray_cluster.machine import examine_machine, native_precisions
-from jobs.ray_cluster.session import ray_session
-from jobs.runs.report import _params
-from jobs.runs.workspace import Run, only_resumed, resumed, run_for
-from jobs.training import precision
-from jobs.training.precision import warn_of_slow_precision, with_precision
-from pipeline import processor
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.errors import UserError
-from pipeline.processor import bf16_instructions
-from pipeline.run_folder import CONFIG_FILE
-from pipeline.train.optimizer import Precision
+from transloom.jobs.commands.race import _refuse_unequal_precision
+from transloom.jobs.config.compose import load_config, read_config
+from transloom.jobs.config.schema import Config
+from transloom.jobs.ray_cluster import machine
+from transloom.jobs.ray_cluster.machine import examine_machine, native_precisions
+from transloom.jobs.ray_cluster.session import ray_session
+from transloom.jobs.runs.report import _params
+from transloom.jobs.runs.workspace import Run, only_resumed, resumed, run_for
+from transloom.jobs.training import precision
+from transloom.jobs.training.precision import warn_of_slow_precision, with_precision
+from transloom.pipeline import processor
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.processor import bf16_instructions
+from transloom.pipeline.run_folder import CONFIG_FILE
+from transloom.pipeline.train.optimizer import Precision
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
 FLAGS = {

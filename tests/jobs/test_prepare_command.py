@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.compose import load_config
-from jobs.runs.summary import print_cleaning
-from jobs.training.prepare import found_prepared, refuse_long_sentences
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.errors import UserError
-from pipeline.files import Stage
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.runs.summary import print_cleaning
+from transloom.jobs.training.prepare import found_prepared, refuse_long_sentences
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import Stage
 
 TOKENIZER = TokenizerConfig(vocab_size=500)
 

@@ -9,13 +9,13 @@ import pytest
 from command import TINY, transloom_here
 from metrics import BLEU, PERPLEXITY
 
-from jobs.__main__ import main
-from jobs.cli import configuration
-from jobs.commands.race import contenders_of, print_race
-from jobs.config.messages import CONTENDERS
-from model.config import RecurrentConfig, TransformerConfig
-from pipeline.errors import UserError
-from pipeline.tasks.build import TaskName, selecting_metric
+from transloom.jobs.__main__ import main
+from transloom.jobs.cli import configuration
+from transloom.jobs.commands.race import contenders_of, print_race
+from transloom.jobs.config.messages import CONTENDERS
+from transloom.model.config import RecurrentConfig, TransformerConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
 
 EXPERIMENT = "experiment=attention_vs_recurrence"
 

@@ -9,15 +9,15 @@ import torch
 from comparable import GOOD, REFERENCES, make_documents, make_language_run, make_run
 from safetensors.torch import save_file
 
-from jobs.config.compose import load_config, read_config, to_yaml
-from jobs.runs.model import samples_of
-from jobs.runs.report import end_dead_runs, report_evaluation, report_validation
-from jobs.runs.workspace import Run, locked
-from pipeline.evaluate.scores import score
-from pipeline.files import read_json, write_json
-from pipeline.tasks.task import Evaluation, Score
-from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog, driver_records
-from pipeline.tracking.tracker import SpoolTracker
+from transloom.jobs.config.compose import load_config, read_config, to_yaml
+from transloom.jobs.runs.model import samples_of
+from transloom.jobs.runs.report import end_dead_runs, report_evaluation, report_validation
+from transloom.jobs.runs.workspace import Run, locked
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.tasks.task import Evaluation, Score
+from transloom.pipeline.tracking.spool import DRIVER_SPOOL, MetricLog, driver_records
+from transloom.pipeline.tracking.tracker import SpoolTracker
 
 
 def told(root: Path, **result: Any) -> list[dict[str, Any]]:
@@ -99,7 +99,9 @@ def test_only_runs_of_this_machine_that_nobody_holds_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = []
-    monkeypatch.setattr("jobs.runs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True)
+    monkeypatch.setattr(
+        "transloom.jobs.runs.report.end_dead_run", lambda folder, uri: ended.append(folder.name) or True
+    )
     host = socket.gethostname()
     owners = {"dead": host, "closed": host, "elsewhere": f"not-{host}", "held": host, "silent": host, "stored": host}
     for name, owner in owners.items():

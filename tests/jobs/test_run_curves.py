@@ -2,7 +2,7 @@
 
 from reported import report_run
 
-from jobs.runs import report
+from transloom.jobs.runs import report
 
 
 def test_the_curves_have_the_averaged_models_bleu_once_there_is_one(tmp_path, monkeypatch):

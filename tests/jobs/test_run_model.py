@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config.compose import load_config, to_yaml
-from jobs.runs.model import _ranked, export_model, find_model, steps_of_model, tokens_of, training_of
-from jobs.runs.workspace import Run, identity, locked
-from jobs.training.evaluate import evaluation_folder, is_evaluated, kept_result
-from pipeline.data.prepare import Prepared
-from pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import Stage, read_json, write_json
-from pipeline.run_folder import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE
-from pipeline.tasks.task import Metric
-from pipeline.tracking.spool import MetricLog
-from pipeline.train.checkpoint import save_weights
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.jobs.runs.model import _ranked, export_model, find_model, steps_of_model, tokens_of, training_of
+from transloom.jobs.runs.workspace import Run, identity, locked
+from transloom.jobs.training.evaluate import evaluation_folder, is_evaluated, kept_result
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.tokenizer import TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import Stage, read_json, write_json
+from transloom.pipeline.run_folder import CONFIG_FILE, LOCK_FILE, PREPARED_FILE, TRAINING_FILE
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.spool import MetricLog
+from transloom.pipeline.train.checkpoint import save_weights
 
 
 @pytest.fixture(scope="module")

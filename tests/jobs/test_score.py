@@ -8,10 +8,10 @@ import pytest
 import torch
 from language_folder import write_language_model
 
-from jobs.__main__ import main
-from model.packing import Layout
-from pipeline.data.text_tokenizer import load_text_tokenizer
-from pipeline.evaluate.accuracy import wilson
+from transloom.jobs.__main__ import main
+from transloom.model.packing import Layout
+from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
+from transloom.pipeline.evaluate.accuracy import wilson
 
 ITEMS = [
     {"context": "To be or", "choices": [" not", " is"], "answer": 1, "id": "a"},

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from command import ROOT
 
-from pipeline.search_path import search_environment
-from pipeline.tracking.uploader import ui_command
+from transloom.pipeline.search_path import search_environment
+from transloom.pipeline.tracking.uploader import ui_command
 
 # As the command `transloom` does: started elsewhere, without the current folder in its search path.
 COMMAND = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
-from jobs.ray_cluster.session import map_over_cluster, ray_session
-from jobs.config.schema import ClusterConfig
-from model.build import architecture_of
-from model.config import RecurrentConfig, TransformerConfig
+from transloom.jobs.ray_cluster.session import map_over_cluster, ray_session
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.model.build import architecture_of
+from transloom.model.config import RecurrentConfig, TransformerConfig
 with ray_session(ClusterConfig()):
     print(list(map_over_cluster(architecture_of, [TransformerConfig(), RecurrentConfig()])))
 """
@@ -52,16 +52,16 @@ def test_workers_import_what_the_command_imports(folder: Path, tmp_path: Path) -
 def test_python_m_jobs_takes_the_packages_beside_it(folder: Path) -> None:
     (folder / "jobs" / "__init__.py").unlink()
     (folder / "jobs").rmdir()  # else Python itself takes this one
-    found = run(folder, "-m", "jobs", "run", "--cfg", "job", PYTHONPATH=str(ROOT))
+    found = run(folder, "-m", "transloom.jobs", "run", "--cfg", "job", PYTHONPATH=str(ROOT))
     assert found.returncode == 0, found.stderr
     assert "target_language: de" in found.stdout
 
 
 def test_processes_that_are_started_with_python_m_take_the_projects_packages(folder: Path) -> None:
-    code = "import model, pipeline, jobs; print(model.__file__)"
+    code = "import transloom.model; print(transloom.model.__file__)"
     (folder / "show.py").write_text("raise RuntimeError('show.py of the user')\n")
     found = run(folder, "-c", code, **search_environment())
-    assert found.stdout.strip() == str(ROOT / "model" / "__init__.py"), found.stderr
+    assert found.stdout.strip() == str(ROOT / "transloom" / "model" / "__init__.py"), found.stderr
     assert "No module named show" in run(folder, "-m", "show", **search_environment()).stderr
     _, environment = ui_command(f"sqlite:///{folder}/mlflow.db", folder)
     assert environment["UVICORN_APP_DIR"] == str(ROOT)

@@ -6,15 +6,15 @@ import pytest
 import ray
 from ray._private import utils
 
-from jobs.cli import configuration
-from jobs.config.compose import load_config
-from jobs.ray_cluster.session import _init_ray
-from jobs.remote.clusters import Cluster
-from jobs.remote.kubernetes import _config_there
-from jobs.remote.submission import for_cluster
-from jobs.training.prepare import with_local_data
-from pipeline.errors import UserError
-from pipeline.files import stage
+from transloom.jobs.cli import configuration
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.ray_cluster.session import _init_ray
+from transloom.jobs.remote.clusters import Cluster
+from transloom.jobs.remote.kubernetes import _config_there
+from transloom.jobs.remote.submission import for_cluster
+from transloom.jobs.training.prepare import with_local_data
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import stage
 
 WORDS = ["corpus.kind=dataset", "corpus.dataset=parquet", "corpus.train.split=train", "cluster.num_workers=1"]
 FILES = [
@@ -65,7 +65,7 @@ def test_a_manifest_of_a_stage_does_not_have_it(tmp_path: Path) -> None:
 
 def test_ray_is_not_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, str] = {}
-    line = "python -m jobs run corpus.data_files.train=https://host/x?sig=canary"
+    line = "python -m transloom.jobs run corpus.data_files.train=https://host/x?sig=canary"
     monkeypatch.setattr(utils, "get_entrypoint_name", lambda: line)
     monkeypatch.setattr(ray, "init", lambda **_: told.update(command=utils.get_entrypoint_name()))
     _init_ray("local")

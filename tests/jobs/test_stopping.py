@@ -9,18 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.config.schema import Config
-from jobs.runs.stopping import Terminated
-from jobs.runs.workspace import Run
-from jobs.training import attempts, train
-from pipeline.run_folder import STOP_FILE
-from pipeline.train.optimizer import Precision, PrecisionConfig
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.stopping import Terminated
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.training import attempts, train
+from transloom.pipeline.run_folder import STOP_FILE
+from transloom.pipeline.train.optimizer import Precision, PrecisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 WAITING = """
 import time
-from jobs.runs.stopping import Terminated, ended_by_sigterm, on_sigterm
+from transloom.jobs.runs.stopping import Terminated, ended_by_sigterm, on_sigterm
 
 def wait():
     print("ready", flush=True)
@@ -112,8 +112,8 @@ def test_sigterm_ends_a_command_while_ray_starts(tmp_path):
     """Ray is started by what stands here in its place, as long as it is not up."""
     code = """
 import sys
-from jobs.ray_cluster import session as cluster
-from jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster import session as cluster
+from transloom.jobs.config.schema import ClusterConfig
 cluster._start_ray = lambda meanwhile: wait()
 try:
     with cluster.ray_session(ClusterConfig()):

@@ -21,9 +21,9 @@ import pytest
 import yaml
 from command import ROOT, TINY, transloom_here
 
-from jobs.commands.ui import HOST, _free_port
-from pipeline.files import read_json
-from pipeline.tracking.uploader import ui_command
+from transloom.jobs.commands.ui import HOST, _free_port
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.uploader import ui_command
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ class Place:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words],
+            [sys.executable, "-m", "transloom.jobs", *words],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -283,7 +283,7 @@ def test_by_hand_it_is_the_same(place, cluster, tmp_path):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "config.yaml").write_text(resolved)
     command = ["job", "submit", f"--address={cluster['address']}", f"--working-dir={tmp_path}", "--"]
-    command += ["python", "-m", "jobs", "train", "resolved=config.yaml"]
+    command += ["python", "-m", "transloom.jobs", "train", "resolved=config.yaml"]
     done = subprocess.run(
         [sys.executable, "-m", "ray.scripts.scripts", *command], env=environment, capture_output=True, text=True
     )

@@ -11,20 +11,20 @@ from command import TINY, Command, transloom_here
 from metrics import BLEU, PERPLEXITY
 from runs import folder_of, mlflow_runs
 
-from jobs.__main__ import main
-from jobs.config.compose import chosen_options, load_config, to_yaml
-from jobs.runs.workspace import Run
-from jobs.sweep.report import print_sweep, report_sweep, spent, write_best
-from jobs.sweep.search import _best, _study
-from jobs.sweep.settings import at_point, refuse_impossible, sweep_settings
-from jobs.sweep.table import Board
-from pipeline.errors import UserError
-from pipeline.evaluate.significance import LEAST_BLEU
-from pipeline.files import write_json
-from pipeline.sweep.config import Sampler, SweepConfig
-from pipeline.sweep.seeds import chance_of
-from pipeline.sweep.space import Point, parse_space
-from pipeline.sweep.study import Record, State, Study
+from transloom.jobs.__main__ import main
+from transloom.jobs.config.compose import chosen_options, load_config, to_yaml
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.sweep.report import print_sweep, report_sweep, spent, write_best
+from transloom.jobs.sweep.search import _best, _study
+from transloom.jobs.sweep.settings import at_point, refuse_impossible, sweep_settings
+from transloom.jobs.sweep.table import Board
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.significance import LEAST_BLEU
+from transloom.pipeline.files import write_json
+from transloom.pipeline.sweep.config import Sampler, SweepConfig
+from transloom.pipeline.sweep.seeds import chance_of
+from transloom.pipeline.sweep.space import Point, parse_space
+from transloom.pipeline.sweep.study import Record, State, Study
 
 SPACE = "sweep.space={model.dropout: {choices: [0.1, 0.2]}}"
 
@@ -114,9 +114,9 @@ def test_only_a_sweep_that_is_there_is_resumed(tmp_path):
 
 
 def test_tokens_of_a_validation_between_two_reports_are_estimated(tmp_path):
-    from jobs.sweep.tune import validation_curve
-    from jobs.training.worker import logged_seconds
-    from pipeline.tracking.tracker import SpoolTracker
+    from transloom.jobs.sweep.tune import validation_curve
+    from transloom.jobs.training.worker import logged_seconds
+    from transloom.pipeline.tracking.tracker import SpoolTracker
 
     tracker = SpoolTracker(tmp_path)
     tracker.log_metrics({"validation/bleu": 1.0}, 5)  # before any report: not known
@@ -164,8 +164,8 @@ def test_the_table_has_the_trials_under_way_and_the_best_of_the_others(tmp_path,
 
 
 def test_a_score_that_is_no_number_counts_for_nothing(tmp_path):
-    from jobs.sweep.tune import validation_curve
-    from pipeline.tracking.tracker import SpoolTracker
+    from transloom.jobs.sweep.tune import validation_curve
+    from transloom.pipeline.tracking.tracker import SpoolTracker
 
     tracker = SpoolTracker(tmp_path)
     for step, score in ((20, 30.0), (40, float("nan")), (60, float("inf")), (80, 25.0)):
@@ -175,7 +175,7 @@ def test_a_score_that_is_no_number_counts_for_nothing(tmp_path):
 
 
 def test_tune_is_told_which_way_is_better(tmp_path):
-    from jobs.sweep.tune import StudySearcher
+    from transloom.jobs.sweep.tune import StudySearcher
 
     modes = []
     for metric in (BLEU, PERPLEXITY):
@@ -186,7 +186,7 @@ def test_tune_is_told_which_way_is_better(tmp_path):
 
 
 def test_the_process_of_a_trial_that_ended_drives_the_next_once_its_workers_have_stopped(tmp_path, monkeypatch):
-    from jobs.sweep.tune import TrialActor
+    from transloom.jobs.sweep.tune import TrialActor
 
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
@@ -231,7 +231,7 @@ class Page(dict):
 def reported(folder, metric, monkeypatch, capsys, splits=("test", "validation")):
     """A sweep of three trials and two seeds: its result, its page, and what is printed."""
     config = load_config(["sweep.seeds=3"])
-    monkeypatch.setattr("jobs.sweep.report.selecting_metric", lambda task, corpus: metric)
+    monkeypatch.setattr("transloom.jobs.sweep.report.selecting_metric", lambda task, corpus: metric)
     sweep = Run("mine", folder, config)
     space = {"model.dropout": {"choices": [0.1, 0.2, 0.3]}}
     settings = SweepConfig(space=space, sampler=Sampler.grid, trials=3)
@@ -290,7 +290,7 @@ def test_a_sweep_learns_from_no_sweep_of_another_task(tmp_path, monkeypatch):
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     write_json(folder / "sweep.json", {"shards": "these"})
     other = SimpleNamespace(task=SimpleNamespace(value="another"), sweep=config.sweep)
-    monkeypatch.setattr("jobs.sweep.search.read_config", lambda file: other)
+    monkeypatch.setattr("transloom.jobs.sweep.search.read_config", lambda file: other)
     with pytest.raises(UserError, match=r"^sweep\.warm_start: before was of the task another"):
         _study(Run("next", folder.with_name("next"), config), "these")
 

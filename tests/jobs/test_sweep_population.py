@@ -7,15 +7,15 @@ from command import TINY, transloom_here
 from metrics import BLEU
 from runs import checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 
-from jobs.config.compose import load_config, to_yaml
-from jobs.runs.workspace import Run
-from jobs.sweep.population import history_in_words, history_of, own_cost
-from jobs.sweep.search import _study
-from jobs.sweep.settings import refuse_impossible, sweep_settings, trial_config
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.sweep.space import Point
-from pipeline.sweep.study import Record, State
+from transloom.jobs.config.compose import load_config, to_yaml
+from transloom.jobs.runs.workspace import Run
+from transloom.jobs.sweep.population import history_in_words, history_of, own_cost
+from transloom.jobs.sweep.search import _study
+from transloom.jobs.sweep.settings import refuse_impossible, sweep_settings, trial_config
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.sweep.space import Point
+from transloom.pipeline.sweep.study import Record, State
 
 RATE = "schedule.peak_learning_rate"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.sync import main
-from jobs.config.compose import to_yaml
-from jobs.config.schema import Config
-from jobs.runs.workspace import locked
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import TrackingConfig
+from transloom.jobs.commands.sync import main
+from transloom.jobs.config.compose import to_yaml
+from transloom.jobs.config.schema import Config
+from transloom.jobs.runs.workspace import locked
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import TrackingConfig
 
 AWAY = "http://127.0.0.1:9"
 ENDED_MS = 1_800_000_000_000
@@ -126,7 +126,7 @@ def test_a_named_sweep_brings_its_trials(tmp_path: Path, store: str, capsys: pyt
 def test_a_run_in_use_is_left_to_its_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = make_run(tmp_path / "runs" / "live", None)
     program = (
-        "import time; from pathlib import Path; from jobs.runs.workspace import locked\n"
+        "import time; from pathlib import Path; from transloom.jobs.runs.workspace import locked\n"
         f"with locked(Path({str(folder)!r})): print('locked', flush=True); time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from jobs.config.compose import load_config
-from jobs.config.groups import groups
-from model.config import Positions
-from model.transformer import Transformer
+from transloom.jobs.config.compose import load_config
+from transloom.jobs.config.groups import groups
+from transloom.model.config import Positions
+from transloom.model.transformer import Transformer
 
 
 class Row(NamedTuple):

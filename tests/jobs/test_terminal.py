@@ -11,12 +11,12 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-import jobs.__main__
-import jobs.commands.translate
-from jobs.runs.environment import log_safely
-from jobs.terminal.console import SafeConsole, StatusLine, table
-from jobs.terminal.printable import print_line, printable
-from pipeline.errors import UserError
+import transloom.jobs.__main__
+import transloom.jobs.commands.translate
+from transloom.jobs.runs.environment import log_safely
+from transloom.jobs.terminal.console import SafeConsole, StatusLine, table
+from transloom.jobs.terminal.printable import print_line, printable
+from transloom.pipeline.errors import UserError
 
 STEERING = {
     "colour": "a\x1b[31mb",
@@ -60,7 +60,7 @@ def test_a_steering_text_is_shown_as_its_escapes(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["[red]a[/red]", "[/]", "[/nothing]", "a [link=x]b", ":smile:", "[bold"])
 def test_markup_in_a_text_is_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from jobs.terminal.console import console
+    from transloom.jobs.terminal.console import console
 
     console.print(text)
     console.print(table(text, [text], [[text]]), style="bold")
@@ -68,7 +68,7 @@ def test_markup_in_a_text_is_text(text: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_secret_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    from jobs.terminal.console import console
+    from transloom.jobs.terminal.console import console
 
     console.print("transloom train corpus.data_files.train=https://h/x?sig=canary")
     console.print(table("", ["where"], [["https://u:canary@h/x"]]))
@@ -83,8 +83,8 @@ def test_an_error_that_is_told_does_not_steer(
     def fail(_: Any) -> int:
         raise UserError("name: no such run: \x1b]52;c;YQ==\x07 [/red] \x1b[2J at http://u:canary@h")
 
-    monkeypatch.setattr(jobs.commands.translate, "main", fail)
-    assert jobs.__main__.main(["translate", "x"]) == 2
+    monkeypatch.setattr(transloom.jobs.commands.translate, "main", fail)
+    assert transloom.jobs.__main__.main(["translate", "x"]) == 2
     told = capsys.readouterr().err
     assert told == "transloom: name: no such run: \\x1b]52;c;YQ==\\x07 [/red] \\x1b[2J at http://***@h\n"
 
@@ -135,15 +135,17 @@ def test_translations_are_escaped_on_a_terminal_alone(
         def translate(self, lines: list[str], *_: Any, **__: Any) -> list[str]:
             return lines
 
-    import pipeline.generate.translator
+    import transloom.pipeline.generate.translator
 
-    monkeypatch.setattr(pipeline.generate.translator, "Translator", Translator)
-    monkeypatch.setattr(jobs.commands.translate, "find_model", lambda *_: tmp_path)
+    monkeypatch.setattr(transloom.pipeline.generate.translator, "Translator", Translator)
+    monkeypatch.setattr(transloom.jobs.commands.translate, "find_model", lambda *_: tmp_path)
     (tmp_path / "text").write_bytes("a\x1b[31m\u202eb\r\n[/red]\n".encode())
     out = _Stream(io.BytesIO(), encoding="utf-8")
     out.is_terminal = is_terminal
     monkeypatch.setattr(sys, "stdout", out)
-    assert jobs.commands.translate.main([str(tmp_path), str(tmp_path / "text"), f"output_dir={tmp_path}"]) == 0
+    assert (
+        transloom.jobs.commands.translate.main([str(tmp_path), str(tmp_path / "text"), f"output_dir={tmp_path}"]) == 0
+    )
     print_line("\x1b[36mworker\x1b[0m \x1b]0;x\x07")
     out.flush()
     written = out.buffer.getvalue().decode()  # type: ignore[attr-defined]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import ui
-from pipeline.errors import UserError
-from pipeline.files import write_json
+from transloom.jobs.commands import ui
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_the_newest_run_of_the_store_is_named(tmp_path):
 def test_it_serves_on_loopback_until_it_is_ended(tmp_path):
     sqlite3.connect(tmp_path / "mlflow.db").close()  # an empty store: MLflow makes its tables
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-m", "jobs", "ui", f"output_dir={tmp_path}"]
+    command = [sys.executable, "-m", "transloom.jobs", "ui", f"output_dir={tmp_path}"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -15,7 +15,7 @@ import pytest
 from browser import NAMES, Browser, find_browser
 from reported import report_run
 
-from pipeline.tracking.uploader import run_url
+from transloom.pipeline.tracking.uploader import run_url
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """
@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
 def served(runs: tuple[Path, dict[str, str]]) -> Iterator[list[str]]:
     """The lines in which `transloom ui` says what it serves, while it does."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, "-m", "jobs", "ui", f"output_dir={runs[0]}"]
+    command = [sys.executable, "-m", "transloom.jobs", "ui", f"output_dir={runs[0]}"]
     log = runs[0] / "ui.log"  # not a pipe, which would be full one day: the server tells of every request
     with open(log, "wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out) as server:
         try:

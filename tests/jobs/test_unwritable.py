@@ -11,13 +11,13 @@ import torch
 from command import TINY
 from disks import remount, small_disk
 
-from jobs.__main__ import main
-from jobs.ray_cluster import session
-from jobs.ray_cluster.session import RAY_BYTES, temp_folder_trouble
-from pipeline.disk import refuse_unwritable
-from pipeline.errors import UserError
-from pipeline.train.checkpoint import newest_checkpoint, save_checkpoint, save_weights
-from pipeline.train.optimizer import EngineState
+from transloom.jobs.__main__ import main
+from transloom.jobs.ray_cluster import session
+from transloom.jobs.ray_cluster.session import RAY_BYTES, temp_folder_trouble
+from transloom.pipeline.disk import refuse_unwritable
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.checkpoint import newest_checkpoint, save_checkpoint, save_weights
+from transloom.pipeline.train.optimizer import EngineState
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.schema import Config
-from jobs.terminal.console import StatusLine
-from jobs.training import worker
-from jobs.training.heartbeat import Heartbeat
-from jobs.training.worker import logged_seconds
-from pipeline.tracking.spool import read_points
-from pipeline.tracking.tracker import SpoolTracker
+from transloom.jobs.config.schema import Config
+from transloom.jobs.terminal.console import StatusLine
+from transloom.jobs.training import worker
+from transloom.jobs.training.heartbeat import Heartbeat
+from transloom.jobs.training.worker import logged_seconds
+from transloom.pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.tracker import SpoolTracker
 
 SETTINGS = {"attempt": "attempt", "spare_cpus": 0, "hang_seconds": 0.0}
 

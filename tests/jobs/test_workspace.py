@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from jobs.config.compose import load_config, read_config, to_dict
-from jobs.config.schema import ClusterConfig, Config
-from jobs.runs.workspace import (
+from transloom.jobs.config.compose import load_config, read_config, to_dict
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.runs.workspace import (
     IDENTITY_FORMAT,
     Run,
     find_run,
@@ -30,19 +30,24 @@ from jobs.runs.workspace import (
     stage_folder,
     user_of,
 )
-from jobs.training.evaluate import evaluation_folder
-from jobs.training.train import is_trained, refuse_exchanged_tokenizer, refuse_too_long, refuse_unspaced_targets
-from model.build import ARCHITECTURES
-from model.config import RecurrentConfig
-from pipeline.data.batches import BatchConfig
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.tokenizer import MODEL_FILE
-from pipeline.errors import UserError
-from pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
-from pipeline.files import Stage, sha256_file, write_json
-from pipeline.run_folder import CONFIG_FILE, PREPARED_FILE, TRAINING_FILE
-from pipeline.train.checkpoint import save_checkpoint
-from pipeline.train.optimizer import EngineState, Precision, PrecisionConfig
+from transloom.jobs.training.evaluate import evaluation_folder
+from transloom.jobs.training.train import (
+    is_trained,
+    refuse_exchanged_tokenizer,
+    refuse_too_long,
+    refuse_unspaced_targets,
+)
+from transloom.model.build import ARCHITECTURES
+from transloom.model.config import RecurrentConfig
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.data.tokenizer import MODEL_FILE
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.tokenizers import load_tokenizer, tokenizer_for
+from transloom.pipeline.files import Stage, sha256_file, write_json
+from transloom.pipeline.run_folder import CONFIG_FILE, PREPARED_FILE, TRAINING_FILE
+from transloom.pipeline.train.checkpoint import save_checkpoint
+from transloom.pipeline.train.optimizer import EngineState, Precision, PrecisionConfig
 
 SMALL = ["corpus.phrasebook_pairs=60", "corpus.held_out=5", "tokenizer.vocab_size=400"]
 
@@ -91,7 +96,7 @@ def test_a_tokenizer_that_is_not_installed_is_refused_before_anything_starts(
     words += ["corpus.target_language=ja_JP", f"output_dir={tmp_path}/outputs", "corpus.held_out=2"]
     more = {"race": ["experiment=attention_vs_recurrence"], "sweep": ["sweep=random"]}
     with pytest.raises(UserError, match=r"^evaluate\.tokenize: .*pip install 'sacrebleu\[ja\]'"):
-        importlib.import_module(f"jobs.commands.{job}").main([*words, *more.get(job, [])])
+        importlib.import_module(f"transloom.jobs.commands.{job}").main([*words, *more.get(job, [])])
     assert not (tmp_path / "outputs" / "runs").exists()
     load_tokenizer.cache_clear()
 

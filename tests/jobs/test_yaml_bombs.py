@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config.compose import load_config, read_config, to_yaml
-from jobs.remote.clusters import load_clusters
-from pipeline.errors import UserError
-from pipeline.untrusted import MAX_DEPTH, parse_yaml, read_yaml, refuse_deep_words
+from transloom.jobs.config.compose import load_config, read_config, to_yaml
+from transloom.jobs.remote.clusters import load_clusters
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.untrusted import MAX_DEPTH, parse_yaml, read_yaml, refuse_deep_words
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
-from model.packing import Layout
-from model.recurrent import Recurrent
-from model.transformer import Transformer
+from transloom.model.config import Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.packing import Layout
+from transloom.model.recurrent import Recurrent
+from transloom.model.transformer import Transformer
 
 VOCAB = 29
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}

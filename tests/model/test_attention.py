@@ -5,12 +5,12 @@ import torch
 from reference_varlen import reference_varlen
 from torch import Tensor, nn
 
-import model.attention
-from model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, padding_mask
-from model.config import TransformerConfig
-from model.packing import Layout
-from model.positions import grid_of
-from model.transformer import Transformer
+import transloom.model.attention
+from transloom.model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, padding_mask
+from transloom.model.config import TransformerConfig
+from transloom.model.packing import Layout
+from transloom.model.positions import grid_of
+from transloom.model.transformer import Transformer
 
 LENGTHS, OTHER_LENGTHS = (5, 2, 7), (3, 6, 1)  # of unequal sentences, so that there is padding
 WIDTH, HEADS = 12, 3
@@ -115,5 +115,5 @@ def test_the_way_without_a_grid_gives_the_same(
     expected = run()
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
-    monkeypatch.setattr(model.attention.Grid, "has_packed_kernel", True)
+    monkeypatch.setattr(transloom.model.attention.Grid, "has_packed_kernel", True)
     torch.testing.assert_close(run(), expected)

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from model.classifier import TextClassifier
-from model.config import DecoderConfig, Normalization, Pooling, Positions
-from model.losses import label_smoothed_cross_entropy
-from model.packing import Layout
+from transloom.model.classifier import TextClassifier
+from transloom.model.config import DecoderConfig, Normalization, Pooling, Positions
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.packing import Layout
 
 VOCAB, LABELS = 30, 3
 SHAPE = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=2, dropout=0.0, max_positions=12)

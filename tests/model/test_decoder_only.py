@@ -13,14 +13,14 @@ from reference_varlen import reference_varlen
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import model.attention
-from jobs.config.compose import load_config
-from model.config import Activation, DecoderConfig, Norm, Normalization, Positions
-from model.decoder_only import DecoderOnly
-from model.flops import count_parameters, multiply_adds
-from model.packed_linear import pack_linears
-from model.packing import Layout
-from model.positions import grid_of
+import transloom.model.attention
+from transloom.jobs.config.compose import load_config
+from transloom.model.config import Activation, DecoderConfig, Norm, Normalization, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.flops import count_parameters, multiply_adds
+from transloom.model.packed_linear import pack_linears
+from transloom.model.packing import Layout
+from transloom.model.positions import grid_of
 
 GPT = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=4, dropout=0.0, max_positions=200)
 LLAMA = replace(
@@ -97,7 +97,7 @@ def test_a_future_token_never_changes_the_past(build: Build, length: int) -> Non
 def test_long_texts_are_attended_to_as_short_ones(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, texts = build(), sentences(70, 90)
     long = run(decoder, texts)
-    monkeypatch.setattr(model.attention, "LONG", 1000)
+    monkeypatch.setattr(transloom.model.attention, "LONG", 1000)
     for one, other in zip(long, run(decoder, texts), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -109,7 +109,7 @@ def test_the_way_without_a_grid_gives_the_same(build: Build, monkeypatch: pytest
     expected, cached = run(decoder, texts), decode(decoder, texts, steps=3)
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
-    monkeypatch.setattr(model.attention.Grid, "has_packed_kernel", True)
+    monkeypatch.setattr(transloom.model.attention.Grid, "has_packed_kernel", True)
     for one, other in zip(run(decoder, texts), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     torch.testing.assert_close(decode(decoder, texts, steps=3), cached, rtol=0, atol=1e-12)

@@ -1,7 +1,7 @@
 import pytest
 
-from model.config import DecoderConfig, TransformerConfig
-from model.flops import attention_flops, count_parameters, multiply_adds, training_flops
+from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.model.flops import attention_flops, count_parameters, multiply_adds, training_flops
 
 
 def test_base_and_big_cost_what_the_published_formulas_say() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from model.build import build_model
-from model.config import TransformerConfig
-from model.kernels import linear
-from model.kernels.linear import TORCH, Linear, Products, measure_products, quicker_products, use_products
-from model.losses import label_smoothed_cross_entropy
+from transloom.model.build import build_model
+from transloom.model.config import TransformerConfig
+from transloom.model.kernels import linear
+from transloom.model.kernels.linear import TORCH, Linear, Products, measure_products, quicker_products, use_products
+from transloom.model.losses import label_smoothed_cross_entropy
 
 ALL = [Products(*flags) for flags in itertools.product((False, True), repeat=3)]
 ONEDNN = Products(True, True, True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from packed import VOCAB, make_recurrent, make_transformer, pack, run, sentences
 
-from model.config import Activation, Norm, Normalization, Positions
-from model.recurrent import Recurrent
-from model.transformer import Transformer
+from transloom.model.config import Activation, Norm, Normalization, Positions
+from transloom.model.recurrent import Recurrent
+from transloom.model.transformer import Transformer
 
 Model = Transformer | Recurrent
 MODERN: dict[str, Any] = {

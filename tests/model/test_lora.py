@@ -3,10 +3,18 @@
 import pytest
 import torch
 
-from model.build import build_model
-from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
-from model.lora import AdaptedLayers, LoraConfig, LoraLinear, add_adapters, merge_adapters
-from model.packing import Layout
+from transloom.model.build import build_model
+from transloom.model.config import (
+    Activation,
+    DecoderConfig,
+    Norm,
+    Normalization,
+    Positions,
+    RecurrentConfig,
+    TransformerConfig,
+)
+from transloom.model.lora import AdaptedLayers, LoraConfig, LoraLinear, add_adapters, merge_adapters
+from transloom.model.packing import Layout
 
 VOCAB = 31
 TRANSLATOR = TransformerConfig(d_model=24, d_ff=40, num_heads=4, encoder_layers=2, decoder_layers=2, dropout=0.0)

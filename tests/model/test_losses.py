@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from model.losses import label_smoothed_cross_entropy
+from transloom.model.losses import label_smoothed_cross_entropy
 
 
 def test_against_a_matrix_written_by_hand() -> None:

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 from transformers import MarianMTModel
 
-from model.config import Norm, Positions, TransformerConfig
-from model.packing import Layout
-from model.transformer import Transformer
-from pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from pipeline.errors import UserError
-from pipeline.export import marian_config, marian_weights
-from pipeline.generate.beam import BeamConfig, beam_search
+from transloom.model.config import Norm, Positions, TransformerConfig
+from transloom.model.packing import Layout
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.export import marian_config, marian_weights
+from transloom.pipeline.generate.beam import BeamConfig, beam_search
 
 VOCAB = 61
 LIMIT = 30  # tokens of a translation

@@ -7,12 +7,12 @@ import torch
 from packed import SIZES, VOCAB, make_transformer, pack, run, sentences
 from torch import nn
 
-from model.attention import Grid, SelfAttention, rotate
-from model.config import Activation, Norm, Normalization, Positions, TransformerConfig
-from model.layers import FeedForward, make_normalization
-from model.packing import Layout
-from model.positions import rotations
-from model.transformer import Transformer
+from transloom.model.attention import Grid, SelfAttention, rotate
+from transloom.model.config import Activation, Norm, Normalization, Positions, TransformerConfig
+from transloom.model.layers import FeedForward, make_normalization
+from transloom.model.packing import Layout
+from transloom.model.positions import rotations
+from transloom.model.transformer import Transformer
 
 LENGTH, WIDTH = 9, 6
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.build import Model, build_model
-from model.config import RecurrentConfig, TransformerConfig
-from model.packed_linear import PackedLinear, pack_linears
-from model.packing import Layout
+from transloom.model.build import Model, build_model
+from transloom.model.config import RecurrentConfig, TransformerConfig
+from transloom.model.packed_linear import PackedLinear, pack_linears
+from transloom.model.packing import Layout
 
 MODELS = [
     TransformerConfig(d_model=64, d_ff=128, num_heads=4, encoder_layers=2, decoder_layers=2),

@@ -5,13 +5,13 @@ import torch
 from packed import VOCAB, make_recurrent, pack, run, sentences
 from torch import nn
 
-from model.build import architecture_of, build_model
-from model.config import RecurrentConfig, TransformerConfig
-from model.flops import multiply_adds
-from model.losses import label_smoothed_cross_entropy
-from model.packing import Layout
-from model.recurrent import Recurrent, TimeGrid
-from model.transformer import Transformer
+from transloom.model.build import architecture_of, build_model
+from transloom.model.config import RecurrentConfig, TransformerConfig
+from transloom.model.flops import multiply_adds
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.packing import Layout
+from transloom.model.recurrent import Recurrent, TimeGrid
+from transloom.model.transformer import Transformer
 
 LAYERS = [(1, 1), (2, 3)]
 

@@ -7,12 +7,12 @@ import torch
 from packed import SIZES, VOCAB, make_transformer, run, sentences
 from torch import Tensor, nn
 
-from model.attention import attend, causal_mask
-from model.config import Norm, Positions, TransformerConfig
-from model.dropout import Dropout
-from model.packing import Layout, from_grid, to_grid
-from model.positions import sinusoids
-from model.transformer import Transformer
+from transloom.model.attention import attend, causal_mask
+from transloom.model.config import Norm, Positions, TransformerConfig
+from transloom.model.dropout import Dropout
+from transloom.model.packing import Layout, from_grid, to_grid
+from transloom.model.positions import sinusoids
+from transloom.model.transformer import Transformer
 
 
 @pytest.mark.parametrize("norm", Norm)

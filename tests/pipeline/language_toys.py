@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.packing import Layout
+from transloom.model.packing import Layout
 
 
 class ByteTokenizer:

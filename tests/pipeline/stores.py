@@ -5,10 +5,10 @@ import math
 import socket
 from pathlib import Path
 
-from pipeline.files import read_json
-from pipeline.tasks.task import Metric
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import MlflowTracker, TrackingConfig
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig
 
 CANARY = "c4n4ry-p4ssw0rd"
 DATASET = ("phrasebook validation", "b" * 64)

@@ -10,9 +10,9 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pipeline.attention_maps import AttentionMaps
-from pipeline.figures import attention as attention_figures
-from pipeline.figures.attention import draw_attention
+from transloom.pipeline.attention_maps import AttentionMaps
+from transloom.pipeline.figures import attention as attention_figures
+from transloom.pipeline.figures.attention import draw_attention
 
 SOURCE, WRITTEN = ["A", "small", "dog", "runs", ".", "</s>"], ["Ein", "kleiner", "Hund", "läuft", "</s>"]
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import Norm, RecurrentConfig, TransformerConfig
-from model.packing import Layout
-from model.recurrent import Recurrent
-from model.transformer import Transformer
-from pipeline.attention_maps import AttentionMaps, _labels, attention_maps
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator
+from transloom.model.config import Norm, RecurrentConfig, TransformerConfig
+from transloom.model.packing import Layout
+from transloom.model.recurrent import Recurrent
+from transloom.model.transformer import Transformer
+from transloom.pipeline.attention_maps import AttentionMaps, _labels, attention_maps
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator
 
 SEARCH = BeamConfig(beam=2, extra_tokens=5)
 CONFIG = TransformerConfig(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from pipeline.files import database_file, database_uri
-from pipeline.tracking.uploader import TrackingConfig, local_store, tracking_uri
+from transloom.pipeline.files import database_file, database_uri
+from transloom.pipeline.tracking.uploader import TrackingConfig, local_store, tracking_uri
 
 NAMES = ["plain", "a%20b", "what?", "c#d", "e f", "%3F", "été", "a?b=c&d", "100%"]
 

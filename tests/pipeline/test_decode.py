@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.generate.beam import BeamConfig, beam_search, length_penalty
+from transloom.pipeline.generate.beam import BeamConfig, beam_search, length_penalty
 
 VOCAB, BOS, EOS = 4, 2, 3
 

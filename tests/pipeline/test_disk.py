@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from disks import remount, small_disk
 
-from pipeline.disk import disk_trouble, explain_full_disk, is_disk_message
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.ranks import on_rank_zero
+from transloom.pipeline.disk import disk_trouble, explain_full_disk, is_disk_message
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
+from transloom.pipeline.ranks import on_rank_zero
 
 
 def _error(number: int, file: str | None = None) -> OSError:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MarianMTModel
 
-from jobs.__main__ import main
-from model.build import ModelConfig, build_model
-from model.config import Norm, Positions, RecurrentConfig, TransformerConfig
-from model.packing import Layout
-from model.transformer import Transformer
-from pipeline.data.pairs import SentencePair
-from pipeline.data.tokenizer import BOS_ID, MODEL_FILE, Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.export import Format, Quantization, export
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import save_model
-from pipeline.phrasebook import phrasebook_pairs
+from transloom.jobs.__main__ import main
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.packing import Layout
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.tokenizer import BOS_ID, MODEL_FILE, Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.export import Format, Quantization, export
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import save_model
+from transloom.pipeline.phrasebook import phrasebook_pairs
 
 CONFIG = TransformerConfig(d_model=64, d_ff=128, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.0)
 CPU = torch.device("cpu")

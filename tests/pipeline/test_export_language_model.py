@@ -8,13 +8,13 @@ import pytest
 import torch
 from language_folder import SHAPE, TEXT, write_language_model
 
-from jobs.__main__ import main
-from model.config import Activation, DecoderConfig, Normalization, Positions
-from model.packing import Layout
-from pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
-from pipeline.errors import UserError
-from pipeline.export import Format, export
-from pipeline.huggingface_tokenizer import write_huggingface_tokenizer
+from transloom.jobs.__main__ import main
+from transloom.model.config import Activation, DecoderConfig, Normalization, Positions
+from transloom.model.packing import Layout
+from transloom.pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.export import Format, export
+from transloom.pipeline.huggingface_tokenizer import write_huggingface_tokenizer
 
 transformers = pytest.importorskip("transformers")
 LLAMA = replace(

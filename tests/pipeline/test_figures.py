@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.figures import curves as figures
-from pipeline.figures.curves import draw_curves
-from pipeline.tasks.build import TaskName, selecting_metric
-from pipeline.tracking.spool import Point
+from transloom.pipeline.figures import curves as figures
+from transloom.pipeline.figures.curves import draw_curves
+from transloom.pipeline.tasks.build import TaskName, selecting_metric
+from transloom.pipeline.tracking.spool import Point
 
 
 def run_points(steps: int = 3000, every: int = 10) -> list[Point]:

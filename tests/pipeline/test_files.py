@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.files import NotBuilt, atomic_write, hash_of, read_json, stage, write_json
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import NotBuilt, atomic_write, hash_of, read_json, stage, write_json
 
 
 class Colour(Enum):
@@ -130,7 +130,7 @@ def test_a_folder_that_can_not_be_made_is_told(tmp_path):
 BUILD_WITH_ANOTHER = """
     import sys, time
     from pathlib import Path
-    from pipeline.files import stage
+    from transloom.pipeline.files import stage
     root, meeting, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     def build(folder):
         (folder / "data").write_bytes(b"12345")
@@ -158,7 +158,7 @@ def test_what_a_killed_builder_left_is_neither_used_nor_kept(tmp_path):
     script = """
         import sys, time
         from pathlib import Path
-        from pipeline.files import stage
+        from transloom.pipeline.files import stage
         def build(folder):
             (folder / "data").write_bytes(b"half")
             time.sleep(600)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipeline.untrusted
-from model.config import Activation, TransformerConfig
-from model.transformer import Transformer
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import sha256_file
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import count_saved, save_model
+import transloom.pipeline.untrusted
+from transloom.model.config import Activation, TransformerConfig
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import sha256_file
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import count_saved, save_model
 
 CONFIG = TransformerConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, max_positions=40)
 CPU = torch.device("cpu")
@@ -258,7 +258,7 @@ def test_what_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pipeline.untrusted.os, "open", refuse)
+    monkeypatch.setattr(transloom.pipeline.untrusted.os, "open", refuse)
     with pytest.raises(UserError, match=r"config\.json can't be read: Permission denied"):
         Translator.load(folder, CPU)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import Activation, DecoderConfig, Norm, Normalization, Positions
-from model.decoder_only import DecoderOnly
-from model.packing import Layout
-from pipeline.errors import UserError
-from pipeline.huggingface import read_huggingface, write_huggingface
+from transloom.model.config import Activation, DecoderConfig, Norm, Normalization, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.packing import Layout
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.huggingface import read_huggingface, write_huggingface
 
 transformers = pytest.importorskip("transformers")
 VOCAB, TOKENS = 101, 30

@@ -9,18 +9,18 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, read_json, sha256_file, write_json
-from pipeline.storage import files as storage
-from pipeline.storage.mirror import Fetched, Mirror, fetch_run, fetch_stage
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, read_json, sha256_file, write_json
+from transloom.pipeline.storage import files as storage
+from transloom.pipeline.storage.mirror import Fetched, Mirror, fetch_run, fetch_stage
 
 URL = "memory://bucket"
 
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("pipeline.storage.mirror.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("pipeline.storage.mirror.LAST_ATTEMPTS", 1)
+    monkeypatch.setattr("transloom.pipeline.storage.mirror.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("transloom.pipeline.storage.mirror.LAST_ATTEMPTS", 1)
     yield
     fsspec.filesystem("memory").store.clear()
 

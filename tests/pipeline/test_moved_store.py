@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from stores import start, store_of
 
-from pipeline.files import read_json
-from pipeline.tracking.relocate import settle_store
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import TrackingConfig, is_reported, sync_run
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.relocate import settle_store
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import TrackingConfig, is_reported, sync_run
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.figures.race import Course, draw_race
+from transloom.pipeline.figures.race import Course, draw_race
 
 
 def test_the_picture_shows_every_contender_in_its_colour(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.secrets import redacted, secrets_in
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.secrets import redacted, secrets_in
 
 ODBC = "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BODBC+Driver+17%7D%3BSERVER%3Dh%3BUID%3Du%3B"
 

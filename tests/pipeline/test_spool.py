@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.secrets import redacted
-from pipeline.tracking.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
-from pipeline.tracking.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tracking.spool import TRAINING_SPOOL, MetricLog, SpoolReader, read_points
+from transloom.pipeline.tracking.tracker import MAX_PARAM_CHARS, SpoolTracker, as_params
 
 
 def keys_and_steps(run_folder: Path) -> list[tuple[str, int]]:
@@ -72,7 +72,7 @@ def test_a_torn_last_line_is_left_out_and_does_not_spoil_the_next(tmp_path: Path
 
 def test_sigkill_loses_no_line_that_was_written(tmp_path: Path):
     program = (
-        "import sys, itertools; from pathlib import Path; from pipeline.tracking.spool import MetricLog\n"
+        "import sys, itertools; from pathlib import Path; from transloom.pipeline.tracking.spool import MetricLog\n"
         f"log = MetricLog(Path({str(tmp_path / 'metrics.jsonl')!r}))\n"
         "for step in itertools.count():\n"
         "    log.append({'train/loss': 1.0 / (step + 1), 'train/learning_rate': 0.1}, step)\n"

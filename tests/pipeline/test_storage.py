@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from fsspec.registry import _registry
 
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, sha256_file
-from pipeline.storage import files as storage
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, sha256_file
+from transloom.pipeline.storage import files as storage
 
 URL = "memory://bucket/prefix"
 

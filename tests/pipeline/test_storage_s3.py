@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server
 
-from pipeline.errors import UserError
-from pipeline.files import MANIFEST, sha256_file, write_json
-from pipeline.storage import files as storage
-from pipeline.storage.mirror import Mirror, fetch_run, fetch_stage
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST, sha256_file, write_json
+from transloom.pipeline.storage import files as storage
+from transloom.pipeline.storage.mirror import Mirror, fetch_run, fetch_stage
 
 SIZE = 6_000_000  # more than one of S3's parts
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from stores import CANARY, check_everything_is_there_once, points, report_everything, start, store_of
 
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.tasks.task import Metric
-from pipeline.tasks.translation import BLEU
-from pipeline.tracking import uploader as tracking
-from pipeline.tracking import view as runs_view
-from pipeline.tracking.spool import last_end, read_points
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import (
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tasks.translation import BLEU
+from transloom.pipeline.tracking import uploader as tracking
+from transloom.pipeline.tracking import view as runs_view
+from transloom.pipeline.tracking.spool import last_end, read_points
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import (
     MlflowTracker,
     TrackingConfig,
     end_dead_run,
@@ -275,7 +275,7 @@ def test_the_pages_have_no_assistant_that_runs_commands():
     from mlflow.server.fastapi_app import create_fastapi_app
     from starlette.testclient import TestClient
 
-    from pipeline.tracking.pages import app
+    from transloom.pipeline.tracking.pages import app
 
     paths = sorted({route.path for route in assistant_router.routes})  # type: ignore[attr-defined]
     plain = [path for path in paths if "{" not in path]

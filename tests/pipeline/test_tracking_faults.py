@@ -25,13 +25,13 @@ from stores import (
     store_of,
 )
 
-from jobs.commands.sync import main as sync
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.spool import read_points
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.tracking.uploader import sync_run, ui_command
+from transloom.jobs.commands.sync import main as sync
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.mlflow_store import MlflowStore
+from transloom.pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.tracking.uploader import sync_run, ui_command
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 
@@ -182,10 +182,10 @@ def test_sync_brings_runs_that_ended_while_the_server_was_down(
     states = {"ended": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "killed": None}
     uri = f"http://127.0.0.1:{server.port}"
     program = (  # a process for each run, which all have what the first one took seconds to import
-        "import os; from pathlib import Path; from jobs.runs.workspace import locked\n"
-        "from jobs.config.compose import to_yaml; from jobs.config.schema import Config\n"
-        "from pipeline.tracking.tracker import SpoolTracker\n"
-        "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
+        "import os; from pathlib import Path; from transloom.jobs.runs.workspace import locked\n"
+        "from transloom.jobs.config.compose import to_yaml; from transloom.jobs.config.schema import Config\n"
+        "from transloom.pipeline.tracking.tracker import SpoolTracker\n"
+        "from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
         f"for name, status in {states!r}.items():\n"
         "    if child := os.fork():\n"
         "        os.waitpid(child, 0)\n"
@@ -282,7 +282,7 @@ def test_a_killed_driver_loses_nothing(output_dir: Path):
     folder = output_dir / "runs" / "killed-driver"
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
+        "from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig\n"
         f"folder = Path({str(folder)!r})\n"
         f"tracker = MlflowTracker(TrackingConfig(system_metrics=False), Path({str(output_dir)!r}), folder, 'k', {{}})\n"
         "tracker.run_id(300)\n"

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.build import build_model
-from model.config import Norm, RecurrentConfig, TransformerConfig
-from model.flops import count_parameters
-from model.transformer import Transformer
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import count_saved, save_model
-from pipeline.progress import MapTasks
-from pipeline.tasks.translation import translate_in_tasks
+from transloom.model.build import build_model
+from transloom.model.config import Norm, RecurrentConfig, TransformerConfig
+from transloom.model.flops import count_parameters
+from transloom.model.transformer import Transformer
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import count_saved, save_model
+from transloom.pipeline.progress import MapTasks
+from transloom.pipeline.tasks.translation import translate_in_tasks
 
 CONFIG = TransformerConfig(
     d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, norm=Norm.pre, max_positions=40

@@ -44,7 +44,7 @@ def spoil_gradients(loop, steps):
     """NaN in the gradients of rank 0 in the first to the last of these steps, counted from 1 in each process."""
     import dataclasses
 
-    from pipeline.ranks import rank
+    from transloom.pipeline.ranks import rank
 
     usual, calls = loop.add_gradients, itertools.count(1)
 
@@ -109,8 +109,8 @@ def kill_before_pointer(checkpoint, setting):
 
 
 PATCHES = {
-    "pipeline.train.loop": {"nan": spoil_gradients, "record": record_samples, "balloon": balloon},
-    "pipeline.train.checkpoint": {"kill_before_pointer": kill_before_pointer},
+    "transloom.pipeline.train.loop": {"nan": spoil_gradients, "record": record_samples, "balloon": balloon},
+    "transloom.pipeline.train.checkpoint": {"kill_before_pointer": kill_before_pointer},
 }
 
 

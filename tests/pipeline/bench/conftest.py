@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from model.config import TransformerConfig
-from pipeline.bench.task import Kind, Task
-from pipeline.data.batches import BatchConfig
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig
-from pipeline.train.optimizer import Precision
-from pipeline.train.schedule import ScheduleConfig
+from transloom.model.config import TransformerConfig
+from transloom.pipeline.bench.task import Kind, Task
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig
+from transloom.pipeline.train.optimizer import Precision
+from transloom.pipeline.train.schedule import ScheduleConfig
 
 SHAPE = TransformerConfig(
     d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=2, dropout=0.1, max_positions=128

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 
 def make_adder(start: int) -> tuple[Callable[[int], tuple[int, str | None]], int]:

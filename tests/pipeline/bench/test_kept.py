@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.bench.kept import TURNS_FILE, begin, changes, go_on, stopped_bench
+from transloom.pipeline.bench.kept import TURNS_FILE, begin, changes, go_on, stopped_bench
 
 BASIS = {"machine": {"cores": 2, "flags": ["avx2"]}, "bench": {"rounds": 5}}
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from members import make_adder
 
-from pipeline.errors import UserError
-from pipeline.processes import Contender, Meeting, busy_seconds, peak_bytes
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.processes import Contender, Meeting, busy_seconds, peak_bytes
 
 HERE = str(Path(__file__).parent)
 
@@ -73,7 +73,7 @@ def test_who_never_comes_is_named() -> None:
 def test_no_member_outlives_a_driver_that_is_killed() -> None:
     code = (
         "import os; from functools import partial; from members import make_adder\n"
-        "from pipeline.processes import Meeting\n"
+        "from transloom.pipeline.processes import Meeting\n"
         "meeting = Meeting(); is_lost = meeting.start_processes('one', 1, {})\n"
         "print(meeting.meet('one', 1, is_lost).ask(partial(make_adder, 0))[0], meeting.folder, flush=True)\n"
         "os.kill(os.getpid(), 9)"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from model.config import TransformerConfig
-from model.flops import training_flops
-from pipeline.bench.picture import draw_bench
-from pipeline.bench.report import (
+from transloom.model.config import TransformerConfig
+from transloom.model.flops import training_flops
+from transloom.pipeline.bench.picture import draw_bench
+from transloom.pipeline.bench.report import (
     BARE,
     CONTROL,
     MARIAN,
@@ -20,8 +20,8 @@ from pipeline.bench.report import (
     summarise_training,
     training_ratios,
 )
-from pipeline.bench.task import Ready
-from pipeline.bench.turns import Rounds, Turn
+from transloom.pipeline.bench.task import Ready
+from transloom.pipeline.bench.turns import Rounds, Turn
 
 SHAPE = TransformerConfig(d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=2)
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import Activation, DecoderConfig, Normalization, Positions
-from model.decoder_only import DecoderOnly
-from model.packing import Layout
-from pipeline.bench.nanogpt import GPT, copy_weights
-from pipeline.bench.report import BARE, HUGGINGFACE, NANOGPT, Spread, summarise_training, training_ratios
-from pipeline.bench.task import Kind, Ready, Task, initial_model
-from pipeline.bench.text_steps import dense_steps, text_steps
-from pipeline.bench.training import make_member
-from pipeline.bench.turns import Rounds, Turn
-from pipeline.data.batches import BatchConfig
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
-from pipeline.data.prepare_documents import prepare_documents
-from pipeline.data.text_tokenizer import TextTokenizerConfig
-from pipeline.train.optimizer import OptimizerConfig
+from transloom.model.config import Activation, DecoderConfig, Normalization, Positions
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.packing import Layout
+from transloom.pipeline.bench.nanogpt import GPT, copy_weights
+from transloom.pipeline.bench.report import BARE, HUGGINGFACE, NANOGPT, Spread, summarise_training, training_ratios
+from transloom.pipeline.bench.task import Kind, Ready, Task, initial_model
+from transloom.pipeline.bench.text_steps import dense_steps, text_steps
+from transloom.pipeline.bench.training import make_member
+from transloom.pipeline.bench.turns import Rounds, Turn
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
+from transloom.pipeline.data.prepare_documents import prepare_documents
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.train.optimizer import OptimizerConfig
 
 GPT2 = DecoderConfig(layers=2, d_model=32, d_ff=64, num_heads=4, dropout=0.0, max_positions=32)
 LLAMA = replace(

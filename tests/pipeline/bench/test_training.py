@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.config import Norm
-from pipeline.bench.kept import begin
-from pipeline.bench.peers import PlainTransformer, copy_weights, padded_steps
-from pipeline.bench.task import Kind, Skip, Task, Weights, initial_model
-from pipeline.bench.training import make_matmul, make_member
-from pipeline.bench.turns import rounds_of, take_turns
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.tokenizer import EOS_ID, PAD_ID
-from pipeline.processes import Meeting
+from transloom.model.config import Norm
+from transloom.pipeline.bench.kept import begin
+from transloom.pipeline.bench.peers import PlainTransformer, copy_weights, padded_steps
+from transloom.pipeline.bench.task import Kind, Skip, Task, Weights, initial_model
+from transloom.pipeline.bench.training import make_matmul, make_member
+from transloom.pipeline.bench.turns import rounds_of, take_turns
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.data.tokenizer import EOS_ID, PAD_ID
+from transloom.pipeline.processes import Meeting
 
 STEPS = 12  # goes into a second epoch
 
@@ -133,8 +133,8 @@ def test_two_contenders_take_turns(task: Task, tmp_path: Path, monkeypatch: pyte
         for contender in (matmul, *contenders.values()):
             (ready,) = contender.receive()
             assert ready.threads == 1 and ready.imported_bytes > 0
-        monkeypatch.setattr("pipeline.bench.turns.MATMUL_SECONDS", 0.05)
-        monkeypatch.setattr("pipeline.bench.turns.WARM_UP_STEPS", 1)
+        monkeypatch.setattr("transloom.pipeline.bench.turns.MATMUL_SECONDS", 0.05)
+        monkeypatch.setattr("transloom.pipeline.bench.turns.WARM_UP_STEPS", 1)
         kept = begin(tmp_path, {})
         assert take_turns(contenders, matmul, 2, 2, kept, lambda *what: shown.append(what)) == {"ours": 5, "control": 5}
     rounds = rounds_of(kept, list(contenders))

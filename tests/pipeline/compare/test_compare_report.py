@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare.report import Picture, Table, write_report
-from pipeline.compare.sentences import most_different
+from transloom.pipeline.compare.report import Picture, Table, write_report
+from transloom.pipeline.compare.sentences import most_different
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)> & "quoted" \'too\' {{ 7 * 7 }}'
 

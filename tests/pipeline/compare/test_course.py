@@ -3,8 +3,8 @@
 import pytest
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.compare.course import first_reaching, training_course, validation_course
-from pipeline.tracking.spool import Point
+from transloom.pipeline.compare.course import first_reaching, training_course, validation_course
+from transloom.pipeline.tracking.spool import Point
 
 
 def points(*steps: int) -> list[Point]:

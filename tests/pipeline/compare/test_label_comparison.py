@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.compare.comparison import RunFacts
-from pipeline.compare.labels import LabelledBy, compare_labels, seed_group
+from transloom.pipeline.compare.comparison import RunFacts
+from transloom.pipeline.compare.labels import LabelledBy, compare_labels, seed_group
 
 
 def facts(**settings: str) -> RunFacts:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compare.sentences import Mark, marked, most_different
+from transloom.pipeline.compare.sentences import Mark, marked, most_different
 
 TEXT = st.lists(
     st.sampled_from(["ein", "Hund", "rennt", "<b>", "&", ".", " ", "\u3000", "की", "don't"]), max_size=9

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
-from pipeline.data.pairs import collate_pairs, pair_steps
-from pipeline.data.shards import SIDES
-from pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from pipeline.errors import UserError
+from transloom.pipeline.data.batches import BatchConfig, Step, ahead, plan_epoch
+from transloom.pipeline.data.pairs import collate_pairs, pair_steps
+from transloom.pipeline.data.shards import SIDES
+from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from transloom.pipeline.errors import UserError
 
 
 class Pairs:

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
-from pipeline.data.pairs import SentencePair
-from pipeline.data.words import collapse_whitespace
+from transloom.pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.words import collapse_whitespace
 
 
 def clean(pairs, **settings):

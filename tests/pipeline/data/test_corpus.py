@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.corpus import (
+from transloom.pipeline.data.corpus import (
     CorpusConfig,
     CorpusKind,
     SplitConfig,
@@ -16,8 +16,8 @@ from pipeline.data.corpus import (
     held_out_pairs,
     read_pairs,
 )
-from pipeline.data.lines import MAX_LINE_BYTES, count_lines, read_lines
-from pipeline.errors import UserError
+from transloom.pipeline.data.lines import MAX_LINE_BYTES, count_lines, read_lines
+from transloom.pipeline.errors import UserError
 
 
 def text_corpus(folder: Path, source: bytes, target: bytes, **settings) -> CorpusConfig:

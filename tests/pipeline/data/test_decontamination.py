@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from pipeline.data.document_files import Unit
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig, Wording
-from pipeline.data.overlap import Sentences, read_sentences
-from pipeline.data.prepare_documents import prepare_documents
-from pipeline.data.text_tokenizer import TextTokenizerConfig
+from transloom.pipeline.data.document_files import Unit
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig, Wording
+from transloom.pipeline.data.overlap import Sentences, read_sentences
+from transloom.pipeline.data.prepare_documents import prepare_documents
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
 
 LONG = "it does n't matter who won the clichés here , it 's a film"  # 13 words, 12 of them counted apart
 OF_FIVE = "a lovely film of ours"

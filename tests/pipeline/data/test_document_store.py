@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.document_shards import document_tasks, tokenize_documents
-from pipeline.data.document_store import open_documents, write_documents
-from pipeline.data.text_tokenizer import (
+from transloom.pipeline.data.document_shards import document_tasks, tokenize_documents
+from transloom.pipeline.data.document_store import open_documents, write_documents
+from transloom.pipeline.data.text_tokenizer import (
     TextTokenizerConfig,
     TextTokenizerKind,
     load_text_tokenizer,
     train_text_tokenizer,
 )
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 TEXTS = ["one\ntwo\r\n", "\u2028", "ä" * 50, "\x00 \U0001f600", "last", "", "x"]
 KINDS = [TextTokenizerConfig(vocab_size=270), TextTokenizerConfig(TextTokenizerKind.characters)]

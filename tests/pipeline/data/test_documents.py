@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.data.clean import Invalid
-from pipeline.data.document_files import Unit
-from pipeline.data.documents import (
+from transloom.pipeline.data.clean import Invalid
+from transloom.pipeline.data.document_files import Unit
+from transloom.pipeline.data.documents import (
     DocumentsConfig,
     DocumentsKind,
     Dropped,
@@ -23,7 +23,7 @@ from pipeline.data.documents import (
     refuse_nothing_left,
     with_local_documents,
 )
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 NOTHING = HeldOutConfig(validation=0.0, test=0.0)
 

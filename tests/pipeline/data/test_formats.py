@@ -7,12 +7,12 @@ import zipfile
 
 import pytest
 
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, refuse_wrong_files
-from pipeline.data.formats import refuse_other_formats
-from pipeline.data.prepare import prepare
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.errors import UserError
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, refuse_wrong_files
+from transloom.pipeline.data.formats import refuse_other_formats
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.errors import UserError
 
 ENGLISH = "".join(f"line {i} of the text\n" for i in range(50)).encode()
 GERMAN = "".join(f"Zeile {i} des Textes\n" for i in range(50)).encode()

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.label_baselines import MAJORITY, TFIDF, label_baselines
-from pipeline.data.labelled import LabelledConfig, LabelledTexts, collate_labelled, read_labelled, text_input
-from pipeline.data.prepare_labelled import prepare_labelled
-from pipeline.data.records import RecordSource
-from pipeline.data.text_tokenizer import TextTokenizerConfig, load_text_tokenizer
-from pipeline.errors import UserError
+from transloom.pipeline.data.label_baselines import MAJORITY, TFIDF, label_baselines
+from transloom.pipeline.data.labelled import LabelledConfig, LabelledTexts, collate_labelled, read_labelled, text_input
+from transloom.pipeline.data.prepare_labelled import prepare_labelled
+from transloom.pipeline.data.records import RecordSource
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, load_text_tokenizer
+from transloom.pipeline.errors import UserError
 
 ROWS = [f"a{'very ' * (i % 4)} {'good' if i % 2 else 'bad'} film {i}\t{'yes' if i % 2 else 'no'}" for i in range(60)]
 

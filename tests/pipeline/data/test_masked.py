@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.masked import MaskedPieces, collate_masked
+from transloom.pipeline.data.masked import MaskedPieces, collate_masked
 
 END, VOCAB = 99, 100
 MASK = VOCAB

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipeline.data.batches import BatchConfig
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind, MixConfig, SplitConfig
-from pipeline.data.longest import refuse_longer
-from pipeline.data.mix import drawn_rows, mixed, mixed_count
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.prepare import prepare
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.errors import UserError
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, MixConfig, SplitConfig
+from transloom.pipeline.data.longest import refuse_longer
+from transloom.pipeline.data.mix import drawn_rows, mixed, mixed_count
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.errors import UserError
 
 TOKENIZER = TokenizerConfig(vocab_size=320)
 

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from pipeline.data import ngram
-from pipeline.data.ngram import END, SYMBOLS, ngram_bits_per_byte, train_ngram
+from transloom.pipeline.data import ngram
+from transloom.pipeline.data.ngram import END, SYMBOLS, ngram_bits_per_byte, train_ngram
 
 TRAIN = ["the cat sat on the mat", "the hat is on the cat", "a bat", "", "käse\n\n" + "that at the hat " * 5]
 OTHER = ["the bat sat on a hat", "ä", "", "zzz\x00", "the the the the"]

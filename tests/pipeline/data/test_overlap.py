@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.data.overlap import Sides, pair_hash
-from pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.overlap import Sides, pair_hash
+from transloom.pipeline.data.pairs import SentencePair
 
 
 @pytest.mark.parametrize("space", ["  ", "\u00a0", "\u202f", "\u3000", " \t"])

@@ -6,11 +6,11 @@ from string import Formatter
 
 import pytest
 
-from pipeline.data.pairs import SentencePair
-from pipeline.errors import UserError
-from pipeline.phrasebook import LANGUAGE_PAIRS, phrasebook_pairs, phrasebook_version
-from pipeline.phrasebook.frames import FRAMES
-from pipeline.phrasebook.slots import SLOTS, fill
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.phrasebook import LANGUAGE_PAIRS, phrasebook_pairs, phrasebook_version
+from transloom.pipeline.phrasebook.frames import FRAMES
+from transloom.pipeline.phrasebook.slots import SLOTS, fill
 
 LANGUAGES = ("en", "de", "fr")
 
@@ -111,7 +111,7 @@ def test_a_smaller_count_is_the_beginning_of_a_larger_one():
 def test_does_not_depend_on_hash_seed_locale_or_time_zone():
     program = (
         "from hashlib import sha256\n"
-        "from pipeline.phrasebook import phrasebook_pairs, phrasebook_version\n"
+        "from transloom.pipeline.phrasebook import phrasebook_pairs, phrasebook_version\n"
         "pairs = list(phrasebook_pairs('en', 'fr', 'train', 2000))\n"
         "print(phrasebook_version(), sha256(repr(pairs).encode()).hexdigest())"
     )
@@ -203,7 +203,7 @@ def test_refuses_other_languages_by_name():
 
 
 def test_says_when_it_runs_out(monkeypatch):
-    monkeypatch.setattr("pipeline.phrasebook.FRAMES", FRAMES[:1])
-    monkeypatch.setattr("pipeline.phrasebook._PATIENCE", 500)
+    monkeypatch.setattr("transloom.pipeline.phrasebook.FRAMES", FRAMES[:1])
+    monkeypatch.setattr("transloom.pipeline.phrasebook._PATIENCE", 500)
     with pytest.raises(UserError, match=r"corpus\.phrasebook_pairs: .* test pairs after"):
         list(phrasebook_pairs("en", "de", "test", 50_000))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.pieces import inputs_and_labels, pieces_of
+from transloom.pipeline.data.pieces import inputs_and_labels, pieces_of
 
 LENGTHS = st.lists(st.integers(0, 50), max_size=12)
 

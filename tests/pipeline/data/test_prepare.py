@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.clean import CleanConfig, Invalid
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
-from pipeline.data.pairs import open_pairs
-from pipeline.data.prepare import Prepared, prepare
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig
-from pipeline.errors import UserError
+from transloom.pipeline.data.clean import CleanConfig, Invalid
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.pairs import open_pairs
+from transloom.pipeline.data.prepare import Prepared, prepare
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig
+from transloom.pipeline.errors import UserError
 
 TOKENIZER = TokenizerConfig(vocab_size=500)
 SPLITS = ("train", "validation", "test")
@@ -45,7 +45,7 @@ def write_corpus(folder: Path, **replaced: list[bytes] | bytes) -> CorpusConfig:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    from pipeline.files import sha256_file
+    from transloom.pipeline.files import sha256_file
 
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
 
@@ -110,7 +110,7 @@ def test_work_shared_out_to_processes_gives_the_same_bytes(tmp_path, monkeypatch
 
     corpus = write_corpus(tmp_path / "in")
     alone = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "alone", map_tasks=share, shard_pairs=16)
-    monkeypatch.setattr("pipeline.data.prepare.FEW_PAIRS", 0)
+    monkeypatch.setattr("transloom.pipeline.data.prepare.FEW_PAIRS", 0)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         shared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "shared", map_tasks=pool.map, shard_pairs=16)
     assert [folder.name for folder in folders(alone)] == [folder.name for folder in folders(shared)]
@@ -195,10 +195,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):  # fault 22
     script = """
         import re, sys
         from pathlib import Path
-        from pipeline.data.clean import CleanConfig
-        from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
-        from pipeline.data.prepare import prepare
-        from pipeline.data.tokenizer import TokenizerConfig
+        from transloom.pipeline.data.clean import CleanConfig
+        from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+        from transloom.pipeline.data.prepare import prepare
+        from transloom.pipeline.data.tokenizer import TokenizerConfig
         source, output = Path(sys.argv[1]), Path(sys.argv[2])
         names = ("train", "validation", "test")
         splits = {s: SplitConfig(f"{source}/{s}.source", f"{source}/{s}.target") for s in names}
@@ -360,7 +360,7 @@ FULL_DISK = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[4])
     from test_prepare import TOKENIZER, hashes, folders, prepare, write_corpus, CleanConfig
-    from pipeline.errors import UserError
+    from transloom.pipeline.errors import UserError
 
     disk, corpus_folder, clean_run = map(Path, sys.argv[1:4])
     corpus = write_corpus(corpus_folder)

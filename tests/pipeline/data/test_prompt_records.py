@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.prompt_batches import LongExamples, Room
-from pipeline.data.prompts import PromptsConfig, PromptsKind, ResponseMetric, Template, TooLong, read_examples
-from pipeline.data.records import RecordSource
-from pipeline.data.squad import paragraph_folds, read_squad
-from pipeline.errors import UserError
+from transloom.pipeline.data.prompt_batches import LongExamples, Room
+from transloom.pipeline.data.prompts import PromptsConfig, PromptsKind, ResponseMetric, Template, TooLong, read_examples
+from transloom.pipeline.data.records import RecordSource
+from transloom.pipeline.data.squad import paragraph_folds, read_squad
+from transloom.pipeline.errors import UserError
 
 # Templates
 

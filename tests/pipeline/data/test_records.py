@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.records import Record, RecordSource, read_records, records_fingerprint
-from pipeline.errors import UserError
+from transloom.pipeline.data.records import Record, RecordSource, read_records, records_fingerprint
+from transloom.pipeline.errors import UserError
 
 RECORDS = [{"text": "ein Satz: ü\u2028", "label": "1"}, {"text": "a, b", "label": "0"}]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server
 
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, corpus_fingerprint
-from pipeline.data.prepare import prepare
-from pipeline.data.remote import with_local_files
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.errors import UserError
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, corpus_fingerprint
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.remote import with_local_files
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.errors import UserError
 
 LINES = {"en": [f"A dog runs {i} times." for i in range(200)], "de": [f"Ein Hund rennt {i} Mal." for i in range(200)]}
 

@@ -4,11 +4,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from pipeline.data import shards
-from pipeline.data.pairs import open_pairs
-from pipeline.data.shards import shard_tasks, write_shard
-from pipeline.errors import UserError
-from pipeline.files import write_json
+from transloom.pipeline.data import shards
+from transloom.pipeline.data.pairs import open_pairs
+from transloom.pipeline.data.shards import shard_tasks, write_shard
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import write_json
 
 SOURCE = [[5, 3], [3], [9, 8, 7, 3], [65_535, 3], [6, 3]]
 TARGET = [[3], [4, 3], [3], [1, 3], [2, 2, 3]]

@@ -2,8 +2,8 @@ import gzip
 
 import pytest
 
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, read_pairs
-from pipeline.errors import UserError
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, read_pairs
+from transloom.pipeline.errors import UserError
 
 NOTHING = ["None", "null", "NA", "n/a", "nan", "NULL", "N/A", "NaN", "-nan", "#N/A", "<NA>", "1.#IND", "True", "", " "]
 

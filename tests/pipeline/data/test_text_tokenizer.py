@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.data.document_store import open_documents, write_documents
-from pipeline.data.text_tokenizer import (
+from transloom.pipeline.data.document_store import open_documents, write_documents
+from transloom.pipeline.data.text_tokenizer import (
     END_OF_TEXT,
     SCALARS,
     TextTokenizerConfig,
@@ -23,7 +23,7 @@ from pipeline.data.text_tokenizer import (
     tokenizer_fingerprint,
     train_text_tokenizer,
 )
-from pipeline.errors import UserError
+from transloom.pipeline.errors import UserError
 
 BPE = TextTokenizerConfig(vocab_size=400)
 CHARACTERS = TextTokenizerConfig(TextTokenizerKind.characters)
@@ -116,8 +116,8 @@ def test_training_gives_the_same_file_in_every_process(documents, folders, tmp_p
     }
     write_documents(tmp_path, "train", documents)
     code = (
-        "from pathlib import Path; from pipeline.data.document_store import open_documents;"
-        "from pipeline.data.text_tokenizer import *; import sys; folder = Path(sys.argv[1]);"
+        "from pathlib import Path; from transloom.pipeline.data.document_store import open_documents;"
+        "from transloom.pipeline.data.text_tokenizer import *; import sys; folder = Path(sys.argv[1]);"
         "train_text_tokenizer(open_documents(folder, 'train'), TextTokenizerConfig(vocab_size=400), folder)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
@@ -352,7 +352,7 @@ def test_what_is_no_file_or_too_large_is_refused(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="pipe"):
         load_text_tokenizer(tmp_path)
-    monkeypatch.setattr("pipeline.data.text_tokenizer.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("transloom.pipeline.data.text_tokenizer.MAX_FILE_BYTES", 100)
     (tmp_path / "large.json").write_bytes(b" " * 101)
     with pytest.raises(UserError, match=r"large\.json has more than"):
         load_text_tokenizer(tmp_path / "large.json")

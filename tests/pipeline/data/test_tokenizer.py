@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from pipeline.data.words import collapse_whitespace
-from pipeline.errors import UserError
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.data.words import collapse_whitespace
+from transloom.pipeline.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.document_files import Unit, read_file
-from pipeline.data.wording import sentences, treebank
+from transloom.pipeline.data.document_files import Unit, read_file
+from transloom.pipeline.data.wording import sentences, treebank
 
 
 @pytest.mark.parametrize(

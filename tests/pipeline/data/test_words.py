@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
-from pipeline.data.pairs import SentencePair
-from pipeline.data.words import count_words
+from transloom.pipeline.data.clean import CleanConfig, CleanReport, clean_pairs
+from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.words import count_words
 
 
 @pytest.mark.parametrize(

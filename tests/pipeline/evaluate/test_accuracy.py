@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from pipeline.evaluate.accuracy import accuracy, compare_correct, wilson
+from transloom.pipeline.evaluate.accuracy import accuracy, compare_correct, wilson
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluate.bootstrap import compare_ratios
+from transloom.pipeline.evaluate.bootstrap import compare_ratios
 
 SIZES = np.array([100, 300, 50, 550] * 10)
 

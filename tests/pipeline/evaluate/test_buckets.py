@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.buckets import (
+from transloom.pipeline.evaluate.buckets import (
     by_length,
     f1_by_frequency,
     frequencies,

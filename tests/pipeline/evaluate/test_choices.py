@@ -9,16 +9,16 @@ import pytest
 import torch
 from language_toys import ByteTokenizer, ToyModel
 
-from pipeline.data.json_lines import write_json_lines
-from pipeline.errors import UserError
-from pipeline.evaluate.choices import (
+from transloom.pipeline.data.json_lines import write_json_lines
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.choices import (
     ChoiceConfig,
     ItemScore,
     accuracies,
     compare_results,
     score_choices,
 )
-from pipeline.evaluate.items import Item, read_items
+from transloom.pipeline.evaluate.items import Item, read_items
 
 TOKENIZER = ByteTokenizer()
 

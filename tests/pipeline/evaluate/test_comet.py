@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from comet_score import expected, make_comet
 
-from pipeline.errors import UserError
-from pipeline.evaluate.comet import Comet, _share_done, find_comet, score_sentences
-from pipeline.files import read_json
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.comet import Comet, _share_done, find_comet, score_sentences
+from transloom.pipeline.files import read_json
 
 SOURCES = ["a dog runs", "", "two\u2028men sit", "one\rline", "nobody\x85is here"]
 REFERENCES = ["ein Hund rennt", "", "zwei Männer sitzen", "eine Zeile", "niemand ist hier"]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
-from model.classifier import TextClassifier
-from model.config import DecoderConfig
-from pipeline.evaluate.labels import label_log_probabilities, label_scores, macro_f1
+from transloom.model.classifier import TextClassifier
+from transloom.model.config import DecoderConfig
+from transloom.pipeline.evaluate.labels import label_log_probabilities, label_scores, macro_f1
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 7])

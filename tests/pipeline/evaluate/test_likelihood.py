@@ -7,8 +7,8 @@ import pytest
 import torch
 from language_toys import ByteTokenizer, ToyModel
 
-import pipeline.evaluate.likelihood
-from pipeline.evaluate.likelihood import Passage, log_probabilities, score_text, total_score
+import transloom.pipeline.evaluate.likelihood
+from transloom.pipeline.evaluate.likelihood import Passage, log_probabilities, score_text, total_score
 
 END = ByteTokenizer.end_of_text
 DOCUMENTS = ["The quick brown fox jumps over it.", "", "é", "a" * 17, "To be, or not to be: that is the question"]
@@ -20,7 +20,7 @@ def plain(model: ToyModel, before: list[int], label: int) -> float:
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_passages_equal_one_by_one_whatever_the_batch(batch_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.evaluate.likelihood, "ROWS", 5)
+    monkeypatch.setattr(transloom.pipeline.evaluate.likelihood, "ROWS", 5)
     model, generator = ToyModel(20), np.random.default_rng(0)
     passages = []
     for length in (3, 9, 1, 9, 4):

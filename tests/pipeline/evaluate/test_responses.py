@@ -2,9 +2,14 @@
 
 import pytest
 
-from pipeline.data.prompts import Example, ResponseMetric
-from pipeline.evaluate.responses import normalized, parses, response_scores, squad_f1, summarized
-from pipeline.evaluate.simple_responses import first_sentence, most_similar_sentence, sentences, simple_responses
+from transloom.pipeline.data.prompts import Example, ResponseMetric
+from transloom.pipeline.evaluate.responses import normalized, parses, response_scores, squad_f1, summarized
+from transloom.pipeline.evaluate.simple_responses import (
+    first_sentence,
+    most_similar_sentence,
+    sentences,
+    simple_responses,
+)
 
 
 def test_rouge_is_the_library_s_on_lower_cased_words_and_takes_the_best_answer() -> None:

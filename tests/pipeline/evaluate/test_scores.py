@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.evaluate.scores import _score, score
-from pipeline.evaluate.significance import make_metric
-from pipeline.evaluate.tokenizers import DEFAULT
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.scores import _score, score
+from transloom.pipeline.evaluate.significance import make_metric
+from transloom.pipeline.evaluate.tokenizers import DEFAULT
 
 
 def lines(path: Path) -> list[str]:

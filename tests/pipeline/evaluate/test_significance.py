@@ -15,8 +15,8 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.significance import (
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.significance import (
     compare_means,
     compare_systems,
     count_statistics,

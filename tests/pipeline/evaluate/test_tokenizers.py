@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
-from pipeline.errors import UserError
-from pipeline.evaluate import tokenizers
-from pipeline.evaluate.buckets import by_length, frequencies, words_of
-from pipeline.evaluate.scores import score
-from pipeline.evaluate.significance import count_statistics, score_of, signature_of
-from pipeline.evaluate.tokenizers import (
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate import tokenizers
+from transloom.pipeline.evaluate.buckets import by_length, frequencies, words_of
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.evaluate.significance import count_statistics, score_of, signature_of
+from transloom.pipeline.evaluate.tokenizers import (
     TOKENIZERS,
     EvaluateConfig,
     load_tokenizer,

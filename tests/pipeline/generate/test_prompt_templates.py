@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.prompts import Template
-from pipeline.errors import UserError
-from pipeline.generate.prompts import Prompt, _encode, read_prompts, with_template
+from transloom.pipeline.data.prompts import Template
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.prompts import Prompt, _encode, read_prompts, with_template
 
 ONE, TWO = Template.of("{text}\n> "), Template.of("{context}\n{question}\n")
 

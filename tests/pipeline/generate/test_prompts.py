@@ -8,11 +8,11 @@ import pytest
 import torch
 from language_toys import ByteTokenizer, ToyModel
 
-import pipeline.generate.prompts
-from pipeline.data.json_lines import write_json_lines
-from pipeline.errors import UserError
-from pipeline.generate.prompts import Prompt, generate, named_prompts, read_prompts, stream
-from pipeline.generate.sample import SampleConfig, sample
+import transloom.pipeline.generate.prompts
+from transloom.pipeline.data.json_lines import write_json_lines
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.prompts import Prompt, generate, named_prompts, read_prompts, stream
+from transloom.pipeline.generate.sample import SampleConfig, sample
 
 
 def write(folder: Path, name: str, data: bytes) -> Path:
@@ -100,7 +100,7 @@ def test_results_do_not_depend_on_how_many_prompts_are_held_in_memory(monkeypatc
     config = SampleConfig(max_new_tokens=4)
     prompts = named_prompts(["a", "bb", "ccc", "a", "bb"])
     whole = list(generate(ToyModel(), ByteTokenizer(), prompts, config))
-    monkeypatch.setattr(pipeline.generate.prompts, "PROMPTS_AT_A_TIME", 2)
+    monkeypatch.setattr(transloom.pipeline.generate.prompts, "PROMPTS_AT_A_TIME", 2)
     assert list(generate(ToyModel(), ByteTokenizer(), prompts, config)) == whole
 
 
@@ -129,7 +129,7 @@ def test_a_stream_hands_out_whole_characters_as_they_come_and_is_the_same_sample
 
 
 def test_progress_counts_the_samples_of_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.generate.prompts, "PROMPTS_AT_A_TIME", 2)
+    monkeypatch.setattr(transloom.pipeline.generate.prompts, "PROMPTS_AT_A_TIME", 2)
     counts: list[tuple[int, int]] = []
     config = SampleConfig(max_new_tokens=2, samples=2, batch_size=2)
     prompts = named_prompts(["a", "b", "c"])

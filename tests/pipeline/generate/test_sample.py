@@ -9,8 +9,8 @@ import torch
 from language_toys import ByteTokenizer, ToyModel
 from scipy import stats
 
-from pipeline.errors import UserError
-from pipeline.generate.sample import SampleConfig, choose, draw_noise, sample, truncate
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.generate.sample import SampleConfig, choose, draw_noise, sample, truncate
 
 VOCAB, END = 12, 11
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([1, 2, 3], [4], [], [5, 6, 7, 8, 9, 1, 2], [2, 2], [4])]

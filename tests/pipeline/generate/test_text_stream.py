@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_toys import ByteTokenizer
 
-from pipeline.generate.text_stream import TextStream
+from transloom.pipeline.generate.text_stream import TextStream
 
 decode = ByteTokenizer().decode
 

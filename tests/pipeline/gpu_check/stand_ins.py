@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.gpu_check.outcome import Outcome, Skipped, Target
-from pipeline.gpu_check.runner import Part, work
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.gpu_check.outcome import Outcome, Skipped, Target
+from transloom.pipeline.gpu_check.runner import Part, work
 
 
 def passes() -> Outcome:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from reference_varlen import reference_varlen
 
-import model.attention
-from pipeline.gpu_check.attention import check_attention
-from pipeline.gpu_check.settings import attention_size
+import transloom.model.attention
+from transloom.pipeline.gpu_check.attention import check_attention
+from transloom.pipeline.gpu_check.settings import attention_size
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def packed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """bf16 goes the packed way, as it does on a GPU; fp32, which is what it is compared with, does not."""
     has_kernel = property(lambda grid: grid.dtype is torch.bfloat16)
-    monkeypatch.setattr(model.attention.Grid, "has_packed_kernel", has_kernel)
+    monkeypatch.setattr(transloom.model.attention.Grid, "has_packed_kernel", has_kernel)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen)
     return monkeypatch
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.gpu_check.decoding import measure_decoding
-from pipeline.gpu_check.demo import read_test_set, run_demo
-from pipeline.gpu_check.outcome import Outcome, Skipped
-from pipeline.gpu_check.settings import decoding_size, demo_size
+from transloom.pipeline.gpu_check.decoding import measure_decoding
+from transloom.pipeline.gpu_check.demo import read_test_set, run_demo
+from transloom.pipeline.gpu_check.outcome import Outcome, Skipped
+from transloom.pipeline.gpu_check.settings import decoding_size, demo_size
 
 CPU = torch.device("cpu")
 DEMO, DECODING = demo_size("cpu"), decoding_size("cpu")

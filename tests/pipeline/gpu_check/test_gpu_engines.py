@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.files import read_json
-from pipeline.gpu_check import engines
-from pipeline.gpu_check.engines import check_loss_scale, check_zero
-from pipeline.gpu_check.settings import engine_size
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import LossScale, MasterAdam
+from transloom.pipeline.files import read_json
+from transloom.pipeline.gpu_check import engines
+from transloom.pipeline.gpu_check.engines import check_loss_scale, check_zero
+from transloom.pipeline.gpu_check.settings import engine_size
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.optimizer import LossScale, MasterAdam
 
 CPU = torch.device("cpu")
 SIZE = engine_size("cpu")
@@ -101,7 +101,9 @@ def test_weights_that_an_overflow_changes_are_noticed(tmp_path: Path, monkeypatc
 def test_zero_3_itself_in_a_process_of_its_own(tmp_path: Path) -> None:
     words = ["part=zero3", f"answer={tmp_path / 'zero3.json'}", f"work={tmp_path}", "device=cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "jobs.gpu_check", *words], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "transloom.jobs.gpu_check", *words], check=True, env=environment, capture_output=True
+    )
     record = read_json(tmp_path / "zero3.json")
     assert record["status"] == "passed", record["why"]
     assert record["figures"]["losses"]["deepspeed"][0] == pytest.approx(record["figures"]["losses"]["torch"][0], 1e-3)

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.files import read_json, write_json
-from pipeline.gpu_check.runner import FAILED, PASSED, SKIPPED, Part, Record, as_report, run_parts
+from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.gpu_check.runner import FAILED, PASSED, SKIPPED, Part, Record, as_report, run_parts
 
 ROOT = Path(__file__).resolve().parents[3]
 STAND_INS = Path(__file__).with_name("stand_ins.py")
@@ -121,8 +121,8 @@ def test_every_record_is_told_at_once(tmp_path: Path) -> None:
 def test_a_kill_loses_nothing_that_was_found(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.files import write_json\n"
-        "from pipeline.gpu_check.runner import Part, as_report, run_parts\n"
+        "from transloom.pipeline.files import write_json\n"
+        "from transloom.pipeline.gpu_check.runner import Part, as_report, run_parts\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "tell = lambda records, newest: write_json(folder / 'report.json', as_report(records, {}))\n"
         f"command = lambda part, answer: [sys.executable, {str(STAND_INS)!r}, part.name, str(answer)]\n"

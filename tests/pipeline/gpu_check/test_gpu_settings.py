@@ -2,10 +2,10 @@
 
 import pytest
 
-from jobs.config.compose import load_config
-from pipeline.bench.task import Kind
-from pipeline.gpu_check.settings import DEMO, TRAININGS, attention_size, decoding_size
-from pipeline.gpu_check.training import SEED, task_of
+from transloom.jobs.config.compose import load_config
+from transloom.pipeline.bench.task import Kind
+from transloom.pipeline.gpu_check.settings import DEMO, TRAININGS, attention_size, decoding_size
+from transloom.pipeline.gpu_check.training import SEED, task_of
 
 
 def test_the_demo_is_the_experiment() -> None:

@@ -4,9 +4,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from pipeline.gpu_check.outcome import Target
-from pipeline.gpu_check.runner import Record
-from pipeline.gpu_check.table import WIDTH, compare_systems, write_table
+from transloom.pipeline.gpu_check.outcome import Target
+from transloom.pipeline.gpu_check.runner import Record
+from transloom.pipeline.gpu_check.table import WIDTH, compare_systems, write_table
 
 
 def training(name: str, speed: float, peak: int) -> Record:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.flops import training_flops
-from pipeline.bench.task import Kind
-from pipeline.data.pairs import open_pairs
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.gpu_check import training
-from pipeline.gpu_check.random_corpus import LONGEST, write_random_shards
-from pipeline.gpu_check.settings import training_size
-from pipeline.gpu_check.training import measure_training
+from transloom.model.flops import training_flops
+from transloom.pipeline.bench.task import Kind
+from transloom.pipeline.data.pairs import open_pairs
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.gpu_check import training
+from transloom.pipeline.gpu_check.random_corpus import LONGEST, write_random_shards
+from transloom.pipeline.gpu_check.settings import training_size
+from transloom.pipeline.gpu_check.training import measure_training
 
 SIZE = training_size("base", "cpu")
 
@@ -22,7 +22,7 @@ SIZE = training_size("base", "cpu")
 @pytest.fixture(autouse=True)
 def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 on a processor without it the full product takes seven seconds, six times in a measurement."""
-    monkeypatch.setattr("pipeline.bench.training.MATMUL_SHAPE", (128, 128, 128))
+    monkeypatch.setattr("transloom.pipeline.bench.training.MATMUL_SHAPE", (128, 128, 128))
 
 
 def test_random_sentences_are_as_long_as_real_ones(tmp_path: Path) -> None:

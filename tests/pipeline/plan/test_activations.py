@@ -7,11 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from model.build import ModelConfig, build_model
-from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
-from model.decoder_only import DecoderOnly
-from model.packing import Layout
-from pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import (
+    Activation,
+    DecoderConfig,
+    Norm,
+    Normalization,
+    Positions,
+    RecurrentConfig,
+    TransformerConfig,
+)
+from transloom.model.decoder_only import DecoderOnly
+from transloom.model.packing import Layout
+from transloom.pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
 
 SHAPE = TransformerConfig(d_model=64, d_ff=192, num_heads=4, encoder_layers=2, decoder_layers=3, dropout=0.1)
 

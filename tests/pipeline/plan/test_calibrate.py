@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.config import TransformerConfig
-from pipeline.data.batches import BatchConfig
-from pipeline.data.pairs import pair_steps
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.plan import calibrate as calibration
-from pipeline.plan.calibrate import calibrate
-from pipeline.plan.probe import Probe, RandomWords
-from pipeline.plan.volume import random_lengths
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.model.config import TransformerConfig
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.pairs import pair_steps
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.plan import calibrate as calibration
+from transloom.pipeline.plan.calibrate import calibrate
+from transloom.pipeline.plan.probe import Probe, RandomWords
+from transloom.pipeline.plan.volume import random_lengths
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
 SHAPE = TransformerConfig(d_model=64, d_ff=128, num_heads=2, encoder_layers=1, decoder_layers=1)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.batches import BatchConfig
-from pipeline.data.pairs import pair_steps
-from pipeline.plan.kernels import MOST_BYTES, OF_GRID, OF_PAIR, OF_TOKENS, _shapes, kernel_bytes
-from pipeline.plan.probe import RandomWords
-from pipeline.plan.volume import random_lengths
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.pairs import pair_steps
+from transloom.pipeline.plan.kernels import MOST_BYTES, OF_GRID, OF_PAIR, OF_TOKENS, _shapes, kernel_bytes
+from transloom.pipeline.plan.probe import RandomWords
+from transloom.pipeline.plan.volume import random_lengths
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,8 +52,8 @@ def test_memory_grows_with_new_shapes_up_to_what_is_kept() -> None:
 NEW_SHAPES = """
 import ctypes
 import torch
-from pipeline.plan.kernels import keeps_kernels
-from pipeline.train.optimizer import TORCH_DTYPES
+from transloom.pipeline.plan.kernels import keeps_kernels
+from transloom.pipeline.train.optimizer import TORCH_DTYPES
 
 class Heap(ctypes.Structure):  # glibc's struct mallinfo2
     _fields_ = [(name, ctypes.c_size_t) for name in

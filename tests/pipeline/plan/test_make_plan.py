@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from model.config import TransformerConfig
-from model.flops import count_parameters
-from pipeline.data.batches import BatchConfig
-from pipeline.plan.calibrate import Calibration, calibrated
-from pipeline.plan.hardware import GPUS, Hardware, this_cpu
-from pipeline.plan.launches import launches
-from pipeline.plan.memory import Footing, cpu_footing
-from pipeline.plan.paper import paper_cost
-from pipeline.plan.picture import draw_plan
-from pipeline.plan.plan import make_plan, price_of
-from pipeline.plan.speed import Work, step_time
-from pipeline.plan.training import Training, memory_alone
-from pipeline.plan.volume import Volume
-from pipeline.train.engine import EngineConfig, EngineName
-from pipeline.train.optimizer import Precision
-from pipeline.train.session import TrainConfig
+from transloom.model.config import TransformerConfig
+from transloom.model.flops import count_parameters
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.plan.calibrate import Calibration, calibrated
+from transloom.pipeline.plan.hardware import GPUS, Hardware, this_cpu
+from transloom.pipeline.plan.launches import launches
+from transloom.pipeline.plan.memory import Footing, cpu_footing
+from transloom.pipeline.plan.paper import paper_cost
+from transloom.pipeline.plan.picture import draw_plan
+from transloom.pipeline.plan.plan import make_plan, price_of
+from transloom.pipeline.plan.speed import Work, step_time
+from transloom.pipeline.plan.training import Training, memory_alone
+from transloom.pipeline.plan.volume import Volume
+from transloom.pipeline.train.engine import EngineConfig, EngineName
+from transloom.pipeline.train.optimizer import Precision
+from transloom.pipeline.train.session import TrainConfig
 
 CPU = this_cpu(2, 1, 24e9, ["avx512_bf16"])
 VOLUME = Volume(4_500_000, 135_000_000, 135_000_000, 100, 25_000.0, 25_000.0, "published")

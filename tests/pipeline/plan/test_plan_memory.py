@@ -7,20 +7,20 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import build_model
-from model.config import TransformerConfig
-from model.flops import count_parameters
-from pipeline.data.batches import BatchConfig
-from pipeline.data.pairs import pair_steps
-from pipeline.plan.activations import MicroBatch
-from pipeline.plan.memory import GPU, Footing, Memory, loss_bytes, peak_memory
-from pipeline.plan.probe import RandomWords
-from pipeline.plan.volume import random_lengths
-from pipeline.ranks import rank, world_size
-from pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
-from pipeline.train.loop import add_gradients
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import Precision
+from transloom.model.build import build_model
+from transloom.model.config import TransformerConfig
+from transloom.model.flops import count_parameters
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.pairs import pair_steps
+from transloom.pipeline.plan.activations import MicroBatch
+from transloom.pipeline.plan.memory import GPU, Footing, Memory, loss_bytes, peak_memory
+from transloom.pipeline.plan.probe import RandomWords
+from transloom.pipeline.plan.volume import random_lengths
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig, make_engine
+from transloom.pipeline.train.loop import add_gradients
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import Precision
 
 SHAPE = TransformerConfig(d_model=128, d_ff=512, num_heads=4, encoder_layers=2, decoder_layers=2)
 VOCABULARY = 3000

@@ -5,16 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.build import ModelConfig, build_model
-from model.config import Activation, DecoderConfig, Norm, Normalization, Positions, RecurrentConfig, TransformerConfig
-from model.losses import label_smoothed_cross_entropy
-from model.packing import Layout
-from pipeline.data.pairs import PairBatch
-from pipeline.plan.hardware import GPUS, this_cpu
-from pipeline.plan.launches import _Counting, launches
-from pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import Precision
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import (
+    Activation,
+    DecoderConfig,
+    Norm,
+    Normalization,
+    Positions,
+    RecurrentConfig,
+    TransformerConfig,
+)
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.packing import Layout
+from transloom.pipeline.data.pairs import PairBatch
+from transloom.pipeline.plan.hardware import GPUS, this_cpu
+from transloom.pipeline.plan.launches import _Counting, launches
+from transloom.pipeline.plan.speed import Work, accumulation, communication_seconds, grown, step_time
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import Precision
 
 H100 = next(one for one in GPUS if one.key == "h100")
 WORK = Work(micro_batches=8, flops=8e12, launches=0, parameters=100_000_000, precision=Precision.bf16, stage=0)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.batches import BatchConfig, iterate_steps
-from pipeline.data.document_shards import COLUMN
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
-from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
-from pipeline.data.prepare_documents import prepare_documents
-from pipeline.data.shards import open_shards
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind
-from pipeline.plan.text_volume import estimated_text_volume, prepared_text_volume, text_lengths, vocabulary_of
-from pipeline.tasks.task import Examples
+from transloom.pipeline.data.batches import BatchConfig, iterate_steps
+from transloom.pipeline.data.document_shards import COLUMN
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
+from transloom.pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from transloom.pipeline.data.prepare_documents import prepare_documents
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind
+from transloom.pipeline.plan.text_volume import estimated_text_volume, prepared_text_volume, text_lengths, vocabulary_of
+from transloom.pipeline.tasks.task import Examples
 
 BATCH = BatchConfig(tokens=512, micro_tokens=128)
 BYTES = TextTokenizerConfig(vocab_size=300)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.batches import BatchConfig
-from pipeline.data.clean import CleanConfig
-from pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
-from pipeline.data.pairs import open_pairs, pair_steps
-from pipeline.data.prepare import prepare
-from pipeline.data.tokenizer import TokenizerConfig
-from pipeline.plan.volume import TOKENS_PER_SENTENCE, estimated_volume, prepared_volume
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.clean import CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.pairs import open_pairs, pair_steps
+from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.tokenizer import TokenizerConfig
+from transloom.pipeline.plan.volume import TOKENS_PER_SENTENCE, estimated_volume, prepared_volume
 
 BATCH = BatchConfig(tokens=1024, micro_tokens=256)
 PHRASES = CorpusConfig(kind=CorpusKind.phrasebook, name="phrases", held_out=20, phrasebook_pairs=2000)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.sweep.config import Sampler, Stopping, SweepConfig
-from pipeline.sweep.population import explore, next_generation, place_of
-from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, State, Study, lineage
+from transloom.pipeline.sweep.config import Sampler, Stopping, SweepConfig
+from transloom.pipeline.sweep.population import explore, next_generation, place_of
+from transloom.pipeline.sweep.space import parse_space
+from transloom.pipeline.sweep.study import Record, State, Study, lineage
 
 SPACE = {
     "schedule.peak_learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.space import check_point, corner_points, grid_points, parse_space
+from transloom.pipeline.sweep.config import SweepConfig
+from transloom.pipeline.sweep.space import check_point, corner_points, grid_points, parse_space
 
 CONDITIONAL = {
     "schedule.name": {"choices": ["noam", "inverse_sqrt"]},
@@ -103,7 +103,7 @@ def test_what_makes_no_space_is_refused_by_name(space, message):
     ],
 )
 def test_settings_that_make_no_sweep_are_refused_by_name(settings, message):
-    from pipeline.sweep.config import Sampler
+    from transloom.pipeline.sweep.config import Sampler
 
     if "sampler" in settings:
         settings["sampler"] = Sampler[settings["sampler"]]

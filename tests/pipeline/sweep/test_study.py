@@ -10,11 +10,11 @@ import optuna
 import pytest
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.errors import UserError
-from pipeline.sweep.config import Sampler, Stopping, SweepConfig
-from pipeline.sweep.space import grid_points, on_grid, parse_space
-from pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_worse_than_median
-from pipeline.tasks.task import Metric
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.sweep.config import Sampler, Stopping, SweepConfig
+from transloom.pipeline.sweep.space import grid_points, on_grid, parse_space
+from transloom.pipeline.sweep.study import Record, State, Study, earlier_trials, importances, is_worse_than_median
+from transloom.pipeline.tasks.task import Metric
 
 SPACE = {"a": {"low": 0.0, "high": 1.0}, "b": {"choices": ["x", "y"]}, "c": {"low": 1, "high": 5, "when": {"b": "y"}}}
 

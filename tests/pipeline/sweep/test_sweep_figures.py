@@ -7,10 +7,18 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from metrics import BLEU, PERPLEXITY
 
-from pipeline.sweep.figures import draw_cost, draw_importance, draw_parallel, draw_population, draw_seeds, place, ticks
-from pipeline.sweep.seeds import chance_of
-from pipeline.sweep.space import parse_space
-from pipeline.sweep.study import Record, State
+from transloom.pipeline.sweep.figures import (
+    draw_cost,
+    draw_importance,
+    draw_parallel,
+    draw_population,
+    draw_seeds,
+    place,
+    ticks,
+)
+from transloom.pipeline.sweep.seeds import chance_of
+from transloom.pipeline.sweep.space import parse_space
+from transloom.pipeline.sweep.study import Record, State
 
 SPACE = {
     "schedule.peak_learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},

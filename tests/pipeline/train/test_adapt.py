@@ -6,18 +6,18 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import build_model
-from model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
-from model.lora import LoraConfig, merge_adapters
-from model.packing import Layout
-from pipeline.data.pairs import PairBatch
-from pipeline.errors import UserError
-from pipeline.train.adapt import adapt, adapted_groups, count_trained, depths_from_the_top
-from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
-from pipeline.train.session import TrainConfig
+from transloom.model.build import build_model
+from transloom.model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.lora import LoraConfig, merge_adapters
+from transloom.model.packing import Layout
+from transloom.pipeline.data.pairs import PairBatch
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.adapt import adapt, adapted_groups, count_trained, depths_from_the_top
+from transloom.pipeline.train.checkpoint import load_checkpoint, save_checkpoint
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.pipeline.train.session import TrainConfig
 
 VOCAB = 50
 TRANSLATOR = TransformerConfig(

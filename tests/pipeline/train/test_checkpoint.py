@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import UserError
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import (
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train import checkpoint
+from transloom.pipeline.train.checkpoint import (
     average_weights,
     list_weights,
     load_checkpoint,
@@ -28,7 +28,7 @@ from pipeline.train.checkpoint import (
     snapshot_path,
     verify,
 )
-from pipeline.train.optimizer import EngineState
+from transloom.pipeline.train.optimizer import EngineState
 
 FILES = ["state.safetensors", "trainer.json", "manifest.json"]
 

@@ -11,10 +11,17 @@ from ranks import run_ranks
 from torch import distributed as dist
 from toy import FROZEN, Objective, freeze, make_batch, make_objective, slower_below, take_steps
 
-from model.losses import LossSum
-from pipeline.errors import UserError
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import KINDS, TORCH_DTYPES, EngineState, OptimizerConfig, Precision, PrecisionConfig
+from transloom.model.losses import LossSum
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.optimizer import (
+    KINDS,
+    TORCH_DTYPES,
+    EngineState,
+    OptimizerConfig,
+    Precision,
+    PrecisionConfig,
+)
 
 CPU = torch.device("cpu")
 # Stage 3 last: it replaces torch's linear for the whole process, by one that rounds differently in 16 bits.

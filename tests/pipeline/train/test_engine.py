@@ -20,10 +20,10 @@ from toy import (
     take_steps,
 )
 
-from model.losses import LossSum
-from pipeline.errors import UserError
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import (
+from transloom.model.losses import LossSum
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.optimizer import (
     TORCH_DTYPES,
     EngineState,
     GroupSettings,
@@ -32,7 +32,7 @@ from pipeline.train.optimizer import (
     PrecisionConfig,
     decay_groups,
 )
-from pipeline.train.torch_engine import TorchEngine
+from transloom.pipeline.train.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 TORCH = EngineConfig(EngineName.torch)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.files import sha256_file
-from pipeline.train.checkpoint import (
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import sha256_file
+from transloom.pipeline.train.checkpoint import (
     MANIFEST,
     TRAINER,
     WEIGHTS,

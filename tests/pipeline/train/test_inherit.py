@@ -5,11 +5,17 @@ import os
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.train import inherit as module
-from pipeline.train.checkpoint import average_weights, list_weights, newest_checkpoint, save_checkpoint, save_weights
-from pipeline.train.inherit import inherit
-from pipeline.train.optimizer import EngineState
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.train import inherit as module
+from transloom.pipeline.train.checkpoint import (
+    average_weights,
+    list_weights,
+    newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from transloom.pipeline.train.inherit import inherit
+from transloom.pipeline.train.optimizer import EngineState
 
 
 def make_run(folder, steps=(10, 20, 30)):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.build import build_model
-from model.config import Activation, DecoderConfig, Positions, TransformerConfig
-from pipeline.errors import UserError
-from pipeline.huggingface import write_huggingface
-from pipeline.model_folder import StoredModel, read_model, save_model
-from pipeline.train.initial import fitting
+from transloom.model.build import build_model
+from transloom.model.config import Activation, DecoderConfig, Positions, TransformerConfig
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.huggingface import write_huggingface
+from transloom.pipeline.model_folder import StoredModel, read_model, save_model
+from transloom.pipeline.train.initial import fitting
 
 SMALL = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=2, dropout=0.0, max_positions=8)
 VOCAB = 20

@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import DecoderConfig, Normalization, Positions
-from model.flops import training_flops
-from model.losses import label_smoothed_cross_entropy
-from pipeline.data.batches import BatchConfig, iterate_steps
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutBy, HeldOutConfig, SourceConfig
-from pipeline.data.ngram import ngram_bits_per_byte
-from pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
-from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_documents import BASELINE, prepare_documents
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import NotBuilt, read_json
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import load_language_model, save_model
-from pipeline.tasks.language_model import BITS_PER_BYTE, language_model, open_tokens
-from pipeline.tasks.task import Evaluation, Score, Task
-from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.loop import train
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
-from pipeline.train.session import Reports, Session, TrainConfig, TrainState
+from transloom.model.config import DecoderConfig, Normalization, Positions
+from transloom.model.flops import training_flops
+from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.pipeline.data.batches import BatchConfig, iterate_steps
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutBy, HeldOutConfig, SourceConfig
+from transloom.pipeline.data.ngram import ngram_bits_per_byte
+from transloom.pipeline.data.pieces import TextPieces, collate_pieces, pieces_of
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prepare_documents import BASELINE, prepare_documents
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import NotBuilt, read_json
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import load_language_model, save_model
+from transloom.pipeline.tasks.language_model import BITS_PER_BYTE, language_model, open_tokens
+from transloom.pipeline.tasks.task import Evaluation, Score, Task
+from transloom.pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.pipeline.train.session import Reports, Session, TrainConfig, TrainState
 
 CONTEXT = 32
 MODEL = DecoderConfig(
@@ -96,7 +96,7 @@ def test_the_stages_are_made_once_and_say_what_they_hold(corpus: DocumentsConfig
 
 
 def texts_of(prepared: Prepared, split: str):
-    from pipeline.data.document_store import open_documents
+    from transloom.pipeline.data.document_store import open_documents
 
     return open_documents(prepared.corpus.folder, split)
 
@@ -283,7 +283,7 @@ def by_hand(prepared: Prepared, model: Any, split: str) -> list[float]:
     pieces = TextPieces(documents, pieces_of(documents.lengths[:, 0], CONTEXT), tokenizer.end_of_text)
     totals = [0.0] * len(documents)
     for row in range(len(pieces)):
-        from pipeline.generate.language_model import pack
+        from transloom.pipeline.generate.language_model import pack
 
         hidden = model(*pack([pieces.get("input", row)], CPU))
         labels = torch.from_numpy(pieces.get("text", row).astype(np.int64))

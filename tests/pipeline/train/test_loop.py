@@ -13,32 +13,38 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import ModelConfig, build_model
-from model.config import Norm, RecurrentConfig, TransformerConfig
-from model.flops import training_flops
-from model.losses import LossSum
-from pipeline.data.batches import BatchConfig, Step
-from pipeline.data.pairs import collate_pairs, pair_steps
-from pipeline.data.shards import SIDES
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.errors import UserError
-from pipeline.evaluate.scores import score
-from pipeline.files import read_json
-from pipeline.generate.beam import BeamConfig
-from pipeline.generate.translator import translate_tokens
-from pipeline.ranks import rank, world_size
-from pipeline.tasks.task import Evaluation, Score, Task
-from pipeline.tasks.translation import BLEU
-from pipeline.tracking.spool import read_points
-from pipeline.tracking.tracker import SpoolTracker
-from pipeline.train.checkpoint import average_weights, list_weights, load_checkpoint, load_weights, newest_checkpoint
-from pipeline.train.divergence import OnDivergence
-from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
-from pipeline.train.loop import train
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig, StepResult
-from pipeline.train.schedule import ScheduleConfig, ScheduleName, learning_rate
-from pipeline.train.session import Average, Reports, Session, TrainConfig, TrainState
+from transloom.model.build import ModelConfig, build_model
+from transloom.model.config import Norm, RecurrentConfig, TransformerConfig
+from transloom.model.flops import training_flops
+from transloom.model.losses import LossSum
+from transloom.pipeline.data.batches import BatchConfig, Step
+from transloom.pipeline.data.pairs import collate_pairs, pair_steps
+from transloom.pipeline.data.shards import SIDES
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.scores import score
+from transloom.pipeline.files import read_json
+from transloom.pipeline.generate.beam import BeamConfig
+from transloom.pipeline.generate.translator import translate_tokens
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.tasks.task import Evaluation, Score, Task
+from transloom.pipeline.tasks.translation import BLEU
+from transloom.pipeline.tracking.spool import read_points
+from transloom.pipeline.tracking.tracker import SpoolTracker
+from transloom.pipeline.train.checkpoint import (
+    average_weights,
+    list_weights,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+)
+from transloom.pipeline.train.divergence import OnDivergence
+from transloom.pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import EngineState, OptimizerConfig, Precision, PrecisionConfig, StepResult
+from transloom.pipeline.train.schedule import ScheduleConfig, ScheduleName, learning_rate
+from transloom.pipeline.train.session import Average, Reports, Session, TrainConfig, TrainState
 
 VOCAB = 24
 MODEL = TransformerConfig(
@@ -304,7 +310,9 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path) -> None:
 def test_training_ends_at_the_report_after_its_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     ticking = SimpleNamespace(monotonic=lambda: float(next(clock)))  # a step takes a second
-    monkeypatch.setattr("pipeline.train.meter.time", ticking)  # the meter's alone: others look at the time, too
+    monkeypatch.setattr(
+        "transloom.pipeline.train.meter.time", ticking
+    )  # the meter's alone: others look at the time, too
     config = TrainConfig(max_minutes=5 / 60, log_every=2, validate_every=4, checkpoint_every=50)
     told, state, _, reason = start(tmp_path, config)
     assert (reason, state.step, state.seconds) == ("max_minutes", 6, 6.0)

@@ -12,20 +12,20 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import build_model
-from model.config import TransformerConfig
-from model.losses import LossSum
-from pipeline.data.batches import BatchConfig
-from pipeline.data.pairs import collate_pairs, pair_steps
-from pipeline.data.shards import SIDES
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.errors import UserError
-from pipeline.ranks import rank, world_size
-from pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
-from pipeline.train.loop import add_gradients
-from pipeline.train.memory import OutOfMemory, explained, read_parts
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.model.build import build_model
+from transloom.model.config import TransformerConfig
+from transloom.model.losses import LossSum
+from transloom.pipeline.data.batches import BatchConfig
+from transloom.pipeline.data.pairs import collate_pairs, pair_steps
+from transloom.pipeline.data.shards import SIDES
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.engine import Engine, EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import add_gradients
+from transloom.pipeline.train.memory import OutOfMemory, explained, read_parts
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = TransformerConfig(d_model=32, d_ff=64, num_heads=4, encoder_layers=1, decoder_layers=1, dropout=0.0)
@@ -217,7 +217,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import test_memory as t
-from pipeline.train import memory
+from transloom.pipeline.train import memory
 
 BATCH = t.BatchConfig(tokens=16384, micro_tokens=16384)
 pairs = t.Pairs(8000, vocabulary=2000)

@@ -11,28 +11,28 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import ModelConfig
-from model.config import DecoderConfig, Normalization, Positions, TransformerConfig
-from model.flops import training_flops
-from pipeline.data.batches import BatchConfig, iterate_steps
-from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts, prepare_prompts
-from pipeline.data.prompt_batches import PromptExamples, long_examples, room_of
-from pipeline.data.prompts import PromptsConfig, ResponseMetric, TooLong
-from pipeline.data.records import RecordSource
-from pipeline.data.shards import open_shards
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
-from pipeline.errors import UserError
-from pipeline.files import NotBuilt
-from pipeline.generate.responses import respond
-from pipeline.model_folder import load_model, save_model
-from pipeline.tasks.prompt_response import baseline_scores, prompt_response
-from pipeline.tasks.task import Evaluation, Score, Task
-from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.loop import train
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
-from pipeline.train.session import Reports, Session, TrainConfig, TrainState
+from transloom.model.build import ModelConfig
+from transloom.model.config import DecoderConfig, Normalization, Positions, TransformerConfig
+from transloom.model.flops import training_flops
+from transloom.pipeline.data.batches import BatchConfig, iterate_steps
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prepare_prompts import COLUMNS, open_answers, open_texts, prepare_prompts
+from transloom.pipeline.data.prompt_batches import PromptExamples, long_examples, room_of
+from transloom.pipeline.data.prompts import PromptsConfig, ResponseMetric, TooLong
+from transloom.pipeline.data.records import RecordSource
+from transloom.pipeline.data.shards import open_shards
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import NotBuilt
+from transloom.pipeline.generate.responses import respond
+from transloom.pipeline.model_folder import load_model, save_model
+from transloom.pipeline.tasks.prompt_response import baseline_scores, prompt_response
+from transloom.pipeline.tasks.task import Evaluation, Score, Task
+from transloom.pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.pipeline.train.session import Reports, Session, TrainConfig, TrainState
 
 DECODER = DecoderConfig(
     layers=2, d_model=32, d_ff=64, num_heads=4, key_value_heads=2, dropout=0.1, max_positions=48,

@@ -5,14 +5,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.build import build_model
-from model.config import RecurrentConfig
-from pipeline.data.pairs import collate_pairs
-from pipeline.data.tokenizer import EOS_ID
-from pipeline.ranks import rank, world_size
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.objective import TranslationObjective
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.model.build import build_model
+from transloom.model.config import RecurrentConfig
+from transloom.pipeline.data.pairs import collate_pairs
+from transloom.pipeline.data.tokenizer import EOS_ID
+from transloom.pipeline.ranks import rank, world_size
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.objective import TranslationObjective
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
 VOCAB = 24
 SHAPE = RecurrentConfig(d_model=192, encoder_layers=1, decoder_layers=2, dropout=0.0)  # ZeRO 3 shares out its matrices

@@ -7,11 +7,11 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pipeline.errors import UserError
-from pipeline.ranks import on_any, rank
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import resume, save_checkpoint
-from pipeline.train.optimizer import KINDS, EngineState
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.ranks import on_any, rank
+from transloom.pipeline.train import checkpoint
+from transloom.pipeline.train.checkpoint import resume, save_checkpoint
+from transloom.pipeline.train.optimizer import KINDS, EngineState
 
 
 def save(folder: Path, step: int) -> Path:

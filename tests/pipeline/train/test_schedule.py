@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.train.schedule import ScheduleConfig, ScheduleName, check_total, learning_rate
+from transloom.pipeline.train.schedule import ScheduleConfig, ScheduleName, check_total, learning_rate
 
 NEW = (ScheduleName.constant, ScheduleName.linear, ScheduleName.cosine, ScheduleName.warmup_stable_decay)
 

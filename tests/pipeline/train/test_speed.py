@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from model.config import RecurrentConfig, TransformerConfig
-from pipeline.data.pairs import collate_pairs
-from pipeline.train.optimizer import Precision, PrecisionConfig
-from pipeline.train.speed import ROUNDS, speed_by_length
+from transloom.model.config import RecurrentConfig, TransformerConfig
+from transloom.pipeline.data.pairs import collate_pairs
+from transloom.pipeline.train.optimizer import Precision, PrecisionConfig
+from transloom.pipeline.train.speed import ROUNDS, speed_by_length
 
 MODELS = {
     "transformer": TransformerConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1),
@@ -36,7 +36,7 @@ def test_as_many_tokens_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None
         seen.append(sum(len(pairs.get("source", i)) for i in indices))
         return collate_pairs(pairs, indices)
 
-    monkeypatch.setattr("pipeline.train.speed.collate_pairs", counted)
+    monkeypatch.setattr("transloom.pipeline.train.speed.collate_pairs", counted)
     settings = {"vocab_size": 50, "precision": PrecisionConfig(Precision.fp32), "device": torch.device("cpu")}
     speed_by_length(MODELS, [4, 8, 16], tokens=64, **settings)
     assert seen == [64, 64, 64]

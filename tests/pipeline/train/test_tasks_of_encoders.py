@@ -11,31 +11,37 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from model.config import DecoderConfig, Normalization, Pooling, Positions
-from model.flops import training_flops
-from pipeline.data.batches import BatchConfig, iterate_steps
-from pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
-from pipeline.data.labelled import LabelledConfig
-from pipeline.data.prepare import Prepared
-from pipeline.data.prepare_documents import prepare_documents
-from pipeline.data.prepare_labelled import prepare_labelled
-from pipeline.data.records import RecordSource
-from pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
-from pipeline.errors import UserError
-from pipeline.evaluate.classifier import Classifier
-from pipeline.export import Format, export
-from pipeline.files import read_json
-from pipeline.generate.translator import Translator
-from pipeline.model_folder import is_language_model, load_classifier, load_language_model, read_model, save_model
-from pipeline.tasks.classification import classification
-from pipeline.tasks.masked_language_model import masked_language_model
-from pipeline.tasks.task import Evaluation, Score, Task
-from pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.initial import fitting
-from pipeline.train.loop import train
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
-from pipeline.train.session import Reports, Session, TrainConfig, TrainState
+from transloom.model.config import DecoderConfig, Normalization, Pooling, Positions
+from transloom.model.flops import training_flops
+from transloom.pipeline.data.batches import BatchConfig, iterate_steps
+from transloom.pipeline.data.documents import DocumentsConfig, DocumentsKind, HeldOutConfig, SourceConfig
+from transloom.pipeline.data.labelled import LabelledConfig
+from transloom.pipeline.data.prepare import Prepared
+from transloom.pipeline.data.prepare_documents import prepare_documents
+from transloom.pipeline.data.prepare_labelled import prepare_labelled
+from transloom.pipeline.data.records import RecordSource
+from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig, TextTokenizerKind, load_text_tokenizer
+from transloom.pipeline.errors import UserError
+from transloom.pipeline.evaluate.classifier import Classifier
+from transloom.pipeline.export import Format, export
+from transloom.pipeline.files import read_json
+from transloom.pipeline.generate.translator import Translator
+from transloom.pipeline.model_folder import (
+    is_language_model,
+    load_classifier,
+    load_language_model,
+    read_model,
+    save_model,
+)
+from transloom.pipeline.tasks.classification import classification
+from transloom.pipeline.tasks.masked_language_model import masked_language_model
+from transloom.pipeline.tasks.task import Evaluation, Score, Task
+from transloom.pipeline.train.checkpoint import load_checkpoint, newest_checkpoint
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.initial import fitting
+from transloom.pipeline.train.loop import train
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.pipeline.train.session import Reports, Session, TrainConfig, TrainState
 
 CPU = torch.device("cpu")
 MODEL = DecoderConfig(

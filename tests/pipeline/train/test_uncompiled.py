@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parents[3]
 TRAINING = """
 import sys
 import torch
-from model.losses import LossSum
-from pipeline.train.engine import EngineConfig, EngineName, make_engine
-from pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
+from transloom.model.losses import LossSum
+from transloom.pipeline.train.engine import EngineConfig, EngineName, make_engine
+from transloom.pipeline.train.optimizer import OptimizerConfig, Precision, PrecisionConfig
 
 class Objective(torch.nn.Module):
     def __init__(self):

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.losses import LossSum
-from pipeline.train.engine import Engine
-from pipeline.train.optimizer import GroupSettings, StepResult
+from transloom.model.losses import LossSum
+from transloom.pipeline.train.engine import Engine
+from transloom.pipeline.train.optimizer import GroupSettings, StepResult
 
 VOCABULARY = 1703  # the embedding has more than the 100 000 elements under which ZeRO 3 shares nothing out
 WIDTH = 61
