@@ -135,6 +135,17 @@ COMMANDS = {
             "~/models/gpt2 articles.jsonl results=bits.jsonl",
         ),
     ),
+    "few_shot": Command(
+        "a fine-tuned model beside the one that it began with, with solved examples in its prompts",
+        arguments="<run of task=prompt_response> [shots=0,1,4] [seed=0]",
+        reads=("tracking", "tracking.uri", "output_dir"),
+        refuses_others=True,
+        own_words={
+            "shots=0,1,4": "numbers of solved examples of train in front of each prompt, a row of the table each",
+            "seed=1": "another one draws other examples; 0 by default",
+        },
+        examples=("tuned", "tuned shots=0,2,8"),
+    ),
     "export": Command(
         "write a trained model in the format of CTranslate2 or Hugging Face",
         arguments="<run or model folder> <output folder> format=ctranslate2|huggingface",

@@ -74,7 +74,7 @@ def gather_responses(found: Mapping[str, Evaluated | Path]) -> GatheredResponses
                 f"split of {one.corpus} has answers of the hash {own[:SHOWN_OF_A_HASH]}, not "
                 f"{hashed[:SHOWN_OF_A_HASH]}. Train both on corpora with the same held-out examples"
             )
-        responses[name], scores = _responses(one, split, metric)
+        responses[name], scores = responses_of(one, split, metric)
         of_split = one.result[split]
         others = {key: score["value"] for key, score in of_split.items() if key not in (metric.name, "loss")}
         signature = of_split[metric.name]["signature"]
@@ -94,7 +94,7 @@ def _hash(corpus: Path, split: str) -> str:
     return hash_of(read_json(corpus / MANIFEST)["files"][f"{split}.answers.jsonl"]["sha256"])
 
 
-def _responses(one: Evaluated, split: str, metric: Metric) -> tuple[list[str], np.ndarray]:
+def responses_of(one: Evaluated, split: str, metric: Metric) -> tuple[list[str], np.ndarray]:
     """The responses and (examples,) scores of the evaluation's file.
 
     Raises:
