@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, StringNode
+from omegaconf import MISSING, DictConfig, OmegaConf, StringNode
 from omegaconf._utils import get_yaml_loader  # the loader of OmegaConf.load
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -242,6 +242,8 @@ def _schema(architecture: str | None, task: str | None) -> DictConfig:
     for section, kind in TASK_SECTIONS[task or "translation"].items():
         schema[section] = OmegaConf.structured(kind) if task else {}
     _make_mergeable(schema)
+    if task != "translation":  # whose default is the paper's; other tasks' losses are to be likelihoods
+        schema.train.label_smoothing = 0.0 if task else MISSING
     return schema
 
 

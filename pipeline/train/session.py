@@ -43,7 +43,8 @@ class TrainConfig:
         max_steps: optimizer steps.
         max_minutes: of training, without validation and checkpoints, over all attempts; checked every log_every steps.
             0: no limit.
-        label_smoothing: share of the target spread over the vocabulary (section 5.4).
+        label_smoothing: share of the target spread over the vocabulary (section 5.4); 0 by default for other tasks than
+            translation.
         log_every, validate_every, checkpoint_every: in steps. A checkpoint holds the whole state that training resumes
             from; a validation also keeps a snapshot of the weights alone.
         keep_checkpoints: the number of newest complete checkpoints to keep.

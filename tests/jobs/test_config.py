@@ -402,3 +402,14 @@ def test_paths_count_from_where_the_command_was_given(tmp_path: Path, monkeypatc
     words = ["corpus=text", "corpus.kind=dataset", "corpus.dataset=json", "corpus.train.split=train"]
     config = configuration("run", [*words, 'corpus.data_files={train: "https://host/a.json", test: b.json}'])
     assert config.corpus.data_files == {"train": "https://host/a.json", "test": str(tmp_path / "b.json")}
+
+
+def test_labels_are_smoothed_by_default_for_translation_alone(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "# @package _global_\ndefaults:\n  - override /corpus: standard_library\n  - override /tokenizer: byte_bpe_2k\n"
+        "  - override /model: lm_tiny\n  - _self_\ntask: language_model\n"
+    )
+    assert load_config([]).train.label_smoothing == 0.1
+    assert load_config([f"experiment={own}"]).train.label_smoothing == 0.0
+    assert load_config([f"experiment={own}", "train.label_smoothing=0.1"]).train.label_smoothing == 0.1
