@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from s3_server import S3Server, use_environment
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and so would every process that they start.
@@ -15,6 +16,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors are tiny: threads would only wait for each other, and for those of the tests that run at the same time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a busy machine an example may take seconds to draw.
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("busy")
 
 # Ray's limit of 30 s for the start of its processes is too short on a busy machine.
 for limit in ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s"):

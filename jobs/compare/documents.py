@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.jobs.compare.tables import (
+    SURE,
+    differences,
+    judged,
+    on_validation,
+    p_in_words,
+    seed_verdicts,
+    simple_verdicts,
+    trainings,
+    unfinished,
+)
 from transloom.jobs.terminal.console import quantity
 from transloom.pipeline.compare.documents import ReadBy, farthest_apart
 from transloom.pipeline.compare.report import Table
@@ -125,12 +135,8 @@ def document_verdicts(comparison: Mapping[str, Any]) -> list[str]:
     metric = selecting_metric(TaskName.language_model)
     systems, baseline = comparison["systems"], comparison["baseline"]
     of_baseline = systems[baseline]["scores"][metric.name]["score"]
-    lines = []
-    if comparison["split"] == "validation":
-        lines.append(
-            "Compared on the validation set, for a corpus holds nothing out for a test: the model's steps and settings "
-            "were chosen on it."
-        )
+    documents = f"{comparison['documents']:,} documents"
+    lines = on_validation(comparison)
     for name, one in systems.items():
         if name == baseline:
             continue
@@ -145,21 +151,10 @@ def document_verdicts(comparison: Mapping[str, Any]) -> list[str]:
         p = p_in_words(scores["p_bootstrap"])
         lines.append(
             f"{name} has {metric.shown(scores['score'])} {metric.title}, {scores['difference']:+.{metric.digits}f} to "
-            f"{baseline} (p {'' if p.startswith('<') else '= '}{p}): {_judged(comparison, scores)}."
+            f"{baseline} (p {'' if p.startswith('<') else '= '}{p}): {judged(metric, scores, documents)}."
         )
-    for model, value in comparison["simple_models"].items():
-        worse = [
-            name for name, one in systems.items() if not metric.is_better(one["scores"][metric.name]["score"], value)
-        ]
-        beaten = f"not beaten by {', '.join(worse)}" if worse else "beaten by all of them"
-        lines.append(f"A {model} has {metric.shown(value)} {metric.title} on the same documents: {beaten}.")
+    lines += [*seed_verdicts(comparison), *simple_verdicts(comparison, "documents")]
     return lines + unfinished(comparison, "these are scores")
-
-
-def _judged(comparison: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    if scores["p_holm"] >= SURE:
-        return f"no difference that {comparison['documents']:,} documents can show"
-    return "better" if scores["difference"] < 0 else "worse"
 
 
 def document_tables(comparison: Mapping[str, Any]) -> dict[str, Table]:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.jobs.compare.tables import (
+    SURE,
+    differences,
+    judged,
+    on_validation,
+    p_in_words,
+    seed_verdicts,
+    simple_verdicts,
+    trainings,
+    unfinished,
+)
 from transloom.pipeline.compare.labels import LabelledBy
 from transloom.pipeline.compare.report import Table
 from transloom.pipeline.data.document_store import Documents, open_documents
@@ -117,12 +127,8 @@ def label_verdicts(comparison: Mapping[str, Any]) -> list[str]:
     what is unfinished."""
     metric = selecting_metric(TaskName.classification)
     systems, baseline = comparison["systems"], comparison["baseline"]
-    lines = []
-    if comparison["split"] == "validation":
-        lines.append(
-            "Compared on the validation set, for a corpus has no test set: the model's steps and settings were chosen "
-            "on it."
-        )
+    texts = f"{comparison['texts']:,} texts"
+    lines = on_validation(comparison)
     for name, one in systems.items():
         if name == baseline:
             continue
@@ -130,40 +136,15 @@ def label_verdicts(comparison: Mapping[str, Any]) -> list[str]:
         p = p_in_words(scores["p_mcnemar"])
         lines.append(
             f"{name} has {metric.shown(scores['score'])} % accuracy, {scores['difference']:+.2f} to {baseline} "
-            f"(p {'' if p.startswith('<') else '= '}{p}): {_judged(comparison, scores)}."
+            f"(p {'' if p.startswith('<') else '= '}{p}): {judged(metric, scores, texts)}."
         )
-    groups = comparison["seeds"]
-    for first, group in ((groups[0], group) for group in groups[1:]):
-        if group["difference"] is None:
-            continue
-        p = p_in_words(group["p_value"])
-        lines.append(
-            f"Over {group['pairs']} seeds, {group['names'][0]} and the like have {group['mean']:.2f} ± "
-            f"{group['deviation']:.2f} % accuracy, and {first['names'][0]} and the like {first['mean']:.2f} ± "
-            f"{first['deviation']:.2f}: {group['difference']:+.2f}, 95 % interval {group['low']:+.2f} to "
-            f"{group['high']:+.2f} (p {'' if p.startswith('<') else '= '}{p}, paired t-test)."
-        )
-    for model, value in comparison["simple_models"].items():
-        worse = [
-            name for name, one in systems.items() if not metric.is_better(one["scores"][metric.name]["score"], value)
-        ]
-        beaten = f"not beaten by {', '.join(worse)}" if worse else "beaten by all of them"
-        lines.append(f"A {model} has {metric.shown(value)} % accuracy on the same texts: {beaten}.")
+    lines += [*seed_verdicts(comparison), *simple_verdicts(comparison, "texts")]
     return lines + unfinished(comparison, "these are labels")
-
-
-def _judged(comparison: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    if scores["p_holm"] >= SURE:
-        return f"no difference that {comparison['texts']:,} texts can show"
-    return "better" if scores["difference"] > 0 else "worse"
 
 
 def label_tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
     """All tables by short names, in the order in which they are read."""
-    made = {"scores": _scores(comparison)}
-    if comparison["seeds"]:
-        made["seeds"] = _seeds(comparison)
-    return made | trainings(comparison) | differences(comparison)
+    return {"scores": _scores(comparison)} | trainings(comparison) | differences(comparison)
 
 
 def _scores(comparison: Mapping[str, Any]) -> Table:
@@ -196,22 +177,6 @@ def _scores(comparison: Mapping[str, Any]) -> Table:
         "p-values are to the baseline."
     )
     return Table("Scores", columns, rows, note)
-
-
-def _seeds(comparison: Mapping[str, Any]) -> Table:
-    rows = []
-    for group in comparison["seeds"]:
-        row = [", ".join(group["names"]), f"{group['runs']}", f"{group['mean']:.2f}", f"{group['deviation']:.2f}"]
-        if group is comparison["seeds"][0]:
-            rows.append([*row, "baseline", "", ""])
-        elif group["difference"] is None:
-            rows.append([*row, "no seeds in common", "", ""])
-        else:
-            interval = f"{group['low']:+.2f} to {group['high']:+.2f}"
-            rows.append([*row, f"{group['difference']:+.2f}", interval, p_in_words(group["p_value"])])
-    columns = ["runs", "seeds", "mean accuracy, %", "standard deviation", "difference", "95 % interval", "p"]
-    note = "Runs whose settings differ in the seed alone. Differences are paired by seed, with Student's t."
-    return Table("Seeds", columns, rows, note)
 
 
 def label_examples(gathered: GatheredLabels) -> Table:

@@ -89,7 +89,7 @@ def write_translations(
     made = tables(comparison)
     pictures = _curves(folder, comparison) | {"buckets": _buckets(folder, comparison)}
     order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", "sentences", "translations", "runs", "reach")),
+        *(made.get(name) for name in ("scores", "sentences", "translations", "seeds", "runs", "reach")),
         pictures.get("curves"),
         *(made.get(name) for name in ("by_length", "by_frequency")),
         pictures["buckets"],
@@ -118,7 +118,7 @@ def write_documents(folder: Path, comparison: Mapping[str, Any], gathered: Gathe
 def write_labels(folder: Path, comparison: Mapping[str, Any], gathered: GatheredLabels) -> Told:
     """Writes comparison.json, the curves and report.html of a comparison of classifiers."""
     made, verdicts = label_tables(comparison), label_verdicts(comparison)
-    return _write(folder, comparison, made, "seeds", label_examples(gathered), verdicts, label_notes(comparison))
+    return _write(folder, comparison, made, None, label_examples(gathered), verdicts, label_notes(comparison))
 
 
 def write_responses(folder: Path, comparison: Mapping[str, Any], gathered: GatheredResponses) -> Told:
@@ -132,19 +132,19 @@ def _write(
     folder: Path,
     comparison: Mapping[str, Any],
     made: dict[str, Table],
-    second: str,
+    second: str | None,
     examples: Table | None,
     verdicts: list[str],
     notes: list[str],
 ) -> Told:
     """
     Args:
-        made: all tables. second: the name of the table behind the scores. examples: the last table.
+        made: all tables. second: the name of the table behind the scores, if any. examples: the last table.
     """
     write_json(folder / RESULT_FILE, comparison)
     pictures = _curves(folder, comparison)
     order: list[Table | Picture | None] = [
-        *(made.get(name) for name in ("scores", second, "runs", "reach")),
+        *(made.get(name) for name in ("scores", *([second] if second else []), "seeds", "runs", "reach")),
         pictures.get("curves"),
         *(made.get(name) for name in ("settings", "data", "environment")),
         examples,

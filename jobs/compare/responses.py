@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from transloom.jobs.compare.systems import SHOWN_OF_A_HASH, Evaluated, facts_of, names_of
-from transloom.jobs.compare.tables import SURE, differences, p_in_words, trainings, unfinished
+from transloom.jobs.compare.tables import (
+    SURE,
+    differences,
+    judged,
+    on_validation,
+    p_in_words,
+    seed_verdicts,
+    simple_verdicts,
+    trainings,
+    unfinished,
+)
 from transloom.pipeline.compare.report import Table
 from transloom.pipeline.compare.responses import RespondedBy
 from transloom.pipeline.data.prepare_prompts import open_answers, open_texts
@@ -122,12 +132,8 @@ def response_verdicts(comparison: Mapping[str, Any]) -> list[str]:
     """A sentence for each model but the first, one for each simple response, and what is unfinished."""
     metric = Metric(**comparison["metric"])
     systems, baseline = comparison["systems"], comparison["baseline"]
-    lines = []
-    if comparison["split"] == "validation":
-        lines.append(
-            "Compared on the validation set, for a corpus has no test set: the model's steps and settings were chosen "
-            "on it."
-        )
+    examples = f"{comparison['examples']:,} examples"
+    lines = on_validation(comparison)
     for name, one in systems.items():
         if name == baseline:
             continue
@@ -135,21 +141,10 @@ def response_verdicts(comparison: Mapping[str, Any]) -> list[str]:
         p = p_in_words(scores["p_bootstrap"])
         lines.append(
             f"{name} has {metric.shown(scores['score'])} {metric.title}, {scores['difference']:+.2f} to {baseline} "
-            f"(p {'' if p.startswith('<') else '= '}{p}): {_judged(comparison, scores)}."
+            f"(p {'' if p.startswith('<') else '= '}{p}): {judged(metric, scores, examples)}."
         )
-    for model, value in comparison["simple_models"].items():
-        worse = [
-            name for name, one in systems.items() if not metric.is_better(one["scores"][metric.name]["score"], value)
-        ]
-        beaten = f"not beaten by {', '.join(worse)}" if worse else "beaten by all of them"
-        lines.append(f"The {model} has {metric.shown(value)} {metric.title} on the same examples: {beaten}.")
+    lines += [*seed_verdicts(comparison), *simple_verdicts(comparison, "examples", "The")]
     return lines + unfinished(comparison, "these are scores")
-
-
-def _judged(comparison: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    if scores["p_holm"] >= SURE:
-        return f"no difference that {comparison['examples']:,} examples can show"
-    return "better" if scores["difference"] > 0 else "worse"
 
 
 def response_tables(comparison: Mapping[str, Any]) -> dict[str, Table]:

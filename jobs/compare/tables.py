@@ -39,7 +39,79 @@ def verdicts(comparison: Mapping[str, Any]) -> list[str]:
             f"{name} has {bleu['score']:.2f} BLEU, {bleu['difference']:+.2f} to {baseline} "
             f"(p {'' if p.startswith('<') else '= '}{p}): {verdict}; {by_others}."
         )
-    return said + unfinished(comparison, "these are translations")
+    return said + seed_verdicts(comparison) + unfinished(comparison, "these are translations")
+
+
+def judged(metric: Metric, scores: Mapping[str, Any], what: str) -> str:
+    """
+    Args:
+        what: the number and kind of what was scored: "1,000 texts".
+    """
+    if scores["p_holm"] >= SURE:
+        return f"no difference that {what} can show"
+    return "better" if metric.is_better(scores["difference"], 0.0) else "worse"
+
+
+def on_validation(comparison: Mapping[str, Any]) -> list[str]:
+    """A sentence where the compared split is the one that the models were chosen on."""
+    chosen = "the model's steps and settings were chosen on it"
+    said = f"Compared on the validation set, for a corpus has no test set: {chosen}."
+    return [said] if comparison["split"] == "validation" else []
+
+
+def simple_verdicts(comparison: Mapping[str, Any], what: str, article: str = "A") -> list[str]:
+    """A sentence for each simple model.
+
+    Args:
+        what: was scored: "texts".
+    """
+    metric, systems = metric_of(comparison), comparison["systems"]
+    said = []
+    for model, value in comparison["simple_models"].items():
+        worse = [
+            name for name, one in systems.items() if not metric.is_better(one["scores"][metric.name]["score"], value)
+        ]
+        beaten = f"not beaten by {', '.join(worse)}" if worse else "beaten by all of them"
+        said.append(f"{article} {model} has {metric.shown(value)} {metric.title} on the same {what}: {beaten}.")
+    return said
+
+
+def seed_verdicts(comparison: Mapping[str, Any]) -> list[str]:
+    """A sentence for each group of runs that differ in the seed alone."""
+    metric = metric_of(comparison)
+    first, said = None, []
+    for group in comparison.get("seeds", []):
+        spread = f"{metric.shown(group['mean'])} ± {metric.shown(group['deviation'])}"
+        if first is None or group["difference"] is None:
+            said.append(f"Over {group['runs']} seeds, {group['names'][0]} and the like have {spread} {metric.title}.")
+            first = first or group
+            continue
+        p = p_in_words(group["p_value"])
+        said.append(
+            f"Over {group['pairs']} seeds, {group['names'][0]} and the like have {spread} {metric.title}, and "
+            f"{first['names'][0]} and the like {metric.shown(first['mean'])} ± {metric.shown(first['deviation'])}: "
+            f"{group['difference']:+.{metric.digits}f}, 95 % interval {group['low']:+.{metric.digits}f} to "
+            f"{group['high']:+.{metric.digits}f} (p {'' if p.startswith('<') else '= '}{p}, paired t-test)."
+        )
+    return said
+
+
+def _seeds(comparison: Mapping[str, Any]) -> Table:
+    metric, rows = metric_of(comparison), []
+    for number, group in enumerate(comparison["seeds"]):
+        spread = [metric.shown(group["mean"]), metric.shown(group["deviation"])]
+        row = [", ".join(group["names"]), f"{group['runs']}", *spread]
+        if number == 0:
+            rows.append([*row, "baseline", "", ""])
+        elif group["difference"] is None:
+            rows.append([*row, "no seeds in common", "", ""])
+        else:
+            low, mean, high = (f"{group[key]:+.{metric.digits}f}" for key in ("low", "difference", "high"))
+            rows.append([*row, mean, f"{low} to {high}", p_in_words(group["p_value"])])
+    columns = ["runs", "seeds", f"mean {metric.title}", "standard deviation"]
+    columns += ["difference", "95 % interval", "p"]
+    note = "Runs whose settings differ in the seed alone. Differences are paired by seed, with Student's t."
+    return Table("Seeds", columns, rows, note)
 
 
 def unfinished(comparison: Mapping[str, Any], what: str) -> list[str]:
@@ -82,8 +154,9 @@ def tables(comparison: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def trainings(comparison: Mapping[str, Any]) -> dict[str, Table]:
-    """What the trainings of any task cost, and how long they took to a score; nothing where no system is a run."""
-    made: dict[str, Table] = {}
+    """What the trainings of any task came to over seeds, cost, and how long they took to a score; nothing where no
+    system is a run."""
+    made: dict[str, Table] = {"seeds": _seeds(comparison)} if comparison.get("seeds") else {}
     if any(one["training"] for one in comparison["systems"].values()):
         made["runs"] = _runs(comparison)
     if comparison["reach"]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transloom.pipeline.compare.course import Moment, first_reaching
+from transloom.pipeline.compare.seeds import seed_groups
 from transloom.pipeline.compare.sentences import sentence_scores
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.evaluate.buckets import (
@@ -125,6 +126,10 @@ def compare(
         "by_length": _by_length(counted["bleu"], references, tokenize),
         "by_frequency": (
             _by_frequency(said, references, training_text, progress, tokenize) if training_text is not None else []
+        ),
+        "seeds": seed_groups(
+            {name: one.score for name, one in tested["bleu"].items()},
+            {name: run.settings for name, run in runs.items()},
         ),
         **about,
     }

@@ -1,13 +1,13 @@
-"""Classifiers compared: accuracy on the same texts with paired tests, and groups of runs that differ in their seed."""
+"""Classifiers compared: accuracy on the same texts with paired tests."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from transloom.pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
+from transloom.pipeline.compare.seeds import seed_groups
 from transloom.pipeline.evaluate.accuracy import RESAMPLES, SEED, compare_correct, wilson
 from transloom.pipeline.evaluate.significance import holm
 from transloom.pipeline.files import hash_of
@@ -70,7 +70,10 @@ def compare_labels(
             }
             for one in systems
         },
-        "seeds": _seeds(systems),
+        "seeds": seed_groups(
+            {one.name: 100.0 * float(one.correct.mean()) for one in systems},
+            {name: run.settings for name, run in runs.items()},
+        ),
         **about_runs(runs, metric, reach),
     }
 
@@ -90,64 +93,3 @@ def _scores(one: LabelledBy, test: Any, p_holm: float | None) -> dict[str, Any]:
         "p_mcnemar": test.p_mcnemar,
         "p_holm": p_holm,
     }
-
-
-def _seeds(systems: Sequence[LabelledBy]) -> list[dict[str, Any]]:
-    """Groups of runs whose settings differ in the seed alone, two runs or more in each; the first group is what the
-    others are compared with, seed by seed. Empty without two such groups."""
-    groups: dict[str, dict[str, LabelledBy]] = {}
-    for one in systems:
-        settings = {key: value for key, value in one.run.settings.items() if key != "seed"}
-        groups.setdefault(hash_of(settings), {})[one.run.settings["seed"]] = one
-    several = [group for group in groups.values() if len(group) > 1]
-    if len(several) < 2:
-        return []
-    first = several[0]
-    return [asdict(seed_group(_values(group), None if group is first else _values(first))) | {
-        "names": [one.name for one in group.values()]
-    } for group in several]  # fmt: skip
-
-
-def _values(group: Mapping[str, LabelledBy]) -> dict[str, float]:
-    return {seed: 100.0 * float(one.correct.mean()) for seed, one in group.items()}
-
-
-@dataclass(frozen=True)
-class SeedGroup:
-    """Scores of runs that differ in the seed alone.
-
-    Attributes:
-        mean, deviation: of the scores; the standard deviation of a sample.
-        pairs: seeds that both groups have; with fewer than two, the values below are None.
-        difference, low, high: the mean of the differences to the other group, seed by seed, with the 95 % interval of
-            Student's t.
-        p_value: two-sided, of the paired t-test.
-    """
-
-    runs: int
-    mean: float
-    deviation: float
-    pairs: int = 0
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-
-
-def seed_group(scores: Mapping[str, float], others: Mapping[str, float] | None = None) -> SeedGroup:
-    """
-    Args:
-        scores: by seed, two at least. others: of the group to compare with.
-    """
-    from scipy import stats
-
-    values = list(scores.values())
-    group = SeedGroup(len(values), float(np.mean(values)), float(np.std(values, ddof=1)))
-    shared = [seed for seed in scores if others and seed in others]
-    if others is None or len(shared) < 2:
-        return SeedGroup(group.runs, group.mean, group.deviation, len(shared))
-    differences = np.array([scores[seed] - others[seed] for seed in shared])
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(shared))
-    half = float(stats.t.ppf(0.975, len(shared) - 1)) * error
-    p_value = 2.0 * float(stats.t.sf(abs(mean) / error, len(shared) - 1)) if error else float(mean == 0.0)
-    return SeedGroup(group.runs, group.mean, group.deviation, len(shared), mean, mean - half, mean + half, p_value)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from transloom.pipeline.compare.comparison import RunFacts, about_runs, facts_of_run
+from transloom.pipeline.compare.seeds import seed_groups
 from transloom.pipeline.evaluate.bootstrap import RESAMPLES, SEED, compare_ratios
 from transloom.pipeline.files import hash_of
 from transloom.pipeline.tasks.build import TaskName
@@ -78,5 +79,8 @@ def compare_responses(
             }
             for system in systems
         },
+        "seeds": seed_groups(
+            {name: one.score for name, one in tested.items()}, {name: run.settings for name, run in runs.items()}
+        ),
         **about_runs(runs, metric, reach),
     }

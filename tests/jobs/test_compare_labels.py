@@ -86,8 +86,8 @@ def test_classifiers_are_compared_on_the_same_texts_and_over_seeds(tmp_path: Pat
     assert re.search(r"^tuned-1 +91\.67 .*\+25\.00 .* 20 / 5 ", said, re.MULTILINE), said
     assert re.search(r"^plain-1, plain-2 +2 +68\.33 +2\.36 +baseline", said, re.MULTILINE), said
     assert re.search(r"^tuned-1, tuned-2 +2 +92\.50 +1\.18 +\+24\.17 ", said, re.MULTILINE), said
-    assert "Over 2 seeds, tuned-1 and the like have 92.50 ± 1.18 % accuracy" in said
-    assert "A majority class has 50.00 % accuracy on the same texts: beaten by all of them." in said
+    assert "Over 2 seeds, tuned-1 and the like have 92.50 ± 1.18 accuracy in percent" in said
+    assert "A majority class has 50.00 accuracy in percent on the same texts: beaten by all of them." in said
     assert "transloom classify tuned-2" in said
     assert "Texts that differ" in (file.parent / "report.html").read_text()
 

@@ -137,3 +137,19 @@ def test_a_file_that_does_not_have_the_result_s_score_is_refused(tmp_path: Path)
     file.write_text("".join([*lines[:-1], '{"response": "x", "score": 0.0}\n']))
     with pytest.raises(UserError, match="the evaluation says"):
         main(["one", "two", f"output_dir={tmp_path}", "tracking=off"])
+
+
+def test_runs_that_differ_in_the_seed_are_taken_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = make_corpus(tmp_path)
+    for seed in (1, 2):
+        make_run(tmp_path, f"scratch-{seed}", corpus, range(30 + 6 * seed), f"seed={seed}")
+        make_run(tmp_path, f"tuned-{seed}", corpus, range(12), f"seed={seed}", "model.dropout=0.3")
+    main(["scratch-1", "scratch-2", "tuned-1", "tuned-2", f"output_dir={tmp_path}", "tracking=off"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Over 2 seeds, scratch-1 and the like have 35.00 ± 7.07 exact match." in said
+    assert "tuned-1 and the like have 80.00 ± 0.00 exact match, and scratch-1 and the like 35.00 ± 7.07: +45.00" in said
+    (file,) = (tmp_path / "comparisons").glob("*/comparison.json")
+    assert [group["names"] for group in read_json(file)["seeds"]] == [
+        ["scratch-1", "scratch-2"],
+        ["tuned-1", "tuned-2"],
+    ]

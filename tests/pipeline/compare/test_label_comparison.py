@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from transloom.pipeline.compare.comparison import RunFacts
-from transloom.pipeline.compare.labels import LabelledBy, compare_labels, seed_group
+from transloom.pipeline.compare.labels import LabelledBy, compare_labels
+from transloom.pipeline.compare.seeds import seed_group, seed_groups
 
 
 def facts(**settings: str) -> RunFacts:
@@ -50,3 +51,10 @@ def test_groups_of_seeds_are_compared_seed_by_seed() -> None:
 def test_without_seeds_in_common_there_is_no_test() -> None:
     assert seed_group({"1": 1.0, "2": 2.0}, {"3": 1.0, "4": 2.0}).difference is None
     assert seed_group({"1": 1.0, "2": 2.0}, {"1": 1.0, "2": 2.0}).p_value == 1.0
+
+
+def test_runs_of_one_group_have_mean_and_spread_and_runs_alone_are_in_no_group() -> None:
+    settings = {name: {"seed": name[1], "rate": name[0]} for name in ("a1", "a2", "a3", "b1")}
+    (group,) = seed_groups({"a1": 1.0, "a2": 2.0, "a3": 3.0, "b1": 9.0}, settings)
+    assert group["names"] == ["a1", "a2", "a3"] and (group["mean"], group["deviation"]) == (2.0, 1.0)
+    assert group["difference"] is None
