@@ -164,7 +164,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "measure training and decoding against what is usually used, on this machine",
-        arguments="[run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500]",
+        arguments="[run or model folder] [part=train|decode|length] [rounds=5] [steps=10] [sentences=500]",
         reads=(
             *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
             *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
@@ -174,6 +174,7 @@ COMMANDS = {
             "corpus=multi30k_en_de corpus.path=../multi30k",
             "experiment=language_model/demo",
             "my-run part=decode",
+            "part=length lengths=1024,2048,4096,8192 rounds=3",
         ),
     ),
     "attend": Command(

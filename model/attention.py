@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from transloom.model.dropout import Dropout
 from transloom.model.kernels.linear import Linear
+from transloom.model.linear_attention import (
+    EluFeatures,
+    RandomFeatures,
+    RunningSums,
+    attend_linear,
+    exact,
+    linear_weights,
+)
 from transloom.model.packing import Layout, from_grid, to_grid
+from transloom.model.window import RingCache, Window, attend_window, block_mask, visible, with_global_queries
 
 LONG = 64  # tokens: from this length on torch's causal attention is quicker, forward and backward together
 
@@ -90,22 +99,34 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=is_grouped)
 
 
-def attend_packed(query: Tensor, key: Tensor, value: Tensor, target: "Grid", source: "Grid", causal: bool) -> Tensor:
+def attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    target: "Grid",
+    source: "Grid",
+    causal: bool,
+    window: Window | None = None,
+) -> Tensor:
     """Attention on packed tokens, without a grid: flash attention of sentences of any length, on a GPU.
 
     Args:
         query: (N target tokens, H, K). key, value: (N source tokens, G, K). target, source: one side in self-attention.
+        window: without global tokens, which the kernel does not know: these take `attend_window` on a GPU too. Neither
+            is flex_attention used, whose masks would have them: it needs torch's compiler, and has no backward pass on
+            a CPU.
     Returns:
         (N target tokens, H, K)
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    window = (-1, 0) if causal else (-1, -1)
+    reach = -1 if window is None else window.size - 1
+    window_size = reach, 0 if causal else reach
     lengths = target.ends, source.ends, target.shape[1], source.shape[1]
     grouped: dict[str, Any] = (
         {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
     )  # unknown to older versions of torch
-    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window, **grouped))
+    return cast(Tensor, varlen_attn(query, key, value, *lengths, window_size=window_size, **grouped))
 
 
 def padding_mask(padding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,6 +141,16 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.full((length, length), -math.inf, dtype=dtype, device=device).triu_(1)
 
 
+def alibi_slopes(num_heads: int) -> Tensor:
+    """By how much a token of distance lowers each head's scores (Press et al. 2022, section 3): 2^(-8 / H),
+    2^(-16 / H), …, 2^-8 for a power of two H. For other H: the slopes of the power of two below, then every other one
+    of the power of two above, as in the paper's code. (H,)"""
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
+    return torch.tensor(slopes, device="cpu")
+
+
 @dataclass(frozen=True)
 class Grid:
     """The layout, masks and indices that every layer's attention shares for one packed side. Each is made once, at its
@@ -128,12 +159,14 @@ class Grid:
     Attributes:
         dtype: of the scores.
         rotation: (N, K) cosines and sines that turn self-attention's queries and keys; None: no rotation.
+        slopes: (H,) by how much a token of distance lowers self-attention's scores (ALiBi); None: not at all.
     """
 
     layout: Layout
     num_heads: int
     dtype: torch.dtype
     rotation: Tensor | None = None
+    slopes: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -180,6 +213,43 @@ class Grid:
         if queries not in self._causal_masks:
             self._causal_masks[queries] = self.causal_mask.repeat(queries, 1)
         return self._causal_masks[queries]
+
+    @cached_property
+    def _masks(self) -> dict[tuple[int | None, bool, Window | None], Tensor]:
+        return {}
+
+    def mask(self, causal: bool, window: Window | None = None, queries: int | None = None) -> Tensor:
+        """What to add to self-attention's scores, (1 or B, 1 or H, queries, L): -inf where a token does not see another
+        one, and the slopes times the distance.
+
+        Args:
+            queries: the first so many tokens of a text; None: all L, which is quadratic.
+        """
+        key = self.shape[1] if queries is None else queries, causal, window
+        if key not in self._masks:
+            positions = torch.arange(self.shape[1], device=self.layout.lengths.device)
+            sees = visible(positions[: key[0]], positions, causal, window)[None]
+            if not causal and self.layout.padding is not None:
+                sees = sees & ~self.layout.padding[:, None]
+            self._masks[key] = self._scores_of(sees, positions[: key[0]], positions)
+        return self._masks[key]
+
+    def block_mask(self, causal: bool, window: Window) -> Tensor:
+        """The same for `attend_window`, (B * chunks of a text, 1 or H, C, S). Linear in the texts' lengths."""
+        key = None, causal, window
+        if key not in self._masks:
+            blocks = block_mask(self.layout.lengths, self.shape[1], window, causal)
+            self._masks[key] = self._scores_of(*blocks).flatten(0, 1)
+        return self._masks[key]
+
+    def _scores_of(self, sees: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """(B, ..., Lq, Lk), and the positions (..., Lq) and (..., Lk) -> (B, ..., 1 or H, Lq, Lk)"""
+        hidden = torch.zeros(sees.shape, dtype=self.dtype, device=sees.device).masked_fill_(~sees, -math.inf)
+        hidden = hidden.unsqueeze(-3)
+        if self.slopes is None:
+            return hidden
+        distance = (queries[..., :, None] - keys[..., None, :]).abs().unsqueeze(-3)
+        return hidden - (exact(self.slopes)[:, None, None] * distance).to(self.dtype)
 
     @cached_property
     def ends(self) -> Tensor:
@@ -273,10 +343,17 @@ class KeyValueCache:
         keys, values = (part[:, :, : self.length] for part in self._parts)
         return keys, values
 
+    def positions(self, last: Tensor) -> Tensor:
+        """The position of each cell's token: (1, length)"""
+        return torch.arange(self.length, device=last.device)[None]
+
     def reorder(self, rows: Tensor, length: int | None = None) -> None:
         """Row r becomes the old row rows[r]; rows (R',). `length`: of the longest chosen row; None: unchanged."""
         self._parts = [part.index_select(0, rows) for part in self._parts]
         self.length = self.length if length is None else length
+
+
+State = KeyValueCache | RingCache | RunningSums
 
 
 class SelfAttention(nn.Module):
@@ -284,7 +361,14 @@ class SelfAttention(nn.Module):
 
     Keys and values may have fewer heads, G, each shared by H / G heads of queries. The query heads of a group are laid
     one behind the other, as one head of H / G times as many queries.
+
+    Args:
+        window: what a token sees; None: all.
+        features: of linear attention, which has neither window, dropout nor slopes; None: softmax.
+        slopes: (H,) by how much a token of distance lowers the scores of `step`; those of `forward` are the grid's.
     """
+
+    slopes: Tensor | None
 
     def __init__(
         self,
@@ -295,8 +379,13 @@ class SelfAttention(nn.Module):
         key_value_heads: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        window: Window | None = None,
+        features: EluFeatures | RandomFeatures | None = None,
+        slopes: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.window, self.features = window, features
+        self.register_buffer("slopes", slopes, persistent=False)
         self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
         self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for all three
         self.key_width, self.value_width = key_width, value_width
@@ -314,38 +403,100 @@ class SelfAttention(nn.Module):
         """H / G"""
         return self.num_heads // self.key_value_heads
 
-    def forward(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, causal: bool, state: State | None = None) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and the tokens before it.
 
         Args:
-            state: of `start`; stores the keys and values, so that `step` continues behind these tokens.
+            state: of `start`; stores what `step` needs to continue behind these tokens.
         """
         projected = self._project(x, grid.rotation)
         dropout = self.dropout if self.training else None
         # Kernels differ in how they drop weights, so dropout uses explicit weights.
-        if grid.has_packed_kernel and self.key_width == self.value_width and dropout is None:
+        has_kernel = self.key_width == self.value_width and self.features is None and self.slopes is None
+        has_kernel = has_kernel and dropout is None
+        window = self._window(grid)
+        if grid.has_packed_kernel and has_kernel and (window is None or not window.global_tokens):
             if state is not None:
-                state.fill(*self._to_heads(projected, grid)[1:], grid.longest)
+                self._fill(state, *self._to_heads(projected, grid)[1:], grid)
             query, key, value = (part.view(len(x), -1, self.key_width) for part in projected.split(self.widths, dim=1))
-            return self.output(attend_packed(query, key, value, grid, grid, causal).flatten(1))
+            return self.output(attend_packed(query, key, value, grid, grid, causal, window).flatten(1))
         query, key, value = self._to_heads(projected, grid)
         if state is not None:
-            state.fill(key, value, grid.longest)
-        if causal and grid.shape[1] >= LONG and dropout is None and self.key_width == self.value_width:
-            context = attend_causal(query.view(len(query), self.num_heads, -1, self.key_width), key, value)
-        else:  # padding stands behind a sentence's end, so the causal mask hides it from every real token
-            context = attend(query, key, value, self._mask(grid, causal), dropout)
-        return self.output(from_heads(context.reshape(len(context), self.num_heads, -1, context.shape[-1]), grid))
+            self._fill(state, key, value, grid)
+        return self.output(from_heads(self.attend(query, key, value, grid, causal), grid))
 
-    def weights(self, x: Tensor, grid: Grid, causal: bool, state: KeyValueCache | None = None) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool) -> Tensor:
+        """What `forward` does between the projections, without a packed kernel: query (B, G, H / G * L, K), key (B, G,
+        L, K), value (B, G, L, V) -> (B, H, L, V)"""
+        dropout = self.dropout if self.training else None
+        if self.features is not None:
+            return self._linear(query, key, value, grid, causal).to(query.dtype)
+        if (window := self._window(grid)) is not None:
+            return self._windowed(query, key, value, grid, causal, window)
+        has_kernel = self.key_width == self.value_width and self.slopes is None and dropout is None
+        if causal and grid.shape[1] >= LONG and has_kernel:
+            return attend_causal(self._by_head(query), key, value)
+        # Padding stands behind a sentence's end, so the causal mask hides it from every real token
+        return self._by_head(attend(query, key, value, self._mask(grid, causal), dropout))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, G, H / G * L, width) -> (B, H, L, width)"""
+        return x.reshape(len(x), self.num_heads, -1, x.shape[-1])
+
+    def _window(self, grid: Grid) -> Window | None:
+        """The window, where a text is longer."""
+        return self.window if self.window is not None and grid.shape[1] > self.window.size else None
+
+    def _windowed(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool, window: Window) -> Tensor:
+        """As `attend`."""
+        query = self._by_head(query)
+        dropped = self.dropout.probability if self.dropout is not None and self.training else 0.0
+        mask = grid.block_mask(causal, window)
+        context = attend_window(query, key, value, mask, window, causal, dropped)
+        if causal or not window.global_tokens:
+            return context
+        first = query[:, :, : window.global_tokens]
+        whole = grid.padding_mask if grid.slopes is None else grid.mask(causal, queries=window.global_tokens)
+        return with_global_queries(context, first, key, value, whole, dropped)
+
+    def _linear(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool) -> Tensor:
+        """As `attend`, in fp32."""
+        query, key = self._features(query, key, grid)
+        return attend_linear(self._by_head(query), key, value, causal)
+
+    def _features(self, query: Tensor, key: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The features of queries and keys, zero for keys of padding."""
+        assert self.features is not None
+        return self.features.of_queries(query), self._key_features(key, grid)
+
+    def _key_features(self, key: Tensor, grid: Grid) -> Tensor:
+        """(B, G, L, K) -> (B, G, L, F)"""
+        assert self.features is not None
+        features, padding = self.features.of_keys(key), grid.layout.padding
+        return features if padding is None else features * ~padding[:, None, :, None]
+
+    def weights(self, x: Tensor, grid: Grid, causal: bool, state: State | None = None) -> Tensor:
         """The attention weights of `forward`, for the same arguments: (B, H, L queries, L keys). Rows of padding have
         no meaning."""
         query, key, _ = self._to_heads(self._project(x, grid.rotation), grid)
-        weights = attention_weights(query, key, self._mask(grid, causal))
-        return weights.reshape(len(weights), self.num_heads, -1, weights.shape[-1])
+        if self.features is not None:
+            query, key = self._features(query, key, grid)
+            key = key.repeat_interleave(self.queries_per_key, dim=1)
+            return linear_weights(self._by_head(query), key, causal).to(x.dtype)
+        window = self._window(grid)
+        mask = self._mask(grid, causal) if window is None else self._grouped(grid.mask(causal, window))
+        return self._by_head(attention_weights(query, key, mask))
 
     def _mask(self, grid: Grid, causal: bool) -> Tensor | None:
+        if grid.slopes is not None:
+            return self._grouped(grid.mask(causal))
         return grid.causal_mask_of(self.queries_per_key) if causal else grid.padding_mask
+
+    def _grouped(self, mask: Tensor) -> Tensor:
+        """(1 or B, 1 or H, L, L) -> (1 or B, 1 or G, H / G * L, L)"""
+        if mask.shape[1] == 1:
+            return mask.repeat(1, 1, self.queries_per_key, 1)
+        return mask.reshape(len(mask), self.key_value_heads, -1, mask.shape[-1])
 
     def _project(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Queries, keys and values side by side, queries and keys rotated: (N, d_model) -> (N, widths)"""
@@ -369,13 +520,22 @@ class SelfAttention(nn.Module):
             query = query.view(len(key), self.key_value_heads, -1, self.key_width)
         return query, key, value
 
-    def start(self) -> KeyValueCache:
+    def start(self) -> State:
         """The state of decoding before the first token."""
-        return KeyValueCache()
+        if self.features is not None:
+            return RunningSums()
+        return KeyValueCache() if self.window is None else RingCache(self.window)
 
-    def step(
-        self, x: Tensor, state: KeyValueCache, rotation: Tensor | None = None, ragged: Ragged | None = None
-    ) -> Tensor:
+    def _fill(self, state: State, key: Tensor, value: Tensor, grid: Grid) -> None:
+        match state:
+            case RunningSums():
+                state.fill(self._key_features(key, grid), value)
+            case RingCache():
+                state.fill(key, value, grid.layout.lengths)
+            case KeyValueCache():
+                state.fill(key, value, grid.longest)
+
+    def step(self, x: Tensor, state: State, rotation: Tensor | None = None, ragged: Ragged | None = None) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model).
 
         Args:
@@ -384,9 +544,26 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self._project(x, rotation).split(self.widths, dim=1)
         key, value = (part.view(len(x), self.key_value_heads, -1) for part in (key, value))  # (R, G, K)
-        keys, values = state.append(key, value, None if ragged is None else ragged.positions)
         query = query.view(len(x), self.key_value_heads, self.queries_per_key, self.key_width)
-        return self.output(attend(query, keys, values, None if ragged is None else ragged.mask).flatten(1))
+        if isinstance(state, RunningSums):
+            assert self.features is not None
+            context = state.step(self.features.of_queries(query), self.features.of_keys(key), value).to(x.dtype)
+            return self.output(context.flatten(1))
+        keys, values = state.append(key, value, None if ragged is None else ragged.positions)
+        mask = None
+        if ragged is not None:
+            mask = ragged.mask if isinstance(state, KeyValueCache) else state.mask(ragged.positions, x.dtype)
+        if self.slopes is not None:
+            lowered = self._lowered(state, ragged, x)
+            mask = lowered if mask is None else mask + lowered
+        return self.output(attend(query, keys, values, mask).flatten(1))
+
+    def _lowered(self, state: KeyValueCache | RingCache, ragged: Ragged | None, x: Tensor) -> Tensor:
+        """By how much the distance lowers the scores of the last token: (1 or R, G, H / G, keys)"""
+        assert self.slopes is not None
+        last = torch.tensor([state.length - 1], device=x.device) if ragged is None else ragged.positions
+        distance = last[:, None] - state.positions(last)
+        return -(exact(self.slopes).view(1, self.key_value_heads, -1, 1) * distance[:, None, None]).to(x.dtype)
 
 
 class CrossAttention(nn.Module):

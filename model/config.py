@@ -37,11 +37,30 @@ class Activation(Enum):
 
 class Positions(Enum):
     """How a token's position enters the model: added to the embedding (section 3.5; learned positions are row E of
-    table 3), or as a rotation of queries and keys in self-attention (RoPE, Su et al. 2021)."""
+    table 3), as a rotation of queries and keys in self-attention (RoPE, Su et al. 2021), or as a distance that lowers
+    self-attention's scores (ALiBi, Press et al. 2022)."""
 
     sinusoidal = "sinusoidal"
     learned = "learned"
     rotary = "rotary"
+    alibi = "alibi"
+
+
+class Attention(Enum):
+    """What a token sees in self-attention: all tokens of its text (equation 1), those of a window around it (Beltagy et
+    al. 2020), or all of them by sums of feature maps in place of softmax (Katharopoulos et al. 2020)."""
+
+    full = "full"
+    window = "window"
+    linear = "linear"
+
+
+class FeatureMap(Enum):
+    """The map of queries and keys in linear attention: elu(x) + 1 (Katharopoulos et al. 2020, equation 7), or positive
+    orthogonal random features, which approximate softmax (FAVOR+, Choromanski et al. 2021)."""
+
+    elu = "elu"
+    favor = "favor"
 
 
 class Pooling(Enum):
@@ -62,6 +81,12 @@ class TransformerConfig:
             Ainslie et al. 2023); None: num_heads.
         d_ff: width of the inner product; with SwiGLU of each of the two inner products.
         bias: whether products and normalisations have a bias.
+        attention: of a token to its own text; attention to the source is always full.
+        window: with attention=window, the tokens that a token sees: itself and the window - 1 before it; where it sees
+            both sides, also the window - 1 behind it.
+        global_tokens: with attention=window, so many first tokens of every text see all tokens, and all tokens see
+            them; a causal token sees nothing behind itself.
+        feature_map: with attention=linear. random_features: with feature_map=favor, for each head.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -82,6 +107,11 @@ class TransformerConfig:
     activation: Activation = Activation.relu
     key_value_heads: int | None = None
     bias: bool = True
+    attention: Attention = Attention.full
+    window: int = 256
+    global_tokens: int = 0
+    feature_map: FeatureMap = FeatureMap.elu
+    random_features: int = 256
 
     def __post_init__(self) -> None:
         _check(self, ("d_model", "d_ff", "num_heads", "encoder_layers", "decoder_layers", "max_positions"))
@@ -95,6 +125,7 @@ class TransformerConfig:
         if self.positions is Positions.rotary and self.key_width % 2:
             raise ValueError(f"d_k: must be even for rotary positions, not {self.key_width}")
         _check_heads(self)
+        _check_attention(self)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -104,17 +135,18 @@ class TransformerConfig:
     @property
     def is_of_the_paper(self) -> bool:
         """Whether all layers are those of the paper, which other programs implement too."""
-        return (self.normalization, self.activation, self.shared_heads, self.bias) == (
+        return (self.normalization, self.activation, self.shared_heads, self.bias, self.attention) == (
             Normalization.layer,
             Activation.relu,
             self.num_heads,
             True,
-        ) and self.positions is not Positions.rotary
+            Attention.full,
+        ) and self.positions in (Positions.sinusoidal, Positions.learned)
 
     @property
     def has_packed_attention(self) -> bool:
         """Whether kernels on packed tokens compute all attention of the model on a GPU in 16 bits."""
-        return self.key_width == self.value_width and self.shared_heads == self.num_heads
+        return self.key_width == self.value_width and self.shared_heads == self.num_heads and _fits_kernels(self)
 
     @property
     def shared_heads(self) -> int:
@@ -198,7 +230,7 @@ class DecoderConfig:
     Attributes:
         key_value_heads: heads of keys and values, each shared by as many heads of queries; None: num_heads.
         d_ff: width of the inner product; with SwiGLU of each of the two inner products.
-        dropout: of embeddings, of attention's weights, and of each sublayer's output.
+        dropout: of embeddings, of attention's weights (linear attention has none), and of each sublayer's output.
         norm_epsilon: the constant that normalisations add to the variance.
         rotary_base: the angle of a head's pair i turns by rotary_base^(-2i / width) a position.
         bias: whether products and normalisations have a bias.
@@ -207,6 +239,12 @@ class DecoderConfig:
         causal: whether a token sees only itself and the tokens before it; false: the whole text, as an encoder does,
             for classification and masked language models.
         pooling: of a classifier; other models do not read it.
+        attention: of a token to its own text; attention to the source is always full.
+        window: with attention=window, the tokens that a token sees: itself and the window - 1 before it; where it sees
+            both sides, also the window - 1 behind it.
+        global_tokens: with attention=window, so many first tokens of every text see all tokens, and all tokens see
+            them; a causal token sees nothing behind itself.
+        feature_map: with attention=linear. random_features: with feature_map=favor, for each head.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -229,6 +267,11 @@ class DecoderConfig:
     tied: bool = True
     causal: bool = True
     pooling: Pooling = Pooling.mean
+    attention: Attention = Attention.full
+    window: int = 256
+    global_tokens: int = 0
+    feature_map: FeatureMap = FeatureMap.elu
+    random_features: int = 256
 
     def __post_init__(self) -> None:
         _check(self, ("layers", "d_model", "d_ff", "num_heads", "max_positions"))
@@ -239,6 +282,7 @@ class DecoderConfig:
         if self.positions is Positions.sinusoidal and self.d_model % 2:
             raise ValueError(f"d_model: must be even for sinusoidal positions, not {self.d_model}")
         _check_heads(self)
+        _check_attention(self)
         for name in ("norm_epsilon", "rotary_base"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
@@ -251,7 +295,7 @@ class DecoderConfig:
     @property
     def has_packed_attention(self) -> bool:
         """Whether kernels on packed tokens compute the model's attention on a GPU in 16 bits; these lack dropout."""
-        return self.dropout == 0.0
+        return self.dropout == 0.0 and _fits_kernels(self)
 
     @property
     def shared_heads(self) -> int:
@@ -273,10 +317,24 @@ class DecoderConfig:
 
         Args:
             length: tokens of a text, for attention's own products, 2 * length * d_model a layer (Chowdhery et al. 2022,
-                appendix B: the masked half is counted). 0: without these products.
+                appendix B: the masked half is counted); of a window at most those of the tokens that it shows. Linear
+                attention's are the same for any length. 0: without these products.
         """
-        layer = _layer_multiply_adds(self)[0] + 2 * length * self.d_model
+        layer = _layer_multiply_adds(self)[0] + self._attention_multiply_adds(length)
         return 0, self.layers * layer + vocab_size * self.d_model
+
+    def _attention_multiply_adds(self, length: int) -> int:
+        """Of attention's own products, for each token and layer."""
+        if self.attention is Attention.linear and length:
+            features = self.key_width if self.feature_map is FeatureMap.elu else self.random_features
+            mapped = 0 if self.feature_map is FeatureMap.elu else features * self.key_width
+            # A key is added to the sums of its head, which a query reads.
+            sums = features * self.value_width
+            return (self.num_heads + self.shared_heads) * (mapped + sums)
+        if self.attention is Attention.window:
+            shown = self.window if self.causal else 2 * self.window - 1
+            length = min(length, shown + self.global_tokens)
+        return 2 * length * self.d_model
 
 
 def _check(config: Any, counts: Sequence[str]) -> None:
@@ -299,6 +357,28 @@ def _check_heads(config: "TransformerConfig | DecoderConfig") -> None:
     heads = config.key_value_heads
     if heads is not None and (heads < 1 or config.num_heads % heads):
         raise ValueError(f"key_value_heads: must divide num_heads ({config.num_heads}), not {heads}")
+
+
+def _check_attention(config: "TransformerConfig | DecoderConfig") -> None:
+    """
+    Raises:
+        ValueError: a window or features without tokens or numbers, or positions that linear attention can't have.
+    """
+    for name, least in (("window", 1), ("global_tokens", 0), ("random_features", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: must be at least {least}, not {getattr(config, name)}")
+    if config.attention is Attention.linear and config.positions is Positions.alibi:
+        raise ValueError(
+            "positions: alibi lowers the scores of softmax, and attention=linear has none; take rotary, sinusoidal or "
+            "learned"
+        )
+
+
+def _fits_kernels(config: "TransformerConfig | DecoderConfig") -> bool:
+    """Whether kernels on packed tokens have the model's kind of attention: they know windows, but no global tokens and
+    no biases of scores."""
+    has_globals = config.attention is Attention.window and config.global_tokens > 0
+    return config.attention is not Attention.linear and not has_globals and config.positions is not Positions.alibi
 
 
 def _layer_multiply_adds(config: "TransformerConfig | DecoderConfig") -> tuple[int, int]:

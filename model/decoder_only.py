@@ -39,7 +39,8 @@ class Stack(nn.Module):
         make_positions(self, config, config.rotary_base)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            SelfAttentionLayer(config, causal=config.causal, dropout=config.dropout) for _ in range(config.layers)
+            SelfAttentionLayer(config, causal=config.causal, dropout=config.dropout, layer=i)
+            for i in range(config.layers)
         )
         # A post-norm layer already ends in a normalisation.
         self.norm = make_normalization(config) if config.norm is Norm.pre else nn.Identity()

@@ -3,10 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import CrossAttention, Grid, KeyValueCache, Ragged, SelfAttention
-from transloom.model.config import Activation, DecoderConfig, Norm, Normalization, TransformerConfig
+from transloom.model.attention import CrossAttention, Grid, Ragged, SelfAttention, State, alibi_slopes
+from transloom.model.config import (
+    Activation,
+    Attention,
+    DecoderConfig,
+    FeatureMap,
+    Norm,
+    Normalization,
+    Positions,
+    TransformerConfig,
+)
 from transloom.model.dropout import Dropout
 from transloom.model.kernels.linear import Linear
+from transloom.model.linear_attention import EluFeatures, RandomFeatures
+from transloom.model.window import Window
 
 
 class _RootMeanSquare(torch.autograd.Function):
@@ -102,29 +113,49 @@ def heads_of(config: TransformerConfig | DecoderConfig) -> tuple[int, int, int, 
     return config.d_model, config.num_heads, *widths, config.shared_heads, config.bias
 
 
+def make_self_attention(config: TransformerConfig | DecoderConfig, layer: int, dropout: float = 0.0) -> SelfAttention:
+    """
+    Args:
+        layer: its number, which random features depend on.
+    """
+    window = features = None
+    match config.attention, config.feature_map:
+        case Attention.window, _:
+            window = Window(config.window, config.global_tokens)
+        case Attention.linear, FeatureMap.elu:
+            features = EluFeatures()
+        case Attention.linear, FeatureMap.favor:
+            features = RandomFeatures(config.key_width, config.random_features, layer)
+    slopes = alibi_slopes(config.num_heads) if config.positions is Positions.alibi else None
+    return SelfAttention(*heads_of(config), dropout=dropout, window=window, features=features, slopes=slopes)
+
+
 class SelfAttentionLayer(nn.Module):
     """Self-attention and feed-forward: the encoder's layer (figure 1, left), and with `causal` a language model's.
 
     Args:
         dropout: of attention's weights; the paper has none.
+        layer: its number.
     """
 
-    def __init__(self, config: TransformerConfig | DecoderConfig, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, config: TransformerConfig | DecoderConfig, causal: bool = False, dropout: float = 0.0, layer: int = 0
+    ) -> None:
         super().__init__()
         self.causal = causal
-        self.self_attention = SelfAttention(*heads_of(config), dropout=dropout)
+        self.self_attention = make_self_attention(config, layer, dropout)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation, config.bias)
         self.around_attention = Residual(config)
         self.around_feed_forward = Residual(config)
 
-    def forward(self, x: Tensor, grid: Grid, state: KeyValueCache | None = None) -> Tensor:
-        """x: (N, d_model) -> (N, d_model). The state, if given, stores the keys and values for `step`."""
+    def forward(self, x: Tensor, grid: Grid, state: State | None = None) -> Tensor:
+        """x: (N, d_model) -> (N, d_model). The state, if given, stores what `step` needs."""
         frame = self.around_attention
         x = frame.leave(x, self.self_attention(frame.enter(x), grid, self.causal, state))
         frame = self.around_feed_forward
         return frame.leave(x, self.feed_forward(frame.enter(x)))
 
-    def step(self, x: Tensor, state: KeyValueCache, rotation: Tensor | None, ragged: Ragged | None) -> Tensor:
+    def step(self, x: Tensor, state: State, rotation: Tensor | None, ragged: Ragged | None) -> Tensor:
         """One more token of each hypothesis: x (R, d_model) -> (R, d_model); other arguments as in
         `SelfAttention.step`."""
         frame = self.around_attention
@@ -136,9 +167,9 @@ class SelfAttentionLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Masked self-attention, attention to the encoder's output, feed-forward (figure 1, right)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(*heads_of(config))
+        self.self_attention = make_self_attention(config, layer)
         self.cross_attention = CrossAttention(*heads_of(config))
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation, config.bias)
         self.around_self_attention = Residual(config)
@@ -157,7 +188,7 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x: Tensor,
-        state: KeyValueCache,
+        state: State,
         keys: Tensor,
         values: Tensor,
         mask: Tensor | None,

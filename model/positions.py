@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import Grid
+from transloom.model.attention import Grid, alibi_slopes
 from transloom.model.config import DecoderConfig, Positions, TransformerConfig
 from transloom.model.packing import Layout, refuse_longer
 
@@ -29,19 +29,22 @@ def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
 
 
 def make_positions(model: nn.Module, config: TransformerConfig | DecoderConfig, rotary_base: float = 10000.0) -> None:
-    """Gives the model the table of its positions: `learned_positions`, `rotations` or `sinusoids`."""
+    """Gives the model the table of its positions: `learned_positions`, `rotations`, `sinusoids` or, one for each head,
+    `slopes`."""
     match config.positions:
         case Positions.learned:
             model.learned_positions = nn.Embedding(config.max_positions, config.d_model)
         case Positions.rotary:
             table = rotations(config.max_positions, config.key_width, rotary_base)
             model.register_buffer("rotations", table, persistent=False)
+        case Positions.alibi:
+            model.register_buffer("slopes", alibi_slopes(config.num_heads), persistent=False)
         case Positions.sinusoidal:
             model.register_buffer("sinusoids", sinusoids(config.max_positions, config.d_model), persistent=False)
 
 
 def with_positions(model: Any, x: Tensor, positions: Tensor) -> Tensor:
-    """Adds the vectors of positions (N,) to the tokens' embeddings x (N, d_model); with rotations returns x."""
+    """Adds the vectors of positions (N,) to the tokens' embeddings x (N, d_model); without such vectors returns x."""
     match model.config.positions:
         case Positions.learned:
             return x + model.learned_positions(positions)
@@ -65,4 +68,5 @@ def grid_of(model: Any, layout: Layout) -> Grid:
     """
     refuse_longer(layout, model.config.max_positions)
     rotation = rotation_at(model, layout.positions)
-    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation)
+    slopes = model.slopes if model.config.positions is Positions.alibi else None
+    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation, slopes)

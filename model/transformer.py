@@ -37,8 +37,8 @@ class Transformer(nn.Module):
         if config.positions is Positions.learned:
             nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
         self.dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(SelfAttentionLayer(config) for _ in range(config.encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.encoder = nn.ModuleList(SelfAttentionLayer(config, layer=i) for i in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config, layer=i) for i in range(config.decoder_layers))
         # A post-norm layer already ends in a normalisation.
         is_pre = config.norm is Norm.pre
         self.encoder_norm = make_normalization(config) if is_pre else nn.Identity()

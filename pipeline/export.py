@@ -102,7 +102,7 @@ def _translator(model: Path, to: Format, quantization: Quantization) -> Callable
     if not transformer.config.is_of_the_paper:
         raise UserError(
             f"{model}: only the paper's layers can be exported; Marian has neither RMS normalisation, SwiGLU or GELU, "
-            "rotary positions, shared heads of keys nor layers without biases"
+            "rotary positions or ALiBi, windows or linear attention, shared heads of keys nor layers without biases"
         )
 
     def write(folder: Path) -> None:

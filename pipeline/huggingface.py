@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transloom.model.config import NORM_EPSILON, Activation, DecoderConfig, Norm, Normalization, Positions
+from transloom.model.config import NORM_EPSILON, Activation, Attention, DecoderConfig, Norm, Normalization, Positions
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import write_json
 from transloom.pipeline.untrusted import NotReadable, inside, open_plain, read_foreign_json
@@ -251,6 +251,7 @@ def _gpt2_settings(config: DecoderConfig) -> dict[str, Any]:
         "norm": Norm.pre,
         "normalization": Normalization.layer,
         "positions": Positions.learned,
+        "attention": Attention.full,
     }
     _refuse_others(config, expected, "GPT-2")
     if config.shared_heads != config.num_heads:
@@ -325,6 +326,7 @@ def _llama_settings(config: DecoderConfig) -> dict[str, Any]:
         "norm": Norm.pre,
         "normalization": Normalization.rms,
         "activation": Activation.swiglu,
+        "attention": Attention.full,
     }
     _refuse_others(config, expected, "Llama")
     if config.bias:

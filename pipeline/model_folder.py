@@ -22,7 +22,7 @@ from torch import Tensor
 
 from transloom.model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
 from transloom.model.classifier import TextClassifier
-from transloom.model.config import DecoderConfig, Positions
+from transloom.model.config import DecoderConfig, FeatureMap, Positions, RecurrentConfig
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import multiply_adds
 from transloom.pipeline.data.text_tokenizer import (
@@ -228,6 +228,13 @@ def _matrix_numbers(config: ModelConfig, vocab_size: int) -> int:
     return sum(multiply_adds(config, vocab_size)) + places
 
 
+def _feature_numbers(config: ModelConfig) -> int:
+    """Numbers of a model's random features, which are made with it."""
+    if isinstance(config, RecurrentConfig) or config.feature_map is not FeatureMap.favor:
+        return 0
+    return sum(config.depths) * config.random_features * config.key_width
+
+
 def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int, num_labels: int | None = None) -> Model:
     """The model with fresh weights, where those in the folder fit it; else nothing of its size is allocated.
 
@@ -243,7 +250,7 @@ def _build_fitting(folder: Path, config: ModelConfig, vocab_size: int, num_label
         raise UserError(f"{file} does not fit {CONFIG}: {layers:,} layers, and only {len(found):,} tensors")
     room = config.max_positions or 0
     numbers = sum(math.prod(shape) for shape in found.values())
-    gib = 4 * (numbers + room * config.d_model) / 2**30
+    gib = 4 * (numbers + room * config.d_model + _feature_numbers(config)) / 2**30
     if gib > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30):
         raise UserError(
             f"{folder / CONFIG} and {WEIGHTS} describe a model of {gib:,.1f} GiB (model.max_positions is {room:,}), "

@@ -22,8 +22,9 @@ def reference_varlen(
     parts = []
     for q0, q1, k0, k1 in zip(query_ends[:-1], query_ends[1:], key_ends[:-1], key_ends[1:], strict=True):
         q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
-        assert window_size in ((-1, -1), (-1, 0))
-        causal = window_size == (-1, 0)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=enable_gqa)
+        before, behind = (max(q.shape[1], k.shape[1]) if side == -1 else side for side in window_size)
+        distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
+        sees = (distance <= before) & (distance >= -behind)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, enable_gqa=enable_gqa)
         parts.append(out.transpose(0, 1))
     return torch.cat(parts)

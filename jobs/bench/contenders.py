@@ -14,7 +14,7 @@ from typing import Any
 from transloom.jobs.config.schema import ClusterConfig, Config
 from transloom.jobs.ray_cluster.session import ALLOCATOR
 from transloom.jobs.training.trainer import make_trainer
-from transloom.model.config import DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.config import Attention, DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
 from transloom.pipeline.bench.config import BenchConfig
 from transloom.pipeline.bench.kept import Kept
 from transloom.pipeline.bench.report import (
@@ -69,9 +69,16 @@ def refuse_unlike(config: Config) -> None:
         )
     if config.precision.dtype is Precision.fp16:
         raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
+    if not isinstance(model, RecurrentConfig) and model.attention is not Attention.full:
+        raise UserError(
+            "model.attention: the bench compares with full attention; leave it out, or take part=length, which "
+            "measures all kinds"
+        )
     if isinstance(model, DecoderConfig):
-        if model.positions is Positions.sinusoidal:
-            raise UserError("model.positions: the bench compares with learned and rotary ones, not with sinusoids")
+        if model.positions not in (Positions.learned, Positions.rotary):
+            raise UserError(
+                f"model.positions: the bench compares with learned and rotary ones, not with {model.positions.value}"
+            )
         if model.norm is not Norm.pre:
             raise UserError("model.norm: the bench compares with language models that are pre-norm; leave it out")
         return

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transloom.jobs.bench.length import length_metrics
 from transloom.jobs.config.compose import to_dict
 from transloom.jobs.config.schema import Config
 from transloom.jobs.ray_cluster.session import ALLOCATOR
@@ -207,6 +208,8 @@ def report_bench(config: Config, result: Mapping[str, Any], folder: Path) -> Non
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    if lengths := result.get("lengths"):
+        return length_metrics(lengths)
     metrics: dict[str, float] = {}
     if training := result.get("training"):
         for name, one in training["contenders"].items():

@@ -20,11 +20,13 @@ from transloom.jobs.config.schema import Config, pairs_of
 from transloom.jobs.runs.model import find_model
 from transloom.jobs.runs.report import code_revision
 from transloom.jobs.runs.stopping import ended_by_sigterm
+from transloom.jobs.runs.summary import print_next
 from transloom.jobs.runs.workspace import locked, output_dir, stage_folder, user_of
 from transloom.jobs.terminal.console import StatusLine, clock, console
 from transloom.jobs.training.precision import warn_of_slow_precision, with_precision
 from transloom.pipeline.bench.config import BenchConfig, Part
 from transloom.pipeline.bench.kept import Kept, begin, changes, go_on, stopped_bench
+from transloom.pipeline.bench.length_picture import draw_lengths
 from transloom.pipeline.bench.picture import draw_bench
 from transloom.pipeline.data.lines import read_lines
 from transloom.pipeline.data.prepare import Prepared
@@ -37,6 +39,7 @@ from transloom.pipeline.tasks.build import TaskName
 
 OWN = [field.name for field in dataclasses.fields(BenchConfig)]
 RESULT_FILE, FIGURE_FILE, WEIGHTS_FILE = "bench.json", "bench.png", "weights.safetensors"
+LENGTH_EXPERIMENT = "long_context/full_1k"
 WITHOUT_EFFECT = ("name", "output_dir", "storage", "tracking", "resume")  # settings that no figure depends on
 
 
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> int:
 
     bench, folders, settings = _sort(argv)
     config = configuration("bench", settings)
+    if bench.part is Part.length:
+        return _bench_lengths(bench, folders, config)
     if len(folders) > 1:
         raise UserError(usage("bench"))
     if config.cluster.address:
@@ -66,18 +71,8 @@ def main(argv: list[str]) -> int:
         load_tokenizer(_tokenizer(config, given))  # refused now, not after the training
     corpus = _corpus_of(given)
     prepared = found_prepared(config) if bench.trains or corpus is None else None
-    result: dict[str, Any] = {
-        "machine": machine(config.cluster.gpus_per_worker > 0),
-        "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
-        "settings": recorded(config),
-    }
-    basis = {
-        **result,
-        "settings": {key: value for key, value in result["settings"].items() if key not in WITHOUT_EFFECT},
-        "code": code_revision(),
-        "data": _data(prepared, corpus),
-        "model": _about(given),
-    }
+    result = _head(bench, config)
+    basis = {**_basis(result), "data": _data(prepared, corpus), "model": _about(given)}
     folder, kept = _folder(config, config.corpus.name if bench.trains or given is None else _name_of(given), basis)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -99,9 +94,64 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _bench_lengths(bench: BenchConfig, folders: list[str], config: Config) -> int:
+    """part=length: a language model's training steps at several lengths, without Ray and without a corpus."""
+    from transloom.jobs.bench.length import length_task, measure_lengths, print_lengths
+    from transloom.pipeline.bench.length import length_result
+
+    if folders:
+        raise UserError(f"part=length: measures new models, and {folders[0]} is to decode with; leave one of them out")
+    if config.cluster.address:
+        raise UserError("cluster.address: the bench measures this machine, with processes of its own; leave it out")
+    if config.cluster.gpus_per_worker > 0 and not has_gpu():
+        raise UserError("cluster.gpus_per_worker: torch sees no GPU on this machine (transloom doctor); leave it out")
+    config = with_precision(config)
+    task = length_task(config)
+    started_at = time.monotonic()
+    result = _head(bench, config)
+    basis = _basis(result)
+    folder, kept = _folder(config, "length", basis)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        kept = go_on(kept) if kept else begin(folder, basis)
+        try:
+            with ended_by_sigterm(), _progress() as progress:
+                measure_lengths(task, bench, kept, progress)
+        except BaseException:
+            result |= {"stopped": True, "seconds": time.monotonic() - started_at}
+            if lines := kept.of("length"):
+                result["lengths"] = length_result(lines, bench)
+                _write(result, folder)
+                print_lengths(result, folder)
+                console.print("These measurements are kept: the same command goes on from there.")
+            raise
+        result |= {"lengths": length_result(kept.of("length"), bench), "seconds": time.monotonic() - started_at}
+        _write(result, folder)
+        kept.add("finished")
+    report_bench(config, result, folder)
+    print_lengths(result, folder)
+    print_next("transloom ui")
+    return 0
+
+
+def _head(bench: BenchConfig, config: Config) -> dict[str, Any]:
+    """The part of the result that is known before anything is measured."""
+    return {
+        "machine": machine(config.cluster.gpus_per_worker > 0),
+        "bench": {key: getattr(value, "value", value) for key, value in dataclasses.asdict(bench).items()},
+        "settings": recorded(config),
+    }
+
+
+def _basis(result: dict[str, Any]) -> dict[str, Any]:
+    """What the figures depend on, beside corpus and model."""
+    settings = {key: value for key, value in result["settings"].items() if key not in WITHOUT_EFFECT}
+    return {**result, "settings": settings, "code": code_revision()}
+
+
 def _write(result: dict[str, Any], folder: Path) -> None:
     write_json(folder / RESULT_FILE, result)
-    draw_bench(result, folder / FIGURE_FILE)
+    (draw_lengths if "lengths" in result else draw_bench)(result, folder / FIGURE_FILE)
 
 
 def _data(prepared: Prepared | None, corpus: Path | None) -> str | None:
@@ -279,7 +329,8 @@ def _sort(argv: Sequence[str]) -> tuple[BenchConfig, list[str], list[str]]:
         run = resume.partition("=")[2] or "<run>"
         raise UserError(f"resume: give the run as a plain word: transloom bench {run} part=decode")
     if not any(word.startswith("experiment=") for word in settings):
-        settings = ["experiment=bench", *settings]
+        own_experiment = LENGTH_EXPERIMENT if own.get("part") == Part.length.value else "bench"
+        settings = [f"experiment={own_experiment}", *settings]
     try:
         return BenchConfig(**{key: _value(key, value) for key, value in own.items()}), folders, settings
     except ValueError as error:
@@ -292,9 +343,12 @@ def _value(key: str, value: str) -> Any:
             raise UserError(f"part={value}: there is {', '.join(one.value for one in Part)}")
         return Part(value)
     try:
+        if key == "lengths":
+            return tuple(int(length) for length in value.strip("[]").split(","))
         return int(value)
     except ValueError:
-        raise UserError(f"{key}={value}: must be a whole number") from None
+        kind = "whole numbers, such as 1024,2048" if key == "lengths" else "a whole number"
+        raise UserError(f"{key}={value}: must be {kind}") from None
 
 
 @contextmanager

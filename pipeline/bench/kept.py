@@ -3,7 +3,8 @@
 The first line, "bench", has what the figures depend on. A line follows for each turn, written when the turn has ended:
 "training" and "matmul", then "decoding" and "exact" (the pass without a length penalty). Before the turns of a part
 stands a line with its contenders: "contenders", "programs". "weights" says that the model folder is written, "decoded"
-that decoding is done, and "finished" is the last line of a bench that measured all.
+that decoding is done, and "finished" is the last line of a bench that measured all. Of part=length each measurement is
+a line "length".
 """
 
 import json
@@ -28,7 +29,7 @@ class Kept:
 
     @property
     def turns(self) -> int:
-        return len(self.of("training")) + len(self.of("decoding"))
+        return sum(len(self.of(kind)) for kind in ("training", "decoding", "length"))
 
     def add(self, kind: str, **values: Any) -> None:
         """Appends a line, which is on the disk when this returns."""

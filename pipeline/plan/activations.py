@@ -11,7 +11,18 @@ from torch import nn
 
 from transloom.model.attention import LONG
 from transloom.model.build import ModelConfig
-from transloom.model.config import Activation, DecoderConfig, Norm, RecurrentConfig, TransformerConfig
+from transloom.model.config import (
+    Activation,
+    Attention,
+    DecoderConfig,
+    FeatureMap,
+    Norm,
+    Positions,
+    RecurrentConfig,
+    TransformerConfig,
+)
+from transloom.model.linear_attention import CHUNK
+from transloom.model.window import Window
 
 GRID = 1.07  # cells for each token: batches have 5 to 7 % of padding (docs/performance.md)
 INDEX_BYTES = 8
@@ -75,6 +86,7 @@ def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     frame = d * (2 * c + mask)
     feed_forward = config.d_ff * c * INNER[config.activation]
     scores = _scores(config, batch)
+    attentions = [_self_attention(config, batch, causal) for causal in (False, True)]
     self_attention = (grid * (queries + keys + values) + context) * c
     # Queries are the target's, keys and values the source's
     cross_target, cross_source = (grid * queries + context) * c + scores, grid * (keys + values) * c
@@ -83,11 +95,13 @@ def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
     # Gathers between tokens and grid: of queries, keys and values, of what is read, and of the context, both ways
     index = 0 if batch.is_packed else config.num_heads * INDEX_BYTES
     source = embedding + closing + (3 + 2 + 1 + grid) * index
-    source += config.encoder_layers * (2 * frame + self_attention + scores + feed_forward)
+    source += config.encoder_layers * (2 * frame + (attentions[0] or self_attention + scores) + feed_forward)
     source += config.decoder_layers * cross_source
     target = embedding + closing + (3 + 1 + grid) * index
-    target += config.decoder_layers * (3 * frame + self_attention + cross_target + feed_forward)
-    target += config.decoder_layers * _causal_scores(config, batch)
+    target += config.decoder_layers * (3 * frame + cross_target + feed_forward)
+    target += config.decoder_layers * (attentions[1] or self_attention + _causal_scores(config, batch))
+    source += _masks(config, batch, causal=False)
+    target += _masks(config, batch, causal=True)
     return source * batch.source_tokens + target * batch.target_tokens
 
 
@@ -98,11 +112,13 @@ def _decoder_only(config: DecoderConfig, batch: MicroBatch) -> float:
     grid = 1.0 if batch.is_packed else batch.grid
     frame = d * (2 * c + mask)
     feed_forward = config.d_ff * c * INNER[config.activation]
-    attention = (grid * (d + keys_and_values) + d) * c + _causal_scores(config, batch)
+    attention = _self_attention(config, batch, config.causal)
+    attention = attention or (grid * (d + keys_and_values) + d) * c + _causal_scores(config, batch)
     closing = d * c if config.norm is Norm.pre else 0
     gathers = (3 if config.shared_heads == config.num_heads else config.shared_heads / config.num_heads) + 1 + grid
     index = 0 if batch.is_packed else gathers * config.num_heads * INDEX_BYTES
     token = d * (c + mask) + closing + index + config.layers * (2 * frame + attention + feed_forward)
+    token += _masks(config, batch, config.causal)
     return token * batch.target_tokens
 
 
@@ -118,10 +134,89 @@ def _causal_scores(config: TransformerConfig | DecoderConfig, batch: MicroBatch)
     the grid and a number for each head, with the keys of shared heads once for each head of queries. Weights of which
     some are dropped are there twice, with the mask."""
     drops = isinstance(config, DecoderConfig) and config.dropout > 0
-    sees_all = isinstance(config, DecoderConfig) and not config.causal  # padding is masked by a bias
-    if batch.is_packed or batch.longest < LONG or drops or sees_all or config.key_width != config.value_width:
+    # Padding is masked by a bias, and distance lowers scores by another one
+    has_bias = config.positions is Positions.alibi or (isinstance(config, DecoderConfig) and not config.causal)
+    if batch.is_packed or batch.longest < LONG or drops or has_bias or config.key_width != config.value_width:
         return _scores(config, batch) * (2 + batch.bytes_per_mask / batch.bytes_per_number if drops else 1)
     return batch.grid * config.num_heads * (config.value_width * batch.bytes_per_number + 4.0)
+
+
+def _self_attention(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal: bool) -> float | None:
+    """Of a layer's attention within a window, or linear attention, for each token; None where it is softmax over the
+    whole text."""
+    match config.attention:
+        case Attention.window if _has_blocks(config, batch):
+            return _windowed(config, batch, causal)
+        case Attention.linear:
+            return _linear(config, batch, causal)
+    return None
+
+
+def _has_blocks(config: TransformerConfig | DecoderConfig, batch: MicroBatch) -> bool:
+    """Whether a window is attended to chunk by chunk."""
+    is_longer = -(-batch.longest // 2) * 2 > config.window
+    return config.attention is Attention.window and is_longer and not batch.is_packed
+
+
+def _blocks(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal: bool) -> tuple[float, int]:
+    """Cells of the chunks for each token, and keys of a chunk."""
+    chunk = Window(config.window).chunk
+    cells = batch.grid * -(-batch.longest // chunk) * chunk / batch.longest
+    return cells, min(config.global_tokens, batch.longest) + (2 if causal else 3) * chunk
+
+
+def _windowed(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal: bool) -> float:
+    """Queries, each chunk's keys and values, the context in chunks with a number for each head, and the context. Global
+    tokens that see both sides keep what came into the layer, and their own context."""
+    c, heads = batch.bytes_per_number, config.num_heads
+    cells, keys = _blocks(config, batch, causal)
+    widths = config.shared_heads * (config.key_width + config.value_width)
+    context = heads * config.value_width
+    copies = keys / Window(config.window).chunk
+    kept = cells * (heads * config.key_width + widths * copies) * c + context * c
+    if isinstance(config, DecoderConfig) and config.dropout:  # torch's plain attention: weights twice, with the mask
+        kept += cells * heads * keys * (2 * c + batch.bytes_per_mask)
+    else:
+        kept += cells * (context * c + 4 * heads)
+    if config.global_tokens and not causal:
+        of_globals = min(config.global_tokens, batch.longest) / batch.longest
+        kept += batch.grid * (heads * config.key_width + widths + of_globals * context) * c
+    return kept
+
+
+def _masks(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal: bool) -> float:
+    """What a window adds to the scores, which all layers share, for each token. Explicit weights do not keep it."""
+    if not _has_blocks(config, batch) or (isinstance(config, DecoderConfig) and config.dropout):
+        return 0.0
+    cells, keys = _blocks(config, batch, causal)
+    kept = cells * keys
+    has_slopes = config.positions is Positions.alibi
+    if has_slopes and not causal:
+        kept += batch.grid * min(config.global_tokens, batch.longest)
+    return kept * (config.num_heads if has_slopes else 1) * batch.bytes_per_number
+
+
+def _linear(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal: bool) -> float:
+    """Features of queries and keys, values with ones, and the sums, all in fp32; the context."""
+    heads, shared = config.num_heads, config.shared_heads
+    is_random = config.feature_map is FeatureMap.favor
+    features = config.random_features if is_random else config.key_width
+    values = config.value_width + 1
+    longest = -(-batch.longest // 2) * 2
+    filled = -(-longest // CHUNK) * CHUNK / longest if causal and longest > CHUNK else 1.0
+    is_filled, is_grouped, has_padding = filled > 1, causal and shared < heads, batch.grid > 1
+    keys_heads = heads if causal else shared
+    numbers = (
+        filled * (heads * features + keys_heads * (features + values)) + (filled if causal else 1) * heads * values
+    )
+    numbers += heads  # the weights' sum
+    if is_filled:  # the features themselves, beside those that were filled up
+        numbers += heads * features
+    if is_filled or is_grouped or has_padding:
+        numbers += shared * features
+    if is_random:
+        numbers += (heads + shared) * config.key_width
+    return 4 * batch.grid * numbers + heads * config.value_width * batch.bytes_per_number
 
 
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:

@@ -76,11 +76,23 @@ def _narrow(config: ModelConfig) -> ModelConfig:
     match config:
         case TransformerConfig():
             value_width = 2 if config.key_width == config.value_width else 4
-            return replace(config, d_model=2 * config.num_heads, d_ff=4, d_k=2, d_v=value_width, max_positions=8)
+            sizes = {"d_model": 2 * config.num_heads, "d_ff": 4, "d_k": 2, "d_v": value_width, "max_positions": 8}
+            return replace(config, **sizes, **_narrow_attention(config))
         case RecurrentConfig():
             return replace(config, d_model=4)
         case DecoderConfig():
-            return replace(config, d_model=2 * config.num_heads, d_ff=4, max_positions=8)
+            sizes = {"d_model": 2 * config.num_heads, "d_ff": 4, "max_positions": 8}
+            return replace(config, **sizes, **_narrow_attention(config))
+
+
+def _narrow_attention(config: TransformerConfig | DecoderConfig) -> dict[str, int]:
+    """A window that the counted texts do not fit into, if long texts do not fit into the model's."""
+    reaches_all = config.window >= config.max_positions
+    return {
+        "window": 8 if reaches_all else 2,
+        "global_tokens": min(1, config.global_tokens),
+        "random_features": min(4, config.random_features),
+    }
 
 
 class _Counting(TorchDispatchMode):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from transloom.model.build import ModelConfig, architecture_of
-from transloom.model.config import Positions
+from transloom.model.config import Attention, FeatureMap, Positions
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.model_folder import StoredModel
 
@@ -101,8 +101,16 @@ def fitting(
 
 
 def _meaning(config: ModelConfig, name: str) -> Any:
-    """A setting's effective value: key_value_heads defaults to num_heads, and rotary_base is None without rotary
-    positions."""
+    """A setting's effective value: key_value_heads defaults to num_heads, and what only another kind of positions or
+    attention reads is None."""
+    kind = getattr(config, "attention", None)
+    is_random = kind is Attention.linear and getattr(config, "feature_map", None) is FeatureMap.favor
+    if (
+        (name in ("window", "global_tokens") and kind is not Attention.window)
+        or (name == "feature_map" and kind is not Attention.linear)
+        or (name == "random_features" and not is_random)
+    ):
+        return None
     if name == "key_value_heads":
         return getattr(config, name) or getattr(config, "num_heads", None)
     if name == "rotary_base" and getattr(config, "positions", None) is not Positions.rotary:

@@ -25,7 +25,7 @@ from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.processes import Contender
 
 REFUSED = {
-    "part=trian": "part=trian: there is all, train, decode",
+    "part=trian": "part=trian: there is all, train, decode, length",
     "rounds=few": "rounds=few: must be a whole number",
     "steps=0": "steps: must be at least 1, not 0",
     "part=decode": "part=decode: needs a model",
@@ -36,7 +36,13 @@ REFUSED = {
     "model.positions=learned": "model.positions: ",
     "model.d_k=8": "model.d_k: ",
     "model=lstm": "model: the bench compares Transformers",
-    "one two": "usage: transloom bench [run or model folder] [part=train|decode] [rounds=5] [steps=10] [sentences=500]",
+    "one two": "usage: transloom bench [run or model folder] [part=train|decode|length] [rounds=5] [steps=10] ",
+    "part=length my-run": "part=length: measures new models, and my-run is to decode with",
+    "part=length lengths=64,32": "lengths: must be rising numbers of at least 2, not 64,32",
+    "part=length lengths=1k": "lengths=1k: must be whole numbers, such as 1024,2048",
+    "part=length most_seconds=0": "most_seconds: must be at least 1, not 0",
+    "part=length model.positions=alibi": "model.positions: ",
+    "part=length experiment=demo": "model: part=length measures language models",
     "nowhere": "there is no run 'nowhere'",
 }
 

@@ -71,6 +71,9 @@ def test_the_sections_of_a_task_are_its_own(tmp_path):
         (["task=language_model"], r"^corpus\.source_language: is a setting of task=translation"),
         (["experiment=language_model/demo", "model=tiny"], r"^model\.architecture: "),
         (["experiment=language_model/demo", "clean.max_words=3"], r"^clean: "),
+        (["model.attention=linear", "model.positions=alibi"], r"^model\.positions: alibi "),
+        (["experiment=long_context/window_1k", "model.window=0"], r"^model\.window: must be at least 1"),
+        (["model.attention=sparse"], r"^model\.attention: "),
         (
             ["experiment=language_model/demo", "corpus.held_out=500"],
             r"^corpus\.held_out: 500 is a value of task=translation",

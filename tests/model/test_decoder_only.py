@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import transloom.model.attention
 from transloom.jobs.config.compose import load_config
-from transloom.model.config import Activation, DecoderConfig, Norm, Normalization, Positions
+from transloom.model.config import Activation, Attention, DecoderConfig, FeatureMap, Norm, Normalization, Positions
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import count_parameters, multiply_adds
 from transloom.model.packed_linear import pack_linears
@@ -49,6 +49,16 @@ MODELS = {
     "sinusoids, untied": partial(make, replace(GPT, positions=Positions.sinusoidal, tied=False)),
     "llama": partial(make, LLAMA),
     "rotary, one head of keys": partial(make, replace(LLAMA, key_value_heads=1, rotary_base=500.0)),
+    "window": partial(make, replace(GPT, attention=Attention.window, window=5)),
+    "window, global tokens": partial(make, replace(LLAMA, attention=Attention.window, window=6, global_tokens=3)),
+    "alibi": partial(make, replace(LLAMA, positions=Positions.alibi)),
+    "window, alibi": partial(
+        make, replace(GPT, positions=Positions.alibi, attention=Attention.window, window=7, global_tokens=2)
+    ),
+    "linear": partial(make, replace(GPT, attention=Attention.linear)),
+    "random features": partial(
+        make, replace(LLAMA, attention=Attention.linear, feature_map=FeatureMap.favor, random_features=11)
+    ),
 }
 each_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 each_length = pytest.mark.parametrize("lengths", [(5, 9, 1, 7), (5, 90, 1, 70)], ids=["short", "long"])
@@ -243,6 +253,10 @@ def test_dropout_stands_where_gpt2_has_it() -> None:
         ({"d_model": 15, "num_heads": 5, "positions": Positions.sinusoidal}, "d_model"),
         ({"norm_epsilon": 0.0}, "norm_epsilon"),
         ({"rotary_base": math.inf}, "rotary_base"),
+        ({"window": 0}, "window"),
+        ({"global_tokens": -1}, "global_tokens"),
+        ({"random_features": 0}, "random_features"),
+        ({"attention": Attention.linear, "positions": Positions.alibi}, "positions"),
     ],
 )
 def test_impossible_settings_are_refused_by_field(changes: dict[str, Any], field: str) -> None:

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.model.config import Attention, DecoderConfig, FeatureMap, TransformerConfig
 from transloom.model.flops import attention_flops, count_parameters, multiply_adds, training_flops
 
 
@@ -26,3 +28,25 @@ def test_a_language_models_token_costs_6_n_and_12_l_d_s() -> None:
     assert training_flops(gpt3, 50_257, 300) == 300 * training_flops(gpt3, 50_257, 1)
     without = (training_flops(gpt3, 50_257, 1) - attention_flops(gpt3)) * 300e9
     assert without == pytest.approx(3.143e23, rel=1e-3)  # Brown et al. 2020, table D.1: 3.14e23
+
+
+def test_attention_costs_what_its_kind_shows() -> None:
+    """Multiply-adds a token and layer: 2 w d within a window, 2 (w + g) d with global tokens, never more than those of
+    full attention; F V for each head of queries and of keys of linear attention, F K more for random features."""
+    full = DecoderConfig(layers=3, d_model=64, d_ff=64, num_heads=4, key_value_heads=2, max_positions=4096)
+    window = replace(full, attention=Attention.window, window=100)
+    linear = replace(full, attention=Attention.linear)
+
+    def cost(config: DecoderConfig) -> float:
+        return attention_flops(config) / 6 / 3
+
+    assert cost(full) == 2 * 4096 * 64
+    assert cost(window) == 2 * 100 * 64
+    assert cost(replace(window, global_tokens=28)) == 2 * 128 * 64
+    assert cost(replace(window, causal=False)) == 2 * 199 * 64
+    assert cost(replace(window, max_positions=50)) == cost(replace(full, max_positions=50))
+    assert cost(linear) == (4 + 2) * 16 * 16
+    assert cost(replace(linear, max_positions=131_072)) == cost(linear)
+    favor = replace(linear, feature_map=FeatureMap.favor, random_features=32)
+    assert cost(favor) == (4 + 2) * (32 * 16 + 32 * 16)
+    assert training_flops(window, 100, 1) - 6 * multiply_adds(window, 100)[1] == attention_flops(window)

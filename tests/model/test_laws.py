@@ -8,7 +8,7 @@ import pytest
 import torch
 from packed import VOCAB, make_recurrent, make_transformer, pack, run, sentences
 
-from transloom.model.config import Activation, Norm, Normalization, Positions
+from transloom.model.config import Activation, Attention, FeatureMap, Norm, Normalization, Positions
 from transloom.model.recurrent import Recurrent
 from transloom.model.transformer import Transformer
 
@@ -33,6 +33,23 @@ MODELS = {
     "grouped queries": partial(make_transformer, key_value_heads=2),
     "one head of keys": partial(make_transformer, key_value_heads=1, d_k=3, d_v=5),
     "modern": partial(make_transformer, Norm.pre, Positions.rotary, **MODERN),
+    "window": partial(make_transformer, attention=Attention.window, window=3),
+    "window, global tokens": partial(
+        make_transformer, Norm.pre, Positions.rotary, attention=Attention.window, window=2, global_tokens=2, **MODERN
+    ),
+    "window, alibi": partial(
+        make_transformer, positions=Positions.alibi, attention=Attention.window, window=3, global_tokens=1, d_k=3, d_v=5
+    ),
+    "linear": partial(make_transformer, attention=Attention.linear, d_k=3, d_v=5),
+    "random features": partial(
+        make_transformer,
+        Norm.pre,
+        Positions.rotary,
+        attention=Attention.linear,
+        feature_map=FeatureMap.favor,
+        random_features=11,
+        **MODERN,
+    ),
     "lstm, 1 and 1 layers": partial(make_recurrent, 1, 1),
     "lstm, 2 and 3 layers": partial(make_recurrent, 2, 3),
 }

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from transloom.model.kernels.linear import multiply
 from transloom.model.losses import label_smoothed_cross_entropy
 
 
@@ -83,3 +84,31 @@ def test_rows_behind_the_labels_have_neither_loss_nor_gradient() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("num_labels", [150, 101, 7])
+def test_in_parts_the_loss_and_its_gradient_are_the_same(
+    smoothing: float, num_labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of 20 rows, some of which are half or wholly filler."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(rows, 8, requires_grad=True) for rows in (150, 50))
+    labels = torch.randint(50, (num_labels,))
+    whole = label_smoothed_cross_entropy(hidden, weight, labels, smoothing).total
+    expected = torch.autograd.grad(whole * 3.0, (hidden, weight))
+    monkeypatch.setattr(model.losses, "PART_BYTES", 20 * 50 * 4)
+    products = []
+    monkeypatch.setattr(model.losses, "multiply", lambda *args: products.append(1) or multiply(*args))
+    parts = label_smoothed_cross_entropy(hidden, weight, labels, smoothing)
+    assert parts.num_tokens == num_labels
+    assert len(products) == 2 * 8
+    torch.testing.assert_close(parts.total, whole)
+    for one, other in zip(torch.autograd.grad(parts.total * 3.0, (hidden, weight)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(label_smoothed_cross_entropy(hidden, weight, labels, smoothing).total, whole)
+    assert len(products) == 2 * 8, "a validation needs no gradients"
+    frozen = weight.detach()
+    (alone,) = torch.autograd.grad(label_smoothed_cross_entropy(hidden, frozen, labels, smoothing).total * 3.0, hidden)
+    torch.testing.assert_close(alone, expected[0], rtol=1e-5, atol=1e-5)

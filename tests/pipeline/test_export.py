@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, MarianMTModel
 
 from transloom.jobs.__main__ import main
 from transloom.model.build import ModelConfig, build_model
-from transloom.model.config import Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.config import Attention, Norm, Positions, RecurrentConfig, TransformerConfig
 from transloom.model.packing import Layout
 from transloom.model.transformer import Transformer
 from transloom.pipeline.data.pairs import SentencePair
@@ -248,8 +248,10 @@ def test_a_refused_export_leaves_nothing(place: Path, tmp_path: Path, to: Format
         (TransformerConfig(d_model=8, num_heads=2, positions=Positions.rotary), "the paper's layers"),
         (TransformerConfig(d_model=8, num_heads=2, key_value_heads=1), "the paper's layers"),
         (TransformerConfig(d_model=8, num_heads=2, bias=False), "the paper's layers"),
+        (TransformerConfig(d_model=8, num_heads=2, positions=Positions.alibi), "the paper's layers"),
+        (TransformerConfig(d_model=8, num_heads=2, attention=Attention.window), "the paper's layers"),
     ],
-    ids=["recurrent", "rotary", "grouped", "no bias"],
+    ids=["recurrent", "rotary", "grouped", "no bias", "alibi", "window"],
 )
 def test_what_the_formats_do_not_have_is_refused(
     place: Path, tmp_path: Path, to: Format, config: ModelConfig, what: str

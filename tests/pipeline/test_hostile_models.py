@@ -183,6 +183,7 @@ UNSEALED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "layers without end": ("config.json", shaped(encoder_layers=2_000_000_000)),
     "a number too large": (C, shaped(d_ff=10**18)),
     "positions without end": (C, shaped(max_positions=2_000_000_000)),
+    "features without end": (C, shaped(random_features=2_000_000_000, attention="linear", feature_map="favor")),
     "wide": (C, shaped(d_ff=2_000_000_000)),
     "a setting of tomorrow": (C, shaped(experts=8)),
     "another norm": (C, shaped(norm="batch")),

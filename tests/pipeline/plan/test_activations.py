@@ -10,7 +10,9 @@ from torch import nn
 from transloom.model.build import ModelConfig, build_model
 from transloom.model.config import (
     Activation,
+    Attention,
     DecoderConfig,
+    FeatureMap,
     Norm,
     Normalization,
     Positions,
@@ -83,12 +85,27 @@ CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "post-norm gpt": (replace(GPT, norm=Norm.post, positions=Positions.sinusoidal), torch.bfloat16),
     "llama": (LLAMA, torch.float32),
     "llama in bf16": (LLAMA, torch.bfloat16),
+    "window": (replace(GPT, attention=Attention.window, window=20), torch.float32),
+    "window in bf16": (replace(LLAMA, attention=Attention.window, window=20, global_tokens=5), torch.bfloat16),
+    "window with dropout": (replace(GPT, attention=Attention.window, window=20, dropout=0.1), torch.float32),
+    "window, alibi": (
+        replace(GPT, attention=Attention.window, window=20, positions=Positions.alibi, causal=False, global_tokens=4),
+        torch.float32,
+    ),
+    "window of both sides": (replace(SHAPE, attention=Attention.window, window=30), torch.float32),
+    "alibi": (replace(LLAMA, positions=Positions.alibi), torch.float32),
+    "linear": (replace(GPT, attention=Attention.linear), torch.float32),
+    "linear in bf16": (replace(LLAMA, attention=Attention.linear), torch.bfloat16),
+    "random features": (replace(LLAMA, attention=Attention.linear, feature_map=FeatureMap.favor), torch.float32),
+    "linear of both sides": (replace(SHAPE, attention=Attention.linear, d_k=8, d_v=24), torch.float32),
     "lstm": (RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2), torch.float32),
     "lstm in bf16": (RecurrentConfig(d_model=128, encoder_layers=2, decoder_layers=2), torch.bfloat16),
     "deep lstm": (RecurrentConfig(d_model=64, encoder_layers=4, decoder_layers=3), torch.float32),
 }
 
 
+LONG_CASES = ["fp32", "modern in fp32", "heads of two widths", "gpt", "gpt with dropout", "llama"]
+LONG_CASES += [name for name in CASES if "window" in name or "alibi" in name or "linear" in name or "features" in name]
 LENGTHS = pytest.mark.parametrize("lengths", [[16] * 32, [40] * 8 + [36] * 8], ids=["without padding", "with padding"])
 
 
@@ -98,7 +115,7 @@ def test_what_is_kept_is_what_was_counted(name: str, lengths: list[int]) -> None
     check(*CASES[name], lengths)
 
 
-@pytest.mark.parametrize("name", ["fp32", "modern in fp32", "heads of two widths", "gpt", "gpt with dropout", "llama"])
+@pytest.mark.parametrize("name", LONG_CASES)
 @pytest.mark.parametrize("lengths", [[128] * 4, [130] * 2 + [120] * 2], ids=["without padding", "with padding"])
 def test_what_is_kept_of_long_texts_is_what_was_counted(name: str, lengths: list[int]) -> None:
     check(*CASES[name], lengths)

@@ -8,7 +8,9 @@ import torch
 from transloom.model.build import ModelConfig, build_model
 from transloom.model.config import (
     Activation,
+    Attention,
     DecoderConfig,
+    FeatureMap,
     Norm,
     Normalization,
     Positions,
@@ -112,8 +114,10 @@ def test_a_gpu_waits_for_its_kernels_to_be_launched_a_cpu_does_not() -> None:
         ),
         RecurrentConfig(32, 3, 3),
         DecoderConfig(3, 64, 64, 4, dropout=0.0),
+        DecoderConfig(3, 64, 64, 4, dropout=0.0, attention=Attention.window, window=8, global_tokens=2),
+        DecoderConfig(3, 64, 64, 4, dropout=0.0, attention=Attention.linear, feature_map=FeatureMap.favor),
     ],
-    ids=["paper", "heads of two widths", "modern", "lstm", "gpt"],
+    ids=["paper", "heads of two widths", "modern", "lstm", "gpt", "window", "linear"],
 )
 def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
     """What a profiler sees of a step of the model itself, at its own width and depth."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from transloom.model.build import build_model
-from transloom.model.config import Activation, DecoderConfig, Positions, TransformerConfig
+from transloom.model.config import Activation, Attention, DecoderConfig, FeatureMap, Positions, TransformerConfig
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.huggingface import write_huggingface
 from transloom.pipeline.model_folder import StoredModel, read_model, save_model
@@ -70,6 +70,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused() -> None:
 
 def test_heads_of_keys_that_are_not_given_are_those_of_queries() -> None:
     config = dataclasses.replace(SMALL, key_value_heads=2, rotary_base=5000.0)  # which learned positions do not look at
+    config = dataclasses.replace(config, window=9, global_tokens=1, random_features=7, feature_map=FeatureMap.favor)
     assert not fitting(stored(config), SMALL, state(), "same", with_embeddings=True).fresh
 
 
@@ -81,6 +82,7 @@ def test_heads_of_keys_that_are_not_given_are_those_of_queries() -> None:
             DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=2, max_positions=8, activation=Activation.relu),
             r"^model\.activation: is relu here and gelu_tanh",
         ),
+        (dataclasses.replace(SMALL, attention=Attention.linear), r"^model\.attention: is linear here and full"),
         (
             TransformerConfig(d_model=16, d_ff=32, num_heads=2),
             r"^train\.initial: there is of architecture decoder_only",
