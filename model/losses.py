@@ -10,6 +10,7 @@ from torch.nn import functional
 from transloom.model.kernels.linear import multiply, multiply_transposed, products_for
 
 CPU_ROWS, GPU_ROWS = 32, 4096  # rows of logits at a time: on a CPU as many as the cache holds in fp32
+DIVERGENCE_ROWS = 1024  # tokens whose two distributions are compared at a time
 LEAST_PROBABILITY = 1e-30  # of a label: the logarithm of a smaller one is not exact
 
 
@@ -93,3 +94,46 @@ def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor,
         labels: (M,) ids of the first M rows; the other rows are filler, without loss or gradient.
     """
     return LossSum(_SmoothedCrossEntropy.apply(hidden, weight, labels, smoothing), labels.numel())
+
+
+class _SymmetricDivergence(torch.autograd.Function):
+    """KL(P || Q) + KL(Q || P), summed over rows. The gradients are computed with the sum, some rows at a time, so that
+    no tensor has [tokens × vocabulary] elements."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor, weight: Tensor, count: int) -> Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=first.device)
+        to_first, to_second = torch.zeros_like(first), torch.zeros_like(second)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for start in range(0, count, DIVERGENCE_ROWS):
+            rows = slice(start, min(start + DIVERGENCE_ROWS, count))
+            log_p, log_q = (functional.linear(x[rows], weight).float().log_softmax(-1) for x in (first, second))
+            p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
+            from_p, from_q = (p * ratio).sum(-1, keepdim=True), -(q * ratio).sum(-1, keepdim=True)  # KL of each row
+            total += from_p.sum() + from_q.sum()
+            if needs_gradient:
+                # d/dz of sum_v p_v (log p_v - log q_v) is p (ratio - KL); of the other sum it is p - q.
+                of_first = (p * (ratio - from_p) + p - q).to(first.dtype)
+                of_second = (q * (-ratio - from_q) + q - p).to(first.dtype)
+                to_first[rows], to_second[rows] = of_first @ weight, of_second @ weight
+                if to_weight is not None:
+                    to_weight += of_first.t() @ first[rows] + of_second.t() @ second[rows]
+        ctx.save_for_backward(to_first, to_second, *([] if to_weight is None else [to_weight.to(weight.dtype)]))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        to_first, to_second, *to_weight = ctx.saved_tensors
+        return to_first * grad, to_second * grad, to_weight[0] * grad if to_weight else None, None
+
+
+def symmetric_divergence(first: Tensor, second: Tensor, weight: Tensor, count: int) -> Tensor:
+    """KL(P || Q) + KL(Q || P) of P = softmax(first weight^T) and Q = softmax(second weight^T), summed over tokens, in
+    nats: a scalar in fp32. With it R-drop compares two passes of one model (Liang et al. 2021, equation 2).
+
+    Args:
+        first, second: (N, d_model). weight: (V, d_model).
+        count: rows that count, from the first on; the other rows are filler, without loss or gradient.
+    """
+    return _SymmetricDivergence.apply(first, second, weight, count)  # type: ignore[return-value]
