@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transloom.jobs.cli import print_help, print_jobs
+from transloom.jobs.cli import print_help, print_jobs, print_topic, print_versions
 from transloom.jobs.command_table import COMMANDS
 from transloom.jobs.runs.environment import prepare_process
 from transloom.jobs.runs.stopping import EXIT_CODE, Terminated
@@ -24,8 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     job, rest = words[0] if words else "help", words[1:]
     try:
+        if job == "help" and (topics := [word for word in rest if not word.startswith("-")]):
+            for topic in topics:
+                print_topic(topic)
+            return 0
         if job in ("-h", "--help", "help"):
             print_jobs()
+            return 0
+        if job in ("--version", "-V"):
+            print_versions()
             return 0
         if job not in COMMANDS:
             raise UserError(_unknown(job))

@@ -1,12 +1,15 @@
 """What the command line of every job shares: the list of jobs, help, `--cfg job`, and the configuration."""
 
 import dataclasses
+import difflib
 import json
 import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
@@ -15,6 +18,7 @@ from rich.table import Table
 
 from transloom.jobs.command_table import COMMANDS, USUAL_SETTINGS
 from transloom.jobs.config.groups import groups
+from transloom.jobs.config.reference import Setting, all_settings, known_names, read_by, readers, settings_below
 from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -190,6 +194,73 @@ def print_jobs() -> None:
     console.print("usage: transloom <job> [key=value | group=option] …\n")
     console.print(_columns({name: command.summary for name, command in COMMANDS.items()}))
     console.print("\nStart with: transloom run            More about a job: transloom <job> --help")
+    console.print("A setting or a section: transloom help train.max_steps     Versions: transloom --version")
+
+
+def print_versions() -> None:
+    """This program's version, Python's, and those of the libraries that a training runs on. Imports none of them."""
+    try:
+        own = metadata.version("transloom")
+    except metadata.PackageNotFoundError:  # code that was copied
+        own = "unknown"
+    libraries = {name: metadata.version(name) for name in ("torch", "ray", "deepspeed")}
+    for name, version in {"transloom": own, "python": platform.python_version(), **libraries}.items():
+        print(f"{name} {version}")
+
+
+def print_topic(topic: str) -> None:
+    """Help about a job, a setting, a section of settings, or a group.
+
+    Raises:
+        UserError: there is nothing of that name; names the nearest.
+    """
+    topic = topic.partition("=")[0]
+    if topic in COMMANDS:
+        print_help(topic)
+    elif own := [setting for setting in all_settings() if setting.key == topic]:
+        _print_setting(own)
+    elif below := settings_below(topic):
+        console = _console()
+        console.print(f"Settings of {topic.rstrip('.')}; transloom help {below[0].key} and the like have more:")
+        for setting in below:
+            of = f" ({setting.of})" if setting.of else ""
+            console.print(f"  {setting.key}={setting.default}{of}\n      {setting.line}", soft_wrap=True)
+    elif topic in groups():
+        _console().print(f"{topic}=<option>, one of: {', '.join(groups()[topic])}", soft_wrap=True)
+    else:
+        known = [*COMMANDS, *known_names()]
+        same = [name for name in known if name.rpartition(".")[2] == topic.rpartition(".")[2]]
+        nearest = difflib.get_close_matches(topic, same, n=1, cutoff=0.3) or difflib.get_close_matches(
+            topic, known, n=1, cutoff=0.5
+        )
+        hint = (
+            f"Did you mean {nearest[0]}?"
+            if nearest
+            else "`transloom help` lists the jobs, docs/settings.md all settings."
+        )
+        raise UserError(f"{topic}: is no job and no setting. {hint}")
+
+
+def _print_setting(settings: Sequence[Setting]) -> None:
+    """
+    Args:
+        settings: a setting in its forms, by the task or the model that it is of.
+    """
+    console, key = _console(), settings[0].key
+    console.print(key)
+    for setting in settings:
+        rows = {
+            **({"of": setting.of} if setting.of else {}),
+            "type": setting.kind,
+            **({"choices": ", ".join(setting.choices)} if setting.choices else {}),
+            "default": setting.default or '""',
+        }
+        console.print(f"\n  {setting.line}", soft_wrap=True)
+        for name, text in rows.items():
+            console.print(f"  {name:<9}{text}", soft_wrap=True)
+    console.print(f"\n  {'read by':<9}{', '.join(readers(key))}", soft_wrap=True)
+    if key.partition(".")[0] in groups():
+        console.print(f"  {'group':<9}options of {key.partition('.')[0]}= set it, too", soft_wrap=True)
 
 
 def usage(job: str) -> str:
@@ -217,8 +288,9 @@ def print_help(job: str) -> None:
         console.print("Usual settings:")
         console.print(_columns({**command.own_settings, **usual}))
         console.print(
-            "\n--cfg job prints all settings as they would be used, and their names, and does nothing else.\n"
+            f"\nReads the settings of: {', '.join(read_by(job))}; transloom help <name> has each.", soft_wrap=True
         )
+        console.print("--cfg job prints all settings as they would be used, and their names, and does nothing else.\n")
     console.print("Examples:")
     for words in command.examples:
         console.print(f"  transloom {job} {words}", soft_wrap=True)

@@ -20,7 +20,8 @@ class Command:
     Attributes:
         summary: a line without a capital and a full stop.
         arguments: what usage says before the settings.
-        reads: the groups and usual settings that it looks at; None: all of them.
+        reads: the groups, sections and settings that it looks at; None: all of them, but for the sections race and
+            sweep, which are of the jobs of that name.
         refuses_others: of the settings of others each is a mistake.
         own_settings: those that other commands do not look at; its help has them first.
         own_words: key=value words that are in no configuration, beside those in `arguments`.
@@ -60,8 +61,8 @@ COMMANDS = {
     "prepare": Command(
         "clean a corpus, train its tokenizer, write the shards",
         reads=(
-            *("corpus", "tokenizer", "cluster", "experiment"),
-            *("corpus.path", "cluster.num_workers", "output_dir", "storage"),
+            *("corpus", "tokenizer", "cluster", "experiment", "task", "clean", "seed", "model.max_positions"),
+            *("corpus.path", "cluster.num_workers", "batch.micro_tokens", "output_dir", "storage", "resume"),
         ),
     ),
     "train": Command(
@@ -69,6 +70,8 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "average a run's snapshots, score the model on validation and test",
+        arguments="[run]",
+        examples=("first", "first decode=greedy", "resume=first", EXAMPLES[0]),
     ),
     "translate": Command(
         "translate text with a trained model: lines in, lines out",
@@ -148,18 +151,29 @@ COMMANDS = {
     ),
     "export": Command(
         "write a trained model in the format of CTranslate2 or Hugging Face",
-        arguments="<run or model folder> <output folder> format=ctranslate2|huggingface",
+        arguments="<run or model folder> <output folder> format=ctranslate2|huggingface [quantization=int8]",
         reads=("output_dir",),
         refuses_others=True,
         examples=("my-run my-run-ct2 format=ctranslate2 quantization=int8", "my-run my-run-hf format=huggingface"),
     ),
     "plan": Command(
         "what a training takes in memory, time and money, before anything is started",
-        arguments="[--calibrate] [price.h100=2.5]",
+        arguments="[--calibrate] [price.h100=2.5] [link.h100=360] [network.h100=12.5]",
+        reads=(
+            *("corpus", "tokenizer", "model", "optimizer", "precision", "engine", "cluster", "experiment", "task"),
+            *("clean", "batch", "train", "seed", "corpus.path", "cluster.num_workers", "train.max_steps", "name"),
+            *("resume", "output_dir"),
+        ),
+        own_words={
+            "price.h100=2.5": "US dollars for an hour of one device: of h200, h100, a100 or cpu",
+            "link.h100=360": "GB/s from a device to its neighbour in a machine",
+            "network.h100=12.5": "GB/s of each device between machines",
+        },
         examples=(
             "experiment=paper_base_en_de",
             "experiment=multi30k_en_de --calibrate",
             "experiment=paper_big_en_de cluster.num_workers=4 price.h100=2.5",
+            "experiment=paper_big_en_de cluster.num_workers=8 network.h100=12.5",
         ),
     ),
     "bench": Command(
@@ -167,7 +181,8 @@ COMMANDS = {
         arguments="[run or model folder] [part=train|decode|length] [rounds=5] [steps=10] [sentences=500]",
         reads=(
             *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
-            *("experiment", "corpus.path", "tracking.uri", "name", "output_dir"),
+            *("experiment", "corpus.path", "tracking.uri", "name", "output_dir", "storage", "task", "clean", "batch"),
+            *("seed", "evaluate", "evaluate.tokenize", "train.label_smoothing", "train.max_steps"),
         ),
         examples=(
             "",
@@ -237,6 +252,21 @@ COMMANDS = {
             "resume=my-sweep sweep.trials=50",
         ),
     ),
+    "runs": Command(
+        "list the runs, follow one; rename, archive or delete them",
+        arguments="[<run> | rename <run> <name> | archive <run> … | unarchive <run> … | delete <run> …] "
+        "[format=json] [watch=true] [archived=true] [yes=true]",
+        reads=("tracking", "tracking.uri", "output_dir"),
+        refuses_others=True,
+        own_words={
+            "format=json": "JSON in place of a table",
+            "watch=true": "follow a run until it ends",
+            "archived=true": "list the archived runs",
+            "yes=true": "delete without asking",
+            "tracking=off": "leave MLflow as it is",
+        },
+        examples=("", "first", "first watch=true", "rename first best", "archive old older", "delete old yes=true"),
+    ),
     "sync": Command(
         "upload to MLflow what is left of runs that ended while it was away",
         arguments="[<run or sweep> …]",
@@ -261,7 +291,7 @@ COMMANDS = {
         arguments="run|prepare|train|evaluate|sweep [to=<cluster> | to=kubernetes --dry-run image=<image>]",
         examples=(
             "run",
-            "run to=lab experiment=multi30k_en_de cluster.num_workers=4",
+            "run to=lab experiment=multi30k_en_de cluster.num_workers=2",
             "sweep to=lab experiment=multi30k_sweep sweep.trials=30",
         ),
     ),
@@ -288,9 +318,16 @@ COMMANDS = {
         arguments="<job> [to=<cluster>]",
         examples=("first-3fa2c1", "first-3fa2c1 train.max_steps=20000 cluster.num_workers=2"),
     ),
+    "completion": Command(
+        "print what makes a shell complete jobs, settings, options and runs",
+        arguments="bash|zsh",
+        has_settings=False,
+        examples=("bash >> ~/.bashrc", "zsh >> ~/.zshrc"),
+    ),
     "doctor": Command(
         "what this machine, or a cluster, has and lacks, and what to do about it",
         arguments="[to=<cluster>]",
+        reads=("cluster", "precision", "tracking", "tracking.uri", "output_dir", "storage"),
         examples=("", "output_dir=/data/outputs tracking.uri=http://mlflow:5000", "to=lab"),
     ),
 }

@@ -75,11 +75,22 @@ class TransformerConfig:
     """The Transformer of "Attention Is All You Need"; the defaults are the paper's base model.
 
     Attributes:
+        d_model: width of a token's vector in every layer.
+        d_ff: width of the inner product; with SwiGLU of each of the two inner products.
+        num_heads: heads of each attention.
         d_k: width of a head's queries and keys; None: d_model / num_heads.
         d_v: width of a head's values; None: as d_k.
+        encoder_layers: layers of the encoder; a deep encoder costs little in translating.
+        decoder_layers: layers of the decoder; translating takes a pass through all of them for every token.
+        dropout: of embeddings and of each sublayer's output (section 5.4).
+        norm: whether a sublayer's normalisation stands behind the residual sum (post, the paper) or before the sublayer
+            (pre).
+        positions: sinusoidal (the paper) and learned ones are added to the embedding; rotary turns queries and keys.
+        max_positions: tokens of the longest sentence.
+        normalization: by mean and variance (layer, the paper), or by the root mean square alone (rms).
+        activation: between the two products of a feed-forward layer; swiglu is gated by a third product.
         key_value_heads: heads of keys and values, each shared by as many heads of queries (grouped-query attention,
             Ainslie et al. 2023); None: num_heads.
-        d_ff: width of the inner product; with SwiGLU of each of the two inner products.
         bias: whether products and normalisations have a bias.
         attention: of a token to its own text; attention to the source is always full.
         window: with attention=window, the tokens that a token sees: itself and the window - 1 before it; where it sees
@@ -87,6 +98,7 @@ class TransformerConfig:
         global_tokens: with attention=window, so many first tokens of every text see all tokens, and all tokens see
             them; a causal token sees nothing behind itself.
         feature_map: with attention=linear. random_features: with feature_map=favor, for each head.
+        shared_embeddings: whether source and target have one embedding (the paper); the output always has the target's.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -112,6 +124,7 @@ class TransformerConfig:
     global_tokens: int = 0
     feature_map: FeatureMap = FeatureMap.elu
     random_features: int = 256
+    shared_embeddings: bool = True
 
     def __post_init__(self) -> None:
         _check(self, ("d_model", "d_ff", "num_heads", "encoder_layers", "decoder_layers", "max_positions"))
@@ -134,13 +147,15 @@ class TransformerConfig:
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether all layers are those of the paper, which other programs implement too."""
-        return (self.normalization, self.activation, self.shared_heads, self.bias, self.attention) == (
+        """Whether all layers and embeddings are those of the paper, which other programs implement too."""
+        own = self.normalization, self.activation, self.shared_heads, self.bias, self.attention, self.shared_embeddings
+        return own == (
             Normalization.layer,
             Activation.relu,
             self.num_heads,
             True,
             Attention.full,
+            True,
         ) and self.positions in (Positions.sinusoidal, Positions.learned)
 
     @property
@@ -182,6 +197,9 @@ class RecurrentConfig:
 
     Attributes:
         d_model: width of embeddings and of every layer; an encoder layer has d_model / 2 in each direction.
+        encoder_layers: layers of the encoder.
+        decoder_layers: layers of the decoder.
+        dropout: of embeddings and of each layer's output.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -228,10 +246,17 @@ class DecoderConfig:
     """The language model of `decoder_only.py`; the defaults are GPT-2's smallest (Radford et al. 2019, table 2).
 
     Attributes:
-        key_value_heads: heads of keys and values, each shared by as many heads of queries; None: num_heads.
+        layers: layers of the stack.
+        d_model: width of a token's vector in every layer.
         d_ff: width of the inner product; with SwiGLU of each of the two inner products.
+        num_heads: heads of each attention.
+        key_value_heads: heads of keys and values, each shared by as many heads of queries; None: num_heads.
         dropout: of embeddings, of attention's weights (linear attention has none), and of each sublayer's output.
+        norm: whether a sublayer's normalisation stands behind the residual sum (post) or before the sublayer (pre).
+        normalization: by mean and variance (layer), or by the root mean square alone (rms).
         norm_epsilon: the constant that normalisations add to the variance.
+        activation: between the two products of a feed-forward layer; swiglu is gated by a third product.
+        positions: sinusoidal and learned ones are added to the embedding; rotary turns queries and keys.
         rotary_base: the angle of a head's pair i turns by rotary_base^(-2i / width) a position.
         bias: whether products and normalisations have a bias.
         max_positions: the context: tokens of the longest text.

@@ -11,6 +11,7 @@ from transloom.model.kernels.linear import Products, multiply, multiply_transpos
 
 CPU_ROWS, GPU_ROWS = 32, 4096  # rows of logits at a time: on a CPU as many as the cache holds in fp32
 PART_BYTES = 2**29  # of logits: more are computed in parts
+DIVERGENCE_ROWS = 1024  # tokens whose two distributions are compared at a time
 LEAST_PROBABILITY = 1e-30  # of a label: the logarithm of a smaller one is not exact
 
 
@@ -160,3 +161,46 @@ def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor,
 def rows_at_a_time(num_tokens: int, vocab_size: int, bytes_per_number: int) -> int:
     """Tokens whose logits are in memory at the same time."""
     return min(num_tokens, max(1, PART_BYTES // (vocab_size * bytes_per_number)))
+
+
+class _SymmetricDivergence(torch.autograd.Function):
+    """KL(P || Q) + KL(Q || P), summed over rows. The gradients are computed with the sum, some rows at a time, so that
+    no tensor has [tokens × vocabulary] elements."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor, weight: Tensor, count: int) -> Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=first.device)
+        to_first, to_second = torch.zeros_like(first), torch.zeros_like(second)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for start in range(0, count, DIVERGENCE_ROWS):
+            rows = slice(start, min(start + DIVERGENCE_ROWS, count))
+            log_p, log_q = (functional.linear(x[rows], weight).float().log_softmax(-1) for x in (first, second))
+            p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
+            from_p, from_q = (p * ratio).sum(-1, keepdim=True), -(q * ratio).sum(-1, keepdim=True)  # KL of each row
+            total += from_p.sum() + from_q.sum()
+            if needs_gradient:
+                # d/dz of sum_v p_v (log p_v - log q_v) is p (ratio - KL); of the other sum it is p - q.
+                of_first = (p * (ratio - from_p) + p - q).to(first.dtype)
+                of_second = (q * (-ratio - from_q) + q - p).to(first.dtype)
+                to_first[rows], to_second[rows] = of_first @ weight, of_second @ weight
+                if to_weight is not None:
+                    to_weight += of_first.t() @ first[rows] + of_second.t() @ second[rows]
+        ctx.save_for_backward(to_first, to_second, *([] if to_weight is None else [to_weight.to(weight.dtype)]))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        to_first, to_second, *to_weight = ctx.saved_tensors
+        return to_first * grad, to_second * grad, to_weight[0] * grad if to_weight else None, None
+
+
+def symmetric_divergence(first: Tensor, second: Tensor, weight: Tensor, count: int) -> Tensor:
+    """KL(P || Q) + KL(Q || P) of P = softmax(first weight^T) and Q = softmax(second weight^T), summed over tokens, in
+    nats: a scalar in fp32. With it R-drop compares two passes of one model (Liang et al. 2021, equation 2).
+
+    Args:
+        first, second: (N, d_model). weight: (V, d_model).
+        count: rows that count, from the first on; the other rows are filler, without loss or gradient.
+    """
+    return _SymmetricDivergence.apply(first, second, weight, count)  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """The Transformer of "Attention Is All You Need", in the order of the paper's figure 1.
 
-Source, target and output share one embedding matrix (section 3.4). Letters in shapes: N packed tokens, B sentences,
-R hypotheses, V the vocabulary.
+Source, target and output share one embedding matrix (section 3.4), unless the source has one of its own. Letters in
+shapes: N packed tokens, B sentences, R hypotheses, V the vocabulary.
 """
 
 import math
@@ -33,6 +33,10 @@ class Transformer(nn.Module):
         d_model = config.d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(d_model): variance 1
+        self.source_embedding: nn.Embedding | None = None
+        if not config.shared_embeddings:
+            self.source_embedding = nn.Embedding(vocab_size, d_model)
+            nn.init.normal_(self.source_embedding.weight, std=d_model**-0.5)
         make_positions(self, config)
         if config.positions is Positions.learned:
             nn.init.normal_(self.learned_positions.weight, std=d_model**-0.5)
@@ -63,19 +67,23 @@ class Transformer(nn.Module):
 
     def encode(self, source: Tensor, layout: Layout, grid: Grid) -> Tensor:
         """source: (N,) ids -> memory (N, d_model)."""
-        x = self.embed(source, layout.positions)
+        x = self.embed(source, layout.positions, self.source_embedding)
         for layer in self.encoder:
             x = layer(x, grid)
         return self.encoder_norm(x)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions (below max_positions): (N,) -> (N, d_model)."""
-        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
+    def embed(self, tokens: Tensor, positions: Tensor, table: nn.Embedding | None = None) -> Tensor:
+        """tokens, positions (below max_positions): (N,) -> (N, d_model).
+
+        Args:
+            table: of the tokens' vectors; None: the target's.
+        """
+        x = (table or self.embedding)(tokens) * math.sqrt(self.config.d_model)
         return self.dropout(with_positions(self, x, positions))
 
     @property
     def output_weight(self) -> Tensor:
-        """The projection to the vocabulary, (V, d_model): the embedding."""
+        """The projection to the vocabulary, (V, d_model): the target's embedding."""
         return self.embedding.weight
 
     def logits(self, hidden: Tensor) -> Tensor:

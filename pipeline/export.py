@@ -1,4 +1,4 @@
-"""A trained model in the formats of other programs: CTranslate2, and Hugging Face's MarianMTModel, GPT-2 and Llama."""
+"""A trained model in the formats of other programs: CTranslate2; Hugging Face's Marian, Pegasus, GPT-2 and Llama."""
 
 import os
 import shutil
@@ -102,7 +102,8 @@ def _translator(model: Path, to: Format, quantization: Quantization) -> Callable
     if not transformer.config.is_of_the_paper:
         raise UserError(
             f"{model}: only the paper's layers can be exported; Marian has neither RMS normalisation, SwiGLU or GELU, "
-            "rotary positions or ALiBi, windows or linear attention, shared heads of keys nor layers without biases"
+            "rotary positions or ALiBi, windows or linear attention, shared heads of keys nor layers without biases; "
+            "and separate embeddings are not exported"
         )
 
     def write(folder: Path) -> None:
@@ -110,7 +111,7 @@ def _translator(model: Path, to: Format, quantization: Quantization) -> Callable
             _write_ctranslate2(transformer, translator.tokenizer.pieces(), folder, quantization)
             _save_tokenizer(model / MODEL_FILE, folder / MODEL_FILE)
         else:
-            _write_marian(transformer, folder)
+            _write_huggingface_translator(transformer, folder)
             _write_marian_tokenizer(translator, model / MODEL_FILE, folder)
 
     return write
@@ -219,16 +220,20 @@ SPECIAL_IDS: dict[str, Any] = {
 
 
 def marian_weights(weights: Mapping[str, Tensor], d_model: int) -> dict[str, Tensor]:
-    """A post-norm, sinusoidal Transformer's state under the names of Hugging Face's MarianMTModel.
+    """A sinusoidal Transformer's state under the names of Hugging Face's MarianMTModel, or where it is pre-norm of
+    PegasusForConditionalGeneration, which is Marian with a normalisation before each sublayer and behind each stack.
 
-    Its sinusoids are all sines, then all cosines, where ours alternate. So the model's d_model dimensions are put into
-    another order wherever they are read or written, which changes no result.
+    Their sinusoids are all sines, then all cosines, where ours alternate. So the model's d_model dimensions are put
+    into another order wherever they are read or written, which changes no result.
     """
     order = torch.cat((torch.arange(0, d_model, 2), torch.arange(1, d_model, 2)))
     theirs = {}
     for name, tensor in weights.items():
         if name == "embedding.weight":
             theirs["model.shared.weight"] = tensor[:, order]
+            continue
+        if name.startswith(("encoder_norm.", "decoder_norm.")):
+            theirs[f"model.{name.replace('_norm', '.layer_norm')}"] = tensor[order]
             continue
         side, layer, path = name.split(".", 2)
         module, kind = path.rsplit(".", 1)
@@ -255,49 +260,88 @@ def marian_config(config: TransformerConfig, vocab_size: int):
 
     if config.norm is Norm.pre:
         raise UserError("format=huggingface: Marian is post-norm, this model is pre-norm; format=ctranslate2 has both")
+    return MarianConfig(**_shape(config, vocab_size), **SPECIAL_IDS)
+
+
+def pegasus_config(config: TransformerConfig, vocab_size: int):
+    """The PegasusConfig of a pre-norm model of this shape.
+
+    Raises:
+        UserError: transformers is missing, or Pegasus has no such model.
+    """
+    _package("transformers", Format.huggingface)
+    from transformers import PegasusConfig
+
+    if config.norm is Norm.post:
+        raise UserError("format=huggingface: Pegasus is pre-norm, this model is post-norm; format=ctranslate2 has both")
+    return PegasusConfig(**_shape(config, vocab_size), **SPECIAL_IDS)
+
+
+def _shape(config: TransformerConfig, vocab_size: int) -> dict[str, Any]:
+    """What the configurations of Marian and Pegasus both say of a model.
+
+    Raises:
+        UserError: neither has such a model.
+    """
     if config.positions is Positions.learned:
-        raise UserError("format=huggingface: Marian has sinusoids, not learned positions; format=ctranslate2 has both")
+        raise UserError(
+            "format=huggingface: Marian and Pegasus have sinusoids, not learned positions; format=ctranslate2 has both"
+        )
     if {config.num_heads * config.key_width, config.num_heads * config.value_width} != {config.d_model}:
         raise UserError(
-            f"format=huggingface: Marian's d_k is d_model / num_heads, this model's is {config.key_width}; "
-            "format=ctranslate2 takes any"
+            f"format=huggingface: the d_k of Marian and Pegasus is d_model / num_heads, this model's is "
+            f"{config.key_width}; format=ctranslate2 takes any"
         )
-    return MarianConfig(
-        vocab_size=vocab_size,
-        d_model=config.d_model,
-        encoder_layers=config.encoder_layers,
-        decoder_layers=config.decoder_layers,
-        encoder_attention_heads=config.num_heads,
-        decoder_attention_heads=config.num_heads,
-        encoder_ffn_dim=config.d_ff,
-        decoder_ffn_dim=config.d_ff,
-        activation_function="relu",
-        scale_embedding=True,
-        dropout=config.dropout,
-        max_position_embeddings=config.max_positions,
-        **SPECIAL_IDS,
-    )
+    return {
+        "vocab_size": vocab_size,
+        "d_model": config.d_model,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "encoder_attention_heads": config.num_heads,
+        "decoder_attention_heads": config.num_heads,
+        "encoder_ffn_dim": config.d_ff,
+        "decoder_ffn_dim": config.d_ff,
+        "activation_function": "relu",
+        "scale_embedding": True,
+        "dropout": config.dropout,
+        "max_position_embeddings": config.max_positions,
+    }
 
 
-def _write_marian(model: Transformer, folder: Path) -> None:
-    config = marian_config(model.config, model.vocab_size)
-    from transformers import GenerationConfig, MarianMTModel
+def huggingface_translator(model: Transformer) -> Any:
+    """A MarianMTModel, or for a pre-norm model a PegasusForConditionalGeneration, with the weights of a model.
+
+    Raises:
+        UserError: transformers is missing, or has no such model.
+    """
+    _package("transformers", Format.huggingface)
+    from transformers import MarianMTModel, PegasusForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of a second's work
-    marian = MarianMTModel(config)
+    if model.config.norm is Norm.pre:
+        theirs: Any = PegasusForConditionalGeneration(pegasus_config(model.config, model.vocab_size))
+    else:
+        theirs = MarianMTModel(marian_config(model.config, model.vocab_size))
     # What its state has beyond ours, it makes itself: the sinusoids, and a bias of zeros on the logits.
-    keys = marian.load_state_dict(marian_weights(model.state_dict(), model.config.d_model), strict=False)
+    keys = theirs.load_state_dict(marian_weights(model.state_dict(), model.config.d_model), strict=False)
     assert not keys.unexpected_keys, keys
+    return theirs
+
+
+def _write_huggingface_translator(model: Transformer, folder: Path) -> None:
+    theirs = huggingface_translator(model)
+    from transformers import GenerationConfig
+
     paper = BeamConfig()
-    marian.generation_config = GenerationConfig(
+    theirs.generation_config = GenerationConfig(
         max_length=model.config.max_positions,
         num_beams=paper.beam,
         length_penalty=paper.length_penalty,
         early_stopping=True,  # ends with as many hypotheses as the beam is wide, as our search does
         **SPECIAL_IDS,
     )
-    marian.save_pretrained(folder)
+    theirs.save_pretrained(folder)
 
 
 def _write_marian_tokenizer(translator: Translator, source: Path, folder: Path) -> None:

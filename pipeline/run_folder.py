@@ -4,6 +4,7 @@
 """
 
 RUNS_FOLDER, SWEEPS_FOLDER = "runs", "sweeps"
+ARCHIVE_FOLDER = "archived"  # <run>/: runs that no command finds by their name any more
 STAGES = {"corpus": "corpora", "tokenizer": "tokenizers", "shards": "shards"}  # what a run was made from, and where
 
 CONFIG_FILE = "config.yaml"  # all settings, resolved

@@ -4,6 +4,7 @@ the engine nor on stops. A new task adds its words to TASKS, and nothing else.""
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,14 @@ def prepare(folder: Path, name: str, count: int = 60, *words: str) -> tuple[Conf
 Prepared = dict[str, tuple[Config, dict[str, Path]]]
 
 
+R_DROP = "translation with R-drop"  # whose two passes draw other elements to drop
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return {name: prepare(tmp_path_factory.mktemp(name), name) for name in TASKS}
+    by_name = {name: prepare(tmp_path_factory.mktemp(name), name) for name in TASKS}
+    config, stages = by_name["translation"]
+    return by_name | {R_DROP: (replace(config, train=replace(config.train, r_drop=2.0)), stages)}
 
 
 def task_of(config: Config, stages: dict[str, Path]) -> Task:
@@ -169,7 +175,7 @@ def run(
     return {"losses": losses, "weights": made.weights(), "tokens": state.tokens}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, R_DROP])
 def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(prepared: Prepared, tmp_path: Path, name: str) -> None:
     whole = run(tmp_path / "whole", *prepared[name])
     stopped = run(tmp_path / "stopped", *prepared[name], stop_at=7)

@@ -86,6 +86,8 @@ def refuse_unlike(config: Config) -> None:
         raise UserError("model: the bench compares Transformers; choose another model")
     if model.positions is not Positions.sinusoidal:
         raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
+    if not model.shared_embeddings:
+        raise UserError("model.shared_embeddings: the bench compares with models of one embedding; leave it out")
     if {model.key_width * model.num_heads, model.value_width * model.num_heads} != {model.d_model}:
         raise UserError("model.d_k: the bench compares with models where it is d_model / num_heads; leave it out")
     if config.optimizer.weight_decay:

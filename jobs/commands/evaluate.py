@@ -1,8 +1,9 @@
 """Evaluate: average a run's snapshots, translate the validation and test sets on the cluster, score them."""
 
 import shlex
+from pathlib import Path
 
-from transloom.jobs.cli import configuration
+from transloom.jobs.cli import configuration, sort_words, usage
 from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
 from transloom.jobs.runs.model import steps_of_model
 from transloom.jobs.runs.report import open_tracker, report_evaluation
@@ -12,11 +13,11 @@ from transloom.jobs.runs.workspace import has_run, only_owner, run_for
 from transloom.jobs.training.evaluate import evaluate_stage
 from transloom.jobs.training.prepare import found_prepared
 from transloom.pipeline.errors import UserError
-from transloom.pipeline.run_folder import MODEL_FOLDER
+from transloom.pipeline.run_folder import CONFIG_FILE, MODEL_FOLDER
 
 
 def main(argv: list[str]) -> int:
-    config = configuration("evaluate", argv)
+    config = configuration("evaluate", _with_run(argv))
     prepared = found_prepared(config)
     if prepared is None or not has_run(config, prepared):
         raise UserError(
@@ -33,3 +34,19 @@ def main(argv: list[str]) -> int:
     print_result(run, result)
     print_next(use_of(run, shlex.quote(str(run.folder / MODEL_FOLDER))), "transloom ui")
     return 0
+
+
+def _with_run(argv: list[str]) -> list[str]:
+    """The words with `resume=<run>` in place of a run's name, its folder, or the folder of its model.
+
+    Raises:
+        UserError: there are several runs, or the words also have resume=.
+    """
+    words, _, settings = sort_words(argv)
+    if not words:
+        return argv
+    if len(words) > 1 or any(word.startswith(("resume=", "resolved=")) for word in settings):
+        raise UserError(usage("evaluate"))
+    folder = Path(words[0])
+    is_model = folder.name == MODEL_FOLDER and (folder.parent / CONFIG_FILE).exists()
+    return [f"resume={folder.parent if is_model else folder}", *settings]

@@ -33,7 +33,7 @@ from transloom.pipeline.plan.calibrate import Calibration, calibrate, calibrated
 from transloom.pipeline.plan.hardware import GPUS, Hardware, this_cpu
 from transloom.pipeline.plan.memory import cpu_footing
 from transloom.pipeline.plan.picture import draw_plan
-from transloom.pipeline.plan.plan import make_plan, price_of
+from transloom.pipeline.plan.plan import as_given, make_plan
 from transloom.pipeline.plan.probe import Probe
 from transloom.pipeline.plan.text_volume import (
     TextVolume,
@@ -49,16 +49,22 @@ from transloom.pipeline.tasks.build import prepare_data
 from transloom.pipeline.train.engine import EngineName
 
 KEYS = ("h200", "h100", "a100", "cpu")
+# What may be given for a device, the unit of the number, and what it is.
+GIVEN = {
+    "price": (1.0, "US dollars for an hour of one device, such as {key}=2.5"),
+    "link": (1e9, "GB/s from a device to its neighbour in a machine, such as {key}=360"),
+    "network": (1e9, "GB/s of each device between machines, such as {key}=12.5 (100 Gb/s)"),
+}
 FEW = 100  # micro-batches: about what a calibration trains
 RESULT_FILE, PICTURE_FILE = "plan.json", "plan.png"
 
 
 def main(argv: list[str]) -> int:
-    settings, calibrates, prices = _sort(argv)
+    settings, calibrates, given = _sort(argv)
     config = configuration("plan", settings)
     training = training_of(config, _found(config))
     calibration = calibrate_here(config, _on_this_machine(config, training)) if calibrates else None
-    plan = plan_of(config, training, prices, calibration)
+    plan = plan_of(config, training, given, calibration)
     folder = _folder(config)
     write_json(folder / RESULT_FILE, plan)
     draw_plan(plan, folder / PICTURE_FILE, f"{folder.name}, {plan_precision(plan)}")
@@ -71,16 +77,23 @@ def main(argv: list[str]) -> int:
 
 
 def plan_of(
-    config: Config, training: Training, prices: Mapping[str, float], calibration: Calibration | None
+    config: Config,
+    training: Training,
+    given: Mapping[str, Mapping[str, float]],
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
-    """The plan, with the settings and the measurement that it was made from."""
+    """The plan, with the settings and the measurement that it was made from.
+
+    Args:
+        given: see `as_given`.
+    """
     cpu, footing = this_machine(config), cpu_footing(training.engine.name is EngineName.deepspeed)
     if calibration:
         parameters = count_parameters(training.model, training.vocab_size)
         here = _on_this_machine(config, training)
         predicted = memory_alone(here, calibration.micro_batches, footing)
         cpu, footing = calibrated(cpu, footing, calibration, here.precision, parameters, predicted)
-    devices = [price_of(one, prices) for one in (*GPUS, cpu)]
+    devices = [as_given(one, given) for one in (*GPUS, cpu)]
     plan = make_plan(training, devices, footing, calibration.checkpoint_seconds if calibration else None)
     plan["settings"] = _settings(config)
     plan["calibration"] = dataclasses.asdict(calibration) if calibration else None
@@ -103,34 +116,42 @@ def _folder(config: Config) -> Path:
     return folder
 
 
-def _sort(argv: Sequence[str]) -> tuple[list[str], bool, dict[str, float]]:
-    """The settings that are everyone's, whether to calibrate, and prices by the device's key.
+def _sort(argv: Sequence[str]) -> tuple[list[str], bool, dict[str, dict[str, float]]]:
+    """The settings that are everyone's, whether to calibrate, and what is given for devices; see `as_given`.
 
     Raises:
         UserError: a word is none of them.
     """
     words = ["calibrate=true" if word == "--calibrate" else word for word in argv]
-    plain, own, settings = sort_words(words, ["calibrate", *(f"price.{key}" for key in KEYS)])
+    plain, own, settings = sort_words(words, ["calibrate", *(f"{field}.{key}" for field in GIVEN for key in KEYS)])
     if plain:
         raise UserError(f"{plain[0]}: is not of the form key=value or group=option")
     for word in settings:
-        if word.startswith("price."):
-            key = word.partition("=")[0]
-            raise UserError(f"{key}: no such price; there are {', '.join(f'price.{key}' for key in KEYS)}")
+        key = word.partition("=")[0]
+        if (field := key.partition(".")[0]) in GIVEN:
+            raise UserError(f"{key}: no such {field}; there are {', '.join(f'{field}.{key}' for key in KEYS)}")
     answer = own.pop("calibrate", "false")
     if answer not in ("true", "false"):
         raise UserError(f"calibrate={answer}: must be true or false")
-    return settings, answer == "true", {key.removeprefix("price."): _price(key, word) for key, word in own.items()}
+    given: dict[str, dict[str, float]] = {field: {} for field in GIVEN}
+    for key, word in own.items():
+        field, _, device = key.partition(".")
+        given[field][device] = _number(key, word, *GIVEN[field])
+    return settings, answer == "true", given
 
 
-def _price(key: str, word: str) -> float:
+def _number(key: str, word: str, unit: float, what: str) -> float:
+    """
+    Args:
+        unit: that the number is counted in. what: it is, for the message.
+    """
     try:
-        price = float(word)
+        number = float(word)
     except ValueError:
-        price = -1.0
-    if not 0 <= price < float("inf"):
-        raise UserError(f"{key}={word}: must be US dollars for an hour of one device, such as {key}=2.5")
-    return price
+        number = -1.0
+    if not 0 <= number < float("inf") or (unit > 1 and number == 0):  # a device may cost nothing
+        raise UserError(f"{key}={word}: must be {what.format(key=key)}")
+    return unit * number
 
 
 def _found(config: Config) -> Prepared | None:
@@ -153,7 +174,10 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         vocab_size = Tokenizer.load(Path(config.tokenizer.path)).vocab_size
     else:
         vocab_size = config.tokenizer.vocab_size
+    sentences, tokens = _validation(config, prepared)
     return Training(
+        validation_sentences=sentences,
+        validation_tokens=tokens,
         model=config.model,
         vocab_size=vocab_size,
         batch=config.batch,
@@ -167,6 +191,18 @@ def training_of(config: Config, prepared: Prepared | None) -> Training:
         workers=config.cluster.num_workers,
         on_gpu=config.cluster.gpus_per_worker > 0,
     )
+
+
+def _validation(config: Config, prepared: Prepared | None) -> tuple[int | None, tuple[float, ...] | None]:
+    """Examples and tokens, by column, of the validation set; None where they are not counted."""
+    if prepared is None:
+        return None, None
+    counts = prepared.corpus.manifest["counts"]
+    tokens = prepared.shards.manifest["counts"]["splits"].get("validation", {})
+    columns = [float(count) for name, count in tokens.items() if name.endswith("tokens") and name != "tail_tokens"]
+    if isinstance(config.corpus, CorpusConfig):
+        return counts["splits"]["validation"]["pairs"], tuple(columns)
+    return None, (sum(columns),) if columns else None
 
 
 def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:

@@ -207,7 +207,8 @@ def _outcome(run: Run, result: Mapping[str, Any], vocab_size: int, metric: Metri
         "steps": training["step"],
         "seconds": seconds,
         **{f"{column}_tokens_per_second": count / seconds for column, count in counts.items()},
-        "flops": training_flops(model, vocab_size, *map(counts.__getitem__, flops_columns(run.config.task, model))),
+        "flops": run.config.train.passes
+        * training_flops(model, vocab_size, *map(counts.__getitem__, flops_columns(run.config.task, model))),
         metric.name: {split: result[split][metric.name] for split in known},
         "search": result.get("search"),
         "steps_averaged": result["steps_averaged"],
@@ -225,9 +226,8 @@ def _curve(run: Run, vocab_size: int, metric: Metric) -> list[dict[str, float]]:
         {
             "step": one["step"],
             "seconds": one["seconds"],
-            "flops": training_flops(
-                run.config.model, vocab_size, *(round(one[f"{column}_tokens"]) for column in columns)
-            ),
+            "flops": run.config.train.passes
+            * training_flops(run.config.model, vocab_size, *(round(one[f"{column}_tokens"]) for column in columns)),
             metric.name: one[metric.name],
         }
         for one in course

@@ -403,4 +403,4 @@ def _flops(run: Run, outputs: int, moment: Moment) -> int:
         outputs: the pieces of the vocabulary, or the labels of a classifier.
     """
     tokens = [round(moment[f"{column}_tokens"]) for column in flops_columns(run.config.task, run.config.model)]
-    return training_flops(run.config.model, outputs, *tokens)
+    return run.config.train.passes * training_flops(run.config.model, outputs, *tokens)

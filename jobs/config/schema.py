@@ -54,6 +54,8 @@ class ClusterConfig:
         num_workers: the largest number of workers. On the command line [2,8] means 8, and min_workers=2.
         min_workers: the smallest number of workers: as nodes leave and come, a training goes on with as many workers as
             fit. None: always num_workers.
+        cpus_per_worker: CPU cores of each worker.
+        gpus_per_worker: GPUs of each worker: 0 or 1.
         max_failures: how often workers may die, hang or not start before the training gives up.
         hang_minutes: the workers are ended and started again if a worker begins no other micro-batch for this time, or
             does not finish a validation or a checkpoint in ten times as long, or if processes do not start in this
@@ -114,10 +116,16 @@ class Config:
     """All settings of a pipeline run.
 
     In YAML and on the command line `model` also has the key `architecture`, which determines the section's other
-    settings; `task` determines the settings of `corpus` and `tokenizer`.
-    `name` names the run's folder (none: made from the corpus's name and a hash). `resume` is the name or the folder of
-    a run to resume. A relative `output_dir` is below the command's working directory. `storage` is an fsspec URL:
-    finished files are copied there, and files missing in `output_dir` are fetched from there.
+    settings.
+
+    Attributes:
+        task: what is learned; it determines the settings of `corpus` and `tokenizer`.
+        seed: of the initial weights, the order of data, and dropout.
+        name: of the run and its folder; None: made from the corpus's name and a hash.
+        output_dir: where everything is written and found; a relative folder is below the command's working directory.
+        storage: an fsspec URL, such as s3://bucket/folder: finished files are copied there, and files missing in
+            `output_dir` are fetched from there.
+        resume: the name or the folder of a run to go on with, with its own settings.
     """
 
     task: TaskName = TaskName.translation
@@ -196,6 +204,8 @@ def refuse_contradictions(config: Config) -> Config:
         )
     if config.task is not TaskName.translation and config.clean != CleanConfig():
         raise UserError(f"clean: its rules are of sentence pairs, and mean nothing to task={config.task.value}")
+    if config.train.r_drop:
+        _refuse_wrong_r_drop(config)
     if isinstance(config.corpus, DocumentsConfig) and "validation" not in config.corpus.splits:
         raise UserError(
             "corpus.held_out.validation: is 0, and corpus.validation has no data, but a training is validated; hold a "
@@ -226,6 +236,19 @@ def refuse_contradictions(config: Config) -> Config:
     except ValueError as error:
         raise UserError(f"schedule.{error}") from error
     return config
+
+
+def _refuse_wrong_r_drop(config: Config) -> None:
+    """
+    Raises:
+        UserError: the task is not translation, or nothing is dropped, so that two passes are equal.
+    """
+    if config.task is not TaskName.translation:
+        raise UserError(f"train.r_drop: is of translation alone, and means nothing to task={config.task.value}")
+    if config.model.dropout == 0.0:
+        raise UserError(
+            "train.r_drop: compares two passes with other elements dropped, and model.dropout is 0; raise it"
+        )
 
 
 def _refuse_wrong_sight(task: TaskName, model: DecoderConfig) -> None:

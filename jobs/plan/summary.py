@@ -201,6 +201,26 @@ def _print_checkpoints(plan: Mapping[str, Any]) -> None:
         f"{checkpoint['kept']} and up to {checkpoint['snapshots_kept']} are kept: {size(checkpoint['disk_bytes'])}\n"
         f"A checkpoint stops the training for (part of the time, with snapshots): {stalls}"
     )
+    own = [one for one in plan["hardware"] if (one["key"] != "cpu") == plan["on_gpu"]]
+    seconds = ", ".join(
+        f"{one['name']} {duration(one['validation_seconds'])}" for one in own if one["validation_seconds"]
+    )
+    if seconds:
+        console.print(f"A validation takes about (assumed; not in the hours): {seconds}")
+    for one in own:
+        if one["stops"]["changes"]:
+            console.print(_advice(one))
+
+
+def _advice(one: Mapping[str, Any]) -> str:
+    """Which settings make checkpoints and validations a small part of the time on a device, and what they save."""
+    stops = one["stops"]
+    words = " ".join(f"{key}={value}" for key, value in stops["changes"].items())
+    hours, money = duration(3600 * stops["saved_hours"]), f"{stops['saved_cost']:,.2f}"
+    return (
+        f"{one['name']}: checkpoints and validations take {stops['share']:.1%} of the time; {words} makes that "
+        f"{stops['share_after']:.1%}, and saves {hours} and ${money}"
+    )
 
 
 def _print_paper(plan: Mapping[str, Any]) -> None:

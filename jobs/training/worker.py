@@ -110,8 +110,9 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
         selects=task.selects,
         validate=_validation(config, folder, device, spare, heartbeat),
         reports=reports,
-        flops=lambda tokens: training_flops(
-            model.config, len(model.output_weight), *(tokens[column] for column in columns)
+        flops=lambda tokens: (
+            config.train.passes
+            * training_flops(model.config, len(model.output_weight), *(tokens[column] for column in columns))
         ),
         stop=_asked_to_stop(folder / STOP_FILE, attempt / RESTART_FILE, heartbeat, is_first=rank() == 0),
     )

@@ -35,9 +35,13 @@ class Invalid(Enum):
 class CleanConfig:
     """Limits for training pairs.
 
-    Words are those of `count_words`, for scripts with and without spaces.
-    `drop_duplicates` remembers a hash for each pair, about 100 bytes of memory.
-    `decontaminate` leaves out pairs with a sentence that is in validation or test, on the same side.
+    Attributes:
+        max_words: of either side; words are those of `count_words`, for scripts with and without spaces.
+        max_bytes: of either side.
+        max_ratio: of the longer side's words to the shorter side's.
+        drop_duplicates: whether each pair is kept once; takes about 100 bytes of memory a pair.
+        invalid: whether a line that is no text (invalid UTF-8, NUL bytes) is an error, or its pair is left out.
+        decontaminate: whether pairs are left out that have a sentence of validation or test, on the same side.
 
     Raises:
         ValueError: if a limit can't be met, naming the field.

@@ -32,7 +32,13 @@ class CorpusKind(Enum):
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """The source of a split: two text files (plain or .gz), or the name of a split of a data set."""
+    """The source of a split: two text files, or the name of a split of a data set.
+
+    Attributes:
+        source: a text file of source sentences, a line each, plain or compressed (.gz, .xz, .zst).
+        target: the text file of their translations, line for line.
+        split: the name of a split of the data set.
+    """
 
     source: str | None = None
     target: str | None = None
@@ -44,8 +50,9 @@ class MixConfig:
     """Pairs of another corpus, such as an initial model's, that are mixed into train.
 
     Attributes:
-        source, target: two text files (plain or .gz); with `train.initial=<run>` and no files, the cleaned train of
-            that run.
+        source: a text file, plain or compressed; with `train.initial=<run>` and no files, the cleaned train of that
+            run.
+        target: the text file of the translations.
         share: of the pairs of each epoch; 0: none.
 
     Raises:
@@ -71,11 +78,21 @@ class MixConfig:
 class CorpusConfig:
     """A parallel corpus.
 
-    `path` is the folder of the splits' text files; if set, kind "dataset" reads these files instead of the data set.
-    `source_column` and `target_column` are dotted paths into nested columns.
-    `held_out` pairs are taken out of train for each of validation and test that has no data of its own.
-    `published_pairs` is the published number of training pairs, for plans without the corpus at hand.
-    `mix` is mixed into train.
+    Attributes:
+        kind: the embedded phrasebook, two text files a split, or a data set of the `datasets` library.
+        name: of the corpus; part of folders' names and of the run's.
+        source_language: the code of the language that is translated from.
+        target_language: the code of the language that is translated to; it also chooses BLEU's tokenizer.
+        path: the folder of the splits' text files; if set, kind "dataset" reads these files instead of the data set.
+        dataset: the name of a data set on the hub, or of a reader such as json, csv or parquet.
+        dataset_config: the data set's configuration, where it has several.
+        revision: the data set's version on the hub.
+        data_files: for readers such as json: the files by split.
+        source_column: the column of source sentences; a dotted path leads into nested ones.
+        target_column: the column of their translations.
+        held_out: pairs that are taken out of train for each of validation and test that has no data of its own.
+        phrasebook_pairs: for kind phrasebook: how many pairs are made.
+        published_pairs: the published number of training pairs, for plans without the corpus at hand.
 
     Raises:
         ValueError: if the source of the pairs is missing, naming the field.

@@ -97,7 +97,8 @@ class HeldOutConfig:
     Attributes:
         by: documents: the documents with the smallest hashes, in any order. tail: the last part of each document, first
             validation's share, then test's; nanoGPT's split of a single file is validation=0.1 test=0.
-        validation, test: shares of train, 0 for no such split.
+        validation: validation's share of train; 0: no such split.
+        test: test's share of train; 0: no such split.
     """
 
     by: HeldOutBy = HeldOutBy.documents
@@ -117,10 +118,15 @@ class DocumentsConfig:
     """The documents that a language model learns from.
 
     Attributes:
-        unit: the document in a text file.
+        kind: Python's own library, text files, or a data set of the `datasets` library.
+        name: of the corpus; part of folders' names and of the run's.
+        unit: what of a text file is a document.
         text_field: the field of JSON lines, the column of parquet files and of a data set; a dotted path leads into
             nested ones.
         suffixes: of the files that are read from a folder.
+        dataset: the name of a data set on the hub.
+        dataset_config: the data set's configuration, where it has several.
+        revision: the data set's version on the hub.
         max_bytes: a longer document, or line of JSON, is left out, and never wholly in memory.
         invalid: whether documents that are no text (NUL bytes, invalid UTF-8, broken JSON, a record without text) are
             an error or left out. Such files of Python's own library are always left out.

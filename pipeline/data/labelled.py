@@ -35,10 +35,11 @@ class LabelledConfig:
     """The texts and labels that a classifier learns from.
 
     Attributes:
+        name: of the corpus; part of folders' names and of the run's.
         path: the folder of files that are named without one.
-        train, validation, test: see `RecordSource`.
-        text_field, label_field: of a record. A label is a text or a whole number; the labels of train, sorted as texts,
-            are those that there are.
+        text_field: the field of a record that has its text.
+        label_field: the field of its label, a text or a whole number; the labels of train, sorted as texts, are those
+            that there are.
         columns: the names of a table's columns, for tables without a header.
         held_out: the share of train that is held out for validation, where validation has no files. A hash of the seed
             and the text decides, so equal texts stay together.

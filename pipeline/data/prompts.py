@@ -123,6 +123,7 @@ class PromptsConfig:
     Attributes:
         kind: records: see `RecordSource`. squad: train.files is a JSON file in SQuAD's form, with the fields context,
             question and answers; the splits are folds of its paragraphs.
+        name: of the corpus; part of folders' names and of the run's.
         path: the folder of the splits' files; none: the command's working directory.
         columns: the names of a table's columns, for .tsv and .csv files without a header.
         template: the prompt; {name} stands for a record's field, {{ and }} for braces. The text behind the last field

@@ -45,6 +45,7 @@ class TextTokenizerConfig:
     """The choice of tokenizer.
 
     Attributes:
+        kind: byte pair encoding learnt here, the characters of train, or an existing file.
         vocab_size: for byte_bpe, with the 256 bytes and the end of text. The other kinds have a fixed size.
         max_training_bytes: of train that byte_bpe learns from at most; a hash of the content chooses the documents.
         path: for file: a tokenizer.json, a SentencePiece model, or a folder with one of these.

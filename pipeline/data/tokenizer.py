@@ -25,6 +25,9 @@ class TokenizerConfig:
     """The vocabulary to learn, or an existing one.
 
     Attributes:
+        vocab_size: pieces of the vocabulary, which both languages share.
+        character_coverage: share of the text's characters that get a piece of their own, from 0.98.
+        byte_fallback: whether other characters are written as bytes, instead of as unknown.
         max_training_pairs: taken evenly from a larger corpus.
         path: of an existing tokenizer.model, or of a folder with one, such as a run's model/; then nothing is learnt,
             and the other settings mean nothing.

@@ -34,8 +34,11 @@ EXAMINED_LINES = 1000
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How translations are scored. `tokenize` is the tokenizer of sacreBLEU's that BLEU counts words by; None: that of
-    the target language.
+    """How translations are scored.
+
+    Attributes:
+        tokenize: the tokenizer of sacreBLEU that BLEU counts words by, such as 13a, zh, ja-mecab or char; None: that of
+            the target language.
 
     Raises:
         ValueError: sacreBLEU has no such tokenizer.

@@ -14,6 +14,7 @@ from transloom.pipeline.plan.hardware import Hardware
 from transloom.pipeline.plan.launches import launches
 from transloom.pipeline.plan.memory import GPU, Footing, Memory
 from transloom.pipeline.plan.paper import GPUS, P100_FLOPS, paper_cost
+from transloom.pipeline.plan.saving import Stops, less_often, validation_seconds
 from transloom.pipeline.plan.speed import FORMULA, StepTime, Work, accumulation, grown, step_time
 from transloom.pipeline.plan.training import Training, kernels_of, memory_of
 from transloom.pipeline.train.optimizer import Precision
@@ -38,7 +39,7 @@ def make_plan(
     """
     model, volume, train = training.model, training.volume, training.train
     parameters = count_parameters(model, training.vocab_size)
-    flops = training_flops(model, training.vocab_size, *map(round, volume.step_tokens))
+    flops = train.passes * training_flops(model, training.vocab_size, *map(round, volume.step_tokens))
     kernels = kernels_of(training)
     rows = [_on(one, training, parameters, flops, cpu_footing, checkpoint_seconds, kernels) for one in hardware]
     return {
@@ -129,7 +130,7 @@ def _data(training: Training) -> dict[str, Any]:
 
 
 def _work(training: Training, parameters: int, flops: float, stage: int, hardware: Hardware) -> Work:
-    kernels, precision = launches(training.model), hardware.precision_of(training.precision)
+    kernels, precision = training.train.passes * launches(training.model), hardware.precision_of(training.precision)
     return Work(training.batch.micro_batches, flops, kernels, parameters, precision, stage)
 
 
@@ -160,6 +161,8 @@ def _on(
     saving = stall * (steps // train.checkpoint_every)
     saving += stall * WEIGHTS_BYTES / STATE_BYTES * (steps // train.validate_every)
     hours = (steps * time.total + saving) / 3600
+    validating = validation_seconds(at, hardware, workers)
+    stops = Stops(time.total, stall, stall * WEIGHTS_BYTES / STATE_BYTES + (validating or 0.0))
     return {
         "key": hardware.key,
         "name": hardware.name,
@@ -184,9 +187,34 @@ def _on(
         "steps": steps,
         "checkpoint_stall_seconds": stall,
         "saving_share": saving / (3600 * hours),
+        "validation_seconds": validating,
+        "stops": _stops(stops, train, steps, workers * hardware.price),
         "hours": hours,
         "device_hours": hours * workers,
         "cost": hours * workers * hardware.price,
+    }
+
+
+def _stops(stops: Stops, train: TrainConfig, steps: float, price: float) -> dict[str, Any]:
+    """The part of the time that checkpoints, snapshots and validations take, and with which settings it is small.
+
+    Args:
+        price: of an hour of all workers.
+    """
+    # As many snapshots as the model is the average of come together
+    most_validate = max(1, int(steps) // train.average)
+    before = stops.share(train.checkpoint_every, train.validate_every)
+    changes = less_often(stops, train.checkpoint_every, train.validate_every, int(steps), most_validate)
+    now = {"checkpoint_every": train.checkpoint_every, "validate_every": train.validate_every} | changes
+    after = stops.share(**now)
+    hours = steps * stops.step / 3600
+    saved = hours / (1 - before) - hours / (1 - after)
+    return {
+        "share": before,
+        "changes": {f"train.{name}": value for name, value in changes.items()},
+        "share_after": after,
+        "saved_hours": saved,
+        "saved_cost": saved * price,
     }
 
 
@@ -264,6 +292,12 @@ def _paper(training: Training, flops: float) -> dict[str, Any] | None:
     }
 
 
-def price_of(hardware: Hardware, prices: Mapping[str, float]) -> Hardware:
-    """The device at the price that was given for it, if one was."""
-    return dataclasses.replace(hardware, price=prices.get(hardware.key, hardware.price))
+def as_given(hardware: Hardware, given: Mapping[str, Mapping[str, float]]) -> Hardware:
+    """The device with what was given for it.
+
+    Args:
+        given: by field (price, link, network), then by the device's key.
+    """
+    return dataclasses.replace(
+        hardware, **{field: values[hardware.key] for field, values in given.items() if hardware.key in values}
+    )

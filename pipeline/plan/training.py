@@ -28,6 +28,7 @@ class Training:
     Attributes:
         corpus: its name. shards: their folder; None where the corpus is not prepared.
         workers: as the configuration has them. on_gpu: one GPU each.
+        validation_sentences, validation_tokens: of the validation set, tokens by column; None where not counted.
     """
 
     model: ModelConfig
@@ -42,6 +43,8 @@ class Training:
     shards: Path | None
     workers: int
     on_gpu: bool
+    validation_sentences: int | None = None
+    validation_tokens: tuple[float, ...] | None = None
 
     @property
     def stage(self) -> int:
@@ -69,8 +72,8 @@ def memory_of(
     model, batch = training.model, training.batch
     is_fp32 = precision is Precision.fp32
     micro_batch = MicroBatch(
-        source_tokens=batch.micro_tokens,
-        target_tokens=batch.micro_tokens,
+        source_tokens=training.train.passes * batch.micro_tokens,  # of all passes, until the backward pass
+        target_tokens=training.train.passes * batch.micro_tokens,
         longest=min(training.volume.longest, batch.micro_tokens),
         bytes_per_number=4 if is_fp32 else 2,
         bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,

@@ -38,6 +38,7 @@ class SweepConfig:
         space: setting → {choices: […]} or {low, high, log, step}, and `when: {setting: value}`; see `Parameter`. null
             takes a parameter out again.
         points: values to begin with, {setting: value}; what one does not say is sampled.
+        sampler: where a trial's values come from: a grid, chance, Optuna's estimator, or population-based training.
         trials: how many in all; a grid has no more than its points, and pbt always has population x generations.
         at_once: trials under way together; 0: as many as the cluster has room for.
         minutes: after which no trial begins any more, of this command; 0: no limit.
@@ -46,8 +47,8 @@ class SweepConfig:
         reduction: asha's: the rungs lie at grace, grace x reduction, …, and one in `reduction` trials gets to the next.
         seeds: the best is trained with so many seeds in all, its own among them, to see how far chance goes; 0: not.
         warm_start: names of earlier sweeps of the same parameters, to learn from. Only tpe learns.
-        population, generations: pbt's: so many trainings, each cut into so many equal shares, between which the worst
-            quarter takes over weights and settings of the best.
+        population: pbt's trainings, of which the worst quarter takes over weights and settings of the best.
+        generations: pbt's: equal shares of a training, between which that happens.
     """
 
     space: dict[str, Any] = field(default_factory=dict)

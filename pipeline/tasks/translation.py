@@ -45,6 +45,7 @@ def translation(
     validation_beam: int,
     tokenize: str = DEFAULT,
     mix_share: float = 0.0,
+    r_drop: float = 0.0,
 ) -> Task:
     """The task on a prepared corpus.
 
@@ -53,6 +54,7 @@ def translation(
         search: of evaluations; validations use a beam of `validation_beam`.
         tokenize: BLEU's tokenizer, see `tokenizer_for`.
         mix_share: of an epoch's pairs that are of the corpus that is mixed in.
+        r_drop: see `TranslationObjective`.
     """
     tokenizer = Tokenizer.load(folder_of("tokenizer"))
 
@@ -74,7 +76,7 @@ def translation(
         loss_column="target",
         tokenizer=tokenizer.sha256,
         model=lambda: build_model(model, tokenizer.vocab_size),
-        objective=lambda new: TranslationObjective(new, label_smoothing),
+        objective=lambda new: TranslationObjective(new, label_smoothing, r_drop),
         examples=lambda split: open_pairs(folder_of("shards"), split),
         epoch=with_mix,
         collate=collate_pairs,
@@ -184,6 +186,7 @@ def _make(config: Any, folder_of: Callable[[str], Path]) -> Task:
         validation_beam=config.train.validation_beam,
         tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
         mix_share=config.corpus.mix.share,
+        r_drop=config.train.r_drop,
     )
 
 

@@ -98,6 +98,21 @@ class MlflowStore:
         metric = Metric(**self._record["selects"])
         return {runs_view.view_tag(metric): runs_view.shared_view(metric)}
 
+    def set_deleted(self, deleted: bool) -> bool:
+        """Marks the run as deleted, which MLflow's pages hide and can restore, or takes the mark off. Returns whether
+        that changed anything."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            is_deleted = self._client.get_run(self.run_id).info.lifecycle_stage == "deleted"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if is_deleted != deleted:
+            (self._client.delete_run if deleted else self._client.restore_run)(self.run_id)
+        return is_deleted != deleted
+
     def refuses(self, error: Exception) -> bool:
         """Whether the error means that the record is at fault, so that sending it again is no use."""
         from mlflow.exceptions import MlflowException

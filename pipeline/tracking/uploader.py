@@ -55,8 +55,15 @@ log = logging.getLogger(__name__)
 class TrackingConfig:
     """Where the run is reported.
 
-    `uri` null means the environment's MLFLOW_TRACKING_URI, else a SQLite store in the output folder. Passwords belong
-    into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).
+    Passwords belong into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
+    MLFLOW_TRACKING_TOKEN).
+
+    Attributes:
+        enabled: whether runs are reported to MLflow.
+        uri: the address of MLflow's server or database; None: the environment's MLFLOW_TRACKING_URI, else a SQLite
+            store in the output folder.
+        experiment: MLflow's experiment, which has the runs.
+        system_metrics: whether the use of CPU, memory, disk, network and GPU is reported, too.
 
     Raises:
         ValueError: naming the field.
@@ -489,6 +496,36 @@ def add_parent(run_folder: Path, parent_id: str) -> None:
         spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
         spool.write({"do": "tags", "tags": {"mlflow.parentRunId": parent_id}})
         spool.close()
+
+
+def record_name(run_folder: Path, name: str) -> None:
+    """Records a run's new name, which the next upload brings to MLflow. For whoever holds the run's lock."""
+    file = run_folder / RUN_RECORD
+    write_json(file, read_json(file) | {"run_name": name})
+    spool = MetricLog(run_folder / DRIVER_SPOOL, keep_changes=True)
+    spool.write({"do": "tags", "tags": {"mlflow.runName": name}})
+    spool.close()
+
+
+def set_deleted(run_folder: Path, deleted: bool, uri: str | None = None) -> bool:
+    """Marks a run as deleted in MLflow, or takes the mark off; returns whether that changed anything there.
+
+    Args:
+        uri: as of `upload_run`.
+    Raises:
+        UserError: the store can't be reached.
+    """
+    record = read_json(run_folder / RUN_RECORD)
+    uri = store_of(run_folder, uri)
+    if record["run_id"] is None or ((database := database_file(uri)) and not database.exists()):
+        return False
+    try:
+        return MlflowStore(uri, record).set_deleted(deleted)
+    except Exception as error:
+        raise UserError(
+            f"tracking.uri: MLflow at {redacted(uri)} does not answer ({redacted(str(error))[:200]}); try again later, "
+            "or leave MLflow as it is with tracking=off"
+        ) from None
 
 
 def run_url(server: str, experiment_id: str, run_id: str) -> str:

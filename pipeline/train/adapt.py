@@ -14,7 +14,8 @@ from transloom.pipeline.train.optimizer import Groups, GroupSettings, decay_grou
 from transloom.pipeline.train.session import TrainConfig
 
 _LAYER = re.compile(r"(?:^|\.)(layers|encoder|decoder)\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(embedding|learned_positions)\.weight$")  # a tied output projection is the embedding
+# A tied output projection is the embedding.
+_EMBEDDING = re.compile(r"(?:^|\.)(embedding|source_embedding|learned_positions)\.weight$")
 
 
 def adapt(model: nn.Module, config: TrainConfig, initial: Collection[str]) -> None:

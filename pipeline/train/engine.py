@@ -32,7 +32,12 @@ class EngineName(Enum):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The engine that takes the steps; zero_stage is DeepSpeed's ZeRO stage, which plain torch ignores."""
+    """The engine that takes the steps.
+
+    Attributes:
+        name: DeepSpeed, or plain PyTorch without it.
+        zero_stage: DeepSpeed's ZeRO stage, 0 to 3; plain torch ignores it.
+    """
 
     name: EngineName = EngineName.deepspeed
     zero_stage: int = 1

@@ -35,6 +35,12 @@ TORCH_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, P
 class PrecisionConfig:
     """The compute type; fp16 also needs a loss scale, which halves on overflow and doubles after a window without one.
 
+    Attributes:
+        dtype: auto takes bf16 where all workers' devices multiply it, else fp16 on GPUs, else fp32.
+        initial_scale_power: the first loss scale of fp16 is 2 to this power.
+        scale_window: steps without an overflow after which the loss scale of fp16 doubles.
+        min_loss_scale: the loss scale of fp16 goes no lower.
+
     Raises:
         ValueError: if a number is out of range, naming the field.
     """
@@ -55,8 +61,12 @@ class PrecisionConfig:
 class OptimizerConfig:
     """Adam (Kingma and Ba 2015) with the paper's numbers (section 5.3); weight decay is decoupled, as in AdamW.
 
-    weight_decay: of matrices only, see decay_groups.
-    clip_norm: the largest norm of the whole gradient; 0 turns clipping off.
+    Attributes:
+        beta1: decay of the gradient's mean.
+        beta2: decay of the squared gradient's mean.
+        eps: added to the root of the squared gradient's mean.
+        weight_decay: of matrices only: not of norms, biases and embeddings (see `decay_groups`).
+        clip_norm: the largest norm of the whole gradient; 0 turns clipping off.
     """
 
     beta1: float = 0.9

@@ -36,7 +36,8 @@ class ScheduleConfig:
             warmup_stable_decay: stays at the peak (Hu et al. 2024, section 4), then falls over the last decay_share of
             all steps with 1 - sqrt(x), x from 0 to 1 (Hägele et al. 2024, section 3.2: better than a straight line).
         warmup_steps: steps until the highest rate.
-        scale: factor of noam. peak_learning_rate: highest rate of the other schedules.
+        scale: factor of noam.
+        peak_learning_rate: highest rate of the schedules other than noam.
         final_ratio: rate of the last step, as a share of the peak; GPT-3 has 0.1 (Brown et al. 2020, appendix B).
         decay_share: the share of all steps in which warmup_stable_decay falls.
     """

@@ -45,12 +45,17 @@ class TrainConfig:
             0: no limit.
         label_smoothing: share of the target spread over the vocabulary (section 5.4); 0 by default for other tasks than
             translation.
-        log_every, validate_every, checkpoint_every: in steps. A checkpoint holds the whole state that training resumes
-            from; a validation also keeps a snapshot of the weights alone.
+        r_drop: alpha of R-drop (Liang et al. 2021): every batch passes the model twice with other elements dropped, and
+            alpha weighs how far both predictions are apart; a step takes twice as long. Of translation alone; 0: off.
+        log_every: steps between two reports of loss, speed and learning rate.
+        validate_every: steps between two validations; each also keeps a snapshot of the weights alone.
+        checkpoint_every: steps between two checkpoints, which hold the whole state that training resumes from.
         keep_checkpoints: the number of newest complete checkpoints to keep.
         patience: validations in a row without a new best, after which training stops; 0: never.
-        average, average_of: how many snapshots make the final model, and which.
-        validation_beam: 1 is greedy search: quick, and close enough to choose by.
+        average: how many snapshots make the final model.
+        average_of: whether these are the last ones, or the best in validation.
+        validation_beam: the beam of a validation's translations; 1 is greedy search: quick, and close enough to choose
+            by.
         max_skipped: steps in a row with a loss or gradient that is no number, after which the training has diverged.
         spike_factor: the training has also diverged if a step's loss per token is above spike_factor times the median
             of the 100 steps before; 0: no such limit.
@@ -71,6 +76,7 @@ class TrainConfig:
     max_steps: int = 100_000
     max_minutes: float = 0.0
     label_smoothing: float = 0.1
+    r_drop: float = 0.0
     log_every: int = 20
     validate_every: int = 1000
     checkpoint_every: int = 1000
@@ -94,7 +100,7 @@ class TrainConfig:
         for name in (*positive, "validation_beam", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("max_minutes", "patience", "max_rollbacks"):
+        for name in ("max_minutes", "patience", "max_rollbacks", "r_drop"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, not {getattr(self, name)}")
         if self.spike_factor != 0.0 and not self.spike_factor > 1.0:
@@ -110,6 +116,11 @@ class TrainConfig:
             raise ValueError(f"{name}: would freeze random weights; give the model to begin with: train.initial=")
         if self.frozen_layers and self.lora.rank:
             raise ValueError("frozen_layers: all layers are frozen beside adapters (train.lora); leave one of both out")
+
+    @property
+    def passes(self) -> int:
+        """How often a training batch passes the model."""
+        return 2 if self.r_drop else 1
 
     @property
     def freezes(self) -> bool:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from transloom.jobs.__main__ import main
-from transloom.jobs.cli import configuration, usage
+from transloom.jobs.cli import configuration, sort_words, usage
 from transloom.jobs.command_table import COMMANDS, EXAMPLES, USUAL_SETTINGS
-from transloom.jobs.config.compose import load_config, read_config, to_yaml, with_absolute_paths
+from transloom.jobs.config.compose import chosen_options, load_config, read_config, to_yaml, with_absolute_paths
 from transloom.jobs.config.groups import groups
+from transloom.jobs.config.reference import known_names
 from transloom.jobs.runs.stopping import Terminated
 from transloom.pipeline.errors import UserError
 
@@ -40,6 +41,7 @@ Groups: group=option takes a file of conf/<group>/; experiment= sets several at 
 Usual settings:
   output_dir=<folder>  where everything is written and found
 
+Reads the settings of: decode, output_dir; transloom help <name> has each.
 --cfg job prints all settings as they would be used, and their names, and does nothing else.
 
 Examples:
@@ -58,6 +60,7 @@ Usual settings:
   tracking.uri=http://host:5000  report to an MLflow server
   output_dir=<folder>            where everything is written and found
 
+Reads the settings of: tracking, output_dir; transloom help <name> has each.
 --cfg job prints all settings as they would be used, and their names, and does nothing else.
 
 Examples:
@@ -197,7 +200,7 @@ def test_help_of_a_job_that_reads_little_is_short(capsys):
     printed = capsys.readouterr().out
     assert "tracking.uri=" in printed and "output_dir=" in printed
     assert "corpus" not in printed and "train.max_steps" not in printed
-    known = {*groups(), *(word.partition("=")[0] for word in USUAL_SETTINGS)}
+    known = {*groups(), *known_names()}
     assert all(set(command.reads or ()) <= known for command in COMMANDS.values())
 
 
@@ -218,8 +221,62 @@ def test_what_help_tells_is_accepted():
         for word in command.own_settings:
             if "…" not in word:
                 load_config([re.sub(r"<\w+>", "example", word)])
-        for words in command.examples if command.own_settings else ():
-            load_config(shlex.split(words))
+
+
+EXAMPLE_WORDS = [
+    (job, words) for job, command in COMMANDS.items() for words in command.examples if command.has_settings
+]
+
+
+@pytest.mark.parametrize(("job", "words"), EXAMPLE_WORDS)
+def test_every_example_composes_with_the_settings_that_it_names(job, words, tmp_path, monkeypatch):
+    """What a job takes beside settings is known to it, and each setting has the example's value, or names a run."""
+    monkeypatch.chdir(tmp_path)
+    command = COMMANDS[job]
+    own = re.findall(r"([\w.]+)=", " ".join([command.arguments, *command.own_words]))
+    given = [word for word in shlex.split(re.sub(r" [<>] [\w.]+", "", words)) if not word.startswith("--")]
+    plain, values, settings = sort_words(given, own)
+    assert not plain or command.arguments
+    assert set(values) <= {*own}
+    if settings:
+        config = load_config(settings)
+        for word in settings:
+            key, _, value = word.partition("=")
+            if key not in groups() and not key.endswith((".space", ".contenders")):
+                assert _value(config, key) == type(_value(config, key))(value)
+            elif "/" not in value and value in groups().get(key, ()):
+                assert chosen_options(settings)[key] == value
+
+
+def _value(config, key):
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [
+        (["first"], "first"),
+        (["first", "decode=greedy"], "first"),
+        (["outputs/runs/first"], "outputs/runs/first"),
+        (["outputs/runs/first/model"], "outputs/runs/first"),
+        (["resume=first"], "first"),
+    ],
+)
+def test_evaluate_takes_a_run_as_translate_does(words, resume, tmp_path, monkeypatch):
+    from transloom.jobs.commands.evaluate import _with_run
+
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs" / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(load_config(["seed=7"])), encoding="utf-8")
+    settings = _with_run(words)
+    assert settings[0] == f"resume={resume}" and settings[1:] == words[1:]
+    config = configuration("evaluate", settings)
+    assert (config.resume, config.seed) == ("first", 7)
+    with pytest.raises(UserError, match=r"^usage: transloom evaluate "):
+        _with_run(["first", "second"])
 
 
 def test_help_of_a_sweep_names_its_own_settings_and_that_of_a_run_does_not(capsys):

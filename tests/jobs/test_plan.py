@@ -21,6 +21,9 @@ REFUSED = {
     "price.h1000=3": "price.h1000: no such price; there are price.h200, price.h100, price.a100, price.cpu",
     "price.h100=cheap": "price.h100=cheap: must be US dollars",
     "price.h100=-1": "price.h100=-1: must be US dollars",
+    "network.h1000=3": "network.h1000: no such network; there are network.h200, network.h100, ",
+    "link.h100=0": "link.h100=0: must be GB/s",
+    "network.a100=fast": "network.a100=fast: must be GB/s of each device between machines, such as network.a100=12.5",
     "calibrate=perhaps": "calibrate=perhaps: must be true or false",
     "--calibrat": "--calibrat: no such option",
     "demo": "demo: is not of the form key=value",
@@ -73,6 +76,44 @@ def test_prices_are_the_users(place: Path, capsys: pytest.CaptureFixture[str]) -
     before, after = costs(), costs("price.h100=6", "price.cpu=0")
     assert after["h100"] == pytest.approx(2 * before["h100"])
     assert after["cpu"] == 0 and after["a100"] == before["a100"]
+
+
+def test_links_and_network_are_the_users(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ring of eight within a machine sends over the links, one of sixteen over the network."""
+    words = ["experiment=paper_base_en_de", "batch.tokens=50000", "name=one"]
+    file = place / "outputs" / "plans" / "one" / "plan.json"
+
+    def sent(workers: int, *given: str) -> dict[str, float]:
+        assert main(["plan", *words, f"cluster.num_workers={workers}", *given]) == 0
+        rows = json.loads(file.read_bytes())["hardware"]
+        return {one["key"]: one["step_seconds"]["communication"] for one in rows}
+
+    for workers, given, other in ((8, "link.h100=3.6", "network.h100=0.4"), (16, "network.h100=0.4", "link.h100=3.6")):
+        before, after = sent(workers), sent(workers, given)
+        assert after["h100"] == pytest.approx(100 * before["h100"], rel=0.05)  # latencies stay
+        assert after["a100"] == before["a100"] and sent(workers, other) == before
+
+
+def test_a_plan_says_how_often_to_save_and_to_validate(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the time of paper_big's recipe goes into checkpoints and snapshots on today's GPUs."""
+    words = ["experiment=paper_big_en_de", "name=big"]
+
+    def planned(*more: str) -> dict:
+        assert main(["plan", *words, *more]) == 0
+        rows = json.loads((place / "outputs" / "plans" / "big" / "plan.json").read_bytes())["hardware"]
+        return next(one for one in rows if one["key"] == "h100")
+
+    before = planned()
+    said = capsys.readouterr().out
+    assert before["stops"]["share"] > 0.4 and 0.2 < before["validation_seconds"] < 3
+    changes = [f"{key}={value}" for key, value in before["stops"]["changes"].items()]
+    assert [word.partition("=")[0] for word in changes] == ["train.checkpoint_every", "train.validate_every"]
+    assert f"{' '.join(changes)} makes that" in said
+    after = planned(*changes)
+    assert after["stops"]["share"] == pytest.approx(before["stops"]["share_after"]) and after["stops"]["share"] <= 0.05
+    assert after["stops"]["changes"] == {} and "H100: checkpoints" not in capsys.readouterr().out
+    saved = before["hours"] - after["hours"]  # without what is saved of validations
+    assert saved < before["stops"]["saved_hours"] < 1.1 * saved
 
 
 def test_what_does_not_fit_is_planned_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import transloom.model.linear_attention
 from transloom.model.attention import Grid, SelfAttention
 from transloom.model.config import Attention, DecoderConfig, FeatureMap, Positions
 from transloom.model.decoder_only import DecoderOnly
@@ -47,8 +48,8 @@ def test_chunked_sums_are_the_quadratic_form(
     causal: bool, is_random: bool, groups: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts of several chunks, of whole chunks, and of one; forward and backward, in fp32."""
-    monkeypatch.setattr(model.linear_attention, "CHUNK", chunk)
-    monkeypatch.setattr(model.linear_attention, "LEAST_FEATURE", 0.0)
+    monkeypatch.setattr(transloom.model.linear_attention, "CHUNK", chunk)
+    monkeypatch.setattr(transloom.model.linear_attention, "LEAST_FEATURE", 0.0)
     torch.manual_seed(0)
     lengths = [29, 16, 5, 1]
     features = RandomFeatures(4, 11, layer=0) if is_random else EluFeatures()
@@ -65,7 +66,7 @@ def test_chunked_sums_are_the_quadratic_form(
 
 
 def test_the_gradient_is_the_one_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.linear_attention, "CHUNK", 2)
+    monkeypatch.setattr(transloom.model.linear_attention, "CHUNK", 2)
     torch.manual_seed(0)
     query, key = (torch.rand(1, heads, 5, 3, dtype=torch.float64, requires_grad=True) for heads in (2, 1))
     value = torch.randn(1, 1, 5, 2, dtype=torch.float64, requires_grad=True)

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+import transloom.model.losses
 from transloom.model.kernels.linear import multiply
-from transloom.model.losses import label_smoothed_cross_entropy
+from transloom.model.losses import label_smoothed_cross_entropy, symmetric_divergence
 
 
 def test_against_a_matrix_written_by_hand() -> None:
@@ -97,9 +98,9 @@ def test_in_parts_the_loss_and_its_gradient_are_the_same(
     labels = torch.randint(50, (num_labels,))
     whole = label_smoothed_cross_entropy(hidden, weight, labels, smoothing).total
     expected = torch.autograd.grad(whole * 3.0, (hidden, weight))
-    monkeypatch.setattr(model.losses, "PART_BYTES", 20 * 50 * 4)
+    monkeypatch.setattr(transloom.model.losses, "PART_BYTES", 20 * 50 * 4)
     products = []
-    monkeypatch.setattr(model.losses, "multiply", lambda *args: products.append(1) or multiply(*args))
+    monkeypatch.setattr(transloom.model.losses, "multiply", lambda *args: products.append(1) or multiply(*args))
     parts = label_smoothed_cross_entropy(hidden, weight, labels, smoothing)
     assert parts.num_tokens == num_labels
     assert len(products) == 2 * 8
@@ -112,3 +113,29 @@ def test_in_parts_the_loss_and_its_gradient_are_the_same(
     frozen = weight.detach()
     (alone,) = torch.autograd.grad(label_smoothed_cross_entropy(hidden, frozen, labels, smoothing).total * 3.0, hidden)
     torch.testing.assert_close(alone, expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 1500])  # below and above the rows done at a time
+def test_symmetric_divergence_and_its_gradient_equal_torch(tokens: int) -> None:
+    torch.manual_seed(0)
+    first, second = (torch.randn(tokens + 3, 8, requires_grad=True) for _ in range(2))  # with three rows of filler
+    weight = torch.randn(50, 8, requires_grad=True)
+    ours = symmetric_divergence(first, second, weight, tokens)
+    log_p, log_q = ((x[:tokens] @ weight.T).log_softmax(-1) for x in (first, second))
+    divergence = torch.nn.functional.kl_div
+    theirs = divergence(log_p, log_q, reduction="sum", log_target=True)
+    theirs = theirs + divergence(log_q, log_p, reduction="sum", log_target=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(ours * 3.0, (first, second, weight)),
+        torch.autograd.grad(theirs * 3.0, (first, second, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_symmetric_divergence_of_equal_vectors_is_zero_and_a_frozen_weight_has_no_gradient() -> None:
+    first, weight = torch.randn(5, 8, requires_grad=True), torch.randn(20, 8)
+    loss = symmetric_divergence(first, first.detach(), weight, 5)
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)
+    assert torch.autograd.grad(loss, first)[0].abs().max() < 1e-5

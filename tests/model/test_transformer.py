@@ -1,6 +1,7 @@
 """The Transformer against an independent implementation and the paper's formulas; its parts. Laws: test_laws.py."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,3 +179,28 @@ def test_a_sentence_may_be_as_long_as_an_odd_limit(positions: Positions) -> None
 def test_impossible_shapes_are_refused_by_field(change: dict[str, int], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         TransformerConfig(**{**SIZES, **change})
+
+
+@torch.no_grad()
+def test_an_embedding_of_the_sources_own() -> None:
+    """With the target's vectors it is the shared one; with others only the source is read in another way."""
+    config = TransformerConfig(d_model=16, d_ff=32, num_heads=4, encoder_layers=1, decoder_layers=1, dropout=0.0)
+    torch.manual_seed(0)
+    shared = Transformer(config, VOCAB).eval()
+    separate = Transformer(replace(config, shared_embeddings=False), VOCAB).eval()
+    assert separate.source_embedding is not None
+    own = separate.source_embedding.weight.clone()
+    missing, unexpected = separate.load_state_dict(shared.state_dict(), strict=False)
+    assert (missing, unexpected) == (["source_embedding.weight"], [])
+    pairs = [sentences(5, 9, 2), sentences(8, 3, 6, seed=1)]
+    packed = [(torch.cat(parts), Layout.of(torch.tensor([len(part) for part in parts]))) for parts in pairs]
+    expected = shared(*packed[0], *packed[1])
+    assert not torch.allclose(separate(*packed[0], *packed[1]), expected)
+    separate.source_embedding.weight.copy_(separate.embedding.weight)
+    torch.testing.assert_close(separate(*packed[0], *packed[1]), expected)
+    separate.source_embedding.weight.copy_(own)
+    decoding = separate.start_decoding(*packed[0])
+    steps = [decoding.step(torch.stack([target[i] for target in pairs[1]])) for i in range(3)]
+    whole = separate.logits(separate(*packed[0], *packed[1])).split([len(target) for target in pairs[1]])
+    for i, logits in enumerate(steps):
+        torch.testing.assert_close(logits, torch.stack([of_target[i] for of_target in whole]), rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import transloom.model.window
 from transloom.model.attention import Grid, SelfAttention, alibi_slopes
 from transloom.model.packing import Layout
 from transloom.model.window import RingCache, Window
@@ -43,7 +44,7 @@ def test_a_window_is_full_attention_with_its_mask(
     causal: bool, num_global: int, size: int, with_slopes: bool, least_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts of several chunks, of whole chunks, of one, and shorter than the window; forward and backward, in fp32."""
-    monkeypatch.setattr(model.window, "LEAST_CHUNK", least_chunk)
+    monkeypatch.setattr(transloom.model.window, "LEAST_CHUNK", least_chunk)
     torch.manual_seed(0)
     lengths, window = [29, 16, 5, 1], Window(size, num_global)
     slopes = alibi_slopes(HEADS) if with_slopes else None

@@ -16,7 +16,7 @@ from transloom.pipeline.plan.launches import launches
 from transloom.pipeline.plan.memory import Footing, cpu_footing
 from transloom.pipeline.plan.paper import paper_cost
 from transloom.pipeline.plan.picture import draw_plan
-from transloom.pipeline.plan.plan import make_plan, price_of
+from transloom.pipeline.plan.plan import as_given, make_plan
 from transloom.pipeline.plan.speed import Work, step_time
 from transloom.pipeline.plan.training import Training, memory_alone
 from transloom.pipeline.plan.volume import Volume
@@ -66,6 +66,15 @@ def test_base_costs_what_its_flops_cost() -> None:
     assert h100["hours"] > h100["step_seconds"]["total"] * 100_000 / 3600  # checkpoints
     assert h100["cost"] == pytest.approx(h100["hours"] * 8 * 3.0)
     assert h100["fits"] and h100["recommended_stage"] == 0
+
+
+def test_r_drop_passes_the_model_twice() -> None:
+    plan, twice = plan_of(BASE), plan_of(replace(BASE, train=replace(BASE.train, r_drop=5.0)))
+    assert twice["model"]["flops"] == 2 * plan["model"]["flops"]
+    before, after = (on(one, "h100") for one in (plan, twice))
+    assert after["step_seconds"]["computation"] == pytest.approx(2 * before["step_seconds"]["computation"])
+    passing = [one["memory"]["gpu"]["bf16"][1]["passing"] for one in (plan, twice)]
+    assert 1.8 * passing[0] < passing[1] < 2.2 * passing[0]
 
 
 def test_an_a100_trains_big_as_fast_as_it_is_known_to() -> None:
@@ -133,7 +142,9 @@ def test_a_stage_is_chosen_that_fits() -> None:
 
 
 def test_a_price_can_be_given() -> None:
-    assert [price_of(one, {"a100": 9.5}).price for one in GPUS] == [4.0, 3.0, 9.5]
+    given = {"price": {"a100": 9.5}, "link": {}, "network": {"h200": 1e9}}
+    assert [as_given(one, given).price for one in GPUS] == [4.0, 3.0, 9.5]
+    assert [as_given(one, given).network for one in GPUS] == [1e9, 40e9, 20e9]
 
 
 def test_a_calibrated_machine_takes_the_steps_that_were_measured() -> None:
