@@ -97,7 +97,8 @@ class TransformerConfig:
             both sides, also the window - 1 behind it.
         global_tokens: with attention=window, so many first tokens of every text see all tokens, and all tokens see
             them; a causal token sees nothing behind itself.
-        feature_map: with attention=linear. random_features: with feature_map=favor, for each head.
+        feature_map: with attention=linear, the map of queries and keys.
+        random_features: with feature_map=favor, their number for each head.
         shared_embeddings: whether source and target have one embedding (the paper); the output always has the target's.
 
     Raises:
@@ -269,7 +270,8 @@ class DecoderConfig:
             both sides, also the window - 1 behind it.
         global_tokens: with attention=window, so many first tokens of every text see all tokens, and all tokens see
             them; a causal token sees nothing behind itself.
-        feature_map: with attention=linear. random_features: with feature_map=favor, for each head.
+        feature_map: with attention=linear, the map of queries and keys.
+        random_features: with feature_map=favor, their number for each head.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
