@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +85,8 @@ def parse_settings(kind: type[Settings], values: Mapping[str, str]) -> Settings:
 
 
 def _parse_value(key: str, value: str, kind: Any) -> Any:
+    if type(None) in get_args(kind):  # a setting that may be left out
+        (kind,) = set(get_args(kind)) - {type(None)}
     if kind in (int, float):
         try:
             return kind(value)

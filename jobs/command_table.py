@@ -69,16 +69,56 @@ COMMANDS = {
         "prepare what is missing, then train; resume=<run> goes on with a run",
     ),
     "evaluate": Command(
-        "average a run's snapshots, score the model on validation and test",
-        arguments="[run]",
-        examples=("first", "first decode=greedy", "resume=first", EXAMPLES[0]),
+        "average a run's snapshots, score the model on validation and test; with on= on any test set",
+        arguments="[<run or model folder>] [on=<test set>]",
+        own_words={
+            "on=<source>,<reference>[,<reference>…]": "translate and score this test set alone: files with a line for "
+            "a line, of one or several translators",
+            "on=wmt24": "the same of a test set of sacreBLEU's, for the model's languages; downloaded once",
+            "on=<run>": "the same of that run's test set",
+        },
+        examples=(
+            "first",
+            "first decode=greedy",
+            "resume=first",
+            EXAMPLES[0],
+            "first on=news.en,news.de",
+            "first on=wmt24 decode=beam4",
+        ),
     ),
     "translate": Command(
-        "translate text with a trained model: lines in, lines out",
-        arguments="<run or model folder> [file]",
-        reads=("decode", "output_dir"),
+        "translate with a trained model: lines, a column of a table, XLIFF or TMX",
+        arguments="<run or model folder>[+…] [file]",
+        reads=("decode", "cluster", "output_dir"),
         refuses_others=True,
-        examples=("my-run < text.en > text.de", "outputs/runs/my-run/model text.en decode=greedy > text.de"),
+        own_words={
+            "output=<file>": "write there, whole or not at all; by default to standard output",
+            "workers=4": "share a file's lines out over a Ray cluster, so many pieces at once; the same command goes "
+            "on with a translation that was stopped",
+            "format=jsonl": "an object a line: source, hypotheses with text and scores; text by default",
+            "n_best=5": "that many hypotheses of the search, with format=jsonl",
+            "temperature=0.8": "draw translations in place of searching; so do top_k=, top_p= and samples=",
+            "top_k=50": "draw from so many of the likeliest tokens only",
+            "top_p=0.95": "draw from the fewest tokens that together are so probable only",
+            "samples=5": "drawn translations of a line, with format=jsonl",
+            "seed=1": "another one draws other translations; 0 by default",
+            "prefix='Sehr geehrte'": "every translation begins with these words",
+            "terms=<file>": "source term, tab, target term a line: the translation of what has the one has the other",
+            "align=true": "which word is of which, from 0, as in 0-0 1-2: behind a tab, or in the object",
+            "split=sentences": "translate sentence by sentence; long, the default: only lines that are too long for "
+            "the model; never: those are cut",
+            "column=2": "translate this column of a tab-separated table, by number or by name in its first line; the "
+            "translation becomes the last column",
+            "prefix_column=3": "the column that has what the line's translation begins with",
+            "source_language=en": "of a TMX file; by default the model's, and likewise target_language=",
+        },
+        examples=(
+            "my-run < text.en > text.de",
+            "outputs/runs/my-run/model text.en decode=greedy > text.de",
+            "first+second text.en n_best=5 align=true format=jsonl output=text.jsonl",
+            "my-run manual.xlf terms=terms.tsv output=manual.de.xlf",
+            "my-run monolingual.en.zst temperature=1 output=synthetic.de workers=8 cluster.address=auto",
+        ),
     ),
     "generate": Command(
         "continue texts with a language model",

@@ -29,5 +29,6 @@ RAY_FOLDER = "ray"
 
 MODEL_FOLDER, MODEL_CONFIG = "model", "config.json"  # the averaged model; the file in it that is written last
 EVALUATION_FOLDER, RESULT_FILE = "evaluation", "result.json"  # <search>-<hash>/; the file in each that is written last
+TESTS_FOLDER, HYPOTHESES_FILE = "tests", "hypotheses"  # <test set>-<hash>/, with a RESULT_FILE: other test sets
 FIGURES_FOLDER, CURVES_FILE = "figures", "curves.png"
 TABLES_FOLDER = "tables"

@@ -120,8 +120,8 @@ def _compare_on_tests(config: "Config", words: Sequence[str], own: Mapping[str, 
     told = {}
     for test in tests:
         gathered, comparison, scores = found[test.name]
-        (folder / folder_name(test)).mkdir(exist_ok=True)
-        told[test.name] = write_translations(folder / folder_name(test), comparison, scores, None, gathered)
+        (folder / folder_name(test.name)).mkdir(exist_ok=True)
+        told[test.name] = write_translations(folder / folder_name(test.name), comparison, scores, None, gathered)
     table = print_tests(folder, key, comparisons, told)
     if config.tracking.enabled:
         log_tests(config, folder, comparisons, table, {m.name: m.run.folder for m in models if m.run})

@@ -1,10 +1,12 @@
-"""Evaluate: average a run's snapshots, translate the validation and test sets on the cluster, score them."""
+"""Evaluate: average a run's snapshots, translate the validation and test sets on the cluster, score them; or translate
+and score any other test set."""
 
 import shlex
 from pathlib import Path
 
 from transloom.jobs.cli import configuration, sort_words, usage
 from transloom.jobs.ray_cluster.preflight import checked_session, refuse_missing_tokenizer
+from transloom.jobs.runs.evaluate_on import evaluate_on
 from transloom.jobs.runs.model import steps_of_model
 from transloom.jobs.runs.report import open_tracker, report_evaluation
 from transloom.jobs.runs.stored import stored
@@ -17,6 +19,14 @@ from transloom.pipeline.run_folder import CONFIG_FILE, MODEL_FOLDER
 
 
 def main(argv: list[str]) -> int:
+    words, own, settings = sort_words(argv, ["on"])
+    if "on" in own:
+        config = configuration("evaluate", settings)
+        names = words or ([config.resume] if config.resume else [])
+        if len(names) != 1:
+            raise UserError(usage("evaluate"))
+        evaluate_on(names[0], own["on"], config, has_search=any(word.startswith("decode") for word in settings))
+        return 0
     config = configuration("evaluate", _with_run(argv))
     prepared = found_prepared(config)
     if prepared is None or not has_run(config, prepared):

@@ -165,6 +165,6 @@ def tests_table(comparisons: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table("Scores by test set", columns, rows, note)
 
 
-def folder_name(test: TestSet) -> str:
-    """The test set's name as that of a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", test.name).strip("-.") or "test"
+def folder_name(name: str) -> str:
+    """A test set's name as that of a folder, and in names of scores."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "test"

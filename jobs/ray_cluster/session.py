@@ -296,9 +296,13 @@ def start_on_nodes(
     ]
 
 
-def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0) -> Iterator[Any]:
+def map_over_cluster(
+    function: Callable[[Any], Any], items: Iterable[Any], num_gpus: float = 0, at_once: int | None = None
+) -> Iterator[Any]:
     """As `map`, in Ray tasks of one CPU each; results in the order of the items, at most two for each CPU under way.
 
+    Args:
+        at_once: the number of tasks under way; their results then come in the order in which the tasks end.
     Raises:
         the function's own exceptions.
     """
@@ -307,14 +311,20 @@ def map_over_cluster(function: Callable[[Any], Any], items: Iterable[Any], num_g
 
     environment = {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
     remote = ray.remote(num_cpus=1, num_gpus=num_gpus, runtime_env=environment)(function)
-    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = at_once or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     under_way: deque[Any] = deque()
+
+    def next_result() -> Any:
+        ended = under_way[0] if at_once is None else ray.wait(list(under_way), num_returns=1)[0][0]
+        under_way.remove(ended)
+        return ray.get(ended)
+
     try:
         for item in items:
             under_way.append(remote.remote(item))
             if len(under_way) >= most:
-                yield ray.get(under_way.popleft())
+                yield next_result()
         while under_way:
-            yield ray.get(under_way.popleft())
+            yield next_result()
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None

@@ -38,6 +38,11 @@ def count_words(text: str) -> int:
     return words + sum(any(map(str.isalnum, word)) for word in rest.split())
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script without spaces between words."""
+    return any(characters.match(character) for _, characters in CHARACTERS_PER_WORD)
+
+
 def collapse_whitespace(text: str) -> str:
     """Strips whitespace at both ends and makes each run of ASCII whitespace one space.
 

@@ -1,5 +1,6 @@
 """BLEU, chrF, TER by sacreBLEU, counted on the raw reference lines, with the signature that makes them comparable."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transloom.pipeline.errors import UserError
@@ -9,28 +10,37 @@ from transloom.pipeline.tasks.task import Score
 
 
 def score(
-    hypotheses: list[str], references: list[str], in_full: bool = False, tokenize: str = DEFAULT
+    hypotheses: list[str],
+    references: list[str],
+    in_full: bool = False,
+    tokenize: str = DEFAULT,
+    more_references: Sequence[list[str]] = (),
 ) -> dict[str, Score]:
-    """BLEU (cased, one reference) and chrF2 by their names "bleu" and "chrf".
+    """BLEU (cased) and chrF2 by their names "bleu" and "chrf".
 
     Args:
         in_full: also "ter", and for each the confidence interval, by sacreBLEU's bootstrap. This takes seconds.
         tokenize: BLEU's tokenizer, see `tokenizer_for`.
+        more_references: of further translators; an empty line of one of them is no reference.
 
     Raises:
         UserError: there are not as many hypotheses as references, or the tokenizer lacks a package.
     """
-    if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} translations, but {len(references)} references: no score can be counted")
+    for of_translator in (references, *more_references):
+        if len(hypotheses) != len(of_translator):
+            raise UserError(
+                f"{len(hypotheses)} translations, but {len(of_translator)} references: no score can be counted"
+            )
     if not references:
         raise UserError("no references: there is nothing to score")
     metrics = ("bleu", "chrf", *(["ter"] if in_full else []))
-    return {name: _score(name, make_metric(name, tokenize), hypotheses, references, in_full) for name in metrics}
+    translators = [references, *more_references]
+    return {name: _score(name, make_metric(name, tokenize), hypotheses, translators, in_full) for name in metrics}
 
 
-def _score(name: str, metric: Any, hypotheses: list[str], references: list[str], with_interval: bool) -> Score:
+def _score(name: str, metric: Any, hypotheses: list[str], references: list[list[str]], with_interval: bool) -> Score:
     # What `corpus_score` does, whose own interval fails where resamples have no match at all.
-    statistics = metric._extract_corpus_statistics(hypotheses, [references])
+    statistics = metric._extract_corpus_statistics(hypotheses, references)
     result = metric._aggregate_and_compute(statistics)
     width = half_width(name, statistics) if with_interval else None
     ratio = getattr(result, "ratio", None)

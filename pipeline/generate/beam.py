@@ -3,6 +3,7 @@
 Letters in shapes: B sentences still being decoded, K beam width, V vocabulary, T tokens so far.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,11 +70,13 @@ class Hypothesis:
 
     Attributes:
         tokens: ids, without <s> and without </s>.
-        score: log-probability (nats, with </s>) divided by the length penalty.
+        score: log-probability divided by the length penalty.
+        log_probability: in nats, with that of </s>.
     """
 
     tokens: list[int]
     score: float
+    log_probability: float = 0.0
 
 
 def length_penalty(length: int | Tensor, alpha: float):
@@ -81,26 +84,43 @@ def length_penalty(length: int | Tensor, alpha: float):
     return ((5.0 + length) / 6.0) ** alpha
 
 
-@torch.inference_mode()
 def beam_search(
     decoding: Decoding, max_lengths: Tensor, config: BeamConfig, bos_id: int, eos_id: int
 ) -> list[Hypothesis]:
-    """The best hypothesis of each sentence.
+    """The best hypothesis of each sentence; see `n_best_search`."""
+    lists = n_best_search(decoding, max_lengths, config, bos_id, eos_id)
+    return [hypotheses[0] if hypotheses else Hypothesis([], -torch.inf, -torch.inf) for hypotheses in lists]
 
-    A sentence is done when it has K ended hypotheses, or when no open hypothesis can still beat its best ended one. At
-    max_lengths a hypothesis must end: </s> is the only token allowed.
+
+@torch.inference_mode()
+def n_best_search(
+    decoding: Decoding,
+    max_lengths: Tensor,
+    config: BeamConfig,
+    bos_id: int,
+    eos_id: int,
+    n_best: int = 1,
+    prefixes: Sequence[Sequence[int]] | None = None,
+) -> list[list[Hypothesis]]:
+    """The best hypotheses of each sentence, at most n_best, the best first.
+
+    A sentence is done when it has K ended hypotheses, or when no open hypothesis can still beat its n_best-th ended
+    one. At max_lengths a hypothesis must end: </s> is the only token allowed.
 
     Args:
         decoding: with one row a sentence, before the first step.
         max_lengths: (B,) the limit of each translation's tokens, </s> included, each at least 1.
+        n_best: at most K.
+        prefixes: ids that each sentence's hypotheses begin with, fewer than its limit; they count in the scores.
     """
     beam, alpha = config.beam, config.length_penalty
     device = max_lengths.device
     count = len(max_lengths)
-    best: list[Hypothesis | None] = [None] * count
-    # Of each open sentence: number, length limit, best ended score and number of ended hypotheses.
+    ended_lists: list[list[Hypothesis]] = [[] for _ in range(count)]
+    forced = _padded(prefixes, device) if prefixes is not None and any(map(len, prefixes)) else None
+    # Of each open sentence: number, length limit, best ended scores and number of ended hypotheses.
     sentence = torch.arange(count, device=device)
-    best_ended = torch.full((count,), -torch.inf, device=device)
+    best_ended = torch.full((count, n_best), -torch.inf, device=device)  # from the best
     num_ended = torch.zeros(count, dtype=torch.int64, device=device)
     tokens = torch.full((count, 1, 1), bos_id, dtype=torch.int64, device=device)  # (B, K, T + 1)
     scores = torch.zeros(count, 1, device=device)  # (B, K) log-probability; K is 1 before the first step
@@ -110,31 +130,34 @@ def beam_search(
         width = tokens.shape[1]
         logits = decoding.step(tokens[:, :, -1].flatten())
         vocab = logits.shape[-1]
-        extended, choice = _best_extensions(logits, scores, 2 * beam)  # (B, <= 2K) each
+        only = None
+        if forced is not None and length <= forced.shape[1]:
+            only = forced[sentence, length - 1].repeat_interleave(width)
+        extended, choice = _best_extensions(logits, scores, 2 * beam, only)  # (B, <= 2K) each
         at_limit = max_lengths == length
         if bool(at_limit.any()):
             ending = logits.float().log_softmax(-1).view(len(sentence), width, vocab)[:, :, eos_id] + scores
             flat = torch.arange(width, device=device) * vocab + eos_id
-            forced = torch.full_like(extended, -torch.inf)
-            forced_choice = torch.full_like(choice, eos_id)
+            last = torch.full_like(extended, -torch.inf)
+            last_choice = torch.full_like(choice, eos_id)
             kept = min(width, extended.shape[1])
             order = ending.argsort(dim=1, descending=True)[:, :kept]
-            forced[:, :kept] = ending.gather(1, order)
-            forced_choice[:, :kept] = flat[order]
-            extended = torch.where(at_limit[:, None], forced, extended)
-            choice = torch.where(at_limit[:, None], forced_choice, choice)
+            last[:, :kept] = ending.gather(1, order)
+            last_choice[:, :kept] = flat[order]
+            extended = torch.where(at_limit[:, None], last, extended)
+            choice = torch.where(at_limit[:, None], last_choice, choice)
         parent, token = choice // vocab, choice % vocab
         is_end = token == eos_id
 
         # Ended hypotheses count only among the first K, as in a beam of K.
         ended = torch.where(is_end, extended / length_penalty(length, alpha), -torch.inf)[:, :beam]
-        top, where = ended.max(dim=1)
-        improved = top > best_ended
-        best_ended = torch.where(improved, top, best_ended)
+        improves = ended > best_ended[:, -1:]
+        best_ended = torch.cat((best_ended, ended), dim=1).topk(n_best, dim=1).values
         num_ended = num_ended + (ended > -torch.inf).sum(1)
-        for row in improved.nonzero().squeeze(1).tolist():
-            said = tokens[row, int(parent[row, where[row]]), 1:].tolist()
-            best[int(sentence[row])] = Hypothesis(said, float(top[row]))
+        for row, place in improves.nonzero().tolist():
+            ids = tokens[row, int(parent[row, place]), 1:].tolist()
+            score, log_probability = float(ended[row, place]), float(extended[row, place])
+            ended_lists[int(sentence[row])].append(Hypothesis(ids, score, log_probability))
 
         # Open hypotheses: the first K that did not end, sorted from the best.
         open_scores = extended.masked_fill(is_end, -torch.inf)
@@ -142,7 +165,7 @@ def beam_search(
         parent, token = parent.gather(1, order), token.gather(1, order)
         # Log-probabilities only fall, so with alpha >= 0 `bound` limits the final score of open hypotheses.
         bound = scores[:, 0] / length_penalty(max_lengths, alpha)
-        stays = ~at_limit & (num_ended < beam) & (best_ended < bound)
+        stays = ~at_limit & (num_ended < beam) & (best_ended[:, -1] < bound)
         kept_rows = stays.nonzero().squeeze(1)
         is_shrunk = len(kept_rows) < len(sentence)
         if is_shrunk:
@@ -155,20 +178,36 @@ def beam_search(
         history = tokens.view(-1, length)[rows.flatten()].view(len(sentence), -1, length)
         tokens = torch.cat((history, token[:, :, None]), dim=2)
         decoding.reorder(rows.flatten(), kept_rows if is_shrunk else None)
-    return [hypothesis or Hypothesis([], -torch.inf) for hypothesis in best]
+    return [best_of(hypotheses, n_best) for hypotheses in ended_lists]
 
 
-def _best_extensions(logits: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_of(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
+    """At most `count` hypotheses, the best score first; of equal scores the earlier."""
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)[:count]
+
+
+def _padded(prefixes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prefixes as (B, longest), -1 behind their ends."""
+    longest = max(map(len, prefixes))
+    return torch.tensor([[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes], device=device)
+
+
+def _best_extensions(logits: Tensor, scores: Tensor, count: int, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The best continuations over all of a sentence's hypotheses.
 
     Args:
         logits: (B * K, V). scores: (B, K).
+        only: (B * K,) the token that must come next, -1 where any may.
     Returns:
         scores and choices (hypothesis * V + token), each (B, min(count, K * V)), best first.
     """
     sentences, width = scores.shape
     vocab = logits.shape[-1]
-    top, token = _topk(logits.float().log_softmax(-1), min(count, vocab))
+    log_probabilities = logits.float().log_softmax(-1)
+    if only is not None:
+        is_other = torch.arange(vocab, device=logits.device) != only[:, None]
+        log_probabilities = log_probabilities.masked_fill(is_other & (only >= 0)[:, None], -torch.inf)
+    top, token = _topk(log_probabilities, min(count, vocab))
     top = top + scores.view(-1, 1)
     choice = token.view(sentences, width, -1) + torch.arange(width, device=logits.device)[:, None] * vocab
     best, where = top.view(sentences, -1).topk(min(count, width * top.shape[-1]), dim=-1)

@@ -1,8 +1,10 @@
-"""Translating with a trained model."""
+"""Translating with a trained model, or with several as one."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,78 +15,463 @@ from transloom.model.build import Model, ModelConfig
 from transloom.model.config import DecoderConfig
 from transloom.model.packed_linear import pack_linears
 from transloom.model.packing import Layout
+from transloom.pipeline.data.sentence_ends import Part, fitting_parts, sentences
+from transloom.pipeline.data.terminology import Terminology
 from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from transloom.pipeline.data.words import is_unspaced
 from transloom.pipeline.errors import UserError
-from transloom.pipeline.generate.beam import BeamConfig, Hypothesis, beam_search
+from transloom.pipeline.generate.align import WORD_START, Links, align_words
+from transloom.pipeline.generate.beam import BeamConfig, Hypothesis, length_penalty, n_best_search
+from transloom.pipeline.generate.constrained import Term, constrained_search
+from transloom.pipeline.generate.ensemble import Ensemble
+from transloom.pipeline.generate.sample import SampleConfig, choose, draw_noise
 from transloom.pipeline.model_folder import load_model
 
 log = logging.getLogger(__name__)
 
+OnDone = Callable[[int], object]  # told how many sentences were finished just now
+
+
+class Split(Enum):
+    """Which lines are translated in parts: those that are too long for the model, all sentence by sentence, or none."""
+
+    long = "long"
+    sentences = "sentences"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    """What is made of a line besides its best translation.
+
+    Attributes:
+        n_best: hypotheses of the search, at most as many as its beam is wide.
+        sampling: draws `sampling.samples` translations in place of searching; None: searches. Of its settings
+            max_new_tokens, batch_size and stop mean nothing here.
+        align: whether words are aligned.
+        split: which lines are translated in parts.
+    Raises:
+        ValueError: naming the field.
+    """
+
+    n_best: int = 1
+    sampling: SampleConfig | None = None
+    align: bool = False
+    split: Split = Split.long
+
+    def __post_init__(self) -> None:
+        if self.n_best < 1:
+            raise ValueError(f"n_best: must be at least 1, not {self.n_best}")
+        if self.n_best > 1 and self.sampling is not None:
+            raise ValueError("n_best: is of the search; of sampled translations samples= is the number")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A translation of a line.
+
+    Attributes:
+        score: log_probability divided by the search's length penalty, ((5 + tokens) / 6)^length_penalty.
+        log_probability: of the tokens and </s>, in nats, by the model itself: also at other temperatures. Forced
+            prefixes and terms count.
+        tokens: how many there are, with </s>.
+        alignment: (source word, target word) from 0, words being what stands between spaces; None: not asked for.
+
+    A line that was translated in parts has the sums of its parts' figures.
+    """
+
+    text: str
+    score: float
+    log_probability: float
+    tokens: int
+    alignment: Links | None = None
+
+
+SEARCH, BEST = BeamConfig(), TranslateConfig()
+EMPTY = Translation("", 0.0, 0.0, 0, [])
+
 
 @dataclass(frozen=True)
 class Translator:
-    """A model, its tokenizer, and its folder's metadata."""
+    """A model, its tokenizer, and its folder's metadata; with `others`, an ensemble.
+
+    Attributes:
+        others: further models of the same vocabulary: each step takes the mean of all models' probabilities.
+    """
 
     model: Model
     tokenizer: Tokenizer
     about: dict[str, Any]
+    others: tuple[Model, ...] = ()
 
     @staticmethod
-    def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> "Translator":
-        """Reads a folder written by `save_model`.
+    def load(
+        folder: Path | str | Sequence[Path | str],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Translator":
+        """Reads a folder written by `save_model`, or several that translate as one.
 
         Args:
+            device: None: a GPU if there is one, else the CPU.
             dtype: to compute in; None: the precision that the folder names, but without a GPU fp32 in place of fp16.
         Raises:
-            UserError: a file is missing, damaged, or does not fit the other files.
+            UserError: a file is missing, damaged, or does not fit the other files; models have different vocabularies.
         """
-        model, tokenizer, about = load_model(folder, device, dtype, Tokenizer.load, _refuse_language_model)
-        return Translator(model, tokenizer, about)
-
-    def translate(self, lines: list[str], config: BeamConfig, first_line: int = 1) -> list[str]:
-        """Translates each line; an empty line stays empty.
-
-        A line longer than a Transformer's positions is cut, with a warning that counts lines from first_line.
-        """
-        sources = self.tokenizer.encode_arrays(lines)
-        room = self.model.config.max_positions
-        for number, ids in enumerate(sources, start=first_line):
-            if room is not None and len(ids) > room:
-                log.warning(
-                    "line %d has %d tokens and is cut to the %d that the model can read", number, len(ids), room
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folders = [Path(folder)] if isinstance(folder, Path | str) else [Path(path) for path in folder]
+        if not folders:
+            raise ValueError("folder: is empty; give a model folder, or several")
+        loaded = [load_model(path, device, dtype, Tokenizer.load, _refuse_language_model) for path in folders]
+        model, tokenizer, about = loaded[0]
+        for path, (_, other, _) in zip(folders, loaded, strict=True):
+            if other.sha256 != tokenizer.sha256:
+                raise UserError(
+                    f"{path} has another vocabulary than {folders[0]}, so they can't translate as one: models of an "
+                    "ensemble are trained with one tokenizer (tokenizer.path=<folder of the first>)"
                 )
-        hypotheses = translate_tokens(pack_linears(self.model), sources, config)
-        return self.tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
+        return Translator(model, tokenizer, about, tuple(other for other, _, _ in loaded[1:]))
+
+    @property
+    def models(self) -> list[Model]:
+        return [self.model, *self.others]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest line that all models can read, </s> included; None: any number."""
+        return Ensemble(self.models).config.max_positions
+
+    def translate(
+        self, lines: Sequence[str], config: BeamConfig = SEARCH, first_line: int = 1, done: OnDone | None = None
+    ) -> list[str]:
+        """The best translation of each line; see `translations`."""
+        return [best.text for best, *_ in self.translations(lines, config, first_line=first_line, done=done)]
+
+    def translations(
+        self,
+        lines: Sequence[str],
+        search: BeamConfig = SEARCH,
+        config: TranslateConfig = BEST,
+        *,
+        prefixes: Sequence[str] | None = None,
+        terms: Terminology | None = None,
+        first_line: int = 1,
+        done: OnDone | None = None,
+    ) -> list[list[Translation]]:
+        """The translations of each line, the best first, at least one; an empty line has an empty one.
+
+        A line in parts has as many as the part that has most; with a warning, if it is longer than the model's
+        positions. Such a line is cut with `Split.never`.
+
+        Args:
+            prefixes: that the translation of each line begins with, in whole words.
+            terms: a translation has the target terms of the line's source terms, each once or more.
+            first_line: the number of the first line, in warnings and for `sampling`.
+            done: called with the number of lines, or parts of lines, that were finished since the last call.
+        Raises:
+            UserError: a prefix or the terms of a line leave the model no room (names the line).
+        """
+        if terms is not None and config.sampling is not None:
+            raise ValueError("terms: are of the search; leave sampling out")
+        if config.sampling is None and config.n_best > search.beam:
+            raise ValueError(f"n_best: {config.n_best} hypotheses need a beam as wide, not {search.beam}")
+        parts_of_lines = list(self._parts(lines, config.split, first_line))
+        parts = [text for line_parts in parts_of_lines for text, _ in line_parts]
+        places = [(line, part) for line, line_parts in enumerate(parts_of_lines) for part in range(len(line_parts))]
+        names = [f"line {first_line + line}" for line, _ in places]
+        begin = [prefixes[line] if prefixes and part == 0 else "" for line, part in places]
+        sources = self.tokenizer.encode_arrays(parts)
+        forced = [ids[:-1].tolist() for ids in self.tokenizer.encode_arrays(begin)]
+        model = self._packed_model()
+        if config.sampling is None:
+            constraints = [self._terms(terms.targets(text)) if terms else [] for text in parts]
+            _refuse_full(forced, constraints, self.max_tokens, names)
+            hypotheses = search_tokens(
+                model, sources, search, config.n_best, forced, constraints, self._continues_word, done
+            )
+        else:
+            _refuse_full(forced, [[] for _ in forced], self.max_tokens, names)
+            keys = [(first_line - 1 + line, part) for line, part in places]
+            hypotheses = sample_tokens(model, sources, search, config.sampling, keys, forced, done)
+        found = iter(self._as_texts(sources, hypotheses, search, config))
+        return [
+            _joined([(next(found), gap) for _, gap in line_parts], parts_of_lines[i])
+            for i, line_parts in enumerate(parts_of_lines)
+        ]
+
+    def align(self, sources: Sequence[str], translations: Sequence[str]) -> list[Links]:
+        """The alignment of given translations, see `align_words`.
+
+        Raises:
+            UserError: a text is longer than the model can read, or the model has no cross-attention.
+        """
+        encoded = [self.tokenizer.encode_arrays(list(texts)) for texts in (sources, translations)]
+        room = self.max_tokens
+        for number, pair in enumerate(zip(*encoded, strict=True), start=1):
+            if room is not None and (longest := max(map(len, pair))) > room:
+                raise UserError(f"pair {number}: has {longest} tokens, and the model reads at most {room}: split it")
+        targets = [ids[:-1].tolist() for ids in encoded[1]]
+        return self._aligned(encoded[0], targets)
+
+    def _parts(self, lines: Sequence[str], split: Split, first_line: int) -> Iterator[list[Part]]:
+        """The parts of each line, at least one."""
+        room = self.max_tokens
+        lengths = [len(ids) for ids in self.tokenizer.encode_arrays(list(lines))]
+
+        def fits(text: str) -> bool:
+            return room is None or len(self.tokenizer.encode_arrays([text])[0]) <= room
+
+        for number, (line, length) in enumerate(zip(lines, lengths, strict=True), start=first_line):
+            is_long = room is not None and length > room
+            if split is Split.never or not (is_long or split is Split.sentences):
+                if is_long:
+                    log.warning(
+                        "line %d has %d tokens and is cut to the %d that the model can read", number, length, room
+                    )
+                yield [(line, "")]
+            elif is_long:
+                parts = fitting_parts(line, fits)
+                log.warning(
+                    "line %d has %d tokens, and the model can read %d: it is translated in %d parts",
+                    *(number, length, room, len(parts)),
+                )
+                yield parts
+            else:
+                yield sentences(line)
+
+    def _packed_model(self) -> "Model | Ensemble":
+        packed = [pack_linears(model) for model in self.models]
+        return Ensemble(packed) if self.others else packed[0]
+
+    @cached_property
+    def _continues_word(self) -> list[bool]:
+        """Of each id whether its text goes on with the word before it."""
+        return [_continues_word(piece) for piece in self._pieces]
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return self.tokenizer.pieces()
+
+    def _terms(self, targets: list[str]) -> list[Term]:
+        return list(dict.fromkeys(tuple(ids[:-1].tolist()) for ids in self.tokenizer.encode_arrays(targets)))
+
+    def _aligned(self, sources: Sequence[np.ndarray], targets: Sequence[Sequence[int]]) -> list[Links]:
+        links: list[Links] = []
+        room = self.max_tokens
+        for start in range(0, len(sources), ALIGNED_AT_A_TIME):
+            part = slice(start, start + ALIGNED_AT_A_TIME)
+            cut = [_cut(ids, room) for ids in sources[part]]
+            links += align_words(self.models, cut, targets[part], self._pieces)
+        return links
+
+    def _as_texts(
+        self,
+        sources: Sequence[np.ndarray],
+        lists: Sequence[Sequence[Hypothesis]],
+        search: BeamConfig,
+        config: TranslateConfig,
+    ) -> Iterator[list[Translation]]:
+        flat = [(i, hypothesis) for i, hypotheses in enumerate(lists) for hypothesis in hypotheses]
+        texts = self.tokenizer.decode([hypothesis.tokens for _, hypothesis in flat])
+        links: list[Links | None] = [None] * len(flat)
+        if config.align:
+            links = [*self._aligned([sources[i] for i, _ in flat], [hypothesis.tokens for _, hypothesis in flat])]
+        made = iter(
+            Translation(text, hypothesis.score, hypothesis.log_probability, len(hypothesis.tokens) + 1, alignment)
+            for text, (_, hypothesis), alignment in zip(texts, flat, links, strict=True)
+        )
+        for hypotheses in lists:
+            own = [next(made) for _ in hypotheses]
+            yield own or [EMPTY if config.align else replace(EMPTY, alignment=None)]
 
 
-@torch.inference_mode()
+ALIGNED_AT_A_TIME = 64
+
+
+def _joined(found: list[tuple[list[Translation], str]], parts: list[Part]) -> list[Translation]:
+    """The translations of a line's parts as those of the line: the first of each part, then the second, and so on. A
+    part that has no more repeats its last."""
+    if len(found) == 1:
+        return found[0][0]
+    joined = []
+    for rank in range(max(len(translations) for translations, _ in found)):
+        chosen = [translations[min(rank, len(translations) - 1)] for translations, _ in found]
+        text, links, source_words, target_words = "", [], 0, 0
+        for translation, (_, gap), (source, _) in zip(chosen, found, parts, strict=True):
+            own = [(source_words + i, target_words + j) for i, j in translation.alignment or []]
+            links += own
+            text += translation.text + (" " if gap else "")
+            source_words += len(source.split()) - (not gap)
+            target_words += len(translation.text.split(" ")) - (not gap)
+        joined.append(
+            Translation(
+                text.strip(" "),
+                sum(translation.score for translation in chosen),
+                sum(translation.log_probability for translation in chosen),
+                sum(translation.tokens for translation in chosen),
+                None if chosen[0].alignment is None else links,
+            )
+        )
+    return joined
+
+
+def _refuse_full(
+    prefixes: Sequence[Sequence[int]], terms: Sequence[Sequence[Term]], room: int | None, names: Sequence[str]
+) -> None:
+    """
+    Raises:
+        UserError: prefix and terms of a sentence have as many tokens as the model can write.
+    """
+    for name, prefix, own in zip(names, prefixes, terms, strict=True):
+        count = len(prefix) + sum(map(len, own))
+        if room is not None and count >= room:
+            raise UserError(
+                f"{name}: prefix and terms have {count} tokens, and a translation of the model has at most {room - 1}. "
+                "Shorten them"
+            )
+
+
+def _continues_word(piece: str) -> bool:
+    if piece.startswith("<0x") and len(piece) == 6:  # a byte of a rare character
+        return int(piece[3:5], 16) >= 0x80 or chr(int(piece[3:5], 16)).isalnum()
+    return piece[:1].isalnum() and piece[:1] != WORD_START and not is_unspaced(piece[0])
+
+
 def translate_tokens(
     model: Any,
     sources: list[np.ndarray],
     config: BeamConfig,
 ) -> list[Hypothesis]:
-    """The best hypothesis of each tokenised sentence (ending in </s>), in order. The model, one that translates, is in
-    evaluation mode.
+    """The best hypothesis of each tokenised sentence (ending in </s>), in order; see `search_tokens`."""
+    return [best[0] if best else Hypothesis([], 0.0) for best in search_tokens(model, sources, config)]
 
-    Sentences are decoded in batches of similar lengths, longest first.
+
+@torch.inference_mode()
+def search_tokens(
+    model: Any,
+    sources: Sequence[np.ndarray],
+    config: BeamConfig,
+    n_best: int = 1,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    terms: Sequence[Sequence[Term]] | None = None,
+    continues_word: Sequence[bool] = (),
+    done: OnDone | None = None,
+) -> list[list[Hypothesis]]:
+    """The best hypotheses of each tokenised sentence (ending in </s>), in order; none of an empty one. The model, one
+    that translates, is in evaluation mode.
+
+    Sentences are decoded in batches of similar lengths, longest first; those with terms apart.
+
+    Args:
+        prefixes, terms, continues_word: see `n_best_search` and `constrained_search`.
     """
-    room = model.config.max_positions
-    device = model.embedding.weight.device
-    results: list[Hypothesis] = [Hypothesis([], 0.0)] * len(sources)
-    # A sentence of </s> alone is an empty line: its translation is empty.
-    order = sorted((i for i, ids in enumerate(sources) if len(ids) > 1), key=lambda i: -len(sources[i]))
-    for start in range(0, len(order), config.batch_sentences):
-        chosen = order[start : start + config.batch_sentences]
-        batch = [_cut(sources[i], room) for i in chosen]
-        layout = Layout.of(torch.tensor([len(ids) for ids in batch])).to(device)
-        tokens = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
-        limits = layout.lengths + config.extra_tokens
-        limits = limits if room is None else limits.clamp(max=room)
-        decoding = model.start_decoding(tokens, layout)
-        found = beam_search(decoding, limits, config, BOS_ID, EOS_ID)
-        for i, hypothesis in zip(chosen, found, strict=True):
-            results[i] = hypothesis
+    results: list[list[Hypothesis]] = [[] for _ in sources]
+    has_terms = [bool(terms and terms[i]) for i in range(len(sources))]
+    for chosen in _batches(sources, config.batch_sentences, has_terms, done):
+        decoding, limits = _start(model, [sources[i] for i in chosen], config)
+        forced = [prefixes[i] for i in chosen] if prefixes else None
+        lengths = torch.tensor([len(prefixes[i]) if prefixes else 0 for i in chosen], device=limits.device)
+        room = model.config.max_positions
+        limits = torch.maximum(limits, lengths + 1) if room is None else limits.maximum(lengths + 1).clamp(max=room)
+        if terms and has_terms[chosen[0]]:
+            own = [terms[i] for i in chosen]
+            needed = limits + torch.tensor([sum(map(len, one)) for one in own], device=limits.device)
+            longest = (needed if room is None else needed.clamp(max=room)).tolist()
+            found = constrained_search(decoding, longest, own, continues_word, config, BOS_ID, EOS_ID, n_best, forced)
+        else:
+            found = n_best_search(decoding, limits, config, BOS_ID, EOS_ID, n_best, forced)
+        for i, hypotheses in zip(chosen, found, strict=True):
+            results[i] = hypotheses
     return results
+
+
+def _batches(
+    sources: Sequence[np.ndarray], size: int, apart: Sequence[bool], done: OnDone | None = None
+) -> Iterator[list[int]]:
+    """Places of the sentences that are decoded together. A sentence of </s> alone is an empty line, and in no batch."""
+    real = [i for i, ids in enumerate(sources) if len(ids) > 1]
+    if done is not None and len(real) < len(sources):
+        done(len(sources) - len(real))
+    for group in (False, True):
+        order = sorted((i for i in real if apart[i] is group), key=lambda i: -len(sources[i]))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+            if done is not None:
+                done(len(order[start : start + size]))
+
+
+def _start(model: Any, sources: Sequence[np.ndarray], config: BeamConfig) -> tuple[Any, torch.Tensor]:
+    """The decoding of a batch, and the limit (B,) of each translation's tokens."""
+    room = model.config.max_positions
+    device = next(iter(model.parameters())).device
+    batch = [_cut(ids, room) for ids in sources]
+    layout = Layout.of(torch.tensor([len(ids) for ids in batch])).to(device)
+    tokens = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
+    limits = layout.lengths + config.extra_tokens
+    return model.start_decoding(tokens, layout), limits if room is None else limits.clamp(max=room)
+
+
+@torch.inference_mode()
+def sample_tokens(
+    model: Any,
+    sources: Sequence[np.ndarray],
+    search: BeamConfig,
+    config: SampleConfig,
+    keys: Sequence[tuple[int, int]],
+    prefixes: Sequence[Sequence[int]] | None = None,
+    done: OnDone | None = None,
+) -> list[list[Hypothesis]]:
+    """Translations of each tokenised sentence that are drawn token by token, the best score first; none of an empty
+    one.
+
+    A sample is a function of (seed, key, number of the sample, sentence), whatever its batch; see `sample`.
+
+    Args:
+        search: its limit and length penalty; batch_sentences are drawn at a time.
+        keys: of each sentence two numbers, such as that of its line and of the part in it.
+        prefixes: ids that each sentence's translations begin with.
+    """
+    results: list[list[Hypothesis]] = [[] for _ in sources]
+    size = max(1, search.batch_sentences // config.samples)
+    for chosen in _batches(sources, size, [False] * len(sources), done):
+        decoding, limits = _start(model, [sources[i] for i in chosen], search)
+        copies = torch.arange(len(chosen), device=limits.device).repeat_interleave(config.samples)
+        decoding.reorder(copies, copies)  # a sentence is read once for all of its samples
+        rows = [(i, number) for i in chosen for number in range(config.samples)]
+        most = dict(zip(chosen, limits.tolist(), strict=True))
+        noise = [draw_noise(config.seed, keys[i][0], (keys[i][1] << 32) + number, most[i]) for i, number in rows]
+        drawn: list[list[int]] = [[] for _ in rows]
+        totals = [0.0] * len(rows)
+        open_rows = list(range(len(rows)))
+        last = torch.full((len(rows),), BOS_ID, device=limits.device)
+        while open_rows:
+            logits = decoding.step(last)
+            length = len(drawn[open_rows[0]])
+            uniforms = torch.tensor([noise[row][length] for row in open_rows], dtype=torch.float64)
+            tokens, _ = choose(logits, uniforms.to(logits.device), config)
+            for place, row in enumerate(open_rows):
+                prefix = prefixes[rows[row][0]] if prefixes else ()
+                if length < len(prefix):
+                    tokens[place] = prefix[length]
+                elif length + 1 >= most[rows[row][0]]:
+                    tokens[place] = EOS_ID
+            own = logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1).tolist()
+            stays = []
+            for place, (row, token) in enumerate(zip(open_rows, tokens.tolist(), strict=True)):
+                totals[row] += own[place]
+                if token != EOS_ID:
+                    drawn[row].append(token)
+                    stays.append(place)
+            kept = torch.tensor(stays, dtype=torch.int64, device=logits.device)
+            open_rows = [open_rows[place] for place in stays]
+            last = tokens[kept]
+            if open_rows:
+                decoding.reorder(kept, kept)
+        for (i, _), ids, total in zip(rows, drawn, totals, strict=True):
+            results[i].append(
+                Hypothesis(ids, float(total / length_penalty(len(ids) + 1, search.length_penalty)), total)
+            )
+    return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in results]
 
 
 def _cut(ids: np.ndarray, room: int | None) -> np.ndarray:

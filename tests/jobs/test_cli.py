@@ -31,12 +31,34 @@ Examples:
   transloom jobs to=lab
 """,
     "translate --help": """
-usage: transloom translate <run or model folder> [file] [key=value | group=option] …
+usage: transloom translate <run or model folder>[+…] [file] [key=value | group=option] …
 
-Translate text with a trained model: lines in, lines out.
+Translate with a trained model: lines, a column of a table, XLIFF or TMX.
+
+Its own settings:
+  output=<file>          write there, whole or not at all; by default to standard output
+  workers=4              share a file's lines out over a Ray cluster, so many pieces at once; the same command goes on
+                         with a translation that was stopped
+  format=jsonl           an object a line: source, hypotheses with text and scores; text by default
+  n_best=5               that many hypotheses of the search, with format=jsonl
+  temperature=0.8        draw translations in place of searching; so do top_k=, top_p= and samples=
+  top_k=50               draw from so many of the likeliest tokens only
+  top_p=0.95             draw from the fewest tokens that together are so probable only
+  samples=5              drawn translations of a line, with format=jsonl
+  seed=1                 another one draws other translations; 0 by default
+  prefix='Sehr geehrte'  every translation begins with these words
+  terms=<file>           source term, tab, target term a line: the translation of what has the one has the other
+  align=true             which word is of which, from 0, as in 0-0 1-2: behind a tab, or in the object
+  split=sentences        translate sentence by sentence; long, the default: only lines that are too long for the model;
+                         never: those are cut
+  column=2               translate this column of a tab-separated table, by number or by name in its first line; the
+                         translation becomes the last column
+  prefix_column=3        the column that has what the line's translation begins with
+  source_language=en     of a TMX file; by default the model's, and likewise target_language=
 
 Groups: group=option takes a file of conf/<group>/; experiment= sets several at once.
-  decode  beam4 beam5 greedy
+  cluster  address gpu local
+  decode   beam4 beam5 greedy
 
 Usual settings:
   output_dir=<folder>  where everything is written and found
@@ -47,6 +69,9 @@ Reads the settings of: decode, output_dir; transloom help <name> has each.
 Examples:
   transloom translate my-run < text.en > text.de
   transloom translate outputs/runs/my-run/model text.en decode=greedy > text.de
+  transloom translate first+second text.en n_best=5 align=true format=jsonl output=text.jsonl
+  transloom translate my-run manual.xlf terms=terms.tsv output=manual.de.xlf
+  transloom translate my-run monolingual.en.zst temperature=1 output=synthetic.de workers=8 cluster.address=auto
 """,
     "ui --help": """
 usage: transloom ui [key=value | group=option] …

@@ -75,6 +75,14 @@ def test_a_model_that_copies_looks_at_the_token_it_writes(maps: AttentionMaps) -
     assert diagonal.max() > 4 / len(maps.source), "chance gives 1 / length"
 
 
+def test_a_model_that_copies_aligns_every_word_with_itself(translator: Translator) -> None:
+    random = np.random.default_rng(1)
+    lines = [" ".join(random.choice(WORDS, random.integers(4, 9), replace=False)) for _ in range(50)]
+    links = [link for links in translator.align(lines, lines) for link in links]
+    assert len(links) == sum(len(line.split()) for line in lines)
+    assert sum(source == target for source, target in links) > 0.98 * len(links)
+
+
 def test_labels_are_pieces_as_people_read_them(maps: AttentionMaps, translator: Translator) -> None:
     assert maps.source == ["Hund", "sieht", "Haus", "und", "läuft", "</s>"]
     assert maps.written == maps.source

@@ -1,55 +1,16 @@
 """Laws of beam search, on a language model small enough to enumerate."""
 
-import itertools
-
 import pytest
 import torch
+from table_decoding import BOS, EOS, VOCAB, TableDecoding, all_translations
 from torch import Tensor
 
-from transloom.pipeline.generate.beam import BeamConfig, beam_search, length_penalty
-
-VOCAB, BOS, EOS = 4, 2, 3
-
-
-class TableDecoding:
-    """Next-token logits looked up by (sentence, whole prefix): any model that a search could meet."""
-
-    def __init__(self, seed: int, sentences: int) -> None:
-        self.seed = seed
-        self.prefixes: list[tuple[int, tuple[int, ...]]] = [(i, ()) for i in range(sentences)]
-
-    def logits(self, sentence: int, prefix: tuple[int, ...]) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, sentence, prefix)) % 2**31)
-        return torch.randn(VOCAB, generator=generator) * 2
-
-    def step(self, tokens: Tensor) -> Tensor:
-        pairs = zip(self.prefixes, tokens.tolist(), strict=True)
-        self.prefixes = [(sentence, (*prefix, token)) for (sentence, prefix), token in pairs]
-        return torch.stack([self.logits(*one) for one in self.prefixes])
-
-    def reorder(self, rows: Tensor, sentences: Tensor | None) -> None:
-        self.prefixes = [self.prefixes[row] for row in rows.tolist()]
+from transloom.pipeline.generate.beam import BeamConfig, beam_search, n_best_search
 
 
 def search(seed: int, max_lengths: list[int], config: BeamConfig):
     decoding = TableDecoding(seed, len(max_lengths))
     return beam_search(decoding, torch.tensor(max_lengths), config, BOS, EOS)
-
-
-def exhaustive(seed: int, sentence: int, max_length: int, alpha: float) -> tuple[list[int], float]:
-    """Scores every sequence that ends in </s> within max_length tokens."""
-    model = TableDecoding(seed, 1)
-    found: list[tuple[float, list[int]]] = []
-    words = [token for token in range(VOCAB) if token != EOS]
-    for length in range(1, max_length + 1):
-        for said in itertools.product(words, repeat=length - 1):
-            total = sum(
-                model.logits(sentence, (BOS, *said[:i])).log_softmax(-1)[token].item()
-                for i, token in enumerate((*said, EOS))
-            )
-            found.append((total / length_penalty(length, alpha), list(said)))
-    score, tokens = max(found)
-    return tokens, score
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -58,9 +19,51 @@ def test_wide_enough_a_beam_equals_exhaustive_search(seed: int, alpha: float) ->
     max_lengths = [4, 2, 3]
     found = search(seed, max_lengths, BeamConfig(beam=VOCAB**4, length_penalty=alpha))
     for sentence, (hypothesis, max_length) in enumerate(zip(found, max_lengths, strict=True)):
-        tokens, score = exhaustive(seed, sentence, max_length, alpha)
+        score, tokens, log_probability = all_translations(seed, sentence, max_length, alpha)[0]
         assert hypothesis.tokens == tokens
         assert hypothesis.score == pytest.approx(score, abs=1e-5)
+        assert hypothesis.log_probability == pytest.approx(log_probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_the_n_best_are_the_first_of_all_translations(seed: int, alpha: float) -> None:
+    limits = [4, 1, 3]
+    config = BeamConfig(beam=VOCAB**4, length_penalty=alpha)
+    lists = n_best_search(TableDecoding(seed, 3), torch.tensor(limits), config, BOS, EOS, n_best=7)
+    for sentence, (hypotheses, limit) in enumerate(zip(lists, limits, strict=True)):
+        best = all_translations(seed, sentence, limit, alpha)[:7]
+        assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens, _ in best]
+        for hypothesis, (score, _, log_probability) in zip(hypotheses, best, strict=True):
+            assert hypothesis.score == pytest.approx(score, abs=1e-5)
+            assert hypothesis.log_probability == pytest.approx(log_probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_the_first_of_the_n_best_is_the_best_where_the_beam_is_narrow(beam: int) -> None:
+    limits = [6, 3, 8]
+    config = BeamConfig(beam=beam)
+    lists = n_best_search(TableDecoding(5, 3), torch.tensor(limits), config, BOS, EOS, n_best=beam)
+    for (first, *_), best in zip(lists, search(5, limits, config), strict=True):
+        assert first.score >= best.score - 1e-6  # a search for more goes on for longer
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_forced_prefix_comes_first_and_counts(seed: int) -> None:
+    limits, prefixes = [4, 3, 4], [[1, 0], [], [2]]
+    config = BeamConfig(beam=VOCAB**4)
+    lists = n_best_search(TableDecoding(seed, 3), torch.tensor(limits), config, BOS, EOS, 3, prefixes)
+    for sentence, hypotheses in enumerate(lists):
+        best = all_translations(seed, sentence, limits[sentence], 0.6, prefixes[sentence])[:3]
+        assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens, _ in best]
+        assert hypotheses[0].log_probability == pytest.approx(best[0][2], abs=1e-5)
+
+
+def test_a_narrow_beam_keeps_to_a_prefix() -> None:
+    for seed in range(5):
+        config = BeamConfig(beam=2)
+        ((best,),) = n_best_search(TableDecoding(seed, 1), torch.tensor([7]), config, BOS, EOS, 1, [[0, 1, 1, 0]])
+        assert best.tokens[:4] == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("seed", range(6))
