@@ -65,6 +65,18 @@ COMMANDS = {
             *("corpus.path", "cluster.num_workers", "batch.micro_tokens", "output_dir", "storage", "resume"),
         ),
     ),
+    "corpus": Command(
+        "clean a corpus of sentence pairs and show what it is like, before anything is trained",
+        reads=(
+            *("corpus", "cluster", "experiment"),
+            *("corpus.path", "cluster.num_workers", "output_dir"),
+        ),
+        examples=(
+            "corpus=multi30k_en_de corpus.path=../multi30k",
+            "corpus=text corpus.train.source=my.en corpus.train.target=my.de clean.drop_duplicates=true",
+            "corpus=sources 'corpus.train.sources=[{name: memory, files: my.tmx}]' clean.min_script=0.5",
+        ),
+    ),
     "train": Command(
         "prepare what is missing, then train; resume=<run> goes on with a run",
     ),

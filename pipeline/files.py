@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -77,6 +78,58 @@ def sealed_folder(folder: Path, is_kept: Callable[[], bool] = lambda: False) -> 
     finally:
         for left in (temporary, replaced):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def kept_work(temporary: Path) -> Iterator[Path]:
+    """Gives a folder for the parts of a stage that is being built, beside the stage's own. A kill leaves the folder,
+    and the next build of the same stage finds the parts in it. It is removed when the block ends, and after a UserError
+    or an error of the disk.
+
+    Where another process builds the same stage, the folder is one inside `temporary`, which nobody else finds.
+
+    Args:
+        temporary: the folder that `sealed_folder` gave.
+    """
+    work = temporary.with_name(f"{temporary.name.partition('.tmp-')[0]}.work")
+    lock = _lock(work)
+    if lock is None:
+        work = temporary / "work"
+        work.mkdir()
+    is_kept = False
+    try:
+        yield work
+    except (UserError, OSError):
+        raise
+    except BaseException:
+        is_kept = True
+        raise
+    finally:
+        if not is_kept:
+            shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(work: Path) -> int | None:
+    """Makes a folder and locks it; None where another process has it. Closing the descriptor gives the folder free."""
+    while True:
+        work.mkdir(exist_ok=True)
+        try:
+            lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # the process that had the folder has just removed it
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return None
+        os.close(lock)
 
 
 def _rename(source: Path, target: Path) -> bool:

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         with checked_session(config):
             prepared = prepare_stage(config)
     else:
-        print_cleaning(prepared)
+        print_cleaning(prepared, config.corpus)
     store_prepared(config.storage, prepared)
     baselines = corpus_baselines(config.task, prepared.corpus.manifest["counts"])
     print_prepared(prepared, selecting_metric(config.task, config.corpus), baselines)

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     config = configuration("run", argv)
     prepared = found_prepared(config)
     if prepared:
-        print_cleaning(prepared)
+        print_cleaning(prepared, config.corpus)
     done = done_before(config, prepared) if prepared else None
     seconds: dict[str, float | None] = dict.fromkeys(("corpus", "tokenizer", "shards", "train", "evaluate"))
     if done:

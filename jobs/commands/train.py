@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     refuse_missing_tokenizer(config)
     prepared = found_prepared(config)
     if prepared:
-        print_cleaning(prepared)
+        print_cleaning(prepared, config.corpus)
     with checked_session(config, import_trainer):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)

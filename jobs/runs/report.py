@@ -20,6 +20,8 @@ from transloom.jobs.runs.summary import use_of
 from transloom.jobs.runs.workspace import Run, locked, own_config, stage_folder
 from transloom.jobs.terminal.console import clock, console
 from transloom.model.build import architecture_of
+from transloom.pipeline.data.clean import EXAMPLES
+from transloom.pipeline.data.corpus import CorpusConfig, drawn_counts
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.prepare import Prepared, unit_of
 from transloom.pipeline.errors import UserError
@@ -82,6 +84,8 @@ def open_tracker(run: Run, prepared: Prepared, keep_status: bool = False) -> Ite
         unit = unit_of(counts)
         size = counts["splits"][split][unit]
         tracker.log_dataset(name, digest, str(prepared.corpus.folder), {unit: size}, context)
+    for name, columns in cleaning_tables(config, counts).items():
+        tracker.log_table(columns, name)
     threading.Thread(target=_tell_page, args=(run, tracker), name="mlflow-page", daemon=True).start()
     status = "FAILED"
     try:
@@ -175,6 +179,28 @@ def _cleaning(prepared: Prepared) -> dict[str, str]:
     if mix := counts.get(MIX):
         tags["corpus.mix"] = f"{counts['splits'][MIX]['pairs']} of {mix['read']} pairs to draw from"
     return tags
+
+
+def cleaning_tables(config: Config, counts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """What was left out and changed, with examples, and the sources of train: columns of tables, by their names.
+
+    Args:
+        counts: of the corpus's manifest.
+    """
+    tables: dict[str, dict[str, list[Any]]] = {}
+    rules = {**counts.get("dropped", {}), **counts.get("changed", {})}
+    if rules and all(isinstance(counts["examples"].get(rule, []), list) for rule in rules):
+        examples = [counts["examples"].get(rule, []) for rule in rules]
+        tables["cleaning"] = {"rule": list(rules), unit_of(counts): list(rules.values())} | {
+            f"example {i + 1}": [some[i] if i < len(some) else "" for some in examples] for i in range(EXAMPLES)
+        }
+    if (sources := counts.get("sources")) and isinstance(config.corpus, CorpusConfig):
+        columns = {"source": "name", "licence": "licence", "read": "read", "kept": "pairs"}
+        tables["sources"] = {title: [source[key] for source in sources] for title, key in columns.items()}
+        tables["sources"]["left out"] = [sum(source["dropped"].values()) for source in sources]
+        tables["sources"]["weight"] = [source.weight for source in config.corpus.train.parsed] or [1.0] * len(sources)
+        tables["sources"]["drawn an epoch"] = drawn_counts(config.corpus, counts)
+    return tables
 
 
 def code_revision() -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,11 @@ from transloom.jobs.runs.workspace import Run, stage_folder
 from transloom.jobs.terminal.console import clock, console, table
 from transloom.model.build import architecture_of
 from transloom.pipeline.data.clean import RULES, CleanConfig
+from transloom.pipeline.data.corpus import CorpusConfig, drawn_counts
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.prepare import Prepared, unit_of
 from transloom.pipeline.data.prompts import PromptsConfig, Template
-from transloom.pipeline.files import MANIFEST, read_json
+from transloom.pipeline.files import MANIFEST, Stage, read_json
 from transloom.pipeline.processor import processor_name
 from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, CURVES_FILE, FIGURES_FOLDER, MODEL_FOLDER
 from transloom.pipeline.tasks.build import TaskName, selecting_metric, token_columns
@@ -54,10 +55,26 @@ def print_prepared(prepared: Prepared, metric: Metric, baselines: Mapping[str, M
 LARGE_SHARE = 0.05
 
 
-def print_cleaning(prepared: Prepared) -> None:
+def print_cleaning(prepared: Prepared, corpus: Any = None) -> None:
+    """As `print_cleaning_of`, with a warning of a tokenizer that changes documents."""
+    print_cleaning_of(prepared.corpus, corpus)
+    shards = prepared.shards.manifest["counts"]
+    changed = sum(split.get("changed", 0) for split in shards["splits"].values())
+    if changed and unit_of(prepared.corpus.manifest["counts"]) == "documents":
+        console.print(
+            f"\nwarning: {changed:,} documents do not come back from their tokens as they were, such as "
+            f"{shards['changed_example']!r}: bits per byte are not those of the text. Take another tokenizer"
+        )
+
+
+def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
     """Prints how many training pairs or documents were read, held out and left out, by rule, with an example of each,
-    and a warning for a large share. Prints nothing for a corpus prepared before these counts were recorded."""
-    manifest = prepared.corpus.manifest
+    and a warning for a large share. Prints nothing for a corpus prepared before these counts were recorded.
+
+    Args:
+        corpus: its settings, which say how often an epoch draws from the sources of pairs.
+    """
+    manifest = stage.manifest
     counts = manifest["counts"]
     settings = dataclasses.asdict(CleanConfig()) | manifest["config"].get("clean", {})
     if "read" not in counts:
@@ -69,25 +86,31 @@ def print_cleaning(prepared: Prepared) -> None:
     held_out = counts["held_out"]
     parts += [f"{held_out[split]:,} held out for {split}" for split in ("validation", "test") if split in held_out]
     console.print(f"Cleaned     {read:,} training {unit} read: {', '.join(parts)}")
+    if sources := counts.get("sources"):
+        print_sources(sources, drawn_counts(corpus, counts) if isinstance(corpus, CorpusConfig) else None)
     if mix := counts.get(MIX):
         kept = counts["splits"][MIX]["pairs"]
         console.print(f"Mixed in    {mix['read']:,} pairs read: {kept:,} kept, {mix['read'] - kept:,} left out")
+    changed = counts.get("changed", {})
     rows = [
         [
-            rule,
+            f"{rule} (changed)" if rule in changed else rule,
             f"{number:,}",
             " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES.get(rule, ()) if key in settings),
         ]
-        for rule, number in sorted(dropped.items(), key=lambda item: -item[1])
+        for rule, number in sorted((*dropped.items(), *changed.items()), key=lambda item: -item[1])
     ]
     if rows:
         console.print(table("\nLeft out", ["rule", unit, "setting"], rows, right=(1,)))
         console.print("\nExamples", style="bold")
-        for rule, _, _ in rows:
-            console.print(f"  {rule}: {counts['examples'][rule]}")
-    unasked = left_out - dropped.get("duplicate", 0)
+        for rule in (row[0].removesuffix(" (changed)") for row in rows):
+            examples = counts["examples"][rule]
+            for example in [examples] if isinstance(examples, str) else examples:  # older manifests have a single one
+                console.print(f"  {rule}: {example}")
+    asked = ("duplicate", "near_duplicate")
+    unasked = left_out - sum(dropped.get(rule, 0) for rule in asked)
     if unasked > LARGE_SHARE * read:
-        rule = max(dropped.keys() - {"duplicate"}, key=lambda name: dropped[name])
+        rule = max(dropped.keys() - set(asked), key=lambda name: dropped[name])
         question = (
             "are validation and test parts of train, or does train repeat itself?"
             if rule == "contaminated"
@@ -96,13 +119,6 @@ def print_cleaning(prepared: Prepared) -> None:
         console.print(
             f"\nwarning: {unasked / read:.1%} of the training {unit} were left out, most by {rule}. Look at the "
             f"examples{f': {question}' if unit == 'pairs' else ''}"
-        )
-    shards = prepared.shards.manifest["counts"]
-    changed = sum(split.get("changed", 0) for split in shards["splits"].values())
-    if changed and unit == "documents":
-        console.print(
-            f"\nwarning: {changed:,} documents do not come back from their tokens as they were, such as "
-            f"{shards['changed_example']!r}: bits per byte are not those of the text. Take another tokenizer"
         )
     if kept := counts.get("contaminated", 0) - dropped.get("contaminated", 0):
         console.print(
@@ -114,6 +130,29 @@ def print_cleaning(prepared: Prepared) -> None:
             f"\n{shared:,} of the {counts['splits']['test']['pairs']:,} test pairs have a sentence that stands in "
             "validation, too: the choice of settings by validation has seen them"
         )
+
+
+def print_sources(sources: Sequence[Mapping[str, Any]], drawn: Sequence[int] | None = None) -> None:
+    """Prints the counts of each source of train.
+
+    Args:
+        drawn: how many pairs of each an epoch draws; None: leave them out.
+    """
+    rows = []
+    for place, source in enumerate(sources):
+        counts = [source["read"], source["pairs"], source["held_out"], sum(source["dropped"].values())]
+        counts += [] if drawn is None else [drawn[place]]
+        rows.append([source["name"], *(f"{count:,}" for count in counts), source["licence"] or ""])
+    heads = [
+        "source",
+        "read",
+        "kept",
+        "held out",
+        "left out",
+        *([] if drawn is None else ["drawn an epoch"]),
+        "licence",
+    ]
+    console.print(table("\nSources", heads, rows, right=tuple(range(1, len(heads) - 1))))
 
 
 def _counts(run: Run) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def identity(config: Config, prepared: Prepared) -> str:
         settings["train"] |= {"initial": weights or config.train.initial}
     if isinstance(config.corpus, CorpusConfig) and config.corpus.mix.share:  # the shards have all pairs to draw from
         settings["mix_share"] = config.corpus.mix.share
+    if isinstance(config.corpus, CorpusConfig) and config.corpus.weights:
+        settings["drawn_by"] = [*config.corpus.weights, config.corpus.temperature]
     settings["cluster"] = {
         key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
     }

@@ -5,7 +5,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from transloom.jobs.terminal.printable import printable, printable_word
 from transloom.pipeline.files import read_json
+from transloom.pipeline.progress import Progress
 from transloom.pipeline.secrets import redacted
 from transloom.pipeline.tasks.task import Metric
 
@@ -104,16 +105,17 @@ def begin_stage(name: str) -> None:
     console.print(f"Stage: {name}")
 
 
-def counter(status: StatusLine) -> Callable[[str, int, int], None]:
+def counter(status: StatusLine) -> Progress:
     """A `progress(what, done, total)` with rate and remaining time."""
     started: dict[str, float] = {}
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int, note: str = "") -> None:
         elapsed = time.monotonic() - started.setdefault(what, time.monotonic())
         rate = done / elapsed if elapsed > 0.1 else 0.0
         text = f"  {what}: {done:,}" + (f" of {total:,}" if total else "")
         if rate:
             text += f"   {rate:,.0f}/s" + (f"   ETA {clock((total - done) / rate)}" if total else "")
+        text += f"   {note}" if note else ""
         status.show(text)
 
     return progress

@@ -74,7 +74,7 @@ def prepare_stage(config: Config) -> Prepared:
         prepared = prepare_data(local, output_dir(config), map_over_cluster, counter(status))
     finally:
         status.clear()
-    print_cleaning(prepared)
+    print_cleaning(prepared, config.corpus)
     return prepared
 
 

@@ -1,48 +1,84 @@
-"""Reads sentence pairs from the embedded phrasebook, two text files, or a data set of the `datasets` library."""
+"""A parallel corpus: its settings, its pairs, and those of train that are held out for validation and test."""
 
 import glob
 import heapq
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transloom.pipeline.data.formats import refuse_other_formats
-from transloom.pipeline.data.hub import cell, load_rows
-from transloom.pipeline.data.lines import MAX_LINE_BYTES, count_lines, existing_file, read_lines
+from transloom.pipeline.data.mix import draw_counts
 from transloom.pipeline.data.overlap import Sides, pair_hash
 from transloom.pipeline.data.pairs import SentencePair
+from transloom.pipeline.data.portions import (
+    Portion,
+    Unreadable,
+    map_portions,
+    portion_pairs,
+    refuse,
+    row_portions,
+    source_portions,
+)
+from transloom.pipeline.data.sources import (
+    Row,
+    Source,
+    SourceConfig,
+    as_settings,
+    count_source,
+    fingerprint,
+    open_source,
+    parse_sources,
+    refuse_wrong_source,
+    with_absolute_sources,
+)
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import absolute_path, sha256_file
+from transloom.pipeline.progress import MapTasks
 
 SPLITS = ("train", "validation", "test")
 
 
 class CorpusKind(Enum):
-    """Embedded phrases, two text files of equally many lines, or a data set by name."""
+    """Embedded phrases, two text files of equally many lines, a data set by name, or sources of any format."""
 
     phrasebook = "phrasebook"
     text = "text"
     dataset = "dataset"
+    sources = "sources"
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """The source of a split: two text files, or the name of a split of a data set.
+    """The source of a split: two text files, the name of a split of a data set, or a list of sources.
 
     Attributes:
         source: a text file of source sentences, a line each, plain or compressed (.gz, .xz, .zst).
         target: the text file of their translations, line for line.
         split: the name of a split of the data set.
+        sources: a list of sources, each with the fields of `SourceConfig`.
+
+    Raises:
+        ValueError: a source can't be read, naming its field.
     """
 
     source: str | None = None
     target: str | None = None
     split: str | None = None
+    sources: Any = None
+
+    def __post_init__(self) -> None:
+        if self.sources and self.source is not None:
+            raise ValueError("sources: give the files as one of the sources, or as source and target, not both")
+        _ = self.parsed
+
+    @property
+    def parsed(self) -> tuple[SourceConfig, ...]:
+        """The list of sources."""
+        return parse_sources(self.sources)
 
 
 @dataclass(frozen=True)
@@ -79,7 +115,8 @@ class CorpusConfig:
     """A parallel corpus.
 
     Attributes:
-        kind: the embedded phrasebook, two text files a split, or a data set of the `datasets` library.
+        kind: the embedded phrasebook, two text files a split, a list of sources, or a data set of the `datasets`
+            library.
         name: of the corpus; part of folders' names and of the run's.
         source_language: the code of the language that is translated from.
         target_language: the code of the language that is translated to; it also chooses BLEU's tokenizer.
@@ -93,6 +130,10 @@ class CorpusConfig:
         held_out: pairs that are taken out of train for each of validation and test that has no data of its own.
         phrasebook_pairs: for kind phrasebook: how many pairs are made.
         published_pairs: the published number of training pairs, for plans without the corpus at hand.
+        mix: what is mixed into train.
+        temperature: T: sources are drawn in proportion to weight times size to the power of 1/T; see `mix.py`.
+        language_tags: whether each source sentence begins with the tag of its target language, <2de>, for a model of
+            several target languages.
 
     Raises:
         ValueError: if the source of the pairs is missing, naming the field.
@@ -116,8 +157,12 @@ class CorpusConfig:
     phrasebook_pairs: int = 40_000
     published_pairs: int | None = None
     mix: MixConfig = field(default_factory=MixConfig)
+    temperature: float = 1.0
+    language_tags: bool = False
 
     def __post_init__(self) -> None:
+        if not self.temperature >= 1.0:
+            raise ValueError(f"temperature: must be at least 1, not {self.temperature}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name: becomes part of a folder's name: letters, digits, . _ - only, not {self.name!r}")
         for name in ("held_out", "phrasebook_pairs", "published_pairs"):
@@ -125,47 +170,63 @@ class CorpusConfig:
                 raise ValueError(f"{name}: must be at least 1, not {count}")
         if self.kind is CorpusKind.dataset and self.path is None and self.dataset is None:
             raise ValueError("dataset: the name of a data set is missing (or path: a folder with its text files)")
+        if self.kind is not CorpusKind.sources:
+            for name in SPLITS:
+                if getattr(self, name).sources:
+                    raise ValueError(f"{name}.sources: a list of sources needs corpus.kind=sources (corpus=sources)")
         if self.kind is CorpusKind.phrasebook:
             return
         for name in SPLITS:
             split: SplitConfig = getattr(self, name)
+            for place, source in enumerate(split.parsed if name != "train" else ()):
+                if source.weight != 1.0:
+                    raise ValueError(f"{name}.sources[{place}].weight: only sources of train are drawn by weight")
             if self.reads_text and (split.source is None) != (split.target is None):
                 raise ValueError(f"{name}: source and target go together, and one of them is missing")
         if not self.has_own_data("train"):
-            raise ValueError(f"train: {'source and target' if self.reads_text else 'split'} must be set")
+            what = "sources" if self.kind is CorpusKind.sources else "source and target" if self.reads_text else "split"
+            raise ValueError(f"train: {what} must be set")
+        if self.train.sources and not any(source.weight for source in self.train.parsed):
+            raise ValueError("train.sources: every weight is 0, so nothing would be drawn")
 
     @property
     def paths(self) -> dict[str, str]:
         """Every file, folder and address by its setting's name."""
-        paths = {"corpus.path": self.path}
-        paths |= {f"corpus.data_files.{name}": file for name, file in self.data_files.items()}
+        of_splits: dict[str, str | None] = {}
         for name in SPLITS:
             split: SplitConfig = getattr(self, name)
-            paths |= {f"corpus.{name}.source": split.source, f"corpus.{name}.target": split.target}
-        has_own = (
-            self.kind is CorpusKind.text and self.path is None
-        )  # with a path, the splits' files are in that folder
-        own = {
-            key: path
-            for key, path in paths.items()
-            if path is not None and (has_own or not key.endswith((".source", ".target")) or "://" in path)
-        }
+            of_splits |= {f"corpus.{name}.source": split.source, f"corpus.{name}.target": split.target}
+            for place, source in enumerate(split.parsed):
+                key = f"corpus.{name}.sources[{place}]"
+                of_splits |= {f"{key}.source": source.source, f"{key}.target": source.target}
+                of_splits |= {f"{key}.files[{i}]": pattern for i, pattern in enumerate(source.patterns)}
+        # With a path, the splits' files are in that folder.
+        has_own = self.kind in (CorpusKind.text, CorpusKind.sources) and self.path is None
+        own = {key: path for key, path in of_splits.items() if path is not None and (has_own or "://" in path)}
+        own |= {} if self.path is None else {"corpus.path": self.path}
+        own |= {f"corpus.data_files.{name}": file for name, file in self.data_files.items()}
         mix = {"corpus.mix.source": self.mix.source, "corpus.mix.target": self.mix.target}
         return own | {key: path for key, path in mix.items() if path is not None}
 
     @property
     def is_from_hub(self) -> bool:
         """Whether the data come from a hub of data sets."""
+        if self.kind is CorpusKind.sources:
+            return any(
+                source.dataset and not source.data_files for name in SPLITS for source in getattr(self, name).parsed
+            )
         return self.kind is CorpusKind.dataset and self.path is None and not self.data_files
 
     def with_absolute_paths(self) -> "CorpusConfig":
         """The configuration with paths made absolute (from the working directory), and ~ expanded."""
-        change = absolute_path if self.kind is CorpusKind.text and self.path is None else os.path.expanduser
+        is_own = self.kind in (CorpusKind.text, CorpusKind.sources) and self.path is None
+        change = absolute_path if is_own else os.path.expanduser
         splits: dict[str, Any] = {}
         for name in SPLITS:
             split: SplitConfig = getattr(self, name)
             source, target = (side and change(side) for side in (split.source, split.target))
-            splits[name] = SplitConfig(source, target, split.split)
+            sources = with_absolute_sources(split.parsed, self.path)
+            splits[name] = replace(split, source=source, target=target, sources=as_settings(sources))
         files = {name: absolute_path(file) for name, file in self.data_files.items()}
         mix = replace(
             self.mix,
@@ -184,31 +245,101 @@ class CorpusConfig:
 
     @property
     def reads_text(self) -> bool:
+        """Whether a split is two text files."""
         return self.kind is CorpusKind.text or (self.kind is CorpusKind.dataset and self.path is not None)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each source of train; none where each pair is drawn once an epoch."""
+        weights = tuple(source.weight for source in self.train.parsed)
+        return weights if self.temperature != 1.0 or any(weight != 1.0 for weight in weights) else ()
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        return self.source_language, self.target_language
 
     def has_own_data(self, split: str) -> bool:
         """Whether the split has data of its own, rather than pairs held out of train."""
         if self.kind is CorpusKind.phrasebook:
             return True
         where: SplitConfig = getattr(self, split)
+        if self.kind is CorpusKind.sources:
+            return where.source is not None or bool(where.sources)
         return where.source is not None if self.reads_text else where.split is not None
 
 
-class _Unreadable(ValueError):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+def split_sources(config: CorpusConfig, split: str) -> list[Source]:
+    """The sources of a split with data of its own, their files known; none of the phrasebook.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    if config.kind is CorpusKind.phrasebook:
+        return []
+    where: SplitConfig = getattr(config, split)
+    key, languages = f"corpus.{split}", config.languages
+    if where.sources:
+        return [
+            open_source(source, f"{key}.sources[{place}]", languages, config.path)
+            for place, source in enumerate(where.parsed)
+        ]
+    if config.kind is not CorpusKind.dataset or config.path is not None:
+        text = SourceConfig(config.name, source=where.source, target=where.target)
+        return [open_source(text, key, languages, config.path, is_named=False)]
+    hub = SourceConfig(
+        config.name,
+        source_column=config.source_column,
+        target_column=config.target_column,
+        dataset=config.dataset,
+        dataset_config=config.dataset_config,
+        revision=config.revision,
+        split=where.split,
+        data_files=config.data_files,
+    )
+    return [open_source(hub, "corpus", languages)]
 
 
-def refuse(reason: str, message: str) -> None:
-    """The default handling of a pair that can't be read: stop with a UserError."""
-    raise UserError(f"{message} Mend the corpus there.")
+def drawn_counts(config: CorpusConfig, counts: Mapping[str, Any]) -> list[int]:
+    """How many pairs of each source of train an epoch draws.
+
+    Args:
+        counts: of the corpus's manifest.
+    """
+    sizes = [source["pairs"] for source in counts["sources"]]
+    return draw_counts(sizes, config.weights, config.temperature) if config.weights else sizes
+
+
+def source_tags(config: CorpusConfig, split: str) -> tuple[str, ...]:
+    """The tag that begins the source sentences of each source of a split: <2de>; none without language_tags."""
+    if not config.language_tags:
+        return ()
+    where: SplitConfig = getattr(config, split)
+    sources = where.parsed or ((None,) if where.source is not None or config.kind is not CorpusKind.sources else ())
+    return tuple(f"<2{(source and source.target_language) or config.target_language}>" for source in sources)
+
+
+def _tagged(pair: SentencePair, tags: tuple[str, ...], source: int) -> SentencePair:
+    return SentencePair(f"{tags[source]} {pair.source}", pair.target) if tags else pair
+
+
+def split_portions(config: CorpusConfig, split: str) -> Iterator[Portion]:
+    """The rows of a split with data of its own in portions, which are read independently of each other."""
+    if config.kind is CorpusKind.phrasebook:
+        from transloom.pipeline.phrasebook import phrasebook_pairs
+
+        count = count_pairs(config, split)
+        pairs = phrasebook_pairs(*config.languages, split, count)
+        rows = (Row(f"pair {i}", one.encode(), other.encode()) for i, (one, other) in enumerate(pairs, 1))
+        yield from row_portions(rows, 0, "pair ", config.languages)
+        return
+    for place, source in enumerate(split_sources(config, split)):
+        yield from source_portions(source, place)
 
 
 def read_pairs(
     config: CorpusConfig,
     split: str,
-    unreadable: Callable[[str, str], None] = refuse,
+    unreadable: Unreadable = refuse,
     held_out: dict[str, list[SentencePair]] | None = None,
 ) -> Iterator[SentencePair]:
     """Streams the pairs of "train", "validation" or "test", in the corpus's order, texts unchanged.
@@ -231,10 +362,26 @@ def read_pairs(
     yield from (pair for _, pair in read_own(config, split, unreadable) if split != "train" or not taken.share(pair))
 
 
-def held_out_pairs(
-    config: CorpusConfig, unreadable: Callable[[str, str], None] = refuse
-) -> dict[str, list[SentencePair]]:
-    """Pairs of train that are held out for validation or test, where these have no data of their own.
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs of train that are held out.
+
+    Attributes:
+        pairs: by split.
+        rows: the places of these pairs: of each portion of train, by its number, the numbers of the rows.
+    """
+
+    pairs: dict[str, list[SentencePair]]
+    rows: dict[int, frozenset[int]]
+
+
+def held_out_pairs(config: CorpusConfig, unreadable: Unreadable = refuse) -> dict[str, list[SentencePair]]:
+    """The pairs of `hold_out`."""
+    return hold_out(config, unreadable).pairs
+
+
+def hold_out(config: CorpusConfig, unreadable: Unreadable = refuse, map_tasks: MapTasks = map) -> HeldOut:
+    """Chooses pairs of train for validation or test, where these have no data of their own.
 
     The pairs with the smallest hashes are held out, so the choice does not depend on the corpus's order. No two of them
     share a sentence. So at least half of the different pairs are left when all pairs that share a sentence with them
@@ -245,18 +392,26 @@ def held_out_pairs(
     """
     lacking = [split for split in ("validation", "test") if not config.has_own_data(split)]
     if not lacking:
-        return {}
+        return HeldOut({}, {})
     wanted = config.held_out * len(lacking)
     for size in (4 * wanted, 16 * wanted, 64 * wanted):  # larger only if many pairs share sentences
-        candidates, usable = _smallest_hashes(config, size, unreadable)
-        apart: list[SentencePair] = []
+        candidates, usable = _smallest_hashes(config, size, unreadable, map_tasks)
+        apart: list[_Candidate] = []
         sides = Sides()
-        for pair in candidates:
-            if not sides.share(pair):
-                sides.add(pair)
-                apart.append(pair)
+        for candidate in candidates:
+            if not sides.share(candidate.pair):
+                sides.add(candidate.pair)
+                apart.append(candidate)
         if len(apart) >= 2 * wanted:
-            return {split: apart[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)}
+            rows: dict[int, set[int]] = {}
+            for candidate in apart[:wanted]:
+                rows.setdefault(candidate.portion, set()).add(candidate.row)
+            tags = source_tags(config, "train")
+            pairs = [_tagged(candidate.pair, tags, candidate.source) for candidate in apart]
+            return HeldOut(
+                {split: pairs[i * config.held_out : (i + 1) * config.held_out] for i, split in enumerate(lacking)},
+                {portion: frozenset(numbers) for portion, numbers in rows.items()},
+            )
         if len(candidates) < size:
             break
     if not usable:
@@ -275,25 +430,60 @@ def _where(config: CorpusConfig) -> str:
     """The files of train, or the data set."""
     if config.reads_text:
         return " and ".join(map(str, text_files(config, "train")))
+    if config.kind is CorpusKind.sources:
+        return "corpus.train"
     return config.data_files.get(config.train.split or "", config.dataset or config.name)
 
 
+class _Candidate(NamedTuple):
+    """A pair that may be held out, and the place where it stands first."""
+
+    digest: int
+    portion: int
+    row: int
+    source: int
+    pair: SentencePair
+
+
 def _smallest_hashes(
-    config: CorpusConfig, size: int, unreadable: Callable[[str, str], None]
-) -> tuple[list[SentencePair], int]:
+    config: CorpusConfig, size: int, unreadable: Unreadable, map_tasks: MapTasks
+) -> tuple[list[_Candidate], int]:
     """The `size` different pairs of train with the smallest hashes, in the hashes' order, and the number of pairs that
     are not empty."""
-    chosen: dict[int, SentencePair] = {}
+    chosen: list[_Candidate] = []
+    usable = 0
+    tasks = (_CandidatesTask(portion, size, unreadable) for portion in split_portions(config, "train"))
+    for number, (candidates, count) in enumerate(map_portions(_smallest_of_portion, tasks, map_tasks)):
+        usable += count
+        chosen += [candidate._replace(portion=number) for candidate in candidates]
+        chosen.sort()
+        chosen = [one for i, one in enumerate(chosen) if i == 0 or chosen[i - 1].digest != one.digest][:size]
+    return chosen, usable
+
+
+@dataclass(frozen=True)
+class _CandidatesTask:
+    """The arguments of `_smallest_hashes`, for one portion."""
+
+    portion: Portion
+    size: int
+    unreadable: Unreadable
+
+
+def _smallest_of_portion(task: _CandidatesTask) -> tuple[list[_Candidate], int]:
+    """As `_smallest_hashes`, of one portion, whose number is still 0."""
+    portion, size = task.portion, task.size
+    chosen: dict[int, _Candidate] = {}
     largest: list[int] = []  # a heap of the chosen hashes, negated: the largest one first
     usable = 0
-    for _, pair in read_own(config, "train", unreadable):
+    for number, _, pair in portion_pairs(portion, task.unreadable):
         if not pair.source.strip() or not pair.target.strip():
             continue
         usable += 1
         digest = pair_hash(pair)
         if digest in chosen or (len(chosen) == size and digest > -largest[0]):
             continue
-        chosen[digest] = pair
+        chosen[digest] = _Candidate(digest, 0, number, portion.source, pair)
         heapq.heappush(largest, -digest)
         if len(chosen) > size:
             del chosen[-heapq.heappop(largest)]
@@ -322,12 +512,13 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, str]:
         languages = f"{config.source_language}-{config.target_language}"
         counts = f"{config.phrasebook_pairs} and {config.held_out} pairs"
         return {"phrasebook": f"{phrasebook_version()}, {languages}, {counts}"}
-    if config.reads_text:
-        return {
-            f"{split}.{side}": sha256_file(path)
-            for split in SPLITS
-            if config.has_own_data(split)
-            for side, path in zip(("source", "target"), text_files(config, split), strict=True)
+    if config.reads_text or config.kind is CorpusKind.sources:
+        tags = {"language_tags": "yes"} if config.language_tags else {}
+        return tags | {
+            name: value
+            for split in filter(config.has_own_data, SPLITS)
+            for place, source in enumerate(split_sources(config, split))
+            for name, value in fingerprint(source, split if source.short_places else f"{split}.{place}").items()
         }
     identity = {"dataset": config.dataset, "config": config.dataset_config, "revision": config.revision}
     identity |= {f"{split}.split": getattr(config, split).split for split in SPLITS}
@@ -351,16 +542,8 @@ def count_pairs(config: CorpusConfig, split: str) -> int:
         return config.held_out
     if config.kind is CorpusKind.phrasebook:
         return config.phrasebook_pairs if split == "train" else config.held_out
-    if not config.reads_text:
-        return 0
-    source_file, target_file = text_files(config, split)
-    source_lines, target_lines = count_lines(source_file), count_lines(target_file)
-    if source_lines != target_lines:
-        raise UserError(
-            f"corpus.{split}: the two sides must have equally many lines, "
-            f"but {source_file} has {source_lines} and {target_file} has {target_lines}."
-        )
-    return source_lines
+    counts = [count_source(source) for source in split_sources(config, split)]
+    return sum(counts) if all(counts) else 0
 
 
 def count_mix(config: CorpusConfig) -> int:
@@ -371,11 +554,11 @@ def count_mix(config: CorpusConfig) -> int:
     return 0
 
 
-def read_mix(config: CorpusConfig, unreadable: Callable[[str, str], None]) -> Iterator[tuple[str, SentencePair]]:
-    """`read_own` of the corpus to mix in."""
+def mix_portions(config: CorpusConfig) -> Iterator[Portion]:
+    """`split_portions` of the corpus to mix in."""
     assert config.mixed_in is not None
     with _of_mix():
-        yield from read_own(config.mixed_in, "train", unreadable)
+        yield from split_portions(config.mixed_in, "train")
 
 
 def refuse_wrong_files(config: CorpusConfig) -> None:
@@ -388,67 +571,23 @@ def refuse_wrong_files(config: CorpusConfig) -> None:
         with _of_mix():
             refuse_wrong_files(other)
     is_same_language = config.source_language == config.target_language
-    if config.reads_text:
+    if config.reads_text or config.kind is CorpusKind.sources:
         for split in filter(config.has_own_data, SPLITS):
-            try:
-                refuse_other_formats(*text_files(config, split), is_same_language)
-            except UserError as error:
-                place = "" if str(error).startswith("corpus.") else f"corpus.{split}: "
-                raise UserError(f"{place}{error}") from None
+            for source in split_sources(config, split):
+                refuse_wrong_source(source)
     elif config.kind is CorpusKind.dataset and config.source_column == config.target_column and not is_same_language:
         raise UserError(
             f"corpus.target_column: {config.target_column} is corpus.source_column, too: nothing would be translated"
         )
 
 
-class _Row(NamedTuple):
-    """A pair as read, with its place for an example and each side's place for a message."""
-
-    place: str
-    source_place: str
-    source: bytes
-    target_place: str
-    target: bytes
-
-
-def read_own(
-    config: CorpusConfig, split: str, unreadable: Callable[[str, str], None] = refuse
-) -> Iterator[tuple[str, SentencePair]]:
+def read_own(config: CorpusConfig, split: str, unreadable: Unreadable = refuse) -> Iterator[tuple[str, SentencePair]]:
     """Streams (place, pair) of a split with data of its own, held-out pairs included; see `read_pairs`."""
-    match config:
-        case CorpusConfig(kind=CorpusKind.phrasebook):
-            from transloom.pipeline.phrasebook import phrasebook_pairs
-
-            count = count_pairs(config, split)
-            pairs = phrasebook_pairs(config.source_language, config.target_language, split, count)
-            return ((f"pair {number}", pair) for number, pair in enumerate(pairs, 1))
-        case CorpusConfig(reads_text=True):
-            return _readable(_text_rows(config, split), unreadable)
-        case _:
-            return _readable(_dataset_rows(config, split), unreadable)
-
-
-def _readable(rows: Iterable[_Row], unreadable: Callable[[str, str], None]) -> Iterator[tuple[str, SentencePair]]:
-    for row in rows:
-        try:
-            pair = SentencePair(_decode(row.source_place, row.source), _decode(row.target_place, row.target))
-        except _Unreadable as fault:
-            unreadable(fault.reason, str(fault))
-        else:
-            yield row.place, pair
-
-
-def _decode(place: str, text: bytes) -> str:
-    if len(text) > MAX_LINE_BYTES:
-        raise _Unreadable("too_long", f"{place}: longer than {MAX_LINE_BYTES} bytes, which is no sentence.")
-    if b"\0" in text:
-        raise _Unreadable("nul", f"{place}: a NUL byte at byte {text.index(0) + 1} of the line: this is not text.")
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        byte = text[error.start]
-        message = f"{place}: byte {error.start + 1} of the line (0x{byte:02x}) is not valid UTF-8."
-        raise _Unreadable("invalid_utf8", message) from None
+    count_pairs(config, split)  # refuses unequal sides before any work is done
+    tags = source_tags(config, split) if split != "train" else ()  # those of train are added when it is cleaned
+    for portion in split_portions(config, split):
+        for _, place, pair in portion_pairs(portion, unreadable):
+            yield place, _tagged(pair, tags, portion.source)
 
 
 def text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
@@ -457,36 +596,5 @@ def text_files(config: CorpusConfig, split: str) -> tuple[Path, Path]:
     Raises:
         UserError: a file is missing.
     """
-    where: SplitConfig = getattr(config, split)
-    files = []
-    for side in ("source", "target"):
-        try:
-            files.append(existing_file(Path(config.path or "", getattr(where, side))))
-        except UserError as error:
-            hint = "corpus.path=<folder>" if config.path is not None else f"corpus.{split}.{side}=<file>"
-            raise UserError(f"corpus.{split}.{side}: {error}. Set {hint} to where it is.") from None
-    return files[0], files[1]
-
-
-def _text_rows(config: CorpusConfig, split: str) -> Iterator[_Row]:
-    count_pairs(config, split)  # refuses unequal sides before any work is done
-    source_file, target_file = text_files(config, split)
-    lines = zip(read_lines(source_file), read_lines(target_file), strict=True)
-    for number, (source, target) in enumerate(lines, start=1):
-        place = f"line {number}"
-        yield _Row(place, f"{source_file} {place}", source, f"{target_file} {place}", target)
-
-
-def _dataset_rows(config: CorpusConfig, split: str) -> Iterator[_Row]:
-    assert config.dataset is not None
-    split_name = getattr(config, split).split
-    rows = load_rows(config.dataset, config.dataset_config, split_name, config.revision, config.data_files or None)
-    for place, row in rows:
-        full = place if " line " in place else f"{config.dataset} {split_name} {place}"
-        yield _Row(
-            place.rpartition("/")[2],
-            f"{full}, {config.source_column}",
-            cell(row, config.source_column, "corpus.source_column", full),
-            f"{full}, {config.target_column}",
-            cell(row, config.target_column, "corpus.target_column", full),
-        )
+    (source,) = split_sources(config, split)
+    return source.sides[0]

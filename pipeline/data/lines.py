@@ -6,8 +6,11 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from transloom.pipeline.errors import UserError
 
@@ -104,6 +107,21 @@ def count_lines(path: Path) -> int:
     return lines + (last != b"\n")
 
 
+def line_cuts(path: Path, every: int) -> Iterator[int]:
+    """The byte offsets in a plain file at which lines `every`, 2 `every`, … (from 0) begin. A last line without a line
+    feed is a line; no offset is the file's end."""
+    size, start, lines = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            count = block.count(b"\n")
+            if lines + count >= every:
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+                cuts = (start + int(ends[i]) for i in range(every - lines - 1, count, every))
+                yield from (cut for cut in cuts if cut < size)
+            lines = (lines + count) % every
+            start += len(block)
+
+
 def read_lines(path: Path) -> Iterator[bytes]:
     """Yields each line without its line feed, one carriage return before it, and the byte order mark of the file.
 
@@ -111,16 +129,26 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Of a line longer than MAX_LINE_BYTES only the first MAX_LINE_BYTES + 1 bytes are yielded.
     """
     with open_text(path) as file:
-        at_start = True
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield line
-            else:
-                line = line.removesuffix(b"\n").removesuffix(b"\r")
-                yield line.removeprefix(BOM) if at_start else line
-            at_start = False
+        yield from _lines_from(file, at_start=True)
+
+
+def read_lines_at(path: Path, offset: int, count: int) -> Iterator[bytes]:
+    """As `read_lines`, `count` lines of a plain file, the first of which begins at the byte `offset`."""
+    with open_text(path) as file:
+        file.seek(offset)
+        yield from islice(_lines_from(file, at_start=offset == 0), count)
+
+
+def _lines_from(file: IO[bytes], at_start: bool) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield line
+        else:
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            yield line.removeprefix(BOM) if at_start else line
+        at_start = False
 
 
 def stream_lines(stream: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,9 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ from transloom.pipeline.data.pairs import SentencePair
 
 def spaces_alike(text: str) -> str:
     """The text with one space for each run of Unicode white space, such as a no-break space; for comparisons."""
+    if text.isprintable() and "  " not in text and text.strip() == text:  # no other white space is printable
+        return text
     return " ".join(text.split())
+
+
+def bare_words(text: str) -> str:
+    """The text without case, digits, punctuation, accents and other marks, one space between words; the whole text
+    where nothing of it is left."""
+    return " ".join(filter(None, (word.strip("0123456789") for word in _words(text)))) or spaces_alike(text)
 
 
 def pair_hash(pair: SentencePair) -> int:
@@ -25,24 +35,75 @@ def pair_hash(pair: SentencePair) -> int:
 
 
 class Sides:
-    """The sentences of some pairs as hashes, a set for each side: about 100 bytes of memory a sentence."""
+    """The sentences of some pairs as hashes, a set for each side: about 150 bytes of memory a sentence."""
 
     def __init__(self, pairs: Iterable[SentencePair] = ()) -> None:
         self._hashes: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._quick: tuple[set[int], set[int]] = (set(), set())  # Python's own hashes: most sentences are in neither
         for pair in pairs:
             self.add(pair)
 
     def add(self, pair: SentencePair) -> None:
         """Adds both sentences, but no empty sentence."""
-        for hashes, text in zip(self._hashes, pair, strict=True):
+        for hashes, quick, text in zip(self._hashes, self._quick, pair, strict=True):
             if text := spaces_alike(text):
                 hashes.add(_hash(text))
+                quick.add(hash(text))
 
     def share(self, pair: SentencePair) -> bool:
         """Whether the pair's source is among the sources, or its target among the targets; whitespace aside."""
-        if not any(self._hashes):
-            return False
-        return any(_hash(spaces_alike(text)) in hashes for hashes, text in zip(self._hashes, pair, strict=True))
+        source, target = spaces_alike(pair.source), spaces_alike(pair.target)
+        return (hash(source) in self._quick[0] and _hash(source) in self._hashes[0]) or (
+            hash(target) in self._quick[1] and _hash(target) in self._hashes[1]
+        )
+
+
+class SimilarSentences:
+    """Sentences of both sides, to find those that a sentence of the same side is similar to.
+
+    The similarity of two sentences is the number of word pairs (two words in a row, and the first and last word with
+    the sentence's end) that both have, over the number that either has: Jaccard's index. Case, punctuation and accents
+    make no difference.
+
+    Args:
+        threshold: the least similarity, above 0.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._texts: tuple[list[str], list[str]] = ([], [])
+        self._sizes: tuple[list[int], list[int]] = ([], [])
+        self._places: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+
+    def add(self, pair: SentencePair) -> None:
+        for texts, sizes, places, text in zip(self._texts, self._sizes, self._places, pair, strict=True):
+            if word_pairs := _word_pairs(text):
+                for word_pair in word_pairs:
+                    places.setdefault(word_pair, []).append(len(texts))
+                texts.append(text)
+                sizes.append(len(word_pairs))
+
+    def find(self, pair: SentencePair) -> str | None:
+        """The sentence most similar to the source or else to the target, of at least the threshold, or None."""
+        for texts, sizes, places, text in zip(self._texts, self._sizes, self._places, pair, strict=True):
+            word_pairs = _word_pairs(text)
+            known = [places[word_pair] for word_pair in word_pairs if word_pair in places]
+            if not known or len(known) < self._threshold * len(word_pairs):
+                continue  # the common part is at most len(known), and the whole at least len(word_pairs)
+            common = Counter(place for of_pair in known for place in of_pair)
+            best = max(common, key=lambda place: (_jaccard(common[place], sizes[place], len(word_pairs)), -place))
+            if _jaccard(common[best], sizes[best], len(word_pairs)) >= self._threshold:
+                return texts[best]
+        return None
+
+
+def _jaccard(common: int, size: int, other: int) -> float:
+    return common / (size + other - common)
+
+
+def _word_pairs(text: str) -> set[str]:
+    words = _words(text)
+    return {f"{one} {other}" for one, other in pairwise(["", *words, ""])} if words else set()
 
 
 def _hash(text: str) -> bytes:

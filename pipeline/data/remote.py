@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, SplitConfig
+from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.sources import as_settings, with_local_source
 from transloom.pipeline.progress import Progress, no_progress
 from transloom.pipeline.storage.files import GLOB, fetch_file, is_url
 
@@ -18,7 +19,23 @@ def with_local_files(corpus: CorpusConfig, folder: Path, progress: Progress = no
         UserError: a file is missing or can't be reached; names the setting.
     """
     changes: dict[str, Any] = {}
-    if corpus.reads_text:
+    if corpus.kind is CorpusKind.sources:
+        for split in filter(corpus.has_own_data, SPLITS):
+            own: SplitConfig = getattr(corpus, split)
+            sources = [
+                with_local_source(source, f"corpus.{split}.sources[{place}]", corpus.path, folder, progress)
+                for place, source in enumerate(own.parsed)
+            ]
+            sides = {
+                side: str(fetch_file(url, folder, f"corpus.{split}.{side}", progress))
+                for side in ("source", "target")
+                if own.source is not None and is_url(url := _joined(corpus.path, getattr(own, side)))
+            }
+            if sides or tuple(sources) != own.parsed:
+                changes[split] = replace(own, sources=as_settings(sources), **sides)
+        if is_url(corpus.path):
+            changes["path"] = str(folder)
+    elif corpus.reads_text:
         for split in filter(corpus.has_own_data, SPLITS):
             where: SplitConfig = getattr(corpus, split)
             sides = {}

@@ -5,7 +5,7 @@ A pair has the columns source and target. Sentences end with </s>, which lengths
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from transloom.pipeline.data.tokenizer import Tokenizer
 from transloom.pipeline.disk import explain_full_disk
 from transloom.pipeline.errors import UserError
-from transloom.pipeline.files import MANIFEST, atomic_write, read_json
+from transloom.pipeline.files import MANIFEST, atomic_write, read_json, write_json
 
 SIDES = ("source", "target")
 
@@ -104,7 +104,23 @@ def tokenize_shard(task: ShardTask) -> ShardCounts:
         folder = Path(task.output_folder)
         with explain_full_disk(folder):
             write_shard(folder, shard_name(task.split, task.index), side, sentences, tokenizer.vocab_size)
-    return ShardCounts(task.pairs, total["source"], total["target"], longest["source"], longest["target"])
+    counts = ShardCounts(task.pairs, total["source"], total["target"], longest["source"], longest["target"])
+    with explain_full_disk(folder):
+        write_json(_marker(task), asdict(counts))
+    return counts
+
+
+def _marker(task: ShardTask) -> Path:
+    """The file that says that a shard is whole: written last."""
+    return Path(task.output_folder, f"{shard_name(task.split, task.index)}.json")
+
+
+def done_shard(task: ShardTask) -> ShardCounts | None:
+    """The counts of a shard that was written before; None where it was not."""
+    try:
+        return ShardCounts(**read_json(_marker(task)))
+    except FileNotFoundError:
+        return None
 
 
 class Columns:

@@ -1,8 +1,9 @@
-"""A subword vocabulary shared by both languages: SentencePiece's byte pair encoding."""
+"""A subword vocabulary shared by both languages: SentencePiece's byte pair encoding or unigram model."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ MODEL_FILE = "tokenizer.model"
 MAX_MODEL_BYTES = 256 * 2**20
 
 
+class TokenizerKind(Enum):
+    """Byte pair encoding (Sennrich et al. 2016), or a unigram language model (Kudo 2018)."""
+
+    bpe = "bpe"
+    unigram = "unigram"
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """The vocabulary to learn, or an existing one.
 
     Attributes:
+        kind: how the vocabulary is learnt.
         vocab_size: pieces of the vocabulary, which both languages share.
         character_coverage: share of the text's characters that get a piece of their own, from 0.98.
         byte_fallback: whether other characters are written as bytes, instead of as unknown.
@@ -41,6 +50,7 @@ class TokenizerConfig:
     byte_fallback: bool = True
     max_training_pairs: int = 1_000_000
     path: str | None = None
+    kind: TokenizerKind = TokenizerKind.bpe
 
     def __post_init__(self) -> None:
         smallest = 4 + 256 * self.byte_fallback + 1
@@ -58,7 +68,9 @@ class TokenizerConfig:
         return replace(self, path=self.path and absolute_path(self.path))
 
 
-def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+def train_tokenizer(
+    files: list[Path], config: TokenizerConfig, folder: Path, tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Learns one vocabulary from the lines of all files, or copies the existing one, and writes
     `folder`/tokenizer.model.
 
@@ -67,6 +79,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
 
     Args:
         files: cleaned text, one sentence a line, equally many lines in each.
+        tags: words that are one piece each at the beginning of a line or behind a space.
 
     Returns:
         The manifest's entries: vocab_size and requested_vocab_size, training_lines (0: nothing was learnt), sha256 of
@@ -87,6 +100,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
         raise UserError(f"{files[0]} is empty: there is nothing to train a tokenizer on")
     lines = (line for file in files for line in _evenly(read_lines(file), wanted, total))
     model = io.BytesIO()
+    own_pieces: dict[str, Any] = {"user_defined_symbols": [f"\u2581{tag}" for tag in tags]} if tags else {}
     try:
         # Lines come from an iterator: SentencePiece's own file reader leaves long lines out.
         # "identity" changes no character, so decoding returns the text unchanged: NFKC would turn ½ into 1⁄2 and ²
@@ -95,7 +109,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
             model_writer=model,
-            model_type="bpe",
+            model_type=config.kind.value,
             vocab_size=config.vocab_size,
             hard_vocab_limit=False,
             character_coverage=config.character_coverage,
@@ -107,6 +121,7 @@ def train_tokenizer(files: list[Path], config: TokenizerConfig, folder: Path) ->
             unk_id=UNK_ID,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
+            **own_pieces,
             num_threads=2,  # fixed: the number changes no piece, but is part of the file and so of its hash
             minloglevel=2,
         )

@@ -23,6 +23,17 @@ CHARACTERS_PER_WORD = (
 )
 
 
+_WITHOUT_SPACES = re.compile("[\u0e01-\U0010ffff]")  # begins with the first of CHARACTERS_PER_WORD
+
+
+def count_collapsed_words(text: str) -> int:
+    """`count_words` of a text as `collapse_whitespace` makes it, in less time."""
+    if not text:
+        return 0
+    has_spaces = text.isascii() or not _WITHOUT_SPACES.search(text)
+    return text.count(" ") + 1 if has_spaces else count_words(text)
+
+
 def count_words(text: str) -> int:
     """The number of words between ASCII whitespace. In scripts without spaces, the number of characters divided by
     `CHARACTERS_PER_WORD`, rounded up, plus the words of other scripts among them."""
@@ -48,5 +59,7 @@ def collapse_whitespace(text: str) -> str:
 
     Other spaces inside stay: a no-break space belongs to French punctuation.
     """
+    if text.isprintable() and "  " not in text:  # the one space that is printable is the plain one
+        return text.strip()
     # bytes.split() splits at ASCII whitespace only; str.split() would split at other whitespace, too.
     return b" ".join(text.strip().encode().split()).decode()

@@ -138,6 +138,23 @@ def fetch_file(url: str, folder: Path, key: str, progress: Progress = no_progres
         return copy
 
 
+def matching_urls(pattern: str, key: str) -> list[str]:
+    """The URLs of the files that match a pattern of file names, sorted.
+
+    Args:
+        key: the setting of the pattern, for messages.
+    Raises:
+        UserError: nothing matches, or the storage can't be reached.
+    """
+    with explained(key, pattern):
+        fs, path = _open(pattern)
+        fs.invalidate_cache()
+        matches = sorted(str(fs.unstrip_protocol(str(match))) for match in fs.glob(path))
+        if not matches:
+            raise UserError(f"{key}: no file matches {redacted(pattern)}")
+        return matches
+
+
 def _raise_what_else_it_is(error: FileNotFoundError) -> None:
     """fsspec says of web servers that a file is not there, whatever went wrong; the cause knows."""
     cause = error.__cause__

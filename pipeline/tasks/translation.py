@@ -12,7 +12,7 @@ from transloom.model.build import ModelConfig, build_model
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, count_mix, count_pairs, refuse_wrong_files
 from transloom.pipeline.data.lines import read_lines
-from transloom.pipeline.data.mix import MIX, mixed
+from transloom.pipeline.data.mix import MIX, drawn, mixed
 from transloom.pipeline.data.pairs import collate_pairs, open_pairs
 from transloom.pipeline.data.prepare import prepare
 from transloom.pipeline.data.remote import with_local_files
@@ -21,6 +21,7 @@ from transloom.pipeline.data.tokenizer import Tokenizer
 from transloom.pipeline.evaluate.scores import score
 from transloom.pipeline.evaluate.tokenizers import DEFAULT, tokenizer_for
 from transloom.pipeline.evaluate.validate import validate
+from transloom.pipeline.files import MANIFEST, read_json
 from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.generate.translator import Translator
 from transloom.pipeline.progress import MapTasks, Progress
@@ -46,6 +47,8 @@ def translation(
     tokenize: str = DEFAULT,
     mix_share: float = 0.0,
     r_drop: float = 0.0,
+    weights: Sequence[float] = (),
+    temperature: float = 1.0,
 ) -> Task:
     """The task on a prepared corpus.
 
@@ -55,6 +58,8 @@ def translation(
         tokenize: BLEU's tokenizer, see `tokenizer_for`.
         mix_share: of an epoch's pairs that are of the corpus that is mixed in.
         r_drop: see `TranslationObjective`.
+        weights, temperature: how an epoch draws from the sources of train; see `draw_counts`. None given: each pair
+            once.
     """
     tokenizer = Tokenizer.load(folder_of("tokenizer"))
 
@@ -69,6 +74,10 @@ def translation(
         return tokenizer.decode([list(ids[:-1])])[0]  # without </s>
 
     def with_mix(train: Examples, seed: int, epoch: int) -> Examples:
+        if weights:
+            sources = read_json(folder_of("corpus") / MANIFEST)["counts"]["sources"]
+            sizes = [source["pairs"] for source in sources]
+            train = drawn(train, sizes, weights, temperature, seed, epoch)
         return mixed(train, open_pairs(folder_of("shards"), MIX), mix_share, seed, epoch) if mix_share else train
 
     return Task(
@@ -187,6 +196,8 @@ def _make(config: Any, folder_of: Callable[[str], Path]) -> Task:
         tokenize=tokenizer_for(config.corpus.target_language, config.evaluate),
         mix_share=config.corpus.mix.share,
         r_drop=config.train.r_drop,
+        weights=config.corpus.weights,
+        temperature=config.corpus.temperature,
     )
 
 

@@ -74,7 +74,7 @@ def test_shards_hold_the_corpus(tmp_path):
             assert words == sum(len(line.split()) for line in lines)
     assert prepared.shards.manifest["counts"]["splits"]["train"]["shards"] == 4
     assert prepared.shards.manifest["counts"]["tokenizer"]["sha256"] == tokenizer.sha256
-    assert [(what, done, total) for what, done, total in seen if done == total] == [
+    assert [(what, done, total) for what, done, total, *_ in seen if done == total] == [
         ("clean validation", 20, 20),
         ("clean test", 20, 20),
         ("clean train", 200, 200),
@@ -252,10 +252,10 @@ def test_what_was_read_left_out_and_held_out_is_recorded_with_examples(tmp_path)
     )
     assert counts["splits"]["train"]["pairs"] == 188
     assert ("clean train", 200, 200) in seen
-    assert counts["examples"]["empty"].startswith("line 4, empty source:  | ")
-    assert counts["examples"]["too_long"].startswith("line 6, 300 words: ")
-    assert counts["examples"]["length_ratio"].startswith("line 9, 1 to 201 words: short |  [31mlong y y")
-    assert len(counts["examples"]["too_long"]) < 200
+    assert counts["examples"]["empty"][0].startswith("line 4, empty source:  | ")
+    assert counts["examples"]["too_long"][0].startswith("line 6, 300 words: ")
+    assert counts["examples"]["length_ratio"][0].startswith("line 9, 1 to 201 words: short |  [31mlong y y")
+    assert len(counts["examples"]["too_long"][0]) < 200
 
 
 def test_pairs_with_a_sentence_of_validation_or_test_are_left_out_unless_told(tmp_path):
@@ -270,7 +270,7 @@ def test_pairs_with_a_sentence_of_validation_or_test_are_left_out_unless_told(tm
     prepared = prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out")
     counts = prepared.corpus.manifest["counts"]
     assert counts["dropped"] == {"contaminated": 3}
-    assert counts["examples"]["contaminated"].startswith("line 11, ")
+    assert counts["examples"]["contaminated"][0].startswith("line 11, ")
     kept = [b" ".join(line.split()) for i, line in enumerate(source) if i not in (10, 20, 30)]
     assert (prepared.corpus.folder / "train.source").read_bytes().split(b"\n")[:-1] == kept
     prepared = prepare(corpus, CleanConfig(decontaminate=False), TOKENIZER, tmp_path / "out")

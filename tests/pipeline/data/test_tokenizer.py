@@ -1,3 +1,4 @@
+import json
 import random
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, train_tokenizer
 from transloom.pipeline.data.words import collapse_whitespace
 from transloom.pipeline.errors import UserError
 
@@ -22,21 +23,22 @@ def files(tmp_path_factory):
     return [folder / "source", folder / "target"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(files, tmp_path_factory):
+@pytest.fixture(scope="module", params=list(TokenizerKind))
+def tokenizer(files, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(files, TokenizerConfig(vocab_size=600), folder)
+    train_tokenizer(files, TokenizerConfig(vocab_size=600, kind=request.param), folder)
     return Tokenizer.load(folder)
 
 
-def test_training_is_reproducible_and_says_what_it_made(files, tmp_path):
+@pytest.mark.parametrize("kind", TokenizerKind)
+def test_training_is_reproducible_and_says_what_it_made(files, tmp_path, kind):
     counts = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        counts.append(train_tokenizer(files, TokenizerConfig(vocab_size=600), tmp_path / name))
+        counts.append(train_tokenizer(files, TokenizerConfig(vocab_size=600, kind=kind), tmp_path / name))
     assert (tmp_path / "a/tokenizer.model").read_bytes() == (tmp_path / "b/tokenizer.model").read_bytes()
     assert counts[0] == counts[1]
-    assert counts[0]["vocab_size"] == 600
+    assert counts[0]["vocab_size"] == {TokenizerKind.bpe: 600, TokenizerKind.unigram: 550}[kind]
     assert counts[0]["training_lines"] == 1000
     assert counts[0]["sha256"] == Tokenizer.load(tmp_path / "a").sha256
 
@@ -103,9 +105,29 @@ def test_decoding_gives_back_the_text(tokenizer, texts):
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 599)))
 def test_whatever_a_model_puts_out_is_one_line(tokenizer, ids):
-    (text,) = tokenizer.decode([ids])
+    (text,) = tokenizer.decode([[i % tokenizer.vocab_size for i in ids]])
     assert "\n" not in text
     text.encode()
+
+
+def test_a_unigram_model_is_another_one(files, tmp_path):
+    models = []
+    for kind in TokenizerKind:
+        (tmp_path / kind.value).mkdir()
+        train_tokenizer(files, TokenizerConfig(vocab_size=600, kind=kind), tmp_path / kind.value)
+        models.append(Tokenizer.load(tmp_path / kind.value))
+    text = ["eine mal toll"]
+    assert models[0].encode(text) != models[1].encode(text)
+    assert models[0].decode(models[0].encode(text)) == models[1].decode(models[1].encode(text)) == text
+
+
+def test_naughty_strings_come_back(tokenizer, corpora):
+    lines = (corpora / "naughty-strings" / "blns.txt").read_text(encoding="utf-8").split("\n")
+    lines += json.loads((corpora / "naughty-strings" / "blns.json").read_text(encoding="utf-8"))
+    assert len(lines) > 1000
+    # U+2581 is SentencePiece's own mark of a space; a text of several lines becomes one.
+    texts = [" ".join(line.replace("\u2581", "_").split("\n")) for line in lines]
+    assert tokenizer.decode(tokenizer.encode(texts)) == [collapse_whitespace(text) for text in texts]
 
 
 def test_a_missing_or_foreign_file_is_told(tmp_path):
