@@ -28,8 +28,8 @@ for limit in ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s")
 
 # The longest first: a file that takes minutes and begins last would end alone, with the other process idle.
 LONGEST = (
+    "/test_submit",  # its workers are those of a cluster, which start anew
     "/test_pipeline",
-    "/test_submit",
     "/test_chaos",
     "/test_sweep",
     "/test_bench_text",

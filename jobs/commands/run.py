@@ -6,7 +6,7 @@ from transloom.jobs.runs.summary import print_cleaning, print_next, print_result
 from transloom.jobs.runs.workspace import run_for
 from transloom.jobs.training.prepare import found_prepared, prepare_stage
 from transloom.jobs.training.stages import done_before, finish_run
-from transloom.jobs.training.trainer import import_trainer
+from transloom.jobs.training.trainer import engine_modules, import_trainer
 from transloom.pipeline.data.corpus import CorpusKind
 from transloom.pipeline.data.documents import DocumentsKind
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         run, result = done
     else:
         refuse_missing_tokenizer(config)
-        with checked_session(config, import_trainer):
+        with checked_session(config, import_trainer, engine_modules(config)):
             prepared = prepared or prepare_stage(config)
             for name in ("corpus", "tokenizer", "shards"):
                 stage = getattr(prepared, name)

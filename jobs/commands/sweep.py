@@ -8,6 +8,7 @@ from transloom.jobs.sweep.settings import (
     sweep_settings,
 )
 from transloom.jobs.training.prepare import found_prepared, prepare_stage
+from transloom.jobs.training.trainer import engine_modules
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> int:
     prepared = found_prepared(config)
     if prepared is None or (done := done_before(config, prepared, origin)) is None:
         refuse_missing_tokenizer(config)
-        with checked_session(config):
+        with checked_session(config, modules=engine_modules(config)):
             prepared = prepared or prepare_stage(config)
             done = run_sweep(config, prepared, origin)
     sweep, result = done

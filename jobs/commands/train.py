@@ -12,7 +12,7 @@ from transloom.jobs.runs.workspace import Run, only_owner, own_search, run_for
 from transloom.jobs.terminal.console import console
 from transloom.jobs.training.prepare import found_prepared, prepare_stage
 from transloom.jobs.training.train import train_stage
-from transloom.jobs.training.trainer import import_trainer
+from transloom.jobs.training.trainer import engine_modules, import_trainer
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     prepared = found_prepared(config)
     if prepared:
         print_cleaning(prepared, config.corpus)
-    with checked_session(config, import_trainer):
+    with checked_session(config, import_trainer, engine_modules(config)):
         prepared = prepared or prepare_stage(config)
         run = run_for(config, prepared)
         tell_kept_search(run)

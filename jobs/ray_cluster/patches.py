@@ -1,17 +1,22 @@
-"""All uses of Ray's (2.60) private names, except for a node's start in local_node.py. Most patches make Ray do less:
-each process that is not started saves seconds before the first step. Everything works without these patches, only
-later, so a patch can be removed when a newer Ray renames its target. Only jobs/training/attempts.py needs its parts:
-the workers' places, each node's free resources, and the nodes that are going away.
+"""All uses of Ray's (2.60) private names, except for a node's start in local_node.py and a worker's in fork_server.py.
+Most patches make Ray do less: each process that is not started saves seconds before the first step. Everything works
+without these patches, only later, so a patch can be removed when a newer Ray renames its target. Only
+jobs/training/attempts.py needs its parts: the workers' places, each node's free resources, and the nodes that are going
+away.
 """
 
 import asyncio
+import json
 import logging
 import os
+import shlex
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import ray
@@ -19,9 +24,11 @@ from ray import _raylet
 from ray._private import services, state, utils, worker
 from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.core.generated import runtime_env_agent_pb2
 from ray.exceptions import RpcError
 from ray.job_config import JobConfig
 
+from transloom.jobs.ray_cluster.fork_server import FORK_CLIENT, ForkServer
 from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
 from transloom.jobs.training.heartbeat import Worker
 from transloom.pipeline.search_path import ROOT
@@ -34,6 +41,8 @@ WORKER_DIED = "A worker died or was killed while executing a task"
 NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
 raylet: Any = _raylet  # compiled, and has no types
+agent_messages: Any = runtime_env_agent_pb2
+_agents: list[ThreadingHTTPServer] = []
 AGENT_PORTS = (
     raylet.METRICS_AGENT_PORT_NAME,
     raylet.METRICS_EXPORT_PORT_NAME,
@@ -42,13 +51,15 @@ AGENT_PORTS = (
 
 
 @contextmanager
-def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
+def few_processes(meanwhile: Callable[[], object], server: ForkServer | None = None) -> Iterator[None]:
     """Within the block a command's own Ray starts fewer processes: no autoscaler's monitor, since nothing scales; no
     log monitor, since the driver shows no workers' logs; no dashboard, whose server would start, and delay the command,
     even if switched off; no dashboard's agent. A failed start leaves no processes.
 
     Args:
         meanwhile: called while the node starts.
+        server: forks the node's workers, and `end_environment_agents` has to be called after Ray's end; None: each
+            worker is a process that starts anew, and so is the agent of runtime environments.
     """
     names = (*NOT_NEEDED_ALONE, "start_head_processes", "start_ray_processes")
     usual = {name: getattr(Node, name) for name in names}
@@ -64,10 +75,16 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
         meanwhile()
         _wait_for_node(self)
 
+    def start_one(command: list[str], *rest: Any, **more: Any) -> Any:
+        info = start_process(_own_raylet(command, server), *rest, **more)
+        if server and _is_raylet(command):
+            server.expect(info.process.pid)
+        return info
+
     for name in NOT_NEEDED_ALONE:
         setattr(Node, name, lambda *_, **__: None)
     Node.start_head_processes, Node.start_ray_processes = start_head, start_rest
-    services.start_ray_process = lambda command, *rest, **more: start_process(_without_agent(command), *rest, **more)
+    services.start_ray_process = start_one
     try:
         yield
     except BaseException:
@@ -80,26 +97,88 @@ def few_processes(meanwhile: Callable[[], object]) -> Iterator[None]:
             setattr(Node, name, method)
 
 
-def _without_agent(command: list[str]) -> list[str]:
-    """The command of a Ray process; a raylet's without the dashboard's agent. A raylet ends if its agents, which import
-    for seconds, have not written their ports after 15 s, as on a busy machine. So the ports are known before: -1, Ray's
-    number of a service that is off, and one that is free now for the agent of runtime environments, which the raylet
-    then waits for only where a task needs it. In the place of the dashboard's agent is `cat`, which ends with the
-    raylet: its input is a pipe from there."""
+def _is_raylet(command: list[str]) -> bool:
+    return any(word.startswith("--python_worker_command=") for word in command)
+
+
+def _own_raylet(command: list[str], server: ForkServer | None) -> list[str]:
+    """The command of a Ray process; a raylet's with forked workers, and without the dashboard's agent. A raylet ends if
+    its agents, which import for seconds, have not written their ports after 15 s, as on a busy machine. So the ports
+    are known before: -1, Ray's number of a service that is off, and one that is free now for the agent of runtime
+    environments, which the raylet then waits for only where a task needs it. In the place of the dashboard's agent is
+    `cat`, which ends with the raylet: its input is a pipe from there."""
     options = dict(one.split("=", 1) for one in command if "=" in one)
-    if "--dashboard_agent_command" not in options:
+    if not _is_raylet(command):
         return command
     for name in AGENT_PORTS:
         raylet.persist_port(options["--session_dir"], options["--node_id"], name, -1)
-    with socket.socket() as free:
-        free.bind((options["--node_ip_address"], 0))
-        port = free.getsockname()[1]
+    if server:
+        worker = options["--python_worker_command"].partition(" ")
+        client = shlex.join(["-IS", str(FORK_CLIENT), server.socket])
+        options["--python_worker_command"] = f"{worker[0]} {client} {worker[2]}"
+        options["--runtime_env_agent_command"] = "cat"
+        port = start_environment_agent(options["--node_ip_address"])
+    else:
+        with socket.socket() as free:
+            free.bind((options["--node_ip_address"], 0))
+            port = free.getsockname()[1]
     own = {"--dashboard_agent_command": "cat", "--runtime_env_agent_port": str(port)}
     own |= {
         name: options[name].replace("--runtime-env-agent-port=0", f"--runtime-env-agent-port={port}")
         for name in ("--python_worker_command", "--runtime_env_agent_command")
     }
     return [f"{name}={own[name]}" if (name := one.partition("=")[0]) in own else one for one in command]
+
+
+class _EnvironmentAgent(BaseHTTPRequestHandler):
+    """Answers a raylet as Ray's agent of runtime environments, for environments of variables alone."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/get_or_create_runtime_env":
+            request = agent_messages.GetOrCreateRuntimeEnvRequest.FromString(body)
+            reply = environment_reply(request.serialized_runtime_env)
+        else:  # /delete_runtime_env_if_possible
+            reply = agent_messages.DeleteRuntimeEnvIfPossibleReply(status=agent_messages.AGENT_RPC_STATUS_OK)
+        answer = reply.SerializeToString()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def environment_reply(environment: str) -> Any:
+    """The agent's reply to a task's runtime environment, as JSON."""
+    settings = json.loads(environment or "{}")
+    if others := settings.keys() - {"env_vars", "config", "_ray_commit"}:
+        return agent_messages.GetOrCreateRuntimeEnvReply(
+            status=agent_messages.AGENT_RPC_STATUS_FAILED,
+            error_message=f"a command's own Ray knows no {', '.join(sorted(others))} of a runtime environment",
+        )
+    return agent_messages.GetOrCreateRuntimeEnvReply(
+        status=agent_messages.AGENT_RPC_STATUS_OK,
+        serialized_runtime_env_context=json.dumps({"env_vars": settings.get("env_vars", {})}),
+    )
+
+
+def start_environment_agent(host: str) -> int:
+    """Starts an agent in a thread of this process; returns its port. Ray's own would import for two seconds, and the
+    first task would wait for it."""
+    agent = ThreadingHTTPServer((host, 0), _EnvironmentAgent)
+    threading.Thread(target=agent.serve_forever, daemon=True).start()
+    _agents.append(agent)
+    return agent.server_address[1]
+
+
+def end_environment_agents() -> None:
+    while _agents:
+        agent = _agents.pop()
+        agent.shutdown()
+        agent.server_close()
 
 
 def _wait_for_node(node: Node) -> None:

@@ -4,7 +4,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ DEAD_RUNS_SECONDS = 10.0
 
 
 @contextmanager
-def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+def checked_session(
+    config: Config, meanwhile: Callable[[], object] = lambda: None, modules: Sequence[str] = ()
+) -> Iterator[None]:
     """As `ray_session`. First checks that the output folder and the storage can be written, then a cluster's nodes.
 
     Raises:
@@ -36,7 +38,7 @@ def checked_session(config: Config, meanwhile: Callable[[], object] = lambda: No
     refuse_unwritable(output_dir(config))
     if config.storage:
         storage.check(config.storage)
-    with ray_session(config.cluster, meanwhile):
+    with ray_session(config.cluster, meanwhile, modules):
         if config.cluster.address:
             check_cluster(config)
         yield

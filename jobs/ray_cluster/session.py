@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transloom.jobs.ray_cluster.fork_server import ForkServer, start_fork_server
 from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
 from transloom.jobs.ray_cluster.watch import ended_by_loss, refusal
 from transloom.jobs.remote.clusters import keep_ray_token_private
@@ -38,11 +39,14 @@ LONGEST_ROOT = 24  # characters; a socket's path has at most 107, of which Ray's
 
 
 @contextmanager
-def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+def ray_session(
+    config: "ClusterConfig", meanwhile: Callable[[], object] = lambda: None, modules: Sequence[str] = ()
+) -> Iterator[None]:
     """Joins the cluster of `config.address`, or starts Ray on this machine alone, for as long as the block runs.
 
     Args:
         meanwhile: called while Ray's processes start, for imports; not called if a cluster is joined.
+        modules: what workers import beside the usual.
     Raises:
         Terminated: SIGTERM ended the block.
         UserError: there is no cluster at the address, the cluster can never place the workers, or it was lost.
@@ -59,9 +63,23 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
     if not config.address:
         keep_ray_token_private()
         os.environ.update(NODE_ENVIRONMENT)
+    # Before ray is imported: jobs/ray_cluster/fork_server.py says why.
+    server = start_fork_server(modules) if not config.address and not config.gpus_per_worker else None
+    try:
+        with _joined_or_started(config, meanwhile, server):
+            yield
+    finally:
+        if server:
+            server.end()
+
+
+@contextmanager
+def _joined_or_started(
+    config: "ClusterConfig", meanwhile: Callable[[], object], server: ForkServer | None
+) -> Iterator[None]:
     import ray  # takes seconds, so only after the configuration is checked
 
-    from transloom.jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, without_messages
+    from transloom.jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, end_environment_agents, without_messages
 
     with ended_by_sigterm():
         if config.address:
@@ -71,7 +89,7 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
             except Exception as error:
                 raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
         else:
-            _start_ray(meanwhile)
+            _start_ray(meanwhile, server)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
             with (
@@ -83,6 +101,7 @@ def ray_session(config: "ClusterConfig", meanwhile: Callable[[], object] = lambd
                 yield
         finally:
             ray.shutdown()
+            end_environment_agents()
 
 
 def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
@@ -106,7 +125,7 @@ def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
     return ended_by_loss(silent, f"{kept}: once the cluster is up again, the same command goes on from there")
 
 
-def _start_ray(meanwhile: Callable[[], object]) -> None:
+def _start_ray(meanwhile: Callable[[], object], server: ForkServer | None) -> None:
     """Starts this command's own Ray, if need be at a second attempt.
 
     Raises:
@@ -118,7 +137,7 @@ def _start_ray(meanwhile: Callable[[], object]) -> None:
         raise UserError(message)
     for is_last in (False, True):
         try:
-            with few_processes(meanwhile):
+            with few_processes(meanwhile, None if is_last else server):  # which knows the first raylet alone
                 _init_ray("local")
             return
         except Exception as error:  # Ray raises a bare Exception if one of its processes does not start in time

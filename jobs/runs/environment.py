@@ -21,6 +21,8 @@ def prepare_process() -> None:
     take_any_character()
     log_safely()
     reach_loopback_directly()
+    # numpy's library would start threads, and no process with threads can be forked (jobs/ray_cluster/fork_server.py).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def take_any_character() -> None:

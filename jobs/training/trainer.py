@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.config.schema import ClusterConfig, Config
 from transloom.jobs.ray_cluster.session import ALLOCATOR, worker_resources
+from transloom.pipeline.train.engine import EngineName
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|NCCL")  # a worker's error when another worker is gone
 SHORT_OF_MEMORY = "running low on memory"  # Ray's words, far down in its message, after it has ended a process
@@ -18,6 +19,11 @@ def import_trainer() -> None:
     from transloom.jobs.ray_cluster.patches import trainer_class
 
     trainer_class()
+
+
+def engine_modules(config: Config) -> tuple[str, ...]:
+    """The modules that a worker imports for its engine, seconds long."""
+    return ("deepspeed",) if config.engine.name is EngineName.deepspeed else ()
 
 
 def make_trainer(

@@ -1,5 +1,6 @@
 """Ray that does not start or answer, and what is left of a cluster beside the training workers."""
 
+import json
 import os
 import socket
 import stat
@@ -13,6 +14,7 @@ from ray._private.node import Node
 
 from transloom.jobs.config.schema import ClusterConfig
 from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.jobs.ray_cluster.patches import environment_reply
 from transloom.jobs.ray_cluster.session import private_temp_folder, ray_session, spare_cpus
 from transloom.pipeline.errors import UserError
 
@@ -81,12 +83,32 @@ def test_a_ray_of_ones_own_is_closed_to_other_users_and_has_no_agent_of_a_dashbo
         node = ray._private.worker._global_node
         session = Path(node.get_session_dir_path())
         agents = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
-        assert sum(one.name() == "cat" for one in agents) == 1
-        assert not [one for one in agents if "agent.py" in " ".join(one.cmdline()) or "Dashboard" in one.cmdline()[0]]
+        assert sum(one.name() == "cat" for one in agents) == 2  # in the places of both agents
+        assert len(agents) == 2, "no agent's process"
         assert session.parent.parent == Path("/tmp", f"transloom-user-{os.getuid()}")
         assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
     assert (session / "logs").is_dir(), "the logs stay"
     assert not [one for one in agents if one.is_running()]
+
+
+def test_tasks_have_their_variables_without_an_agents_process():
+    def variables() -> tuple[str | None, str | None]:
+        return os.environ.get("GIVEN_TO_A_TASK"), os.environ.get("OMP_NUM_THREADS")
+
+    with ray_session(ClusterConfig(num_workers=1)):
+        for value in ("1", "2"):
+            environment = {"env_vars": {"GIVEN_TO_A_TASK": value, "OMP_NUM_THREADS": value}}
+            assert ray.get(ray.remote(runtime_env=environment)(variables).remote()) == (value, value)
+        assert ray.get(ray.remote(variables).remote())[0] is None
+
+
+def test_an_environment_of_more_than_variables_is_refused():
+    assert json.loads(environment_reply('{"env_vars": {"A": "b"}}').serialized_runtime_env_context) == {
+        "env_vars": {"A": "b"}
+    }
+    refused = environment_reply('{"working_dir": "gcs://a", "env_vars": {"A": "b"}}')
+    assert refused.status and "working_dir" in refused.error_message
+    assert not refused.serialized_runtime_env_context
 
 
 def test_a_folder_that_somebody_else_made_first_is_not_taken(monkeypatch, tmp_path):

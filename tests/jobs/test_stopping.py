@@ -114,7 +114,7 @@ def test_sigterm_ends_a_command_while_ray_starts(tmp_path):
 import sys
 from transloom.jobs.ray_cluster import session as cluster
 from transloom.jobs.config.schema import ClusterConfig
-cluster._start_ray = lambda meanwhile: wait()
+cluster._start_ray = lambda *_: wait()
 try:
     with cluster.ray_session(ClusterConfig()):
         pass
