@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
 def _look(config: Config) -> tuple[bool, bool]:
     """Whether the corpus is cleaned already, and whether it is large."""
     try:
-        stage = prepare_corpus(config.corpus, config.clean, output_dir(config), only_find=True)
+        stage = prepare_corpus(pairs_of(config, "corpus"), config.clean, output_dir(config), only_find=True)
     except NotBuilt:
         return False, False
     return True, stage.manifest["counts"]["splits"]["train"]["pairs"] > LARGE_CORPUS
 
 
 def _measure(config: Config, map_tasks: MapTasks, progress: Callable[..., None]) -> tuple[Stage, dict[str, Any]]:
-    stage = prepare_corpus(config.corpus, config.clean, output_dir(config), map_tasks, progress)
+    stage = prepare_corpus(pairs_of(config, "corpus"), config.clean, output_dir(config), map_tasks, progress)
     root = output_dir(config) / "reports"
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="measure-", dir=root))

@@ -260,11 +260,11 @@ def _fault(
     if config.drop_identical and source == target:
         return "identical", "equal sides"
     if config.min_script:
-        for side, text, language in zip(pair._fields, pair, languages, strict=True):
+        for side, text, language in zip(("source", "target"), (source, target), languages, strict=True):
             if (share := script_share(text, _scripts(language))) < config.min_script:
                 return "wrong_script", f"{share:.0%} of the {side}'s letters are {'/'.join(_scripts(language))}"
     if config.identify_language:
-        for side, text, language, count in zip(pair._fields, pair, languages, words, strict=True):
+        for side, text, language, count in zip(("source", "target"), (source, target), languages, words, strict=True):
             if count >= LEAST_WORDS_TO_IDENTIFY and (other := language_identifier()(text)) != _base(language):
                 return "wrong_language", f"the {side} is {other}"
     return None, ""

@@ -126,11 +126,11 @@ def source_portions(source: Source, number: int) -> Iterator[Portion]:
             rows = (Row(f"{label}{i}", *_both(pair, files, source.key)) for i, pair in enumerate(lines, 1))
             yield from row_portions(rows, number, label, (str(files[0]), str(files[1])), is_text=True)
             continue
-        sizes = [file.stat().st_size for file in files]
+        sizes = (files[0].stat().st_size, files[1].stat().st_size)
         if not all(sizes):
             continue
         cuts = [(0, 0), *zip(*(line_cuts(file, PORTION_PAIRS) for file in files), strict=True)]
-        for i, (offsets, ends) in enumerate(zip(cuts, [*cuts[1:], tuple(sizes)], strict=True)):
+        for i, (offsets, ends) in enumerate(zip(cuts, [*cuts[1:], sizes], strict=True)):
             yield LinePortion(
                 source=number,
                 label=label,
