@@ -244,7 +244,8 @@ def _fault(
     """The rule that a pair breaks (None: no rule), and the fault in words."""
     source, target = pair
     if not source or not target:
-        return "empty", f"empty {' and '.join(side for side in pair._fields if not getattr(pair, side))}"
+        empty = [side for side, text in (("source", source), ("target", target)) if not text]
+        return "empty", f"empty {' and '.join(empty)}"
     # Characters first: their number needs no encoding, and is never above the number of bytes.
     if 4 * max(len(source), len(target)) > config.max_bytes:
         num_bytes = max(len(source.encode()), len(target.encode()))
