@@ -58,7 +58,7 @@ def line(kind: str, length: int, seconds: float, alone: float) -> dict[str, Any]
         "attention": kind,
         "length": length,
         "seconds": [seconds, 1.1 * seconds],
-        "attention_seconds": [alone, alone],
+        "attention_seconds": [alone, 1.1 * alone],
         "peak_bytes": 1_000_000 * length,
         "imported_bytes": 5,
     }
