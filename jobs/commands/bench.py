@@ -357,7 +357,7 @@ def _progress() -> Iterator[Progress]:
     status = StatusLine()
     began: dict[str, float] = {}
 
-    def show(what: str, done: int, total: int) -> None:
+    def show(what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         if not total:
             status.show(f"  {what} …", now=True)

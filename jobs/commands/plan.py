@@ -270,7 +270,7 @@ def calibrate_here(config: Config, training: Training) -> Calibration:
     parameters = count_parameters(training.model, training.vocab_size)
     status = StatusLine()
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int, note: str = "") -> None:
         status.show(f"  calibrating: {what}" + (f" ({done} of {total})" if total else "") + " …", now=True)
 
     try:

@@ -94,7 +94,7 @@ def terminal_progress() -> Iterator[Progress]:
     status = StatusLine(sys.stderr)
     count = counter(status)
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int, note: str = "") -> None:
         count(what, done, total)
         if done >= total:
             status.clear()  # before the results, which may be printed on the same terminal

@@ -125,7 +125,7 @@ def _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress) -
     for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
         part = slice(start, start + PROMPTS_AT_A_TIME)
 
-        def part_progress(what: str, done: int, total: int, start: int = start) -> None:
+        def part_progress(what: str, done: int, total: int, note: str = "", start: int = start) -> None:
             progress(what, start * config.samples + done, len(prompts) * config.samples)
 
         results = sample(

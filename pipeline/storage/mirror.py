@@ -299,7 +299,7 @@ class Mirror:
             if unit.is_here:
                 raise
 
-    def _report(self, what: str, done: int, total: int) -> None:
+    def _report(self, what: str, done: int, total: int, note: str = "") -> None:
         self._progress(what, done, total)  # a person watches only when the command waits
 
     def _push_files(self) -> None:
