@@ -230,7 +230,8 @@ COMMANDS = {
     ),
     "bench": Command(
         "measure training and decoding against what is usually used, on this machine",
-        arguments="[run or model folder] [part=train|decode|length] [rounds=5] [steps=10] [sentences=500]",
+        arguments="[run or model folder] [part=train|decode|length] [rounds=5] [steps=10] [sentences=500] "
+        "[lengths=1024,2048]",
         reads=(
             *("corpus", "tokenizer", "model", "optimizer", "schedule", "precision", "cluster", "tracking", "decode"),
             *("experiment", "corpus.path", "tracking.uri", "name", "output_dir", "storage", "task", "clean", "batch"),

@@ -23,6 +23,7 @@ from transloom.pipeline.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_FILES = {
     "text": ["corpus.train.source=a.en", "corpus.train.target=a.de"],
+    "sources": ["corpus.train.sources=[{name: a, files: [a.en, a.de]}]"],
     "language_model/shakespeare_char": ["corpus.train.text=a.txt"],
 }
 OF_LANGUAGE_MODELS = re.compile(r"corpus=(standard_library|fineweb)|tokenizer=(byte|characters)|model=(gpt|lm_)")
@@ -66,7 +67,7 @@ def test_the_sections_of_a_task_are_its_own(tmp_path):
         (["corpus=standard_library"], r"^corpus\.kind: standard_library is a value of task=language_model"),
         (["experiment=language_model/demo", "corpus.kind=phrasebook"], r"^corpus\.kind: "),
         (["corpus=text", "corpus.train.text=a.txt"], r"^corpus\.train\.text: is a setting of task=language_model"),
-        (["tokenizer=characters"], r"^tokenizer\.kind: is a setting of task=language_model"),
+        (["tokenizer=characters"], r"^tokenizer\.kind: characters is a value of task=language_model"),
         (["model=lm_small"], r"^model\.architecture: "),
         (["task=language_model"], r"^corpus\.source_language: is a setting of task=translation"),
         (["experiment=language_model/demo", "model=tiny"], r"^model\.architecture: "),
@@ -176,8 +177,8 @@ REFUSED = {
     "experimnt=demo": ["Did you mean experiment?"],
     "experiment=multi30k_en_dee": ["Did you mean experiment=multi30k_en_de?", "There is: ", " demo, ", "table3_big"],
     # a hint is of the same section, or is none: the section's settings are named
-    "tokenizer.kind=file": ["tokenizer.kind: is a setting of task=language_model; ", "whose settings are vocab_size, "],
-    "decode.temperature=1": ["decode.temperature: no such setting. decode has beam, "],
+    "tokenizer.kind=file": ["tokenizer.kind: file is a value of task=language_model; this task is translation"],
+    "decode.sharpness=1": ["decode.sharpness: no such setting. decode has beam, "],
     "model.depth=2": ["model.depth: no such setting. model has "],
     "model.layers=2": ["model.layers: is a setting of model.architecture=decoder_only"],
     "train.max_step=2": ["Did you mean train.max_steps?"],

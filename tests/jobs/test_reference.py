@@ -63,7 +63,7 @@ def test_a_jobs_own_section_is_read_by_that_job_alone():
     assert readers("race.lengths") == ["race"]
     assert readers("sweep.trials") == ["sweep", "submit", "resume"]
     assert "translate" in readers("decode.beam") and "translate" not in readers("train.max_steps")
-    assert read_by("translate") == ["decode", "output_dir"]
+    assert read_by("translate") == ["decode", "cluster", "output_dir"]
     assert {"clean", "corpus", "tokenizer"} <= set(read_by("prepare")) and "train" not in read_by("prepare")
 
 

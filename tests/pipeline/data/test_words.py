@@ -42,8 +42,8 @@ def test_words_of_scripts_with_spaces_are_what_whitespace_separates():
 
 def kept(pairs):
     report = CleanReport()
-    rows = [(f"line {i}", SentencePair(*pair)) for i, pair in enumerate(pairs, 1)]
-    return list(clean_pairs(rows, CleanConfig(), report)), report.dropped
+    rows = [(i, f"line {i}", SentencePair(*pair)) for i, pair in enumerate(pairs, 1)]
+    return [pair for _, pair in clean_pairs(rows, CleanConfig(), report)], report.dropped
 
 
 ENGLISH = "The red house sells the green dog today and the old dog sells the small cat tomorrow."

@@ -48,7 +48,9 @@ def test_published_scores_of_all_systems(corpora: Path) -> None:
         if metric is None or system is None:
             continue
         said = lines(next((folder / "systems").glob(f"{system}*")))
-        found = _score("bleu", make_metric("bleu", DEFAULT), said, references, False).value  # as `score`, without chrF
+        found = _score(
+            "bleu", make_metric("bleu", DEFAULT), said, [references], False
+        ).value  # as `score`, without chrF
         assert found == pytest.approx(float(str(expected)), abs=0.01), system
         checked += 1
     assert checked == 16

@@ -74,7 +74,8 @@ def test_r_drop_passes_the_model_twice() -> None:
     before, after = (on(one, "h100") for one in (plan, twice))
     assert after["step_seconds"]["computation"] == pytest.approx(2 * before["step_seconds"]["computation"])
     passing = [one["memory"]["gpu"]["bf16"][1]["passing"] for one in (plan, twice)]
-    assert 1.8 * passing[0] < passing[1] < 2.2 * passing[0]
+    # Activations are kept twice; logits, which are computed in parts, take as much as before.
+    assert 1.4 * passing[0] < passing[1] < 2.2 * passing[0]
 
 
 def test_an_a100_trains_big_as_fast_as_it_is_known_to() -> None:
