@@ -22,6 +22,7 @@ def draw_corpus(report: Mapping[str, Any], counts: Mapping[str, Any], languages:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     train = report["train"]
     with matplotlib.rc_context({"text.parse_math": False}):  # a dollar in a name is no mathematics
@@ -45,18 +46,18 @@ def draw_corpus(report: Mapping[str, Any], counts: Mapping[str, Any], languages:
             shares = [100 * train["scripts"][side].get(name, 0) / letters for name in shown]
             scripts.barh([y + 0.4 * (i - 0.5) for y in range(len(shown))], shares, 0.4, label=f"{side} ({language})")
         scripts.set_yticks(range(len(shown)), shown)
-        scripts.set(title="Scripts", xlabel="% of the letters")
+        scripts.set(xlabel="% of the letters, by script")
         scripts.set_xscale("symlog", linthresh=0.01)
         scripts.xaxis.set_major_formatter(lambda x, _: f"{x:g}")  # the scale's own writes mathematics
         scripts.invert_yaxis()
-        scripts.legend()
+        scripts.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize=8, frameon=False)
         parts = {"kept": counts["splits"]["train"]["pairs"], "held out": sum(counts["held_out"].values())}
         parts |= counts["dropped"]
         colors = ["tab:green", "tab:blue", *["tab:red"] * len(counts["dropped"])]
         rules.barh(range(len(parts)), list(parts.values()), color=colors)
         rules.set_yticks(range(len(parts)), list(parts))
         rules.set_xscale("symlog")
-        rules.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        rules.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k: long numbers would run into each other
         rules.invert_yaxis()
         for y, count in enumerate(parts.values()):
             rules.text(max(count, 1), y, f" {count:,}", va="center", fontsize=8)
