@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from transloom.model.kernels.linear import Products, multiply, multiply_transposed, products_for
 
-CPU_ROWS, GPU_ROWS = 32, 4096  # rows of logits at a time: on a CPU as many as the cache holds in fp32
+# Of logits at a time; on a CPU as many as the cache holds in fp32.
+CPU_LOGITS, CPU_ROWS, GPU_ROWS = 320_000, 32, 4096
 PART_BYTES = 2**29  # of logits: more are computed in parts
 DIVERGENCE_ROWS = 1024  # tokens whose two distributions are compared at a time
 LEAST_PROBABILITY = 1e-30  # of a label: the logarithm of a smaller one is not exact
@@ -83,7 +84,7 @@ def _loss_and_difference(
     """The loss and, in place of the logits (N, V), softmax(z) - q without the term that all tokens share."""
     logits = multiply_transposed(hidden, weight, None, products.output)
     is_cpu = hidden.device.type == "cpu"
-    rows = CPU_ROWS if is_cpu else GPU_ROWS
+    rows = softmax_rows(len(weight), is_cpu)
     counted, column = logits[: len(labels)], labels[:, None]
     logits[len(labels) :] = 0
     of_label = counted.gather(1, column).float()  # z of the label
@@ -161,6 +162,11 @@ def label_smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor,
 def rows_at_a_time(num_tokens: int, vocab_size: int, bytes_per_number: int) -> int:
     """Tokens whose logits are in memory at the same time."""
     return min(num_tokens, max(1, PART_BYTES // (vocab_size * bytes_per_number)))
+
+
+def softmax_rows(vocab_size: int, is_cpu: bool) -> int:
+    """Tokens whose softmax is computed at a time."""
+    return max(CPU_ROWS, CPU_LOGITS // vocab_size) if is_cpu else GPU_ROWS
 
 
 class _SymmetricDivergence(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from transloom.model.build import ModelConfig
-from transloom.model.losses import CPU_ROWS, GPU_ROWS, rows_at_a_time
+from transloom.model.losses import rows_at_a_time, softmax_rows
 from transloom.pipeline.plan.activations import MicroBatch, activation_bytes
 
 BUCKET = 50_000_000  # elements: the largest reduce_bucket_size that deepspeed.py asks for
@@ -114,7 +114,7 @@ def _kept(parameters: int, c: int, stage: int, workers: int) -> tuple[float, flo
 
 def loss_bytes(config: ModelConfig, vocab_size: int, batch: MicroBatch, on_gpu: bool) -> float:
     """The logits, or a part of them, which become their own gradient, rows in fp32, and both factors' gradients."""
-    c, rows = batch.bytes_per_number, min(batch.target_tokens, GPU_ROWS if on_gpu else CPU_ROWS)
+    c, rows = batch.bytes_per_number, min(batch.target_tokens, softmax_rows(vocab_size, not on_gpu))
     softmax = (3 if c == 2 else 2) * 4.0 * rows * vocab_size
     factors = c * config.d_model * (batch.target_tokens + vocab_size)
     return c * rows_at_a_time(batch.target_tokens, vocab_size, c) * vocab_size + max(softmax, factors)
