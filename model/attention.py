@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from transloom.model.config import Positions
 from transloom.model.dropout import Dropout
 from transloom.model.kernels.linear import Linear
 from transloom.model.linear_attention import (
@@ -21,7 +22,8 @@ from transloom.model.linear_attention import (
     exact,
     linear_weights,
 )
-from transloom.model.packing import Layout, from_grid, to_grid
+from transloom.model.packing import Layout, from_grid, refuse_longer, to_grid
+from transloom.model.positions import rotation_at
 from transloom.model.window import RingCache, Window, attend_window, block_mask, visible, with_global_queries
 
 LONG = 64  # tokens: from this length on torch's causal attention is quicker, forward and backward together
@@ -141,16 +143,6 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.full((length, length), -math.inf, dtype=dtype, device=device).triu_(1)
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
-    """By how much a token of distance lowers each head's scores (Press et al. 2022, section 3): 2^(-8 / H),
-    2^(-16 / H), …, 2^-8 for a power of two H. For other H: the slopes of the power of two below, then every other one
-    of the power of two above, as in the paper's code. (H,)"""
-    power = 2 ** (num_heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2.0 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
-    return torch.tensor(slopes, device="cpu")
-
-
 @dataclass(frozen=True)
 class Grid:
     """The layout, masks and indices that every layer's attention shares for one packed side. Each is made once, at its
@@ -171,7 +163,7 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, L)"""
-        return self.layout.grid
+        return self.layout.shape
 
     @cached_property
     def longest(self) -> int:
@@ -255,6 +247,18 @@ class Grid:
     def ends(self) -> Tensor:
         """(B + 1,) int32: 0, then each sentence's end in the packed row (exclusive)."""
         return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
+
+
+def grid_of(model: Any, layout: Layout) -> Grid:
+    """The grid that the layers share for one side.
+
+    Raises:
+        ValueError: a text of more than max_positions tokens.
+    """
+    refuse_longer(layout, model.config.max_positions)
+    rotation = rotation_at(model, layout.positions)
+    slopes = model.slopes if model.config.positions is Positions.alibi else None
+    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation, slopes)
 
 
 def to_heads(projected: Tensor, grid: Grid, projections: int, num_heads: int | None = None) -> Tensor:

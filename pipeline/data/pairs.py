@@ -57,7 +57,7 @@ class PairBatch:
     @property
     def padding_share(self) -> float:
         """The share of padding and filler in both sides' padded grids, on which attention works."""
-        cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
+        cells = self.source_layout.token_of_cell.numel() + self.target_layout.token_of_cell.numel()
         return 1.0 - (self.source_tokens + self.labels.numel()) / cells
 
     @property
