@@ -112,7 +112,7 @@ def _attention_seconds(model: DecoderOnly, layout: Layout, dtype: torch.dtype, d
     inputs = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
     query, key, value = inputs
     started_at = _now(device)
-    context: Tensor = attention.attend(query, key, value, grid, causal=True)
+    context: Tensor = attention.between_projections(query, key, value, grid, causal=True)
     torch.autograd.grad(context, inputs, torch.ones_like(context))
     return _now(device) - started_at
 
