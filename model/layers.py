@@ -104,7 +104,7 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
         """The next sublayer's input, from x before `enter` and the sublayer's output `change`, each (N, d_model)."""
-        x = self.dropout(change, x)
+        x = self.dropout(change, x)  # x + dropout(change)
         return x if self.is_pre else self.norm(x)
 
 

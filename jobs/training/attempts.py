@@ -152,8 +152,9 @@ def _resources(of_all: bool = False) -> list[dict[str, float]]:
 
 
 class Attempt:
-    """A group of workers, which `train` runs to its end, and the thread that watches them. If a worker hangs, the thread
-    ends all workers. If a node is going away or more workers fit, it asks the workers to save a checkpoint and end.
+    """A group of workers, which `train` runs to its end, and the thread that watches them. If a worker hangs, the
+    thread ends all workers. If a node is going away or more workers fit, the thread asks the workers to save a
+    checkpoint and end.
 
     Attributes:
         hang: the workers that hung or did not start, in words; None: no hang.
