@@ -1,5 +1,5 @@
-"""The settings of a run. Every part of the pipeline owns its settings, which `Config` nests; those of the cluster and of
-races are declared here."""
+"""The settings of a run. Every part of the pipeline owns its settings, which `Config` nests. Those of the cluster and
+of races are declared here."""
 
 import re
 from dataclasses import dataclass, field
