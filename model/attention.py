@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from transloom.model.config import Positions
 from transloom.model.dropout import Dropout
 from transloom.model.kernels.linear import Linear
 from transloom.model.linear_attention import (
@@ -21,7 +22,8 @@ from transloom.model.linear_attention import (
     exact,
     linear_weights,
 )
-from transloom.model.packing import Layout, from_grid, to_grid
+from transloom.model.packing import Layout, from_grid, refuse_longer, to_grid
+from transloom.model.positions import rotation_at
 from transloom.model.window import RingCache, Window, attend_window, block_mask, visible, with_global_queries
 
 LONG = 64  # tokens: from this length on torch's causal attention is quicker, forward and backward together
@@ -141,16 +143,6 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.full((length, length), -math.inf, dtype=dtype, device=device).triu_(1)
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
-    """By how much a token of distance lowers each head's scores (Press et al. 2022, section 3): 2^(-8 / H),
-    2^(-16 / H), …, 2^-8 for a power of two H. For other H: the slopes of the power of two below, then every other one
-    of the power of two above, as in the paper's code. (H,)"""
-    power = 2 ** (num_heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2.0 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
-    return torch.tensor(slopes, device="cpu")
-
-
 @dataclass(frozen=True)
 class Grid:
     """The layout, masks and indices that every layer's attention shares for one packed side. Each is made once, at its
@@ -171,7 +163,7 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, L)"""
-        return self.layout.grid
+        return self.layout.shape
 
     @cached_property
     def longest(self) -> int:
@@ -255,6 +247,18 @@ class Grid:
     def ends(self) -> Tensor:
         """(B + 1,) int32: 0, then each sentence's end in the packed row (exclusive)."""
         return nn.functional.pad(self.layout.lengths.cumsum(0), (1, 0)).int()
+
+
+def grid_of(model: Any, layout: Layout) -> Grid:
+    """The grid that the layers share for one side.
+
+    Raises:
+        ValueError: a text of more than max_positions tokens.
+    """
+    refuse_longer(layout, model.config.max_positions)
+    rotation = rotation_at(model, layout.positions)
+    slopes = model.slopes if model.config.positions is Positions.alibi else None
+    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation, slopes)
 
 
 def to_heads(projected: Tensor, grid: Grid, projections: int, num_heads: int | None = None) -> Tensor:
@@ -387,7 +391,7 @@ class SelfAttention(nn.Module):
         self.window, self.features = window, features
         self.register_buffer("slopes", slopes, persistent=False)
         self.num_heads, self.key_value_heads = num_heads, key_value_heads or num_heads
-        self.has_one_width = key_width == value_width and self.key_value_heads == num_heads  # one gather for all three
+        self.has_one_gather = key_width == value_width and self.key_value_heads == num_heads  # for all three
         self.key_width, self.value_width = key_width, value_width
         self.dropout = Dropout(dropout) if dropout else None  # of the weights
         self.widths = [num_heads * key_width, self.key_value_heads * key_width, self.key_value_heads * value_width]
@@ -406,6 +410,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: Grid, causal: bool, state: State | None = None) -> Tensor:
         """x: (N, d_model) -> (N, d_model); with `causal` a token sees only itself and the tokens before it.
 
+        Between the projections runs the first of these that fits; a window counts where a text is longer:
+
+            attend_packed   a GPU, 16 bits: K = V, no features, slopes, dropout or global tokens; needs no grid
+            attend_linear   with features
+            attend_window   with a window
+            attend_causal   causal, L >= LONG: K = V, no slopes or dropout
+            attend          everything else
+
         Args:
             state: of `start`; stores what `step` needs to continue behind these tokens.
         """
@@ -423,9 +435,9 @@ class SelfAttention(nn.Module):
         query, key, value = self._to_heads(projected, grid)
         if state is not None:
             self._fill(state, key, value, grid)
-        return self.output(from_heads(self.attend(query, key, value, grid, causal), grid))
+        return self.output(from_heads(self.between_projections(query, key, value, grid, causal), grid))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool) -> Tensor:
+    def between_projections(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool) -> Tensor:
         """What `forward` does between the projections, without a packed kernel: query (B, G, H / G * L, K), key (B, G,
         L, K), value (B, G, L, V) -> (B, H, L, V)"""
         dropout = self.dropout if self.training else None
@@ -433,8 +445,8 @@ class SelfAttention(nn.Module):
             return self._linear(query, key, value, grid, causal).to(query.dtype)
         if (window := self._window(grid)) is not None:
             return self._windowed(query, key, value, grid, causal, window)
-        has_kernel = self.key_width == self.value_width and self.slopes is None and dropout is None
-        if causal and grid.shape[1] >= LONG and has_kernel:
+        has_causal_kernel = self.key_width == self.value_width and self.slopes is None and dropout is None
+        if causal and grid.shape[1] >= LONG and has_causal_kernel:
             return attend_causal(self._by_head(query), key, value)
         # Padding stands behind a sentence's end, so the causal mask hides it from every real token
         return self._by_head(attend(query, key, value, self._mask(grid, causal), dropout))
@@ -448,7 +460,7 @@ class SelfAttention(nn.Module):
         return self.window if self.window is not None and grid.shape[1] > self.window.size else None
 
     def _windowed(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool, window: Window) -> Tensor:
-        """As `attend`."""
+        """As `between_projections`."""
         query = self._by_head(query)
         dropped = self.dropout.probability if self.dropout is not None and self.training else 0.0
         mask = grid.block_mask(causal, window)
@@ -460,7 +472,7 @@ class SelfAttention(nn.Module):
         return with_global_queries(context, first, key, value, whole, dropped)
 
     def _linear(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, causal: bool) -> Tensor:
-        """As `attend`, in fp32."""
+        """As `between_projections`, in fp32."""
         query, key = self._features(query, key, grid)
         return attend_linear(self._by_head(query), key, value, causal)
 
@@ -509,7 +521,7 @@ class SelfAttention(nn.Module):
 
     def _to_heads(self, projected: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """The projections of `_project`, (N, widths), as heads: (B, G, H / G * L, K), (B, G, L, K), (B, G, L, V)"""
-        if self.has_one_width:
+        if self.has_one_gather:
             query, key, value = to_heads(projected, grid, 3)
         elif self.key_value_heads == self.num_heads:
             queries_keys, values = projected.split([sum(self.widths[:2]), self.widths[2]], dim=1)

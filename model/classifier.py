@@ -41,7 +41,7 @@ def pool(hidden: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     """The vector of each text: hidden (N, d_model) -> (B, d_model)."""
     if pooling is Pooling.last:
         return hidden.index_select(0, layout.lengths.cumsum(0) - 1)
-    text_of_token = layout.cells // layout.grid[1]
+    text_of_token = layout.cells // layout.shape[1]
     texts = torch.arange(len(layout.lengths), device=hidden.device)
     # A product sums in the same order each time; index_add_ on a GPU does not.
     exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))

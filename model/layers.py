@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import CrossAttention, Grid, Ragged, SelfAttention, State, alibi_slopes
+from transloom.model.attention import CrossAttention, Grid, Ragged, SelfAttention, State
 from transloom.model.config import (
     Activation,
     Attention,
@@ -17,6 +17,7 @@ from transloom.model.config import (
 from transloom.model.dropout import Dropout
 from transloom.model.kernels.linear import Linear
 from transloom.model.linear_attention import EluFeatures, RandomFeatures
+from transloom.model.positions import alibi_slopes
 from transloom.model.window import Window
 
 
@@ -103,7 +104,7 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
         """The next sublayer's input, from x before `enter` and the sublayer's output `change`, each (N, d_model)."""
-        x = self.dropout(change, x)
+        x = self.dropout(change, x)  # x + dropout(change)
         return x if self.is_pre else self.norm(x)
 
 

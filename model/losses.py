@@ -1,4 +1,4 @@
-"""Losses as sums: the training loop divides once, by the number of target tokens that the step has on all workers."""
+"""Losses as sums: the training loop divides once, by what the step counts on all workers."""
 
 import math
 from typing import NamedTuple

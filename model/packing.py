@@ -18,15 +18,15 @@ class Layout:
     Attributes:
         lengths: (B,) tokens of each sentence, each at least 1.
         positions: (N,) a token's position in its own sentence, from 0.
-        to_grid: (B, L) the row of each cell's token; 0 in cells behind a sentence's end. L is the longest sentence's
-            length rounded up to an even number, which halves the number of grid shapes.
+        token_of_cell: (B, L) the number of each cell's token in the packed row; 0 in cells behind a sentence's end. L
+            is the longest sentence's length rounded up to an even number, which halves the number of grid shapes.
         cells: (N,) the cell b * L + l of each token.
         padding: (B, L) True behind a sentence's end; None where all sentences have L tokens.
     """
 
     lengths: Tensor
     positions: Tensor
-    to_grid: Tensor
+    token_of_cell: Tensor
     cells: Tensor
     padding: Tensor | None
 
@@ -37,15 +37,15 @@ class Layout:
         starts = lengths.cumsum(0) - lengths
         steps = torch.arange(longest, device=lengths.device)
         inside = steps < lengths[:, None]  # (B, L)
-        to_grid = (starts[:, None] + steps) * inside
+        token_of_cell = (starts[:, None] + steps) * inside
         cells = inside.flatten().nonzero().squeeze(1)
         padding = None if bool(inside.all()) else ~inside
-        return Layout(lengths, cells % longest, to_grid, cells, padding)
+        return Layout(lengths, cells % longest, token_of_cell, cells, padding)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, int]:
         """(B, L)"""
-        return self.to_grid.shape[0], self.to_grid.shape[1]
+        return self.token_of_cell.shape[0], self.token_of_cell.shape[1]
 
     def to(self, device: torch.device) -> "Layout":
         """Returns the layout on another device."""
@@ -54,7 +54,7 @@ class Layout:
             return x.to(device, non_blocking=True)
 
         padding = None if self.padding is None else move(self.padding)
-        return Layout(move(self.lengths), move(self.positions), move(self.to_grid), move(self.cells), padding)
+        return Layout(move(self.lengths), move(self.positions), move(self.token_of_cell), move(self.cells), padding)
 
     def head_rows(self, num_heads: int, projections: int) -> tuple[Tensor, Tensor]:
         """The permutation between a row of tokens, seen as (N * P * H, K), and a grid of heads (P, B, H, L, K).
@@ -63,11 +63,11 @@ class Layout:
             rows: (P * B * H * L,) the row of every place in the grid.
             places: (N * P * H,) the place in the grid of every row.
         """
-        sentences, longest = self.grid
+        sentences, longest = self.shape
         device = self.lengths.device
         p = torch.arange(projections, device=device)
         h = torch.arange(num_heads, device=device)
-        token = self.to_grid[None, :, None, :]  # (1, B, 1, L)
+        token = self.token_of_cell[None, :, None, :]  # (1, B, 1, L)
         rows = (token * projections + p[:, None, None, None]) * num_heads + h[None, None, :, None]
         sentence, position = self.cells // longest, self.cells % longest
         places = (p[None, :, None] * sentences + sentence[:, None, None]) * num_heads + h[None, None, :]
@@ -80,7 +80,7 @@ def refuse_longer(layout: Layout, max_positions: int) -> None:
     Raises:
         ValueError: a sentence of more than max_positions tokens.
     """
-    longest = layout.grid[1]
+    longest = layout.shape[1]
     if longest > max_positions:  # L may be larger than the longest sentence by 1
         longest = int(layout.lengths.max())
     if longest > max_positions:

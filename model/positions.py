@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import Grid, alibi_slopes
 from transloom.model.config import DecoderConfig, Positions, TransformerConfig
-from transloom.model.packing import Layout, refuse_longer
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
@@ -26,6 +24,16 @@ def rotations(length: int, width: int, base: float = 10000.0) -> Tensor:
     position = torch.arange(length, dtype=torch.float64)[:, None]
     angle = position * torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(base) / width))
     return torch.cat((angle.cos(), angle.sin()), dim=1).float()
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """By how much a token of distance lowers each head's scores (Press et al. 2022, section 3): 2^(-8 / H),
+    2^(-16 / H), …, 2^-8 for a power of two H. For other H: the slopes of the power of two below, then every other one
+    of the power of two above, as in the paper's code. (H,)"""
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
+    return torch.tensor(slopes, device="cpu")
 
 
 def make_positions(model: nn.Module, config: TransformerConfig | DecoderConfig, rotary_base: float = 10000.0) -> None:
@@ -58,15 +66,3 @@ def rotation_at(model: Any, positions: Tensor) -> Tensor | None:
     if model.config.positions is not Positions.rotary:
         return None
     return model.rotations.index_select(0, positions)
-
-
-def grid_of(model: Any, layout: Layout) -> Grid:
-    """The grid that the layers share for one side.
-
-    Raises:
-        ValueError: a text of more than max_positions tokens.
-    """
-    refuse_longer(layout, model.config.max_positions)
-    rotation = rotation_at(model, layout.positions)
-    slopes = model.slopes if model.config.positions is Positions.alibi else None
-    return Grid(layout, model.config.num_heads, model.embedding.weight.dtype, rotation, slopes)

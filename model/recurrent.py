@@ -51,14 +51,14 @@ class TimeGrid:
     @staticmethod
     def of(layout: Layout) -> "TimeGrid":
         """The grid of a layout, on its device."""
-        sentences, longest = layout.grid
+        sentences, longest = layout.shape
         lengths = layout.lengths
         times = torch.arange(longest, device=lengths.device)[:, None]
         backwards = torch.where(times < lengths, lengths - 1 - times, times)
         flip = backwards * sentences + torch.arange(sentences, device=lengths.device)
         return TimeGrid(
             (longest, sentences),
-            layout.to_grid.t().reshape(-1),
+            layout.token_of_cell.t().reshape(-1),
             layout.cells % longest * sentences + layout.cells // longest,
             flip.flatten(),
         )

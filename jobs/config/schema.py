@@ -1,4 +1,5 @@
-"""The settings of a run. Every part of the pipeline owns its settings; `Config` only nests them."""
+"""The settings of a run. Every part of the pipeline owns its settings, which `Config` nests. Those of the cluster and
+of races are declared here."""
 
 import re
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Corpus = CorpusConfig | DocumentsConfig | LabelledConfig | PromptsConfig
     AnyTokenizer = TokenizerConfig | TextTokenizerConfig
-else:  # OmegaConf has no unions of dataclasses; `_typed` chooses by model.architecture and the task
+else:  # OmegaConf has no unions of dataclasses; `_typed` of compose.py chooses by model.architecture and the task
     ModelConfig = Corpus = AnyTokenizer = Any
 
 # The sections whose settings depend on the task.

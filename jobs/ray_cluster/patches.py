@@ -1,8 +1,8 @@
-"""All uses of Ray's (2.60) private names, except for a node's start in local_node.py and a worker's in fork_server.py.
-Most patches make Ray do less: each process that is not started saves seconds before the first step. Everything works
-without these patches, only later, so a patch can be removed when a newer Ray renames its target. Only
-jobs/training/attempts.py needs its parts: the workers' places, each node's free resources, and the nodes that are going
-away.
+"""All uses of Ray's (2.60) private names, except for a node's start in local_node.py, a worker's in fork_server.py and
+the process group's in jobs/training/process_group.py. Most patches make Ray do less: each process that is not started
+saves seconds before the first step. Everything works without these patches, only later, so a patch can be removed when
+a newer Ray renames its target. Only jobs/training/attempts.py needs its parts: the workers' places, each node's free
+resources, and the nodes that are going away.
 """
 
 import asyncio
@@ -224,7 +224,7 @@ def redacted_command() -> Iterator[None]:
 
 class _OwnFolder(list[str]):
     """The first folders of a worker's import path. Ray would put the current folder before all others: a user's
-    model.py there would be imported in place of the project's, and the worker would never start."""
+    transloom.py there would be imported in place of the project, and the worker would never start."""
 
     def extend(self, folders: Any) -> None:
         pass

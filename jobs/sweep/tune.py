@@ -91,7 +91,7 @@ class TrialActor(tune.Trainable):
             if not is_trained(self._run):
                 refuse_too_long(self._run)
                 refuse_unspaced_targets(self._run)
-                train_in_attempts(self._run, with_spare=False)  # what this trial leaves free is another's
+                train_in_attempts(self._run, validate_on_spare_cpus=False)  # what this trial leaves free is another's
         except UserError as error:
             self._failure = str(error)
         except BaseException as error:

@@ -1,7 +1,8 @@
 """Attempts: a training goes on through the loss of workers and nodes, and through hangs.
 
 An attempt is a group of workers. `train_in_attempts` starts the next attempt from the newest checkpoint when a worker
-has died or hangs, when a node is going away, or when more workers fit. `Watch` monitors the current attempt.
+has died or hangs, when a node is going away, or when more workers fit. An `Attempt` starts its workers and watches
+them.
 """
 
 import dataclasses
@@ -53,12 +54,12 @@ SECONDS_FOR_NODE = 60.0  # for a node to dump the stacks of its workers
 log = logging.getLogger(__name__)
 
 
-def train_in_attempts(run: Run, with_spare: bool) -> None:
+def train_in_attempts(run: Run, validate_on_spare_cpus: bool) -> None:
     """Starts workers until the training ends. The workers save a checkpoint and end earlier if the run's file `stop`,
     which the caller has emptied, is written to.
 
     Args:
-        with_spare: whether validations may use CPUs that the workers leave free.
+        validate_on_spare_cpus: whether validations may use CPUs that the workers leave free.
     Raises:
         UserError: a worker's own UserError, the retries are used up, or the cluster has no room for the workers.
     """
@@ -75,14 +76,14 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
         number += 1
         num_workers = _workers_for_now(run, room_by)
         cluster = dataclasses.replace(run.config.cluster, num_workers=num_workers, min_workers=None)
-        with Watch(run, number, cluster) as watch:
+        with Attempt(run, number, cluster) as attempt:
             try:
-                outcome = watch.train(with_spare)
+                outcome = attempt.train(validate_on_spare_cpus)
                 if "user_error" in outcome:
                     raise UserError(outcome["user_error"])
-                if outcome.get("reason") != "stopped" or not watch.makes_way_for:
+                if outcome.get("reason") != "stopped" or not attempt.makes_way_for:
                     return
-                reason, is_failure = watch.makes_way_for, False
+                reason, is_failure = attempt.makes_way_for, False
             except TrainingFailedError as error:
                 if message := disk_trouble(error, run.folder):
                     raise UserError(message) from error
@@ -92,8 +93,8 @@ def train_in_attempts(run: Run, with_spare: bool) -> None:
                     if time.monotonic() > room_by:
                         raise _no_room(run) from error
                     continue
-                reason = watch.hang or watch.makes_way_for or cause_of(error)
-                is_failure = bool(watch.hang or not watch.makes_way_for)  # an announced end of a node is no failure
+                reason = attempt.hang or attempt.makes_way_for or cause_of(error)
+                is_failure = bool(attempt.hang or not attempt.makes_way_for)  # an announced end of a node is no failure
                 failures += is_failure
                 if failures > run.config.cluster.max_failures:
                     raise UserError(
@@ -150,9 +151,10 @@ def _resources(of_all: bool = False) -> list[dict[str, float]]:
     return [free.get(node["NodeID"], {}) for node in nodes]
 
 
-class Watch:
-    """Monitors an attempt, in a thread. If a worker hangs, ends all workers. If a node is going away or more workers
-    fit, asks the workers to save a checkpoint and end.
+class Attempt:
+    """A group of workers, which `train` runs to its end, and the thread that watches them. If a worker hangs, the
+    thread ends all workers. If a node is going away or more workers fit, the thread asks the workers to save a
+    checkpoint and end.
 
     Attributes:
         hang: the workers that hung or did not start, in words; None: no hang.
@@ -173,7 +175,7 @@ class Watch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Attempt":
         shutil.rmtree(self._folder.parent, ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / RESTART_FILE).write_bytes(b"")
@@ -185,14 +187,14 @@ class Watch:
         self._thread.join()
         self._make_way("the attempt is over")  # for workers that a lost Ray did not end
 
-    def train(self, with_spare: bool) -> dict[str, Any]:
+    def train(self, validate_on_spare_cpus: bool) -> dict[str, Any]:
         """What the workers return: "reason", or "user_error".
 
         Raises:
             TrainingFailedError: of Ray; a worker died or did not start.
         """
         use_gpu = self._cluster.gpus_per_worker > 0
-        spare = spare_cpus(self._cluster) if with_spare and not use_gpu else 0
+        spare = spare_cpus(self._cluster) if validate_on_spare_cpus and not use_gpu else 0
         settings = {
             "folder": str(self._run.folder),
             "attempt": str(self._folder),
@@ -201,6 +203,7 @@ class Watch:
         }
         folder = self._run.folder / RAY_FOLDER
         trainer = make_trainer(train_worker, settings, self._cluster, folder, start_retries=0)
+        # Called by `Workers` in jobs/ray_cluster/patches.py.
         trainer.on_places, trainer.on_workers = self._set_places, self._set_workers
         return trainer.fit().return_value or {}
 

@@ -27,6 +27,7 @@ def found_prepared(config: Config) -> Prepared | None:
         return prepared_before(config)
     config = with_local_data(config)
     looked_for = None
+    # Each missing stage is fetched from the storage, once; then the next one is looked for.
     while True:
         try:
             return prepare_data(config, output_dir(config), only_find=True)

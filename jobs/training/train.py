@@ -49,7 +49,7 @@ def train_stage(run: Run) -> float | None:
         following(run.folder / PROGRESS_FILE, selecting_metric(run.config.task, run.config.corpus)),
         on_sigterm(lambda: stop_file.write_bytes(b"SIGTERM\n"), SECONDS_TO_STOP),
     ):
-        train_in_attempts(run, with_spare=True)
+        train_in_attempts(run, validate_on_spare_cpus=True)
     if stop_file.stat().st_size:
         newest = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
         kept = f"with the checkpoint {newest.name}" if newest else "before its first step"

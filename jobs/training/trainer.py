@@ -34,7 +34,8 @@ def make_trainer(
     reserve: float = 1.0,
     start_retries: int = 3,
 ) -> Any:
-    """A TorchTrainer of `worker`, which gets `settings`, on the cluster's workers.
+    """A TorchTrainer of `worker`, which gets `settings`, on the cluster's workers. Its `fit()` runs Ray Train's
+    controller in this process, which calls `worker` on every rank.
 
     Args:
         folder: for Ray's own files.

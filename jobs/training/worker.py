@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Runs a worker, from its start to the end of training. Errors for the user to mend, such as a full disk, are
-    returned, since Ray would retry after an exception."""
+    returned, and raised by `train_in_attempts`, which would start another attempt after an exception."""
     try:
         attempt = Path(settings["attempt"])
         return _train(Path(settings["folder"]), attempt, settings["spare_cpus"], settings["hang_seconds"])
@@ -77,22 +77,23 @@ def _train(folder: Path, attempt: Path, spare: int, hang_seconds: float) -> dict
     task = make_task(config, partial(stage_folder, folder))
     torch.manual_seed(config.seed)  # the initial weights
     model = task.model()
-    initial, saved = resume(folder / CHECKPOINTS_FOLDER)
-    if config.train.initial and (saved is None or config.train.freezes):  # no checkpoint has the frozen weights
+    engine_state, loop_state = resume(folder / CHECKPOINTS_FOLDER)
+    if config.train.initial and (loop_state is None or config.train.freezes):  # no checkpoint has the frozen weights
         weights = load_weights(snapshot_path(folder / INITIAL_FOLDER, 0))
         model.load_state_dict(weights, strict=False)  # the other weights stay random, as bring_initial has told
         adapt(model, config.train, weights)
     objective = task.objective(model).train()
     objective.register_forward_pre_hook(lambda *_: heartbeat.advance())
 
-    state = TrainState.of(saved or {})
+    state = TrainState.of(loop_state or {})
     state.seconds = on_rank_zero(lambda: max(state.seconds, logged_seconds(folder)))
-    if saved is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
+    # Which library computes the products of linear layers; a resumed run keeps its choice.
+    if loop_state is None and config.precision.dtype is Precision.fp32 and device.type == "cpu":
         state.products = on_rank_zero(lambda: _products(folder, model))
     use_products(Products(*state.products))
     groups = adapted_groups(objective, config.optimizer.weight_decay, config.train.layer_decay)
-    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, initial, groups)
-    del initial
+    engine = make_engine(objective, config.optimizer, config.precision, config.engine, device, engine_state, groups)
+    del engine_state
     reports = _reports(config, folder, heartbeat, is_first=rank() == 0)
     before = {f"{column}_tokens": count for column, count in state.tokens.items()}
     started = {"from_step": state.step, "seconds": state.seconds, **before}
@@ -175,7 +176,7 @@ def _validation(
     import ray
     from ray.exceptions import RayTaskError
 
-    task = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
+    validate = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
 
     def result(handle: Any) -> Any:
         try:
@@ -184,7 +185,7 @@ def _validation(
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
     def begin(step: int, snapshot: Path) -> Callable[[], Any]:
-        handle = on_rank_zero(lambda: [task.remote(folder, snapshot, config, None)])
+        handle = on_rank_zero(lambda: [validate.remote(folder, snapshot, config, None)])
 
         def wait() -> Any:
             heartbeat.begin("waiting for a validation")

@@ -13,13 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from transloom.model.attention import SelfAttention
+from transloom.model.attention import SelfAttention, grid_of
 from transloom.model.build import build_model
 from transloom.model.config import Attention, DecoderConfig
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.kernels.linear import quicker_products, use_products
 from transloom.model.packing import Layout
-from transloom.model.positions import grid_of
 from transloom.pipeline.bench.config import BenchConfig
 from transloom.pipeline.data.pieces import TextBatch
 from transloom.pipeline.processes import peak_bytes
@@ -113,7 +112,7 @@ def _attention_seconds(model: DecoderOnly, layout: Layout, dtype: torch.dtype, d
     inputs = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
     query, key, value = inputs
     started_at = _now(device)
-    context: Tensor = attention.attend(query, key, value, grid, causal=True)
+    context: Tensor = attention.between_projections(query, key, value, grid, causal=True)
     torch.autograd.grad(context, inputs, torch.ones_like(context))
     return _now(device) - started_at
 

@@ -328,7 +328,7 @@ class LabelledBatch:
     @property
     def padding_share(self) -> float:
         """The share of padding and filler in the padded grid, on which attention works."""
-        return 1.0 - self.num_tokens / self.layout.to_grid.numel()
+        return 1.0 - self.num_tokens / self.layout.token_of_cell.numel()
 
     @property
     def in_words(self) -> str:

@@ -57,7 +57,7 @@ class PairBatch:
     @property
     def padding_share(self) -> float:
         """The share of padding and filler in both sides' padded grids, on which attention works."""
-        cells = self.source_layout.to_grid.numel() + self.target_layout.to_grid.numel()
+        cells = self.source_layout.token_of_cell.numel() + self.target_layout.token_of_cell.numel()
         return 1.0 - (self.source_tokens + self.labels.numel()) / cells
 
     @property
@@ -76,7 +76,7 @@ def collate_pairs(pairs: Examples, rows: Sequence[int] | np.ndarray, start: int 
     source_filler, target_filler = filler([[len(x) for x in sources], [len(x) for x in labels]])
     source, source_layout = pack(sources, source_filler)
     label_row, target_layout = pack(labels, target_filler)
-    target = label_row.roll(1)
+    target = label_row.roll(1)  # across sentences, too: the next line mends their first tokens
     target[target_layout.positions == 0] = start
     label_row = label_row[: sum(len(x) for x in labels)]
     return PairBatch(source, source_layout, target, target_layout, label_row, sum(len(x) for x in sources))

@@ -125,9 +125,9 @@ def _recurrent_weights(
         kept.append(attention_weights(query, memory.keys, memory.mask))
         return memory.read(query).transpose(0, 1)
 
-    grid = read.new_zeros(read_layout.grid).flatten()
+    grid = read.new_zeros(read_layout.shape).flatten()
     grid[read_layout.cells] = read
-    embedded = model.embed(grid.view(read_layout.grid).T)
+    embedded = model.embed(grid.view(read_layout.shape).T)
     model.decode(embedded, [None] * len(model.decoder), attend)
     return kept[0]
 

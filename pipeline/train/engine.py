@@ -1,8 +1,8 @@
 """One training step behind a small protocol: plain torch in `torch_engine.py`, DeepSpeed in `deepspeed.py`.
 
 The module's parameters are in the compute type (bf16, fp16 or fp32); the trained weights are fp32 masters, updated by
-Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: the caller has already divided by the step's
-number of target tokens over all ranks, so the numbers of ranks and of micro-batches do not matter.
+Adam. Gradients accumulate and are reduced in fp32. The reduction is a sum: the caller has already divided by what
+the step counts over all ranks (`Step.loss_count`), so the numbers of ranks and of micro-batches do not matter.
 """
 
 import os
@@ -50,9 +50,10 @@ class EngineConfig:
 class Engine(Protocol):
     """Takes training steps on one rank's share of the micro-batches.
 
-    Every method is a collective that all ranks call, forward_backward too (under ZeRO 2 and 3 it reduces). Under ZeRO
-    every micro-batch must use every trained parameter: DeepSpeed reduces only parameters with a gradient, and waits for
-    ever where ranks disagree. The module's buffers are constants of the model and are not saved.
+    Every method but `recover` is a collective that all ranks call, forward_backward too (under ZeRO 2 and 3 it
+    reduces). Under ZeRO every micro-batch must use every trained parameter: DeepSpeed reduces only parameters with a
+    gradient, and waits for ever where ranks disagree. The module's buffers are constants of the model and are not
+    saved.
     """
 
     device: torch.device
@@ -99,16 +100,16 @@ class Engine(Protocol):
 
 def make_engine(
     module: nn.Module,
-    optimizer: OptimizerConfig,
-    precision: PrecisionConfig,
-    engine: EngineConfig,
+    optimizer_config: OptimizerConfig,
+    precision_config: PrecisionConfig,
+    engine_config: EngineConfig,
     device: torch.device,
-    initial: EngineState | None = None,
+    state: EngineState | None = None,
     groups: Groups | None = None,
 ) -> Engine:
     """The engine that trains `module`, whose forward(batch) returns a LossSum; a collective.
 
-    Uses torch.distributed's default group, if any. All ranks start from rank 0's `initial` or, if None, from rank 0's
+    Uses torch.distributed's default group, if any. All ranks start from rank 0's `state` or, if None, from rank 0's
     weights. The module is moved to `device` and to the compute type. Validation may call the module directly, under
     ZeRO 3 on all ranks alike. Parameters without requires_grad, now and ever after, are frozen: they have weights in
     `weights()` and the state, but no moments.
@@ -118,15 +119,17 @@ def make_engine(
             rank. None: decay_groups.
     Raises:
         ValueError: if all parameters are frozen.
-        UserError: if `initial` is of another model.
+        UserError: if `state` is of another model.
     """
     module.to(device)
-    groups = groups or decay_groups(module, optimizer.weight_decay)
-    if engine.name is EngineName.deepspeed:
+    groups = groups or decay_groups(module, optimizer_config.weight_decay)
+    if engine_config.name is EngineName.deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when deepspeed is imported
         from transloom.pipeline.train.deepspeed import make_deepspeed_engine  # takes seconds
 
-        return make_deepspeed_engine(module, optimizer, precision, engine.zero_stage, device, initial, groups)
-    torch_engine = TorchEngine(module, optimizer, precision, device, groups)
-    torch_engine.load_state(initial)
-    return torch_engine
+        return make_deepspeed_engine(
+            module, optimizer_config, precision_config, engine_config.zero_stage, device, state, groups
+        )
+    engine = TorchEngine(module, optimizer_config, precision_config, device, groups)
+    engine.load_state(state)
+    return engine

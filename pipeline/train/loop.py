@@ -18,7 +18,7 @@ from transloom.pipeline.ranks import gather, rank, world_size
 from transloom.pipeline.tasks.task import Batch, Examples, Task
 from transloom.pipeline.train.divergence import keep_batches, spike
 from transloom.pipeline.train.engine import Engine, StepResult
-from transloom.pipeline.train.memory import OutOfMemory, cut, explained, forward_backward, read_parts
+from transloom.pipeline.train.memory import OutOfMemory, cut, explained, forward_backward_or_halves, read_parts
 from transloom.pipeline.train.session import Session, TrainState
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
             not fit, and that the run's next workers will cut smaller.
     """
     engine, state = session.engine, session.state
-    parts = read_parts(session.folder)
+    parts = read_parts(session.folder)  # 1, unless an earlier attempt ran out of memory
     examples = task.examples("train")
     steps = _steps_from(state, task, examples, batch, seed, engine.device)
     while session.reason is None:
@@ -46,7 +46,8 @@ def train(session: Session, task: Task, batch: BatchConfig, seed: int, rate: Cal
             learning_rate = rate(state.step + 1)
             losses = add_gradients(engine, step, task.collate, parts)
             session.meter.add_loss(losses.sum())
-            _count(session, step, losses, engine.step(learning_rate), task)
+            result = engine.step(learning_rate)
+            _count(session, step, losses, result, task)
             session.after(step, learning_rate)
         except Diverged as error:
             session.go_back(error)
@@ -94,11 +95,12 @@ def add_gradients(
         torch.manual_seed(seed)
         pieces = [(rows, share)] if parts == 1 else cut(rows, share, parts)
         totals = []
-        for j, (some, weight) in enumerate(pieces, start=1):
-            piece = batch if parts == 1 or make is None else make(some).to(engine.device)
+        for j, (piece_rows, piece_share) in enumerate(pieces, start=1):
+            piece = batch if parts == 1 or make is None else make(piece_rows).to(engine.device)
             is_last = (i, j) == (len(micro_batches), len(pieces))
-            total = forward_backward(engine, piece, some, make, scale=weight / step.loss_count, last=is_last)
-            totals.append(total * weight)
+            scale = piece_share / step.loss_count
+            total = forward_backward_or_halves(engine, piece, piece_rows, make, scale=scale, last=is_last)
+            totals.append(total * piece_share)
         losses.append(sum(totals))  # stays on the device: reading it here would wait for the step
     return torch.stack(losses).double()
 

@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_allocator  # torch.OutOfMemoryError is a RuntimeError
 
 
-def forward_backward(
+def forward_backward_or_halves(
     engine: Engine,
     batch: Batch,
     rows: np.ndarray,

@@ -68,7 +68,7 @@ class Cluster:
         config = Config(
             precision=PrecisionConfig(Precision.fp32), cluster=ClusterConfig(**{"address": "here:1", **cluster})
         )
-        train_in_attempts(Run("mine", self.folder, config), with_spare=False)
+        train_in_attempts(Run("mine", self.folder, config), validate_on_spare_cpus=False)
 
 
 def finishes(trainer: Any) -> dict[str, str]:

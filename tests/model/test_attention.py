@@ -6,10 +6,9 @@ from reference_varlen import reference_varlen
 from torch import Tensor, nn
 
 import transloom.model.attention
-from transloom.model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, padding_mask
+from transloom.model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, grid_of, padding_mask
 from transloom.model.config import TransformerConfig
 from transloom.model.packing import Layout
-from transloom.model.positions import grid_of
 from transloom.model.transformer import Transformer
 
 LENGTHS, OTHER_LENGTHS = (5, 2, 7), (3, 6, 1)  # of unequal sentences, so that there is padding

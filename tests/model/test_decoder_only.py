@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import transloom.model.attention
 from transloom.jobs.config.compose import load_config
+from transloom.model.attention import grid_of
 from transloom.model.config import Activation, Attention, DecoderConfig, FeatureMap, Norm, Normalization, Positions
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import count_parameters, multiply_adds
 from transloom.model.packed_linear import pack_linears
 from transloom.model.packing import Layout
-from transloom.model.positions import grid_of
 
 GPT = DecoderConfig(layers=2, d_model=16, d_ff=32, num_heads=4, dropout=0.0, max_positions=200)
 LLAMA = replace(

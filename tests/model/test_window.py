@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import transloom.model.window
-from transloom.model.attention import Grid, SelfAttention, alibi_slopes
+from transloom.model.attention import Grid, SelfAttention
 from transloom.model.packing import Layout
+from transloom.model.positions import alibi_slopes
 from transloom.model.window import RingCache, Window
 
 WIDTH, HEADS = 16, 4

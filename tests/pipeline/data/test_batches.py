@@ -141,7 +141,7 @@ def test_a_batch_shifts_each_target_by_itself() -> None:
         assert label[0] == number + 4 and label[-1] == EOS_ID
         assert target[0] == BOS_ID
         assert torch.equal(target[1:], label[:-1])
-    cells = batch.source_layout.to_grid.numel() + batch.target_layout.to_grid.numel()
+    cells = batch.source_layout.token_of_cell.numel() + batch.target_layout.token_of_cell.numel()
     tokens = pairs.source_lengths[[3, 5]].sum() + first + second
     assert batch.padding_share == pytest.approx(1 - tokens / cells)
 

@@ -26,7 +26,7 @@ def test_shapes_are_those_of_the_batches_that_a_worker_gets() -> None:
     steps = list(islice(pair_steps(pairs, BATCH, 3, rank=0, world_size=2), 12))  # type: ignore[arg-type]
     batches = [batch for step in steps for batch in step.batches]
     found = [
-        [(*side.grid, len(row)) for side, row in ((b.source_layout, b.source), (b.target_layout, b.target))]
+        [(*side.shape, len(row)) for side, row in ((b.source_layout, b.source), (b.target_layout, b.target))]
         for b in batches
     ]
     assert list(islice(_shapes(LENGTHS, BATCH, 3, workers=2), len(found))) == found
