@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from command import ROOT, TINY, transloom_here
+from mlflow_database import give_database
 
 from transloom.jobs.commands.ui import HOST, _free_port
 from transloom.pipeline.files import read_json
@@ -85,6 +86,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "RAY_", "PYTHONPATH"))
     }
+    give_database(tmp_path_factory, folder / "server.db")
     port = _free_port(range(5100, 5200))
     command, more = ui_command(f"sqlite:///{folder}/server.db", folder / "artifacts", port=port)
     environment |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "80"}
