@@ -61,7 +61,7 @@ def masked(place) -> Outcome:
 
 @pytest.fixture(scope="module")
 def tuned(place, masked) -> Outcome:
-    return transloom(place, "run", *TUNED, "name=first")
+    return transloom_here(place, "run", *TUNED, "name=first")
 
 
 def test_an_encoder_is_pretrained_without_the_sentences_of_the_test_set(place, masked):
