@@ -19,6 +19,7 @@ PRELOADED = [
     "transloom.model.build",
     "transloom.pipeline.tasks.build",
     "transloom.pipeline.train.engine",
+    "transloom.pipeline.train.deepspeed",
 ]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
 

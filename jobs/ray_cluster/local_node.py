@@ -8,9 +8,11 @@ makes the node as `ray start --block` does, with the right address.
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.1"
+SETUP_WORKER = Path(__file__).with_name("setup_worker.py")
 # The environment of every Ray that this project starts; to be set before ray is imported.
 NODE_ENVIRONMENT = {
     # All processes of Ray bind to 127.0.0.1, not to the machine's address in the network.
@@ -41,6 +43,7 @@ def main(options: dict[str, Any]) -> None:
         "num_cpus": options["cpus"],
         "temp_dir": options["temp_dir"],
         "dashboard_agent_listen_port": 0,
+        "setup_worker_path": str(SETUP_WORKER),
     }
     if is_head:
         params = RayParams(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,7 +30,7 @@ from ray.exceptions import RpcError
 from ray.job_config import JobConfig
 
 from transloom.jobs.ray_cluster.fork_server import FORK_CLIENT, ForkServer
-from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
+from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT, SETUP_WORKER
 from transloom.jobs.training.heartbeat import Worker
 from transloom.pipeline.search_path import ROOT
 from transloom.pipeline.secrets import redacted
@@ -39,6 +40,7 @@ ANSWER_SECONDS = 10.0
 MANY_PROCESSES = "worker processes have been started"  # harmless where several trainings run at once on purpose
 WORKER_DIED = "A worker died or was killed while executing a task"
 NODE_DIED = ("Raylet is terminated", "has been marked dead because the detector")
+RAY_SETUP_WORKER = Path(ray.__file__).with_name("_private") / "workers" / "setup_worker.py"
 NOT_NEEDED_ALONE = ("start_monitor", "start_log_monitor", "start_api_server")
 raylet: Any = _raylet  # compiled, and has no types
 agent_messages: Any = runtime_env_agent_pb2
@@ -102,16 +104,20 @@ def _is_raylet(command: list[str]) -> bool:
 
 
 def _own_raylet(command: list[str], server: ForkServer | None) -> list[str]:
-    """The command of a Ray process; a raylet's with forked workers, and without the dashboard's agent. A raylet ends if
-    its agents, which import for seconds, have not written their ports after 15 s, as on a busy machine. So the ports
-    are known before: -1, Ray's number of a service that is off, and one that is free now for the agent of runtime
-    environments, which the raylet then waits for only where a task needs it. In the place of the dashboard's agent is
-    `cat`, which ends with the raylet: its input is a pipe from there."""
+    """The command of a Ray process; a raylet's with forked workers, or with workers that this project's setup_worker.py
+    starts, and without the dashboard's agent. A raylet ends if its agents, which import for seconds, have not written
+    their ports after 15 s, as on a busy machine. So the ports are known before: -1, Ray's number of a service that is
+    off, and one that is free now for the agent of runtime environments, which the raylet then waits for only where a
+    task needs it. In the place of the dashboard's agent is `cat`, which ends with the raylet: its input is a pipe from
+    there."""
     options = dict(one.split("=", 1) for one in command if "=" in one)
     if not _is_raylet(command):
         return command
     for name in AGENT_PORTS:
         raylet.persist_port(options["--session_dir"], options["--node_id"], name, -1)
+    options["--python_worker_command"] = options["--python_worker_command"].replace(
+        f" {RAY_SETUP_WORKER} ", f" {shlex.quote(str(SETUP_WORKER))} "
+    )
     if server:
         worker = options["--python_worker_command"].partition(" ")
         client = shlex.join(["-IS", str(FORK_CLIENT), server.socket])

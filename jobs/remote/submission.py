@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from transloom.jobs.sweep.settings import Origin
 
 STOP_SECONDS = 600  # after which Ray kills a job that is to stop: time for a step, a checkpoint and MLflow
+JOB_ENVIRONMENT = {
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+    # Off, where the cluster's environment has it on, as in many containers: the job's code comes as source, and each of
+    # its processes would compile all that it imports.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 def with_cluster_settings(words: Sequence[str], cluster: Cluster) -> list[str]:
@@ -111,7 +117,7 @@ def submit(job: str, config: "Config", cluster: Cluster, origin: "Origin | None"
             entrypoint=f"python -m transloom.jobs {job} resolved={CONFIG_FILE}",
             submission_id=job_id,
             # Everybody who reaches the dashboard reads this and the metadata: no secrets.
-            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+            runtime_env={"working_dir": str(folder), "env_vars": JOB_ENVIRONMENT},
             metadata={
                 "job_name": run,
                 "transloom_job": job,

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transloom.jobs.ray_cluster.local_node import SETUP_WORKER
+
 HOST = "127.0.0.1"
 
 
@@ -30,6 +32,7 @@ def main(options: dict[str, Any]) -> None:
         temp_dir=options["temp_dir"],
         object_store_memory=150 << 20,
         dashboard_agent_listen_port=0,
+        setup_worker_path=str(SETUP_WORKER),
         include_dashboard=False,
         no_monitor=True,
         include_log_monitor=False,

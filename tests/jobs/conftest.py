@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from command import TINY, Outcome, transloom
+from mlflow_database import give_database
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
     """Where all commands are given. The corpus in its outputs/ is prepared once."""
-    return tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("place")
+    give_database(tmp_path_factory, folder / "outputs" / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="session")

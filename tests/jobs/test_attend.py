@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow_database import give_database
 
 from transloom.jobs.cli import sort_words
 from transloom.jobs.commands import attend
@@ -25,6 +26,7 @@ PICTURES = {"alignment.png", "cross.png", "decoder.png", "encoder.png"}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with the run "mine", whose model is not trained."""
     root = tmp_path_factory.mktemp("outputs")
+    give_database(tmp_path_factory, root / "mlflow.db")
     folder = root / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(load_config([f"output_dir={root}", "name=mine"])), encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 from comet_score import expected, make_comet
 from command import ROOT
 from comparable import BAD, GOOD, REFERENCES, SOURCES, make_corpus, make_run, write_lines
+from mlflow_database import give_database
 from sacrebleu.metrics.bleu import BLEU
 
 from transloom.jobs.__main__ import main as transloom
@@ -347,10 +348,11 @@ def test_a_refusal_is_one_message_and_exit_code_2(runs: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_in_mlflow_it_is_a_run_and_a_query_finds_runs(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow import MlflowClient
 
+    give_database(tmp_path_factory, root / "mlflow.db")
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     experiment = client.create_experiment("transloom", (root / "mlartifacts").as_uri())
     for at, (name, bleu) in enumerate((("other", 40.0), ("good", 50.0), ("bad", 10.0), ("gone", 60.0)), 1):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import Outcome, transloom, transloom_here
+from mlflow_database import give_database
 from runs import folder_of, mlflow_runs
 
 from transloom.pipeline.files import read_json
@@ -43,6 +44,7 @@ def text(random: np.random.Generator, is_good: bool) -> str:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder, random = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    give_database(tmp_path_factory, folder / "outputs" / "mlflow.db")
     for name, count in (("train", 200), ("test", 40)):
         rows = [f"{text(random, i % 2 > 0)}\t{'good' if i % 2 else 'bad'}" for i in range(count)]
         (folder / f"{name}.tsv").write_text("text\tlabel\n" + "".join(f"{row}\n" for row in rows))
@@ -59,7 +61,7 @@ def masked(place) -> Outcome:
 
 @pytest.fixture(scope="module")
 def tuned(place, masked) -> Outcome:
-    return transloom(place, "run", *TUNED, "name=first")
+    return transloom_here(place, "run", *TUNED, "name=first")
 
 
 def test_an_encoder_is_pretrained_without_the_sentences_of_the_test_set(place, masked):

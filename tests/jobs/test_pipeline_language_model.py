@@ -106,7 +106,7 @@ def test_a_training_begins_with_the_weights_of_another_run(place, first):
     words = [*TINY, "name=second", "train.initial=first", "train.max_steps=1", "schedule.warmup_steps=1"]
     # So small a rate that a step changes no weight by a visible amount.
     words += ["schedule.peak_learning_rate=1e-12", "optimizer.weight_decay=0"]
-    second = transloom(place, "run", *words)
+    second = transloom_here(place, "run", *words)
     assert second.code == 0 and re.search(r"^Initial +([\d,]+) of \1 numbers from ", second.out, re.MULTILINE), (
         second.said
     )
@@ -129,7 +129,7 @@ def test_a_hugging_face_folder_is_fine_tuned_by_adapters_and_exported_again(plac
     write_language_model(place / "gpt", padding=0)
     words = [word for word in TINY if not word.startswith(("model.", "tokenizer."))]
     words += ["name=adapted", "train.initial=gpt", "train.lora.rank=2", "train.max_steps=10"]
-    outcome = transloom(place, "run", *words)
+    outcome = transloom_here(place, "run", *words)
     assert outcome.code == 0 and re.search(r"^  trained: [\d,]+ of [\d,]+ parameters$", outcome.out, re.MULTILINE), (
         outcome.said
     )

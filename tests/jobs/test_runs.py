@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mlflow_database import give_database
 
 from transloom.jobs.commands.runs import main
 from transloom.jobs.config.compose import load_config, to_yaml
@@ -175,9 +176,10 @@ def test_a_name_that_is_taken_or_none_is_refused(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["first"]
 
 
-def test_mlflow_is_told_of_every_change(tmp_path, capsys):
+def test_mlflow_is_told_of_every_change(tmp_path, tmp_path_factory, capsys):
     from mlflow import MlflowClient
 
+    give_database(tmp_path_factory, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = make_run(tmp_path, "first", uri=uri)
     client, run_id, words = MlflowClient(uri), sync_run(folder), [f"output_dir={tmp_path}"]

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from command import ROOT, TINY, transloom_here
+from mlflow_database import give_database
 
 from transloom.jobs.commands.ui import HOST, _free_port
 from transloom.pipeline.files import read_json
@@ -85,9 +86,12 @@ def place(tmp_path_factory) -> Iterator[Place]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "RAY_", "PYTHONPATH"))
     }
+    give_database(tmp_path_factory, folder / "server.db")
     port = _free_port(range(5100, 5200))
     command, more = ui_command(f"sqlite:///{folder}/server.db", folder / "artifacts", port=port)
+    environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # matplotlib's fonts, which take seconds
     environment |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "80"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}  # as in many containers
     with open(folder / "server.log", "ab") as log:
         server = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -158,11 +162,15 @@ def test_the_same_submitted_twice_gives_two_runs(place, twice):
     assert bleu[0] == bleu[1], "only the names differ"
 
 
-def test_what_ran_is_what_was_packed_here(place, twice):
+def test_what_ran_is_what_was_packed_here(place, cluster, twice):
     (run,) = [run for run in _runs(place) if run.info.run_name == twice[0][0]]
     assert run.data.tags["environment.command"].startswith("transloom submit run corpus.phrasebook_pairs=500")
     assert re.match(r"[0-9a-f]{40}", run.data.tags["mlflow.source.git.commit"])
     assert run.info.status == "FINISHED"
+    packages = [path.parent for path in Path(cluster["folder"]).rglob("working_dir_files/*/config.yaml")]
+    assert len(packages) >= 2
+    for package in packages:  # its code is compiled once, not by each process
+        assert list((package / "transloom" / "jobs" / "__pycache__").glob("__init__.*.pyc"))
 
 
 def test_jobs_are_listed_with_what_became_of_them(place, twice):

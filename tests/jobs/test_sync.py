@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow_database import give_database
 
 from transloom.jobs.commands.sync import main
 from transloom.jobs.config.compose import to_yaml
@@ -31,8 +32,10 @@ def no_server_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of one store for all tests, for it takes seconds to make."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    """The address of one store for all tests."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    give_database(tmp_path_factory, file)
+    return f"sqlite:///{file}"
 
 
 def make_run(folder: Path, status: str | None, uri: str = AWAY, **more: str) -> Path:

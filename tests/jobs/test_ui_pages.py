@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from browser import NAMES, Browser, find_browser
+from mlflow_database import give_database
 from reported import report_run
 
 from transloom.pipeline.tracking.uploader import run_url
@@ -34,6 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
     if find_browser() is None:
         pytest.skip(f"there is no browser here ({', '.join(NAMES)})")
     folder = tmp_path_factory.mktemp("outputs")
+    give_database(tmp_path_factory, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         ids = {

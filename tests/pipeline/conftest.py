@@ -1,12 +1,15 @@
 from pathlib import Path
 
 import pytest
+from mlflow_database import give_database
 
 
 @pytest.fixture(scope="session")
 def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One MLflow store for all tests, for it takes seconds to make."""
-    return tmp_path_factory.mktemp("outputs")
+    """One MLflow store for all tests."""
+    folder = tmp_path_factory.mktemp("outputs")
+    give_database(tmp_path_factory, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow_database import give_database
 from stores import (
     CANARY,
     DATASET,
@@ -149,7 +150,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    give_database(tmp_path_factory, tmp_path / "server.db")
     server = Server(tmp_path)
     yield server
     server.kill()

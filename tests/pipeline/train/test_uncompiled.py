@@ -36,12 +36,13 @@ torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))  # whoever wants 
 """
 
 
-def test_a_training_imports_neither_torch_s_compiler_nor_mlflow():
-    """All engines in one process, where the first that imports one of them is seen."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def test_a_training_imports_neither_torch_s_compiler_nor_mlflow(tmp_path):
+    """All engines in one process, where the first that imports one of them is seen; which finds no C++ compiler."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
     trainings = ["torch 0", "deepspeed 0", "deepspeed 1", "deepspeed 2", "deepspeed 3"]
     assert done.stdout.splitlines() == trainings, "imported by a training of two steps"
+    assert list(tmp_path.iterdir()) == []  # nothing was built
