@@ -20,7 +20,8 @@ from transloom.model.recurrent import State, TimeGrid, make_lstm
 
 class RecurrentDecoder(nn.Module):
     """LSTM layers over packed token ids below `vocab_size`, from the second on with a residual sum. The output
-    projection is the embedding. `forward`'s output times `output_weight` transposed gives the logits of each token's successor."""
+    projection is the embedding. `forward`'s output times `output_weight` transposed gives the logits of each token's
+    successor."""
 
     def __init__(self, config: RecurrentDecoderConfig, vocab_size: int) -> None:
         super().__init__()
