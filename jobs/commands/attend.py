@@ -1,5 +1,5 @@
-"""Attend: draw what every head of a model's attention looks at, on a text or over a corpus, and what heads, gradients and
-positions are worth."""
+"""Attend: draw what every head of a model's attention looks at, on a text or over a corpus, and what heads, gradients
+and positions are worth."""
 
 import re
 import shlex

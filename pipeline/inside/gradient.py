@@ -20,8 +20,6 @@ class GradientByDistance:
 
     Attributes:
         norms: (L,) of d loss(last position) / d embedding, the mean over texts; norms[t] at t tokens before the last.
-        rate: of norms ~ exp(-rate * t), fitted from NEAR tokens on. spread: of the fit, the largest of the smoothed
-            norms there by the smallest.
     """
 
     norms: np.ndarray
