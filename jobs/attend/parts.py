@@ -154,7 +154,7 @@ def gradient_part(models: Sequence[Trained], settings: PartSettings, folder: Pat
             raise UserError(f"{trained.run.name}: reads two texts; a distance is within one, of a language model")
         if trained.run.config.task in (TaskName.classification, TaskName.masked_language_model):
             raise UserError(f"{trained.run.name}: has no loss at a text's last position; take a language model's run")
-        sample = take_sample(trained.task, settings.split, settings.examples)
+        sample = take_sample(trained.task, settings.split, settings.examples, least_share=0.9)
         for note, model in (("untrained", trained.untrained()), ("trained", trained.model)):
             gradients[f"{trained.run.name}, {note}"] = gradient_by_distance(model, sample)
     distances = list(dict.fromkeys(d for gradient in gradients.values() for d in gradient.distances))
@@ -186,9 +186,7 @@ def positions_part(models: Sequence[Trained], settings: PartSettings, folder: Pa
         if trained.run.config.task is not TaskName.language_model:
             raise UserError(f"{trained.run.name}: is of task={trained.run.config.task.value}; take language models")
         documents = trained.task.examples(settings.split)
-        results[_positions_of(trained)] = extrapolate(
-            trained.model, documents, trained.tokenizer().end_of_text, settings.examples
-        )
+        results[_positions_of(trained)] = extrapolate(trained.model, documents, settings.examples)
     _print_lengths(results)
     write_json(folder / "positions.json", {name: [r._asdict() for r in lengths] for name, lengths in results.items()})
     title = f"Read at longer lengths than trained on, {settings.split}"

@@ -36,11 +36,12 @@ class Sample:
             yield self.task.collate(self.examples, self.rows[chosen]), len(chosen)
 
 
-def take_sample(task: Task, split: str, count: int, longest: int | None = None) -> Sample:
+def take_sample(task: Task, split: str, count: int, longest: int | None = None, least_share: float = 0.0) -> Sample:
     """At most `count` examples, evenly spread over a split; of texts, pieces as the model reads them.
 
     Args:
         longest: tokens of the longest example to take; None: any number.
+        least_share: shorter examples than this share of the longest one are left out.
     Raises:
         UserError: all examples are longer.
     """
@@ -48,8 +49,10 @@ def take_sample(task: Task, split: str, count: int, longest: int | None = None) 
     if examples.columns != ("source", "target"):  # an epoch of pairs is mixed and weighted for training
         examples = task.epoch(examples, 0, 0)
     sizes = examples.lengths.max(axis=1)
-    rows = np.arange(len(sizes)) if longest is None else np.flatnonzero(sizes <= longest)
-    if not len(rows):
+    rows = np.flatnonzero(sizes <= (sizes.max() if longest is None else longest))
+    if len(rows):
+        rows = rows[sizes[rows] >= least_share * sizes[rows].max()]
+    else:
         raise UserError(f"{split}: all examples are longer than {longest:,} tokens, too long to look at all weights")
     return Sample(task, examples, rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)])
 

@@ -8,6 +8,7 @@ import torch
 from transloom.model.build import build_model
 from transloom.model.config import DecoderConfig, Positions
 from transloom.pipeline.errors import UserError
+from transloom.pipeline.tasks.task import Examples
 
 FACTORS = (1, 2, 4)
 
@@ -25,7 +26,7 @@ class Extrapolated(NamedTuple):
     last_quarter: float | None
 
 
-def extrapolate(model: Any, documents: Any, end_of_text: int, texts: int) -> list[Extrapolated]:
+def extrapolate(model: Any, documents: Examples, texts: int) -> list[Extrapolated]:
     """The loss on the same texts, read in pieces of 1, 2 and 4 times the length that the model was trained on.
 
     Each text is 4 times that length, from a document's beginning. It is read as four, two or one piece; so all tokens

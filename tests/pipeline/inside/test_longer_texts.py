@@ -29,7 +29,7 @@ def documents(*lengths: int) -> Rows:
 
 def test_all_tokens_are_predicted_at_each_length_by_the_same_weights() -> None:
     model, texts = make(Positions.rotary), documents(70, 30, 65)
-    results = extrapolate(model, texts, VOCAB - 1, 10)
+    results = extrapolate(model, texts, 10)
     assert [result.length for result in results] == [16, 32, 64]
     nats = []
     for row in (0, 2):  # the texts of more than 64 tokens
@@ -44,15 +44,15 @@ def test_all_tokens_are_predicted_at_each_length_by_the_same_weights() -> None:
 
 def test_what_sees_itself_alone_is_the_same_at_every_length() -> None:
     model = make(Positions.rotary, attention=Attention.window, window=1)
-    results = extrapolate(model, documents(70, 80), VOCAB - 1, 10)
+    results = extrapolate(model, documents(70, 80), 10)
     assert results[1].loss == pytest.approx(results[0].loss) and results[2].loss == pytest.approx(results[0].loss)
 
 
 def test_learned_positions_end_at_their_length() -> None:
-    results = extrapolate(make(Positions.learned), documents(70), VOCAB - 1, 10)
+    results = extrapolate(make(Positions.learned), documents(70), 10)
     assert results[0].loss is not None and [result.loss for result in results[1:]] == [None, None]
 
 
 def test_short_documents_are_refused() -> None:
     with pytest.raises(UserError, match="65 tokens"):
-        extrapolate(make(Positions.alibi), documents(64, 20), VOCAB - 1, 10)
+        extrapolate(make(Positions.alibi), documents(64, 20), 10)
