@@ -52,8 +52,8 @@ class GradientByDistance:
 
     @property
     def spread(self) -> float:
-        """The largest by the smallest of the means at the table's distances from NEAR tokens on."""
-        means = [self.mean_at(distance) for distance in self.distances if distance >= NEAR]
+        """The largest by the smallest of the means at the table's distances beyond NEAR tokens."""
+        means = [self.mean_at(distance) for distance in self.distances if distance > NEAR]
         return max(means) / max(min(means), FLOOR) if means else float("nan")
 
 

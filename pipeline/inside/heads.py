@@ -64,7 +64,8 @@ def head_scores(
         for batch, count in sample.batches():
             moved = batch.to(device)
             visible = _visible(moved, count, model.config)
-            kinds = {stack: kind(visible[stack]) for stack, kind in _kinds(moved, is_punctuation, aligner).items()}
+            kinds_of = _kinds(moved, is_punctuation, aligner)
+            kinds = {stack: kinds_of[stack](sees) for stack, sees in visible.items()}
             for stack, of_stack in kinds.items():
                 for name, kind in of_stack.items():
                     num_visible = visible[stack].sum(-1).clamp(min=1)

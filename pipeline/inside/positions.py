@@ -7,6 +7,7 @@ import torch
 
 from transloom.model.build import build_model
 from transloom.model.config import DecoderConfig, Positions
+from transloom.model.packing import Layout
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.tasks.task import Examples
 
@@ -77,8 +78,6 @@ def _at_length(model: Any, length: int) -> Any:
 @torch.inference_mode()
 def _losses(model: Any, text: torch.Tensor, length: int) -> torch.Tensor:
     """(tokens,) the negative log-probability of each token of a text but its first, read in pieces of `length`."""
-    from transloom.model.packing import Layout
-
     parts = []
     for start in range(0, len(text) - 1, length):
         read, labels = text[start : start + length], text[start + 1 : start + length + 1]
