@@ -119,6 +119,7 @@ def _part(part: str, names: Sequence[str], own: Mapping[str, str], root: Path) -
     models = [open_trained(name, root) for name in names]
     run = models[0].run
     folder = run.folder / FIGURES_FOLDER / INSIDE
+    folder.mkdir(parents=True, exist_ok=True)
     with terminal_progress() as progress:
         match part:
             case "heads":

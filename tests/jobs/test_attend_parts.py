@@ -19,7 +19,7 @@ COPY = ("experiment=probe/copy_memory", "model.max_positions=51", "corpus.synthe
 COPY = (*COPY, "corpus.synthetic.examples=40", "corpus.synthetic.held_out=12")
 TEXT = ("experiment=language_model/demo", "corpus=text", "tokenizer=characters", "model.max_positions=16")
 TEXT = (*TEXT, "model.layers=1", "model.d_model=16", "model.d_ff=16", "model.num_heads=2")
-PAIRS = ("experiment=demo", "corpus=text", "corpus.name=words", "tokenizer.vocab_size=280", "train.validation_beam=1")
+PAIRS = ("experiment=demo", "corpus=text", "corpus.name=words", "tokenizer.vocab_size=290", "train.validation_beam=1")
 PAIRS = (*PAIRS, "model.d_model=16", "model.d_ff=16", "model.num_heads=2", "model.encoder_layers=1")
 
 
@@ -46,20 +46,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outputs")
     write_run(root, "copy", COPY)
     write_run(root, "lstm", (*COPY, "model=lm_lstm"))
-    texts = root / "texts"
-    texts.mkdir()
-    for number in range(12):
-        (texts / f"{number}.txt").write_text(f"{number}, then a word, and a word. " * (1 + number))
     for split in ("train", "validation"):
+        (root / split).mkdir()
+        for number in range(6):
+            (root / split / f"{number}.txt").write_text(f"{split} {number}, then a word, and a word. " * (1 + number))
+    for split in ("train", "validation", "test"):
         (root / f"{split}.en").write_text("A dog, a cat.\nA cat runs.\nTwo dogs run.\n" * 8)
         (root / f"{split}.de").write_text("Ein Hund, eine Katze.\nEine Katze rennt.\nZwei Hunde rennen.\n" * 8)
-    text = (*TEXT, f"corpus.train.text={texts}/*.txt", "corpus.held_out.validation=0.4")
+    folders = (f"corpus.{split}.text={root}/{split}/*.txt" for split in ("train", "validation"))
+    text = (*TEXT, *folders, "corpus.held_out.test=0")
     write_run(root, "rotary", text)
     write_run(root, "learned", (*text, "model.positions=learned"))
-    files = (f"corpus.{split}.{side}={root}/{split}.{code}" for split in ("train", "validation")
+    files = (f"corpus.{split}.{side}={root}/{split}.{code}" for split in ("train", "validation", "test")
              for side, code in (("source", "en"), ("target", "de")))  # fmt: skip
     write_run(root, "pairs", (*PAIRS, *files, "corpus.source_language=en", "corpus.target_language=de",
-                              "clean.drop_duplicates=false"))  # fmt: skip
+                              "clean.decontaminate=false"))  # fmt: skip
     return root
 
 
@@ -106,7 +107,7 @@ def test_gradients_of_two_models_side_by_side(root: Path) -> None:
     record = json.loads((folder / "gradient.json").read_text())
     assert list(record) == ["copy, untrained", "copy, trained", "lstm, untrained", "lstm, trained"]
     assert all(len(model["norms"]) == 50 for model in record.values())
-    assert record["lstm, untrained"]["rate"] > 0.1 > abs(record["copy, untrained"]["rate"])
+    assert record["lstm, untrained"]["rate"] > 0.04 > abs(record["copy, untrained"]["rate"])
     assert (folder / "gradient.png").exists()
 
 

@@ -38,7 +38,7 @@ def test_all_tokens_are_predicted_at_each_length_by_the_same_weights() -> None:
             hidden = model(text[start : start + 16], Layout.of(torch.tensor([16])))
             labels = text[start + 1 : start + 17]
             nats.append(torch.nn.functional.cross_entropy(hidden @ model.output_weight.T, labels))
-    assert results[0].loss == pytest.approx(float(torch.stack(nats).mean()), rel=1e-5)
+    assert results[0].loss == pytest.approx(float(torch.stack(nats).mean().detach()), rel=1e-5)
     assert len({result.loss for result in results}) == 3
 
 

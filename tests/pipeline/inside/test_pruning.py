@@ -39,20 +39,27 @@ def test_a_model_without_any_head_reads_each_token_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_head_that_writes_nothing_goes_first_and_all_come_back() -> None:
+def test_the_cheapest_head_goes_first_and_all_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transloom.pipeline.inside.prune.CANDIDATES", 100)  # all are tried
     model, sample = translator(), pair_sample()
-    with torch.no_grad():
-        for layer in model.encoder:
-            layer.self_attention.output.weight.mul_(5.0)
-        model.encoder[1].self_attention.output.weight[:, 8:12].zero_()  # head 3 of 4, each 4 wide
-    before = state(model)
-    points = list(prune(model, sample, heads_of(model, "encoder"), 3, lambda changed: {"score": 1.0}))
-    assert [point.left for point in points] == list(range(8, -1, -1))
-    assert points[1].head == Head("encoder", 2, 3) and str(points[1].head) == "encoder 2.3"
-    assert points[1].loss == pytest.approx(points[0].loss)
-    assert [bool(point.scores) for point in points] == [True, False, False, False, True, False, False, False, True]
-    assert len({point.head for point in points}) == 9
+    before, heads = state(model), heads_of(model, "encoder")
+    objective = plain_objective(sample.task, model)
+    batches = [batch for batch, _ in sample.batches()]
+    points = list(prune(model, sample, heads, 3, lambda changed: {"score": loss_of(objective, batches)}))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [point.left for point in points] == list(range(8, -1, -1))
+    assert {point.head for point in points} == {None, *heads}
+    assert [bool(point.scores) for point in points] == [True, False, False, False, True, False, False, False, True]
+    gone: list[Head] = []
+    for point in points[1:]:
+        costs = {}
+        for head in set(heads) - set(gone):
+            with without(model, [*gone, head]):
+                costs[head] = loss_of(objective, batches)
+        assert point.head is not None and point.loss == pytest.approx(costs[point.head], abs=1e-6)
+        assert point.loss == pytest.approx(min(costs.values()), abs=1e-6)
+        gone.append(point.head)
+    assert points[-1].scores["score"] == pytest.approx(points[-1].loss, abs=1e-6)
 
 
 def test_the_estimate_leaves_the_cheapest_head_among_the_candidates() -> None:
