@@ -1,19 +1,21 @@
 """Builds a model from its configuration. Only this file knows every architecture."""
 
 from transloom.model.classifier import TextClassifier
-from transloom.model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from transloom.model.config import DecoderConfig, RecurrentConfig, RecurrentDecoderConfig, TransformerConfig
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.recurrent import Recurrent
+from transloom.model.recurrent_decoder import RecurrentDecoder
 from transloom.model.transformer import Transformer
 
-ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig
-Model = Transformer | Recurrent | DecoderOnly | TextClassifier
+ModelConfig = TransformerConfig | RecurrentConfig | DecoderConfig | RecurrentDecoderConfig
+Model = Transformer | Recurrent | DecoderOnly | RecurrentDecoder | TextClassifier
 
 # The names in configurations and model folders.
-ARCHITECTURES: dict[str, type[TransformerConfig] | type[RecurrentConfig] | type[DecoderConfig]] = {
+ARCHITECTURES: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "lstm": RecurrentConfig,
     "decoder_only": DecoderConfig,
+    "lstm_decoder_only": RecurrentDecoderConfig,
 }
 
 
@@ -33,6 +35,8 @@ def build_model(config: ModelConfig, vocab_size: int, num_labels: int | None = N
             return Recurrent(config, vocab_size)
         case DecoderConfig():
             return DecoderOnly(config, vocab_size)
+        case RecurrentDecoderConfig():
+            return RecurrentDecoder(config, vocab_size)
 
 
 def architecture_of(config: ModelConfig) -> str:

@@ -243,6 +243,49 @@ class RecurrentConfig:
 
 
 @dataclass(frozen=True)
+class RecurrentDecoderConfig:
+    """The LSTM language model of `recurrent_decoder.py`.
+
+    Attributes:
+        d_model: width of embeddings and of every layer.
+        layers: layers of the stack.
+        dropout: of embeddings and of each layer's output.
+        max_positions: the context: tokens of the longest text that it is trained on.
+
+    Raises:
+        ValueError: if the numbers do not make a model, naming the field.
+    """
+
+    d_model: int = 512
+    layers: int = 2
+    dropout: float = 0.1
+    max_positions: int = 1024
+
+    def __post_init__(self) -> None:
+        _check(self, ("d_model", "layers", "max_positions"))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return (self.layers,)
+
+    @property
+    def causal(self) -> bool:
+        """True: a token sees only itself and the tokens before it."""
+        return True
+
+    @property
+    def has_packed_attention(self) -> bool:
+        """False: there is no attention."""
+        return False
+
+    def multiply_adds(self, vocab_size: int) -> tuple[int, int]:
+        """Multiply-adds of the forward pass per (source token, token); the first is 0, without a source. Each of an
+        LSTM's four gates has a product with the input and a product with the state."""
+        return 0, 8 * self.layers * self.d_model**2 + vocab_size * self.d_model
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The language model of `decoder_only.py`; the defaults are GPT-2's smallest (Radford et al. 2019, table 2).
 
@@ -362,6 +405,10 @@ class DecoderConfig:
             shown = self.window if self.causal else 2 * self.window - 1
             length = min(length, shown + self.global_tokens)
         return 2 * length * self.d_model
+
+
+# Models that read a text from its beginning and predict each next token: language models.
+LanguageModelConfig = DecoderConfig | RecurrentDecoderConfig
 
 
 def _check(config: Any, counts: Sequence[str]) -> None:

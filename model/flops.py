@@ -3,7 +3,7 @@
 import torch
 
 from transloom.model.build import ModelConfig, build_model
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig, RecurrentDecoderConfig
 
 
 def multiply_adds(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
@@ -27,12 +27,14 @@ def training_flops(config: ModelConfig, vocab_size: int, *tokens: int) -> int:
     """
     costs = multiply_adds(config, vocab_size)[-len(tokens) :]
     flops = 6 * sum(cost * count for cost, count in zip(costs, tokens, strict=True))
-    return flops + attention_flops(config) * tokens[-1] if isinstance(config, DecoderConfig) else flops
+    return flops + attention_flops(config) * tokens[-1] if isinstance(config, LanguageModelConfig) else flops
 
 
-def attention_flops(config: DecoderConfig) -> int:
+def attention_flops(config: LanguageModelConfig) -> int:
     """The share of attention's own products in a language model's `training_flops` a token: 12 * layers * d_model *
-    max_positions (Chowdhery et al. 2022, appendix B)."""
+    max_positions (Chowdhery et al. 2022, appendix B); of an LSTM 0."""
+    if isinstance(config, RecurrentDecoderConfig):
+        return 0
     with_products, without = (config.multiply_adds(0, length)[-1] for length in (config.max_positions, 0))
     return 6 * (with_products - without)
 

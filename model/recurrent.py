@@ -81,8 +81,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.forwards = _lstm(d_model, d_model // 2)
-        self.backwards = _lstm(d_model, d_model // 2)
+        self.forwards = make_lstm(d_model, d_model // 2)
+        self.backwards = make_lstm(d_model, d_model // 2)
 
     def forward(self, x: Tensor, grid: TimeGrid) -> Tensor:
         """x: (L, B, d_model) -> (L, B, d_model). The grids are left-aligned, so padding is behind the end in both
@@ -107,7 +107,9 @@ class Recurrent(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(d_model) for _ in range(config.encoder_layers))
         self.key = nn.Linear(d_model, d_model, bias=False)
         # All layers above the bottom one also read the context.
-        self.decoder = nn.ModuleList(_lstm(d_model * (2 if i else 1), d_model) for i in range(config.decoder_layers))
+        self.decoder = nn.ModuleList(
+            make_lstm(d_model * (2 if i else 1), d_model) for i in range(config.decoder_layers)
+        )
         self.output = nn.Linear(2 * d_model, d_model)
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
         for linear in (self.key, self.output):
@@ -234,7 +236,7 @@ class RecurrentDecoding:
             self.memory = self.memory.select(sentences)
 
 
-def _lstm(inputs: int, outputs: int) -> nn.LSTM:
+def make_lstm(inputs: int, outputs: int) -> nn.LSTM:
     """An LSTM (Hochreiter and Schmidhuber 1997) over grids (T, B, inputs) -> (T, B, outputs)."""
     lstm = nn.LSTM(inputs, outputs)
     for name, parameter in lstm.named_parameters():

@@ -1,25 +1,32 @@
-"""The attention of a trained model on one sentence: what every head of every layer looks at.
+"""The attention of a trained model on one text: what every head of every layer looks at.
 
 Letters in shapes: S tokens of the source, T tokens of the translation, H heads; </s> is counted on both sides.
 """
 
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from transloom.model.attention import CrossAttention, SelfAttention, attention_weights
+from transloom.model.decoder_only import Stack
 from transloom.model.packing import Layout
 from transloom.model.recurrent import Recurrent
 from transloom.model.transformer import Transformer
+from transloom.pipeline.data.text_tokenizer import TextTokenizer
 from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.generate.translator import Translator, translate_tokens
 
 WORD_START = "\u2581"  # SentencePiece's mark
+END_LABEL = "<end>"  # of a text, with which a language model also begins
+STACKS = ("encoder", "decoder", "cross")
 BLANK = ("Zs", "Zl", "Zp", "Cc", "Cf")  # Unicode's categories of spaces, line ends, controls and invisible formatting
 
 
@@ -34,6 +41,9 @@ class AttentionMaps:
         decoder: (layers, H, T, T): writing written[q], to read[k]; zero above the diagonal.
         cross: (layers, H, T, S): writing written[q], to source[k]. A recurrent model has this alone, (1, 1, T, S).
         sentence, translation: the two texts.
+
+    A language model has `decoder` alone, with `read` and `written`; a model that reads a text from both sides `encoder`
+    alone, with `source`.
     """
 
     source: list[str]
@@ -41,7 +51,7 @@ class AttentionMaps:
     written: list[str]
     encoder: np.ndarray | None
     decoder: np.ndarray | None
-    cross: np.ndarray
+    cross: np.ndarray | None
     sentence: str
     translation: str
 
@@ -72,7 +82,10 @@ def attention_maps(
     encoder = decoder = None
     match model:
         case Transformer():
-            encoder, decoder, cross = _weights(model, tokens[0], layouts[0], tokens[1], layouts[1])
+            weights = _weights(model, lambda: model(tokens[0], layouts[0], tokens[1], layouts[1]))
+            s, t = len(source), len(read)  # a grid may be longer than its longest sentence
+            encoder, decoder = weights["encoder"][..., :s, :s], weights["decoder"][..., :t, :t]
+            cross = weights["cross"][..., :t, :s]
         case Recurrent():
             cross = _recurrent_weights(model, tokens[0], layouts[0], tokens[1])
     vocabulary = tokenizer.pieces()
@@ -95,30 +108,84 @@ def _check_length(what: str, tokens: int, room: int | None) -> None:
         raise UserError(f"the {what} has {tokens} tokens, and the model reads at most {room}: give a shorter one")
 
 
-def _weights(
-    model: Transformer, source: Tensor, source_layout: Layout, read: Tensor, read_layout: Layout
-) -> list[np.ndarray]:
-    """Runs the model once, teacher-forced, and asks each attention for its weights on what comes to it."""
-    found: dict[str, list[Tensor]] = {"encoder": [], "decoder": [], "cross": []}
+@torch.inference_mode()
+def text_attention_maps(model: Stack, tokenizer: TextTokenizer, text: str) -> AttentionMaps:
+    """The attention while a model of one stack reads a text, behind the end of text that it begins with.
+
+    Raises:
+        UserError: the text is empty, or longer than the model can read.
+    """
+    (ids,) = tokenizer.encode([text])
+    room = model.config.max_positions
+    _check_length("text", len(ids) + 1, room)
+    read = np.array([tokenizer.end_of_text, *ids])
+    device = model.embedding.weight.device
+    layout = Layout.of(torch.tensor([len(read)])).to(device)
+    weights = _weights(model, lambda: model(torch.from_numpy(read.astype(np.int64)).to(device), layout))
+    labels = _labels([tokenizer.decode([i]) if i != tokenizer.end_of_text else END_LABEL for i in read])
+    encoder, decoder = (weights.get(stack) for stack in ("encoder", "decoder"))
+    length = len(read)
+    return AttentionMaps(
+        source=labels if encoder is not None else [],
+        read=labels if decoder is not None else [],
+        written=[*labels[1:], "…"] if decoder is not None else [],
+        encoder=None if encoder is None else encoder[..., :length, :length],
+        decoder=None if decoder is None else decoder[..., :length, :length],
+        cross=None,
+        sentence=text,
+        translation="",
+    )
+
+
+def attentions(model: nn.Module) -> dict[str, list[SelfAttention | CrossAttention]]:
+    """The attentions of each stack, from the first layer on: "encoder", "decoder" and "cross" of a Transformer; of a
+    model of one stack "decoder", or "encoder" where a token sees the whole text. Empty without attention."""
+    stacks: dict[str, list[SelfAttention | CrossAttention]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            stacks.setdefault(_stack_of(name, module, model), []).append(module)
+    return {stack: stacks[stack] for stack in STACKS if stack in stacks}
+
+
+def _stack_of(name: str, module: SelfAttention | CrossAttention, model: Any) -> str:
+    if isinstance(module, CrossAttention):
+        return "cross"
+    if isinstance(model, Stack):
+        return "decoder" if model.config.causal else "encoder"
+    return name.partition(".")[0]
+
+
+@contextmanager
+def watched(model: nn.Module, see: Callable[[str, int, Tensor], object]) -> Iterator[None]:
+    """A block in which every attention of the model's forward passes is also computed as weights.
+
+    Args:
+        see: called with the stack, the number of the layer, and the weights, (B, H, L queries, L keys).
+    """
+    places = {
+        attention: (stack, layer)
+        for stack, layers in attentions(model).items()
+        for layer, attention in enumerate(layers)
+    }
 
     def ask(attention: nn.Module, arguments: tuple, settings: dict) -> None:
         assert isinstance(attention, SelfAttention | CrossAttention)
-        found[kinds[attention]].append(attention.weights(*arguments, **settings)[0])
+        see(*places[attention], attention.weights(*arguments, **settings))
 
-    kinds = {
-        module: "cross" if isinstance(module, CrossAttention) else name.partition(".")[0]
-        for name, module in model.named_modules()
-        if isinstance(module, SelfAttention | CrossAttention)
-    }
-    hooks = [attention.register_forward_pre_hook(ask, with_kwargs=True) for attention in kinds]
+    hooks = [attention.register_forward_pre_hook(ask, with_kwargs=True) for attention in places]
     try:
-        model(source, source_layout, read, read_layout)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    encoder, decoder, cross = (torch.stack(weights).float().cpu().numpy() for weights in found.values())
-    s, t = len(source), len(read)  # a grid may be longer than its longest sentence
-    return [encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s]]
+
+
+def _weights(model: nn.Module, run: Callable[[], object]) -> dict[str, np.ndarray]:
+    """The weights of a forward pass of one text: (layers, H, L queries, L keys) of each stack."""
+    kept: dict[str, list[Tensor]] = {}
+    with watched(model, lambda stack, layer, weights: kept.setdefault(stack, []).append(weights[0])):
+        run()
+    return {stack: torch.stack(weights).float().cpu().numpy() for stack, weights in kept.items()}
 
 
 def _recurrent_weights(model: Recurrent, source: Tensor, layout: Layout, read: Tensor) -> np.ndarray:

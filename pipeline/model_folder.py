@@ -22,9 +22,17 @@ from torch import Tensor
 
 from transloom.model.build import ARCHITECTURES, Model, ModelConfig, architecture_of, build_model
 from transloom.model.classifier import TextClassifier
-from transloom.model.config import DecoderConfig, FeatureMap, Positions, RecurrentConfig
+from transloom.model.config import (
+    DecoderConfig,
+    FeatureMap,
+    LanguageModelConfig,
+    Positions,
+    RecurrentConfig,
+    RecurrentDecoderConfig,
+)
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import multiply_adds
+from transloom.model.recurrent_decoder import RecurrentDecoder
 from transloom.pipeline.data.text_tokenizer import (
     CHARACTERS_FILE,
     JSON_FILE,
@@ -230,7 +238,7 @@ def _matrix_numbers(config: ModelConfig, vocab_size: int) -> int:
 
 def _feature_numbers(config: ModelConfig) -> int:
     """Numbers of a model's random features, which are made with it."""
-    if isinstance(config, RecurrentConfig) or config.feature_map is not FeatureMap.favor:
+    if isinstance(config, RecurrentConfig | RecurrentDecoderConfig) or config.feature_map is not FeatureMap.favor:
         return 0
     return sum(config.depths) * config.random_features * config.key_width
 
@@ -403,7 +411,7 @@ def load_model(
 class LoadedLanguageModel:
     """A language model in evaluation mode, its tokenizer, and what its folder says of it; empty of Hugging Face's."""
 
-    model: DecoderOnly
+    model: DecoderOnly | RecurrentDecoder
     tokenizer: TextTokenizer
     metadata: dict[str, Any]
 
@@ -418,7 +426,7 @@ def load_language_model(folder: Path, device: torch.device, dtype: torch.dtype |
     """
     if not is_huggingface(folder):
         model, tokenizer, metadata = load_model(folder, device, dtype, load_text_tokenizer, _refuse_translator)
-        assert isinstance(model, DecoderOnly)
+        assert isinstance(model, DecoderOnly | RecurrentDecoder)
         return LoadedLanguageModel(model, tokenizer, metadata)
     config, vocab_size, weights = read_huggingface(folder, cache_links=True)
     tokenizer = load_text_tokenizer(folder)
@@ -429,7 +437,7 @@ def load_language_model(folder: Path, device: torch.device, dtype: torch.dtype |
 
 
 def _refuse_translator(config: ModelConfig, about: Mapping[str, Any]) -> None:
-    if not isinstance(config, DecoderConfig):
+    if not isinstance(config, LanguageModelConfig):
         raise UserError("the model translates, and continues no text: transloom translate <run> < your_text")
     if "labels" in about:
         raise UserError("the model labels texts, and continues none: transloom classify <run> < your_text")
@@ -480,7 +488,7 @@ def is_language_model(folder: Path) -> bool:
         return False
     if not isinstance(values, dict) or values.get("task") in OTHER_TASKS:
         return False
-    return "model_type" in values or values.get("architecture") == "decoder_only"
+    return "model_type" in values or values.get("architecture") in ("decoder_only", "lstm_decoder_only")
 
 
 def _refuse_larger_tokenizer(tokenizer: TextTokenizer, vocab_size: int, folder: Path) -> None:

@@ -103,7 +103,7 @@ def _responses(run: Run, split: str, numbers: Sequence[int], seed: int) -> "dict
 
     import torch
 
-    from transloom.model.config import DecoderConfig
+    from transloom.model.config import LanguageModelConfig
     from transloom.model.decoder_only import DecoderOnly
     from transloom.model.packed_linear import pack_linears
     from transloom.pipeline.data.prepare_prompts import COLUMNS
@@ -121,7 +121,7 @@ def _responses(run: Run, split: str, numbers: Sequence[int], seed: int) -> "dict
             f"{run.name}: began with random weights; few_shot needs a run that began with a pre-trained model, "
             "train.initial=<run>"
         )
-    if not isinstance(run.config.model, DecoderConfig):
+    if not isinstance(run.config.model, LanguageModelConfig):
         raise UserError(f"{run.name}: is an encoder-decoder; only a language model reads examples in its prompt")
     folder_of = partial(stage_folder, run.folder)
     model = cast(DecoderOnly, make_task(run.config, folder_of).model())

@@ -19,7 +19,7 @@ from transloom.jobs.runs.workspace import output_dir, prepared_before
 from transloom.jobs.terminal.console import StatusLine, console
 from transloom.jobs.training.precision import warn_of_slow_precision
 from transloom.model.build import architecture_of
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.flops import count_parameters
 from transloom.pipeline.data.corpus import CorpusConfig
 from transloom.pipeline.data.labelled import LabelledConfig
@@ -212,12 +212,12 @@ def _volume(config: Config, prepared: Prepared | None) -> Volume | TextVolume:
         if shards:
             return prepared_volume(shards, config.batch, config.seed)
         return estimated_volume(config.corpus, config.batch)
-    if not isinstance(config.model, DecoderConfig):
+    if not isinstance(config.model, LanguageModelConfig):
         raise UserError(
             f"model.architecture: plan knows no {architecture_of(config.model)} of task={config.task.value}; take a "
             "decoder_only model, such as model=lm_small"
         )
-    assert isinstance(config.model, DecoderConfig) and isinstance(config.tokenizer, TextTokenizerConfig)
+    assert isinstance(config.model, LanguageModelConfig) and isinstance(config.tokenizer, TextTokenizerConfig)
     context = config.model.max_positions
     if shards:
         return prepared_text_volume(shards, context, config.batch, config.seed)

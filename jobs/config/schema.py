@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transloom.model.build import architecture_of
-from transloom.model.config import DecoderConfig, TransformerConfig
+from transloom.model.config import DecoderConfig, LanguageModelConfig, TransformerConfig
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
 from transloom.pipeline.data.corpus import CorpusConfig
@@ -195,8 +195,9 @@ def refuse_contradictions(config: Config) -> Config:
         UserError: some workers would never have a micro-batch; the schedule does not fit into the training; the model
             is not for the task; texts of the model's length do not fit into a micro-batch.
     """
-    is_text = config.task in (TaskName.language_model, TaskName.classification, TaskName.masked_language_model)
-    is_decoder = isinstance(config.model, DecoderConfig)
+    reads_both_ways = config.task in (TaskName.classification, TaskName.masked_language_model)
+    is_text = config.task is TaskName.language_model or reads_both_ways
+    is_decoder = isinstance(config.model, DecoderConfig if reads_both_ways else LanguageModelConfig)
     if is_text != is_decoder and config.task is not TaskName.prompt_response:  # whose model may be of either kind
         fitting = "decoder_only (model=lm_small, gpt2_124m, …)" if is_text else "transformer or lstm (model=small, …)"
         raise UserError(

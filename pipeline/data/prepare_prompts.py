@@ -23,7 +23,6 @@ from transloom.pipeline.data.prompts import (
     SPLITS,
     Example,
     PromptsConfig,
-    PromptsKind,
     Template,
     prompts_fingerprint,
     prompts_key,
@@ -185,7 +184,7 @@ def _build_corpus(folder: Path, corpus: PromptsConfig, baselines: Baselines, pro
             raise UserError(f"corpus.{split}: has no examples; left out: {dict(dropped) or 'none'}{shown}")
         if split != "train":
             _write_answers(folder / f"{split}.answers.jsonl", (example.answers for example in of_split[split]))
-    is_own = corpus.has_own_data("validation") or corpus.kind is PromptsKind.squad
+    is_own = corpus.has_own_data("validation") or corpus.has_all_splits
     held_out = {} if is_own else {"validation": splits["validation"]["examples"]}
     progress("baselines", 0, 1)
     scores = {split: dict(baselines(corpus, of_split["train"], of_split[split])) for split in corpus.splits[1:]}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transloom.model.build import ModelConfig
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.packing import Layout
 from transloom.pipeline.data.packing import filler, pack
 from transloom.pipeline.data.pairs import PairBatch, collate_pairs
@@ -84,7 +84,7 @@ def room_of(shards: Path, model: ModelConfig, corpus: PromptsConfig) -> Room:
     response, context = corpus.max_response_tokens, model.max_positions
     if context is None:
         return Room(None, response, corpus.too_long, tail)
-    room = context - response if isinstance(model, DecoderConfig) else context
+    room = context - response if isinstance(model, LanguageModelConfig) else context
     if room <= tail or response > context:
         raise UserError(
             f"corpus.max_response_tokens: {response:,} tokens of a response and {tail:,} of the template's separator "

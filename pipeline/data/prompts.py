@@ -5,7 +5,7 @@ import os
 import re
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +20,7 @@ from transloom.pipeline.data.records import (
     with_local_records,
 )
 from transloom.pipeline.data.squad import ANSWERS, FIELDS, read_squad
+from transloom.pipeline.data.synthetic import FIELD, SyntheticConfig, draw_records
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import absolute_path
 from transloom.pipeline.progress import Progress, no_progress
@@ -29,18 +30,21 @@ SPLITS = ("train", "validation", "test")
 
 
 class PromptsKind(Enum):
-    """Files of records, or a JSON file in the form of SQuAD's."""
+    """Files of records, a JSON file in the form of SQuAD's, or examples drawn at random."""
 
     records = "records"
     squad = "squad"
+    synthetic = "synthetic"
 
 
 class ResponseMetric(Enum):
-    """The measure of responses: ROUGE, equality with the reference, or SQuAD's exact match and F1."""
+    """The measure of responses: ROUGE, equality with the reference, SQuAD's exact match and F1, or the share of the
+    reference's characters that stand in their places."""
 
     rouge = "rouge"
     exact_match = "exact_match"
     squad = "squad"
+    symbols = "symbols"
 
 
 class TooLong(Enum):
@@ -122,7 +126,8 @@ class PromptsConfig:
 
     Attributes:
         kind: records: see `RecordSource`. squad: train.files is a JSON file in SQuAD's form, with the fields context,
-            question and answers; the splits are folds of its paragraphs.
+            question and answers; the splits are folds of its paragraphs. synthetic: see `SyntheticConfig`; the field
+            is prompt.
         name: of the corpus; part of folders' names and of the run's.
         path: the folder of the splits' files; none: the command's working directory.
         columns: the names of a table's columns, for .tsv and .csv files without a header.
@@ -140,6 +145,7 @@ class PromptsConfig:
             test.
         fold: of kind squad: the number of the fold that is the test set, from 0; the next one is validation.
         folds: their number.
+        synthetic: of kind synthetic: the examples to draw.
 
     Raises:
         ValueError: the source is missing, or a value is out of its range, naming the field.
@@ -162,6 +168,7 @@ class PromptsConfig:
     keep_overlap: bool = False
     fold: int = 0
     folds: int = 5
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -184,6 +191,8 @@ class PromptsConfig:
             raise ValueError(
                 "validation: has no files of its own with kind=squad, whose splits are folds of train.files"
             )
+        if self.kind is PromptsKind.synthetic and any(self.has_own_data(split) for split in SPLITS):
+            raise ValueError("kind: synthetic draws its examples, and reads no files: set kind=records")
         if self.train.files is not None and not self.train.patterns:
             raise ValueError("train: files names no file")
 
@@ -216,13 +225,18 @@ class PromptsConfig:
     @property
     def splits(self) -> tuple[str, ...]:
         """The existing splits among train, validation and test."""
-        if self.kind is PromptsKind.squad:
+        if self.has_all_splits:
             return SPLITS
         return tuple(
             split
             for split in SPLITS
             if split == "train" or self.has_own_data(split) or (split == "validation" and self.held_out > 0)
         )
+
+    @property
+    def has_all_splits(self) -> bool:
+        """Whether validation and test follow from the kind alone."""
+        return self.kind in (PromptsKind.squad, PromptsKind.synthetic)
 
     def has_own_data(self, split: str) -> bool:
         """Whether the split has files of its own, rather than records of train."""
@@ -249,12 +263,19 @@ def read_examples(config: PromptsConfig, split: str) -> Iterator[Example]:
     Raises:
         UserError: see `read_records` and `read_squad`; or train has no files.
     """
+    names = Template.of(config.template).fields
+    if config.kind is PromptsKind.synthetic:
+        if names != (FIELD,):
+            raise UserError(f"corpus.template: {config.template!r} must have the field {{{FIELD}}} of kind=synthetic")
+        yield from (
+            _listed(record, config.response) for record in draw_records(config.synthetic, split, config.response)
+        )
+        return
     if not config.has_own_data("train"):
         raise UserError(
             "corpus.train.files: is not set. Name the files of records, such as "
             "'corpus.train.files=my/train.jsonl', or corpus.path= where the corpus names its files"
         )
-    names = Template.of(config.template).fields
     if config.kind is PromptsKind.squad:
         if unknown := [name for name in names if name not in FIELDS]:
             raise UserError(f"corpus.template: {{{unknown[0]}}} is none of SQuAD's fields {', '.join(FIELDS)}")
@@ -263,7 +284,7 @@ def read_examples(config: PromptsConfig, split: str) -> Iterator[Example]:
             raise UserError(
                 f"corpus.train.files: names {1 + len(more)} files, and a corpus of SQuAD's form is one file"
             )
-        yield from map(_of_squad, read_squad(file, split, config.fold, config.folds))
+        yield from (_listed(record, ANSWERS) for record in read_squad(file, split, config.fold, config.folds))
         return
     own = split if config.has_own_data(split) else "train"
     records = read_records(config.source(own), names, f"corpus.{own}", config.columns, (config.response,))
@@ -273,11 +294,11 @@ def read_examples(config: PromptsConfig, split: str) -> Iterator[Example]:
             or own != "train"
             or (split == "validation") == _is_held_out(config, record)
         ):
-            yield Example(record.place, record.texts, record.lists[config.response])
+            yield _listed(record, config.response)
 
 
-def _of_squad(record: Record) -> Example:
-    return Example(record.place, record.texts, record.lists[ANSWERS])
+def _listed(record: Record, answers: str) -> Example:
+    return Example(record.place, record.texts, record.lists[answers])
 
 
 def _is_held_out(config: PromptsConfig, record: Record) -> bool:
@@ -298,6 +319,9 @@ def prompts_key(config: PromptsConfig) -> dict[str, Any]:
     }
     if config.kind is PromptsKind.squad:
         return key | {"fold": config.fold, "folds": config.folds}
+    if config.kind is PromptsKind.synthetic:
+        drawn = asdict(config.synthetic)
+        return key | {"synthetic": drawn | {"problem": config.synthetic.problem.value}}
     return key if config.has_own_data("validation") else key | {"held_out": config.held_out}
 
 

@@ -1,4 +1,4 @@
-"""Scores of generated responses: ROUGE, exact match, and SQuAD's exact match and F1."""
+"""Scores of generated responses: ROUGE, exact match, SQuAD's exact match and F1, and symbols in their places."""
 
 import ast
 import re
@@ -14,8 +14,14 @@ from transloom.pipeline.tasks.task import Metric, Score
 ROUGE_L = Metric("rouge_l", "ROUGE-L", limits=(0.0, 100.0), trivial=1.0)
 EXACT_MATCH = Metric("exact_match", "exact match", limits=(0.0, 100.0), trivial=0.0)
 F1 = Metric("f1", "F1", limits=(0.0, 100.0), trivial=0.0)
+SYMBOLS = Metric("symbols", "symbols in their places, %", limits=(0.0, 100.0), trivial=0.0)
 
-SELECTS = {ResponseMetric.rouge: ROUGE_L, ResponseMetric.exact_match: EXACT_MATCH, ResponseMetric.squad: F1}
+SELECTS = {
+    ResponseMetric.rouge: ROUGE_L,
+    ResponseMetric.exact_match: EXACT_MATCH,
+    ResponseMetric.squad: F1,
+    ResponseMetric.symbols: SYMBOLS,
+}
 
 
 def response_scores(
@@ -25,7 +31,8 @@ def response_scores(
 
     rouge: rouge_l, rouge_1 and rouge_2, the F-measures of the library rouge-score on lower-cased words of ASCII letters
     and digits, without stemming (Lin 2004). exact_match: exact_match, and parses: whether Python's parser takes the
-    response. squad: f1 and exact_match.
+    response. squad: f1 and exact_match. symbols: symbols, the share of an answer's characters that the response has in
+    their places; of a longer response, of the response's characters.
 
     Args:
         answers: the allowed responses of each example, at least one.
@@ -49,6 +56,18 @@ def response_scores(
                     for response, allowed in pairs
                 ],
             }
+        case ResponseMetric.symbols:
+            return {
+                "symbols": [
+                    max(100.0 * symbols_in_place(response, answer) for answer in allowed) for response, allowed in pairs
+                ]
+            }
+
+
+def symbols_in_place(response: str, answer: str) -> float:
+    """The share of the longer text's characters that the other text has in their places; 1 of two empty texts."""
+    equal = sum(a == b for a, b in zip(response, answer, strict=False))
+    return equal / max(len(response), len(answer), 1) if response or answer else 1.0
 
 
 def summarized(metric: ResponseMetric, scores: Mapping[str, Sequence[float]], note: str = "") -> dict[str, Score]:
@@ -61,6 +80,7 @@ def summarized(metric: ResponseMetric, scores: Mapping[str, Sequence[float]], no
         ResponseMetric.rouge: "F|rouge-score|stemmer:no|words:ascii,lower",
         ResponseMetric.exact_match: "spaces:one",
         ResponseMetric.squad: "SQuAD 1.1|case:lower|articles,punctuation:no",
+        ResponseMetric.symbols: "characters",
     }[metric]
     return {name: Score(name, fmean(values), signature + note) for name, values in scores.items()}
 

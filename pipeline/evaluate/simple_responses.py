@@ -1,7 +1,9 @@
 """The simple baselines of prompts and responses, each of which needs no training."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from transloom.pipeline.data.prompts import Example, ResponseMetric
 from transloom.pipeline.evaluate.responses import normalized
@@ -17,7 +19,8 @@ def simple_responses(
 
     rouge: the first sentence of the template's first field. exact_match: the response of the training example whose
     fields share most words with the example's, by the cosine of their TF-IDF weights. squad: the sentence of the field
-    context that shares most words with the field question. None: there are no such fields.
+    context that shares most words with the field question. symbols: at each place the character that responses of train
+    have there most often. None: there are no such fields.
     """
     match metric:
         case ResponseMetric.rouge:
@@ -29,6 +32,9 @@ def simple_responses(
                 return None
             name = "first sentence that shares most words with the question"
             return name, [most_similar_sentence(e.fields["context"], e.fields["question"]) for e in examples]
+        case ResponseMetric.symbols:
+            likeliest = likeliest_characters([example.answers[0] for example in train])
+            return "likeliest symbol of each place", [likeliest[: len(example.answers[0])] for example in examples]
 
 
 def sentences(text: str) -> list[str]:
@@ -45,6 +51,13 @@ def most_similar_sentence(context: str, question: str) -> str:
     """The first sentence of those that share most different words with the question."""
     words = set(normalized(question).split())
     return max(sentences(context) or [context], key=lambda sentence: len(words & set(normalized(sentence).split())))
+
+
+def likeliest_characters(texts: Sequence[str]) -> str:
+    """The most frequent character of each place, of equally frequent ones the first in the order of Unicode."""
+    places = (Counter(characters) for characters in zip_longest(*texts, fillvalue=""))
+    counts = ({character: count for character, count in place.items() if character} for place in places)
+    return "".join(min(place, key=lambda character: (-place[character], character)) for place in counts)
 
 
 def _nearest(train: Sequence[Example], examples: Sequence[Example]) -> Iterator[str]:

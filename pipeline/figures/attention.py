@@ -33,33 +33,38 @@ class _Side(NamedTuple):
 
 def draw_attention(maps: AttentionMaps, folder: Path) -> list[Path]:
     """Draws PNG files into the folder and returns their paths: alignment, the last layer's cross-attention averaged
-    over its heads; cross, decoder and encoder, with a panel for each layer and head, of a model that has such. A row of
-    a panel is a query, its dark cells are the keys that it takes most of."""
+    over its heads; cross, decoder and encoder, with a panel for each layer and head; each of a model that has such. A
+    row of a panel is a query, its dark cells are the keys that it takes most of."""
     import matplotlib
 
-    sentences = f"{maps.sentence}\n→ {maps.translation}"
+    sentences = f"{maps.sentence}\n→ {maps.translation}" if maps.translation else maps.sentence
     families, missing = _fonts("".join((sentences, *maps.source, *maps.read, *maps.written)))
 
     def readable(text: str) -> str:
         return "".join(f"U+{ord(letter):04X}" if letter in missing else letter for letter in text)
 
     source, read, written = ([readable(label) for label in part] for part in (maps.source, maps.read, maps.written))
-    texts = _Side(source, "source")
-    writes = _Side(written, "translation: what is being written")
-    has_been = _Side(read, "translation: what has been written")
+    is_pair = maps.cross is not None
+    texts = _Side(source, "source" if is_pair else "text")
+    writes = _Side(written, "translation: what is being written" if is_pair else "what comes next")
+    has_been = _Side(read, "translation: what has been written" if is_pair else "what has been read")
     below = f"\n{readable(sentences)}"
     # A dollar in a sentence is no mathematics.
     with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
-        last = maps.cross[-1]
-        title = "Cross-attention" + (", mean of the last layer's heads" if len(last) > 1 else "")
-        figures = {"alignment": _draw_alignment(last.mean(axis=0), writes, texts, title + below)}
-        if maps.encoder is not None and maps.decoder is not None:
+        figures = {}
+        if maps.cross is not None:
+            last = maps.cross[-1]
+            title = "Cross-attention" + (", mean of the last layer's heads" if len(last) > 1 else "")
+            figures["alignment"] = _draw_alignment(last.mean(axis=0), writes, texts, title + below)
+            if maps.encoder is not None:
+                figures["cross"] = _draw_heads(maps.cross, writes, texts, "Cross-attention" + below)
+        if maps.decoder is not None:
             decoder = np.ma.masked_array(maps.decoder, np.triu(np.ones(maps.decoder.shape, dtype=bool), 1))
-            figures |= {
-                "cross": _draw_heads(maps.cross, writes, texts, "Cross-attention" + below),
-                "decoder": _draw_heads(decoder, writes, has_been, "Decoder self-attention" + below),
-                "encoder": _draw_heads(maps.encoder, texts, texts, "Encoder self-attention" + below),
-            }
+            title = "Decoder self-attention" if is_pair else "Self-attention"
+            figures["decoder"] = _draw_heads(decoder, writes, has_been, title + below)
+        if maps.encoder is not None:
+            title = "Encoder self-attention" if is_pair else "Self-attention"
+            figures["encoder"] = _draw_heads(maps.encoder, texts, texts, title + below)
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             with atomic_write(folder / f"{name}.png") as file:

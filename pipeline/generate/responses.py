@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.pipeline.data.text_tokenizer import TextTokenizer
 from transloom.pipeline.generate.beam import BeamConfig, beam_search
 from transloom.pipeline.generate.language_model import device_of, pack
@@ -44,7 +44,7 @@ def respond(
 @torch.inference_mode()
 def _respond(model: Any, tokenizer: TextTokenizer, prompts: list[np.ndarray], max_tokens: int) -> list[list[int]]:
     end = tokenizer.end_of_text
-    if isinstance(model.config, DecoderConfig):
+    if isinstance(model.config, LanguageModelConfig):
         config = SampleConfig(temperature=0.0, max_new_tokens=max_tokens, batch_size=len(prompts))
         samples = sample(model, prompts, config, end, vocab_size=tokenizer.vocab_size)
         return [generated.tokens for (generated,) in samples]

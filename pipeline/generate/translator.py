@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from transloom.model.build import Model, ModelConfig
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.packed_linear import pack_linears
 from transloom.model.packing import Layout
 from transloom.pipeline.data.sentence_ends import Part, fitting_parts, sentences
@@ -481,5 +481,5 @@ def _cut(ids: np.ndarray, room: int | None) -> np.ndarray:
 def _refuse_language_model(config: ModelConfig, about: Mapping[str, Any]) -> None:
     if "labels" in about:
         raise UserError("the model labels texts, and does not translate: transloom classify <run> < your_text")
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, LanguageModelConfig):
         raise UserError('the model continues text, and does not translate: transloom generate <run> "Once upon"')

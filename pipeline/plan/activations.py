@@ -19,6 +19,7 @@ from transloom.model.config import (
     Norm,
     Positions,
     RecurrentConfig,
+    RecurrentDecoderConfig,
     TransformerConfig,
 )
 from transloom.model.linear_attention import CHUNK
@@ -75,6 +76,8 @@ def activation_bytes(config: ModelConfig, batch: MicroBatch) -> float:
             return _recurrent(config, batch)
         case DecoderConfig():
             return _decoder_only(config, batch)
+        case RecurrentDecoderConfig():
+            return _recurrent_decoder(config, batch)
 
 
 def _transformer(config: TransformerConfig, batch: MicroBatch) -> float:
@@ -219,15 +222,27 @@ def _linear(config: TransformerConfig | DecoderConfig, batch: MicroBatch, causal
     return 4 * batch.grid * numbers + heads * config.value_width * batch.bytes_per_number
 
 
+def _recurrent_decoder(config: RecurrentDecoderConfig, batch: MicroBatch) -> float:
+    c, d = batch.bytes_per_number, config.d_model
+    mask = batch.bytes_per_mask if config.dropout else 0
+    layer = d * (sum(_lstm(batch)) + c + mask)
+    return (d * (c + mask) + batch.grid * config.layers * layer) * batch.target_tokens
+
+
+def _lstm(batch: MicroBatch) -> tuple[float, float]:
+    """Bytes that an LSTM keeps for a number of its output, and for a number of its input."""
+    c = batch.bytes_per_number
+    if not batch.has_lstm_kernel:
+        return LSTM_STEP * c, 0.0
+    of_output, of_input = LSTM_WORKSPACE[c]
+    return of_output + c, of_input
+
+
 def _recurrent(config: RecurrentConfig, batch: MicroBatch) -> float:
     """What the LSTMs keep is most of it. cuDNN's workspace is taken to be as large as oneDNN's."""
     c, d, grid = batch.bytes_per_number, config.d_model, batch.grid
     mask = batch.bytes_per_mask if config.dropout else 0
-    if batch.has_lstm_kernel:
-        of_output, of_input = LSTM_WORKSPACE[c]
-        of_output += c
-    else:
-        of_output, of_input = LSTM_STEP * c, 0.0
+    of_output, of_input = _lstm(batch)
     # Two directions of half the width, one of them on the reversed input; a mask
     encoder_layer = d * (of_output + 2 * of_input + 2 * c + mask)
     source = grid * (config.encoder_layers * encoder_layer + 2 * d * c) + d * mask  # with memory and keys; embedding

@@ -8,7 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transloom.model.build import ModelConfig, build_model
-from transloom.model.config import DecoderConfig, RecurrentConfig, TransformerConfig
+from transloom.model.config import (
+    DecoderConfig,
+    LanguageModelConfig,
+    RecurrentConfig,
+    RecurrentDecoderConfig,
+    TransformerConfig,
+)
 from transloom.model.losses import label_smoothed_cross_entropy
 from transloom.model.packing import Layout
 from transloom.pipeline.data.pairs import PairBatch
@@ -45,9 +51,10 @@ def launches(config: ModelConfig) -> int:
     """Kernels of a micro-batch's forward and backward pass, gradients' accumulation included. Each layer has as many as
     the one before it, on either side."""
     narrow = _narrow(config)
-    if isinstance(narrow, DecoderConfig):
-        base, deeper = (_dispatched(replace(narrow, layers=layers)) for layers in (1, 2))
-        return base + (config.depths[0] - 1) * (deeper - base)
+    if isinstance(narrow, LanguageModelConfig):
+        first = 2 if isinstance(narrow, RecurrentDecoderConfig) and narrow.layers > 1 else 1  # layer 1 has no residual
+        base, deeper = (_dispatched(replace(narrow, layers=layers)) for layers in (first, first + 1))
+        return base + (config.depths[0] - first) * (deeper - base)
     base = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=1))
     encoder = _dispatched(replace(narrow, encoder_layers=2, decoder_layers=1)) - base
     decoder = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=2)) - base
@@ -61,7 +68,7 @@ def _dispatched(config: ModelConfig) -> int:
         row = torch.arange(18) % (VOCAB - 4) + 4
         layout = Layout.of(torch.tensor([4, 5, 6, 3]))  # of unlike lengths, so that there is padding
         with torch.enable_grad(), _Counting() as counting:
-            if isinstance(config, DecoderConfig):
+            if isinstance(config, LanguageModelConfig):
                 hidden = model(row, layout)
                 label_smoothed_cross_entropy(hidden, model.output_weight, row, 0.1).total.backward()
             else:
@@ -78,7 +85,7 @@ def _narrow(config: ModelConfig) -> ModelConfig:
             value_width = 2 if config.key_width == config.value_width else 4
             sizes = {"d_model": 2 * config.num_heads, "d_ff": 4, "d_k": 2, "d_v": value_width, "max_positions": 8}
             return replace(config, **sizes, **_narrow_attention(config))
-        case RecurrentConfig():
+        case RecurrentConfig() | RecurrentDecoderConfig():
             return replace(config, d_model=4)
         case DecoderConfig():
             sizes = {"d_model": 2 * config.num_heads, "d_ff": 4, "max_positions": 8}

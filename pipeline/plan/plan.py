@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transloom.model.build import architecture_of
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.flops import attention_flops, count_parameters, training_flops
 from transloom.pipeline.plan.hardware import Hardware
 from transloom.pipeline.plan.launches import launches
@@ -86,7 +86,7 @@ def _token_flops(training: Training) -> dict[str, int]:
     """FLOPs of a token; of a language model's also what attention's own products are of it, in texts as long as the
     context."""
     model, vocab_size = training.model, training.vocab_size
-    if isinstance(model, DecoderConfig):
+    if isinstance(model, LanguageModelConfig):
         of_token = training_flops(model, vocab_size, 1)
         return {
             "max_positions": model.max_positions,

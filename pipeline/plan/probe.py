@@ -13,7 +13,7 @@ import torch
 from torch import distributed as dist
 
 from transloom.model.build import ModelConfig, build_model
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.flops import training_flops
 from transloom.pipeline.data.batches import BatchConfig, Step, ahead, iterate_steps
 from transloom.pipeline.data.document_shards import COLUMN
@@ -124,7 +124,7 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
         dist.init_process_group("gloo", init_method=store, rank=number, world_size=probe.members)
     torch.manual_seed(probe.seed)
     device = torch.device("cpu")
-    kind = LanguageModelObjective if isinstance(probe.model, DecoderConfig) else TranslationObjective
+    kind = LanguageModelObjective if isinstance(probe.model, LanguageModelConfig) else TranslationObjective
     objective = kind(build_model(probe.model, probe.vocab_size), probe.label_smoothing).train()
     engine = make_engine(objective, probe.optimizer, probe.precision, EngineConfig(name=EngineName.torch), device)
     plan = ahead(_steps(probe), device)
@@ -144,7 +144,7 @@ def make_member(probe: Probe, number: int) -> tuple[Callable[[Steps | Reduce | S
 
 
 def _steps(probe: Probe) -> Iterator[Step]:
-    if not isinstance(probe.model, DecoderConfig):
+    if not isinstance(probe.model, LanguageModelConfig):
         pairs = (
             open_pairs(Path(probe.shards), "train") if probe.shards else RandomWords(probe.lengths, probe.vocab_size)
         )

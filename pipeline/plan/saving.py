@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.flops import training_flops
 from transloom.pipeline.plan.hardware import Hardware
 from transloom.pipeline.plan.launches import launches
@@ -69,13 +69,13 @@ def validation_seconds(training: Training, hardware: Hardware, workers: int) -> 
     """Seconds of a validation that all workers share: the loss, and of translations a search. None: the size of the
     validation set is not known."""
     tokens = training.validation_tokens
-    if tokens is None and isinstance(training.model, DecoderConfig):
+    if tokens is None and isinstance(training.model, LanguageModelConfig):
         return None
     if tokens is None:
         tokens = (VALIDATION_PAIRS * TOKENS_PER_SENTENCE,) * 2
     flops = FORWARD * training_flops(training.model, training.vocab_size, *map(round, tokens))
     speed = workers * hardware.flops_per_second(hardware.precision_of(training.precision), workers)
-    if isinstance(training.model, DecoderConfig):
+    if isinstance(training.model, LanguageModelConfig):
         return flops / speed
     sentences = training.validation_sentences or VALIDATION_PAIRS
     mean = tokens[-1] / sentences

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from transloom.model.build import ModelConfig
-from transloom.model.config import DecoderConfig, RecurrentConfig
+from transloom.model.config import LanguageModelConfig, RecurrentConfig, RecurrentDecoderConfig
 from transloom.model.flops import count_parameters
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.plan.activations import MicroBatch, has_onednn_lstm
@@ -56,7 +56,7 @@ class Training:
         """(examples,) tokens of each column: the corpus's own, or others like them."""
         if isinstance(self.volume, Volume):
             return training_lengths(self.volume, self.shards, self.batch.micro_tokens)
-        assert isinstance(self.model, DecoderConfig)
+        assert isinstance(self.model, LanguageModelConfig)
         return (text_lengths(self.volume, self.shards, self.model.max_positions, self.seed),)
 
 
@@ -78,7 +78,8 @@ def memory_of(
         bytes_per_number=4 if is_fp32 else 2,
         bytes_per_mask=1 if on_gpu else 4 if is_fp32 else 2,
         is_packed=on_gpu and not is_fp32 and model.has_packed_attention,
-        has_lstm_kernel=on_gpu or (isinstance(model, RecurrentConfig) and has_onednn_lstm(TORCH_DTYPES[precision])),
+        has_lstm_kernel=on_gpu
+        or (isinstance(model, RecurrentConfig | RecurrentDecoderConfig) and has_onednn_lstm(TORCH_DTYPES[precision])),
     )
     return peak_memory(
         model,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from transloom.model.build import build_model
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.packed_linear import pack_linears
 from transloom.pipeline.data.document_shards import COLUMN
 from transloom.pipeline.data.document_store import open_documents
@@ -43,7 +43,7 @@ SAMPLING = SampleConfig(temperature=0.8, max_new_tokens=64)
 
 
 def language_model(
-    folder_of: Callable[[str], Path], *, model: DecoderConfig, micro_tokens: int, label_smoothing: float
+    folder_of: Callable[[str], Path], *, model: LanguageModelConfig, micro_tokens: int, label_smoothing: float
 ) -> Task:
     """The task on prepared documents. A piece of a document has at most model.max_positions tokens.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from transloom.model.build import ModelConfig, build_model
-from transloom.model.config import DecoderConfig
+from transloom.model.config import LanguageModelConfig
 from transloom.model.packed_linear import pack_linears
 from transloom.pipeline.data.batches import BatchConfig, plan_epoch
 from transloom.pipeline.data.prepare_prompts import (
@@ -29,7 +29,7 @@ from transloom.pipeline.data.prompt_batches import (
     collate_prompts,
     room_of,
 )
-from transloom.pipeline.data.prompts import Example, PromptsConfig, with_local_prompts
+from transloom.pipeline.data.prompts import Example, PromptsConfig, ResponseMetric, with_local_prompts
 from transloom.pipeline.data.shards import open_shards
 from transloom.pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from transloom.pipeline.evaluate.responses import SELECTS, response_scores, summarized
@@ -64,7 +64,7 @@ def prompt_response(
     """
     tokenizer = load_text_tokenizer(folder_of("tokenizer"))
     split_of = partial(_examples, folder_of("shards"), tokenizer, model, corpus)
-    is_decoder = isinstance(model, DecoderConfig)
+    is_decoder = isinstance(model, LanguageModelConfig)
     room = room_of(folder_of("shards"), model, corpus)
 
     def validated(trained: Any) -> Evaluation:
@@ -120,7 +120,7 @@ def _examples(
 ) -> PromptExamples:
     """The examples of validation or test, none left out."""
     room = room_of(shards, model, corpus)
-    is_decoder = isinstance(model, DecoderConfig)
+    is_decoder = isinstance(model, LanguageModelConfig)
     return PromptExamples(open_shards(shards, split, COLUMNS), room, tokenizer.end_of_text, is_decoder, False)
 
 
@@ -136,7 +136,7 @@ def response_nats(
     """The negative log-probability of these examples' responses, in nats. The model is in evaluation mode."""
     if not len(rows):
         return 0.0
-    is_decoder = isinstance(model.config, DecoderConfig)
+    is_decoder = isinstance(model.config, LanguageModelConfig)
     objective = (ResponseObjective if is_decoder else TranslationObjective)(model, 0.0).eval()
     device = next(iter(model.parameters())).device
     # An example may be longer than a training batch allows; it is never left out.
@@ -172,6 +172,10 @@ def _evaluation(
     note = f"|greedy|cut:{counts.cut}" if counts.cut else "|greedy"
     loss = nats / int(examples.lengths[:, 0].sum())
     scores = summarized(corpus.metric, values, note) | {"loss": Score("loss", loss, "nats a response token")}
+    if corpus.metric is ResponseMetric.symbols:
+        # The papers on copying count the loss of all positions, those of the prompt too, which cost nothing.
+        num_read = int(examples.lengths[:, 1].sum())
+        scores["loss_per_position"] = Score("loss_per_position", nats / num_read, "nats a token that is read")
     own = values[SELECTS[corpus.metric].name]
     outputs = [
         json.dumps({"response": text, "score": round(score, 4)}, ensure_ascii=False)
@@ -251,7 +255,7 @@ PROMPT_RESPONSE = TaskKind(
     metric=metric_of,
     token_columns=("text", "response"),
     # The text that a decoder-only model reads has the response, too.
-    flops_columns=lambda model: ("text",) if isinstance(model, DecoderConfig) else ("text", "response"),
+    flops_columns=lambda model: ("text",) if isinstance(model, LanguageModelConfig) else ("text", "response"),
     with_local_corpus=with_local_prompts,
     refuse_wrong_corpus=refuse_missing_records,
     prepare=lambda config, folder, map_tasks, progress, only_find: prepare_prompts(

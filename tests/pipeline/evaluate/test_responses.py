@@ -109,3 +109,20 @@ def test_each_metric_has_its_baseline() -> None:
     question = _example("?", context="A b. C d.", question="d?")
     named = simple_responses(ResponseMetric.squad, [], [question])
     assert named is not None and named[1] == ["C d."]
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "share"),
+    [("abcd", "abcd", 100.0), ("abxd", "abcd", 75.0), ("ab", "abcd", 50.0), ("abcdef", "abc", 50.0), ("", "ab", 0.0)],
+)
+def test_symbols_count_in_their_places(response: str, answer: str, share: float) -> None:
+    scores = response_scores(ResponseMetric.symbols, [response], [[answer]])
+    assert scores == {"symbols": [pytest.approx(share)]}
+
+
+def test_the_baseline_of_symbols_is_the_likeliest_one_of_each_place() -> None:
+    train = [Example("", {}, [text]) for text in ("ab", "ac", "bc", "bcd")]
+    assert simple_responses(ResponseMetric.symbols, train, [Example("", {}, ["xyz"]), Example("", {}, ["x"])]) == (
+        "likeliest symbol of each place",
+        ["acd", "a"],
+    )

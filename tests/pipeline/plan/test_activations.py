@@ -17,10 +17,12 @@ from transloom.model.config import (
     Normalization,
     Positions,
     RecurrentConfig,
+    RecurrentDecoderConfig,
     TransformerConfig,
 )
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.packing import Layout
+from transloom.model.recurrent_decoder import RecurrentDecoder
 from transloom.pipeline.plan.activations import MicroBatch, activation_bytes, has_onednn_lstm
 
 SHAPE = TransformerConfig(d_model=64, d_ff=192, num_heads=4, encoder_layers=2, decoder_layers=3, dropout=0.1)
@@ -41,7 +43,7 @@ def kept_bytes(model: nn.Module, lengths: list[int], dtype: torch.dtype) -> int:
     layout = Layout.of(torch.tensor(lengths))
     tokens = torch.randint(4, 90, (sum(lengths),))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        is_language_model = isinstance(model, DecoderOnly)
+        is_language_model = isinstance(model, DecoderOnly | RecurrentDecoder)
         keep(model(tokens, layout) if is_language_model else model(tokens, layout, tokens, layout))
     return sum(storages.values())
 
@@ -101,6 +103,7 @@ CASES: dict[str, tuple[ModelConfig, torch.dtype]] = {
     "lstm": (RecurrentConfig(d_model=64, encoder_layers=2, decoder_layers=2), torch.float32),
     "lstm in bf16": (RecurrentConfig(d_model=128, encoder_layers=2, decoder_layers=2), torch.bfloat16),
     "deep lstm": (RecurrentConfig(d_model=64, encoder_layers=4, decoder_layers=3), torch.float32),
+    "lstm language model": (RecurrentDecoderConfig(d_model=64, layers=3), torch.float32),
 }
 
 

@@ -11,10 +11,12 @@ from transloom.model.config import (
     Attention,
     DecoderConfig,
     FeatureMap,
+    LanguageModelConfig,
     Norm,
     Normalization,
     Positions,
     RecurrentConfig,
+    RecurrentDecoderConfig,
     TransformerConfig,
 )
 from transloom.model.losses import label_smoothed_cross_entropy
@@ -113,11 +115,12 @@ def test_a_gpu_waits_for_its_kernels_to_be_launched_a_cpu_does_not() -> None:
             bias=False,
         ),
         RecurrentConfig(32, 3, 3),
+        RecurrentDecoderConfig(32, 3),
         DecoderConfig(3, 64, 64, 4, dropout=0.0),
         DecoderConfig(3, 64, 64, 4, dropout=0.0, attention=Attention.window, window=8, global_tokens=2),
         DecoderConfig(3, 64, 64, 4, dropout=0.0, attention=Attention.linear, feature_map=FeatureMap.favor),
     ],
-    ids=["paper", "heads of two widths", "modern", "lstm", "gpt", "window", "linear"],
+    ids=["paper", "heads of two widths", "modern", "lstm", "lstm language model", "gpt", "window", "linear"],
 )
 def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
     """What a profiler sees of a step of the model itself, at its own width and depth."""
@@ -126,7 +129,7 @@ def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
     layout = Layout.of(torch.tensor([14, 15, 16, 12]))
     counting = _Counting()
     with counting:
-        if isinstance(config, DecoderConfig):
+        if isinstance(config, LanguageModelConfig):
             label_smoothed_cross_entropy(model(row, layout), model.output_weight, row, 0.1).total.backward()
         else:
             TranslationObjective(model, 0.1)(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
