@@ -17,7 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transloom.model.config import NORM_EPSILON, Activation, Attention, DecoderConfig, Norm, Normalization, Positions
+from transloom.model.config import (
+    NORM_EPSILON,
+    Activation,
+    Attention,
+    DecoderConfig,
+    LanguageModelConfig,
+    Norm,
+    Normalization,
+    Positions,
+)
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import write_json
 from transloom.pipeline.untrusted import NotReadable, inside, open_plain, read_foreign_json
@@ -119,7 +128,7 @@ def huggingface_form(config: DecoderConfig) -> dict[str, Any]:
 
 def write_huggingface(
     folder: Path,
-    config: DecoderConfig,
+    config: LanguageModelConfig,
     vocab_size: int,
     weights: Mapping[str, Tensor],
     token_ids: Mapping[str, int] | None = None,
@@ -133,6 +142,8 @@ def write_huggingface(
     Raises:
         UserError: neither has such a model, by the setting's key.
     """
+    if not isinstance(config, DecoderConfig):
+        raise UserError("model.architecture: GPT-2 and Llama are Transformers; an LSTM has no form of Hugging Face's")
     is_llama = config.positions is Positions.rotary
     settings = huggingface_form(config)
     theirs: dict[str, Tensor] = {}

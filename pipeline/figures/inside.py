@@ -85,7 +85,7 @@ def draw_gradients(gradients: Mapping[str, GradientByDistance], title: str, path
         distances = np.arange(len(gradient.norms))
         seen = gradient.norms > FLOOR
         axes.plot(distances[seen], gradient.norms[seen], color=color, lw=0.7, alpha=0.45)
-        smooth = np.array([gradient.mean_at(distance) for distance in distances])
+        smooth = np.array([gradient.mean_at(int(distance)) for distance in distances])
         axes.plot(distances[seen], smooth[seen], color=color, lw=1.8, label=f"{name}: rate {gradient.rate:.4f} a token")
         if len(gradient.fitted) >= 3:
             fitted = gradient.fitted
@@ -105,9 +105,9 @@ def draw_lengths(results: Mapping[str, Sequence[Extrapolated]], title: str, path
     figure = _figure(7.0, 4.6)
     axes = figure.subplots()
     for (name, lengths), color in zip(results.items(), _cycle(len(results)), strict=True):
-        read = [result for result in lengths if result.loss is not None]
-        label = name if len(read) == len(lengths) else f"{name} (no positions beyond {read[-1].length:,})"
-        axes.plot([r.length for r in read], [r.loss for r in read], "o-", color=color, label=label)
+        read = [(result.length, result.loss) for result in lengths if result.loss is not None]
+        label = name if len(read) == len(lengths) else f"{name} (no positions beyond {read[-1][0]:,})"
+        axes.plot(*zip(*read, strict=True), "o-", color=color, label=label)
     places = sorted({result.length for lengths in results.values() for result in lengths})
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{length:,}" for length in places])

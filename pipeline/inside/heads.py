@@ -147,7 +147,7 @@ def _visible(batch: Any, count: int, config: Any) -> dict[str, Tensor]:
 
 def _sees(queries: Layout, keys: Layout, count: int, causal: bool) -> Tensor:
     device = queries.lengths.device
-    rows, columns = (torch.arange(side.grid[1], device=device) < side.lengths[:, None] for side in (queries, keys))
+    rows, columns = (torch.arange(side.shape[1], device=device) < side.lengths[:, None] for side in (queries, keys))
     real = torch.arange(len(queries.lengths), device=device) < count
     sees = (rows & real[:, None])[:, :, None] & columns[:, None]
     return sees.tril() if causal else sees
@@ -160,15 +160,15 @@ def _kinds(
     marks = torch.from_numpy(is_punctuation)
 
     def of_text(tokens: Tensor, layout: Layout) -> Callable[[Tensor], dict[str, Tensor]]:
-        ids = tokens[layout.to_grid]
+        ids = tokens[layout.token_of_cell]
         return lambda visible: self_kinds(ids, visible, marks.to(ids.device))
 
     if not is_pairs(batch):
         of_batch = of_text(batch.tokens, batch.layout)
         return {"decoder": of_batch, "encoder": of_batch}
-    source = batch.source[batch.source_layout.to_grid]
+    source = batch.source[batch.source_layout.token_of_cell]
     labels = torch.nn.functional.pad(batch.labels, (0, len(batch.target) - len(batch.labels)))
-    aligned = _aligned(source, labels[batch.target_layout.to_grid], batch, aligner)
+    aligned = _aligned(source, labels[batch.target_layout.token_of_cell], batch, aligner)
     ends = batch.source_layout.lengths - 1
     return {
         "encoder": of_text(batch.source, batch.source_layout),
