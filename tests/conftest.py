@@ -1,6 +1,7 @@
 """What tests share: the folder of real text, which is never part of the repository, a server of S3, threads, Ctrl-C."""
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ LONGEST = (
     "/test_race",
     "/test_slurm",
     "/test_deepspeed",
+    "/test_task_laws",
+    "/test_tracking_faults",
+    "/test_adapt",
+    "/test_export",
 )
 
 
@@ -51,12 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file go to one process, for they share its fixtures; those of all test_pipeline*.py go to one, for
-    they look at the run `whole`, which takes a minute to make; a language model has a run of its own."""
+    they look at the run `whole`, which takes a minute to make; language models and classifiers have others."""
     from xdist.scheduler import LoadFileScheduling
 
     class OneRunInOneProcess(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            is_of_whole = "/test_pipeline" in nodeid and "language_model" not in nodeid
+            is_of_whole = "/test_pipeline" in nodeid and not re.search("language_model|classification", nodeid)
             return "whole" if is_of_whole else super()._split_scope(nodeid)
 
     return OneRunInOneProcess(config, log)

@@ -167,7 +167,7 @@ def test_what_ran_is_what_was_packed_here(place, cluster, twice):
     assert run.data.tags["environment.command"].startswith("transloom submit run corpus.phrasebook_pairs=500")
     assert re.match(r"[0-9a-f]{40}", run.data.tags["mlflow.source.git.commit"])
     assert run.info.status == "FINISHED"
-    packages = [path.parent for path in Path(cluster["folder"]).rglob("working_dir_files/*/config.yaml")]
+    packages = [path.parent for path in Path(cluster["folder"], "node-0").rglob("working_dir_files/*/config.yaml")]
     assert len(packages) >= 2
     for package in packages:  # its code is compiled once, not by each process
         assert list((package / "transloom" / "jobs" / "__pycache__").glob("__init__.*.pyc"))
