@@ -14,7 +14,15 @@ from typing import Any
 from transloom.jobs.config.schema import ClusterConfig, Config
 from transloom.jobs.ray_cluster.session import ALLOCATOR
 from transloom.jobs.training.trainer import make_trainer
-from transloom.model.config import Attention, DecoderConfig, Norm, Positions, RecurrentConfig, TransformerConfig
+from transloom.model.config import (
+    Attention,
+    DecoderConfig,
+    Norm,
+    Positions,
+    RecurrentConfig,
+    RecurrentDecoderConfig,
+    TransformerConfig,
+)
 from transloom.pipeline.bench.config import BenchConfig
 from transloom.pipeline.bench.kept import Kept
 from transloom.pipeline.bench.report import (
@@ -69,7 +77,9 @@ def refuse_unlike(config: Config) -> None:
         )
     if config.precision.dtype is Precision.fp16:
         raise UserError("precision.dtype: the bench compares in bf16 or fp32, not in fp16")
-    if not isinstance(model, RecurrentConfig) and model.attention is not Attention.full:
+    if isinstance(model, RecurrentConfig | RecurrentDecoderConfig):
+        raise UserError("model: the bench compares Transformers; choose another model")
+    if model.attention is not Attention.full:
         raise UserError(
             "model.attention: the bench compares with full attention; leave it out, or take part=length, which "
             "measures all kinds"
@@ -82,8 +92,6 @@ def refuse_unlike(config: Config) -> None:
         if model.norm is not Norm.pre:
             raise UserError("model.norm: the bench compares with language models that are pre-norm; leave it out")
         return
-    if not isinstance(model, TransformerConfig):
-        raise UserError("model: the bench compares Transformers; choose another model")
     if model.positions is not Positions.sinusoidal:
         raise UserError("model.positions: the bench compares with models that have sinusoids; leave it out")
     if not model.shared_embeddings:
@@ -96,7 +104,7 @@ def refuse_unlike(config: Config) -> None:
 
 def task_of(config: Config, prepared: Prepared) -> Task:
     """The training that all share; the contender's kind and engine are put in its place."""
-    assert not isinstance(config.model, RecurrentConfig)
+    assert not isinstance(config.model, RecurrentConfig | RecurrentDecoderConfig)
     counts = prepared.tokenizer.manifest["counts"]
     return Task(
         kind=Kind.ours,
