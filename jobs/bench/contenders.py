@@ -21,7 +21,6 @@ from transloom.model.config import (
     Positions,
     RecurrentConfig,
     RecurrentDecoderConfig,
-    TransformerConfig,
 )
 from transloom.pipeline.bench.config import BenchConfig
 from transloom.pipeline.bench.kept import Kept
