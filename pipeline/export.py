@@ -14,6 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from transloom.model.config import Norm, Positions, TransformerConfig
+from transloom.model.decoder_only import DecoderOnly
 from transloom.model.positions import sinusoids
 from transloom.model.transformer import Transformer
 from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, MODEL_FILE, PAD_ID, UNK_ID
@@ -83,11 +84,13 @@ def _language_model(model: Path, to: Format) -> Callable[[Path], None]:
     if to is not Format.huggingface:
         raise UserError(f"format={to.value}: {model} is a language model, for which there is format=huggingface alone")
     loaded = load_language_model(model, torch.device("cpu"), torch.float32)
-    config, end = loaded.model.config, loaded.tokenizer.end_of_text
+    if not isinstance(loaded.model, DecoderOnly):
+        raise UserError(f"{model}: only a Transformer can be exported; no form of Hugging Face's is an LSTM")
+    decoder, config, end = loaded.model, loaded.model.config, loaded.tokenizer.end_of_text
 
     def write(folder: Path) -> None:
         token_ids = {"bos_token_id": end, "eos_token_id": end}
-        write_huggingface(folder, config, loaded.model.vocab_size, loaded.model.state_dict(), token_ids)
+        write_huggingface(folder, config, decoder.vocab_size, decoder.state_dict(), token_ids)
         write_huggingface_tokenizer(model, loaded.tokenizer, config.max_positions, folder)
 
     return write

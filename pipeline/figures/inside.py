@@ -67,6 +67,8 @@ def draw_pruning(points: Sequence[Pruned], metric: Metric, title: str, path: Pat
     scored = [point for point in points if metric.name in point.scores]
     scores.plot([p.left for p in scored], [p.scores[metric.name] for p in scored], "o-", color=COLORS[0], ms=4)
     scores.set_ylabel(f"validation {metric.title}")
+    if metric.limits is not None:
+        scores.set_ylim(bottom=metric.limits[0])
     losses.plot([p.left for p in points], [p.loss for p in points], "o-", color=COLORS[1], ms=3)
     losses.set_ylabel("loss, nats a token")
     for axes in (scores, losses):

@@ -52,9 +52,8 @@ def launches(config: ModelConfig) -> int:
     the one before it, on either side."""
     narrow = _narrow(config)
     if isinstance(narrow, LanguageModelConfig):
-        first = 2 if isinstance(narrow, RecurrentDecoderConfig) and narrow.layers > 1 else 1  # layer 1 has no residual
-        base, deeper = (_dispatched(replace(narrow, layers=layers)) for layers in (first, first + 1))
-        return base + (config.depths[0] - first) * (deeper - base)
+        base, deeper = (_dispatched(replace(narrow, layers=layers)) for layers in (1, 2))
+        return base + (config.depths[0] - 1) * (deeper - base)
     base = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=1))
     encoder = _dispatched(replace(narrow, encoder_layers=2, decoder_layers=1)) - base
     decoder = _dispatched(replace(narrow, encoder_layers=1, decoder_layers=2)) - base

@@ -45,6 +45,7 @@ REFUSED = {
     f"{DEMO} model.positions=sinusoidal": "model.positions: ",
     f"{DEMO} model.positions=alibi": "model.positions: ",
     f"{DEMO} model.attention=window": "model.attention: ",
+    f"{DEMO} model=lm_lstm": "model: ",
     f"{DEMO} model.norm=post": "model.norm: ",
     f"{DEMO} precision=fp16": "precision.dtype: ",
     f"{DEMO} part=decode": "part=decode: needs a model",

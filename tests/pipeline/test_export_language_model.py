@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_folder import SHAPE, TEXT, write_language_model
+from language_folder import SHAPE, TEXT, write_language_model, write_tokenizer
 
 from transloom.jobs.__main__ import main
-from transloom.model.config import Activation, DecoderConfig, Normalization, Positions
+from transloom.model.config import Activation, DecoderConfig, Normalization, Positions, RecurrentDecoderConfig
 from transloom.model.packing import Layout
+from transloom.model.recurrent_decoder import RecurrentDecoder
 from transloom.pipeline.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.export import Format, export
 from transloom.pipeline.huggingface_tokenizer import write_huggingface_tokenizer
+from transloom.pipeline.model_folder import load_language_model, save_model
 
 transformers = pytest.importorskip("transformers")
 LLAMA = replace(
@@ -99,3 +101,14 @@ def test_what_has_no_such_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="small: the tokenizer's largest id is "):
         export(tmp_path / "small", tmp_path / "theirs", Format.huggingface)
     assert not (tmp_path / "theirs").exists()
+
+
+def test_an_lstm_is_loaded_and_has_no_such_form(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    config = RecurrentDecoderConfig(8, 1)
+    model = RecurrentDecoder(config, load_text_tokenizer(tmp_path / "tokenizer").vocab_size)
+    save_model(tmp_path / "mine", config, model.state_dict(), tmp_path / "tokenizer", {"task": "language_model"})
+    loaded = load_language_model(tmp_path / "mine", torch.device("cpu")).model
+    assert loaded.config == config and torch.equal(loaded.embedding.weight, model.embedding.weight)
+    with pytest.raises(UserError, match="LSTM"):
+        export(tmp_path / "mine", tmp_path / "theirs", Format.huggingface)

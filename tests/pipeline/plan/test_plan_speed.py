@@ -134,7 +134,7 @@ def test_launches_are_those_of_the_whole_model(config: ModelConfig) -> None:
         else:
             TranslationObjective(model, 0.1)(PairBatch(row, layout, row, layout, row, len(row))).total.backward()
     seen = counting.operations + len(list(model.parameters()))
-    assert launches(config) == pytest.approx(seen, rel=0.03)
+    assert launches(config) == pytest.approx(seen, rel=0.03, abs=6)  # a few depend on the sizes
 
 
 def test_counting_launches_draws_no_random_numbers() -> None:
