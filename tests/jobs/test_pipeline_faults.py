@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from command import TINY, Command, transloom_here
+from command import TINY, Command, transloom
 from runs import STEPS, VALIDATION, checkpoint_state, differing, folder_of, losses, mlflow_runs, trajectory
 from safetensors.torch import load_file
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_back_over_a_damaged_checkpoint(place, whole):
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
 
-    outcome = transloom_here(place, "train", "resume=longer", "train.max_steps=180", "tracking=off")
+    outcome = transloom(place, "train", "resume=longer", "train.max_steps=180", "tracking=off")
     assert f"{damaged} is damaged" in outcome.out + outcome.err
     training = read_json(folder / "training.json")
     assert training["this_attempt"]["from_step"] == 100 and training["step"] == 180
