@@ -38,6 +38,7 @@ def test_every_experiment_composes(experiment):
 OF_TASKS = {
     OF_LANGUAGE_MODELS: ["experiment=language_model/demo", "batch.tokens=4096", "batch.micro_tokens=2048"],  # of GPT-3
     re.compile("corpus=(debian_summaries|django_en_python|records|xquad_en)"): ["experiment=transfer/django_en_python"],
+    re.compile("corpus=synthetic"): ["experiment=probe/copy_memory"],
     re.compile("corpus=(labelled|sst2)|model=encoder_"): ["experiment=transfer/classification"],
 }
 
