@@ -126,7 +126,7 @@ DEMO = Demo(
     optimizer=OptimizerConfig(),
     schedule=ScheduleConfig(ScheduleName.inverse_sqrt, warmup_steps=300, peak_learning_rate=4e-3),
     precision=PrecisionConfig(Precision.bf16),
-    train=TrainConfig(max_steps=1200, validate_every=200, checkpoint_every=200, average=2, average_of=Average.last),
+    train=TrainConfig(max_steps=800, validate_every=200, checkpoint_every=200, average=2, average_of=Average.last),
     decode=BeamConfig(beam=4, length_penalty=0.6, extra_tokens=50),
     seed=1,
     bleu=90.0,
