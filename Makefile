@@ -8,10 +8,10 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disabl
 # itself, at the first import, where the variable is not set.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib jobs model pipeline || true,true)
 
-.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test chaos check format lint audit sbom clean clean-all
+.PHONY: help demo ui bench gpu-check gpu-packages gpu-wheels test test-all chaos check format lint audit sbom clean clean-all
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## train and evaluate a small translator, in about five minutes on two cores
 	@$(BIN)/transloom run experiment=demo
@@ -43,10 +43,13 @@ gpu-wheels: $(BIN)/python  ## fetch into build/wheels what gpu-check needs besid
 		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION))
 	@du -sh $(GPU_WHEELS)
 
-test: check  ## lint, types, layers and all tests
-	@# Three at a time on two cores, since tests that start Ray wait as long as they compute; tests/conftest.py says which
-	@# go together, and which come first. The order is kept.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+test: check  ## lint, types, layers and the tests that take seconds; test-all has those of whole trainings, too
+	$(PYTEST) -m "not slow"
+
+test-all: check  ## lint, types, layers and all tests, in about forty minutes on two cores; what .ci/run does
+	@# tests/conftest.py says which go together, and which come first. The order is kept.
+	$(PYTEST)
 
 # tests/chaos is a package beside the tests, and is not installed.
 chaos: $(VENV)/.installed-dev  ## inject faults into real trainings; ARGS="cases=1,5 times=3", ARGS="soak minutes=10", ARGS=stall
