@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transloom.pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, ORANGE, WIDTH_PIXELS
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 COLORS = {"full": ORANGE, "window": BLUE, "linear": GREEN}
 
@@ -17,12 +17,7 @@ def draw_lengths(result: Mapping[str, Any], path: Path) -> Path:
     Args:
         result: with "lengths" (`length_result`) and "machine".
     """
-    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 9.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 9.0)
     time, memory = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     kinds = result["lengths"]["kinds"]
     ticks = sorted({int(length) for kind in kinds.values() for length in kind["lengths"]})
@@ -59,7 +54,4 @@ def draw_lengths(result: Mapping[str, Any], path: Path) -> Path:
     if measured["turns"] < measured["of"]:
         title += f"\nstopped after {measured['turns']} of {measured['of']} measurements"
     figure.suptitle(title, fontsize=13)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transloom.pipeline.figures.curves import BLUE, DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,6 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
     Args:
         result: with "training" or "decoding" or both, and "machine".
     """
-    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels: list[tuple[int, Callable[[Axes], None]]] = []
     ratios: list[Mapping[str, Any]] = []
     if training := result.get("training"):
@@ -38,8 +34,7 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
     if ratios:
         panels.append((len(ratios), lambda axes: _draw_ratios(axes, ratios)))
     heights = [BAR_INCHES * bars + 0.8 for bars, _ in panels]
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, sum(heights) + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, sum(heights) + 1.0)
     rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (_, draw) in zip(rows, panels, strict=True):
         draw(axes)
@@ -52,10 +47,7 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> Path:
         if measured["turns"] < measured["of"]:
             title.append(f"stopped after {measured['turns']} of {measured['of']} turns of {part}")
     figure.suptitle("\n".join(title), fontsize=13)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _draw_training(axes: "Axes", contenders: Mapping[str, Any]) -> None:

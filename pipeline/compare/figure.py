@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transloom.pipeline.figures.png import new_figure, save_png
 from transloom.pipeline.figures.race import STYLES
-from transloom.pipeline.files import atomic_write
 from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def draw_courses(
     )
     with _theme(dark):
         whats = ["loss", metric.name] if with_losses else [metric.name]
-        figure = _figure((SIZE[0], SIZE[1] / 2 * len(whats) + (0.6 if len(whats) == 1 else 0.0)))
+        figure = new_figure(SIZE[0], SIZE[1] / 2 * len(whats) + (0.6 if len(whats) == 1 else 0.0))
         panels = figure.subplots(len(whats), len(axes_of), sharey="row", sharex="col", squeeze=False)
         for row, what in enumerate(whats):
             for place_across, (key, factor, label) in enumerate(axes_of):
@@ -72,7 +72,7 @@ def draw_courses(
         if metric.limits:
             panels[-1, 0].set_ylim(bottom=metric.limits[0])
         _legend(figure, panels[-1, 0])
-        return _save(figure, path)
+        return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _plot(axes: "Axes", moments: Sequence[Mapping[str, float]], key: str, factor: float, what: str, **style) -> None:
@@ -86,7 +86,7 @@ def draw_buckets(comparison: Mapping[str, Any], path: Path, dark: bool = False) 
         parts.append(("by_frequency", "f1", "F1 of words", "times in the training text", "words"))
     names = list(comparison["systems"])
     with _theme(dark):
-        figure = _figure((SIZE[0], 3.9))
+        figure = new_figure(SIZE[0], 3.9)
         panels = figure.subplots(1, len(parts), squeeze=False)[0]
         for axes, (part, score, label, what, counted) in zip(panels, parts, strict=True):
             rows = comparison[part]
@@ -101,7 +101,7 @@ def draw_buckets(comparison: Mapping[str, Any], path: Path, dark: bool = False) 
             axes.set_ylabel(f"{label} (0 to 100)")
             _finish(axes)
         _legend(figure, panels[0])
-        return _save(figure, path)
+        return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _style(place: int, dark: bool) -> dict[str, Any]:
@@ -120,16 +120,6 @@ def _theme(dark: bool):
     )
 
 
-def _figure(size: tuple[float, float]) -> "Figure":
-    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _finish(axes: "Axes") -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
@@ -140,9 +130,3 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), LEGEND_CHARS // (max(map(len, labels)) + 8)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=11)
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from transloom.pipeline.attention_maps import AttentionMaps
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +67,7 @@ def draw_attention(maps: AttentionMaps, folder: Path) -> list[Path]:
             figures["encoder"] = _draw_heads(maps.encoder, texts, texts, title + below)
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            with atomic_write(folder / f"{name}.png") as file:
-                figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+            save_png(figure, folder / f"{name}.png", DOTS_PER_INCH)
     return [folder / f"{name}.png" for name in figures]
 
 
@@ -118,14 +117,10 @@ def _draw_alignment(weights: np.ndarray, rows: _Side, columns: _Side, title: str
 
 def _figure(width: float, height: float, title: str) -> "Figure":
     """A figure with room for panels of that size in inches, and for what stands around them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width = max(width + 2.0, 5.0)
     points = min(max(width * 0.7, 10.0), 16.0)
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, round(width * 110 / points))]
-    figure = Figure(figsize=(width, height + 1.6 + 0.018 * points * len(lines)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height + 1.6 + 0.018 * points * len(lines))
     figure.suptitle("\n".join(lines), fontsize=points)
     return figure
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 DOTS_PER_INCH = 150
 MOST_NUMBERS = 20  # labels; with more, the cells are too small for their counts
@@ -19,15 +19,12 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], title: str, pat
         confusion: (C, C) numbers of texts.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     names = [label if len(label) <= LABEL_CHARS else f"{label[:LABEL_CHARS]}…" for label in labels]
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     size = min(14.0, 2.8 + 0.55 * len(labels))
     with matplotlib.rc_context({"text.parse_math": False}):  # a dollar in a label is no mathematics
-        figure = Figure(figsize=(size + 1.2, size), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(size + 1.2, size)
         axes = figure.add_subplot()
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 4 else 0)
@@ -41,6 +38,4 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], title: str, pat
                 text = f"{confusion[row, column]:,}\n{100 * shares[row, column]:.0f} %"
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
         figure.colorbar(image, ax=axes, label="share of the label's texts", shrink=0.8)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+        return save_png(figure, path, DOTS_PER_INCH)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transloom.pipeline.data.corpus_report import BINS, RATIOS
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 DOTS_PER_INCH = 130
 MOST_SCRIPTS = 6
@@ -20,14 +20,11 @@ def draw_corpus(report: Mapping[str, Any], counts: Mapping[str, Any], languages:
         languages: of source and target.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     train = report["train"]
     with matplotlib.rc_context({"text.parse_math": False}):  # a dollar in a name is no mathematics
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(11, 8)
         lengths, ratios, scripts, rules = figure.subplots(2, 2).flatten()
         names = [*(f"{low}" if high == low + 1 else f"{low}–{high - 1}" for low, high in _ends(BINS)), f"{BINS[-1]}+"]
         for i, (side, language) in enumerate(zip(("source", "target"), languages, strict=True)):
@@ -65,10 +62,7 @@ def draw_corpus(report: Mapping[str, Any], counts: Mapping[str, Any], languages:
         rules.margins(x=0.2)
         for axes in (ratios, scripts, lengths, rules):
             axes.spines[["top", "right"]].set_visible(False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+        return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _ends(bins: Sequence[float]) -> list[tuple[Any, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 from transloom.pipeline.tasks.task import Metric
 from transloom.pipeline.tracking.spool import Point
 
@@ -45,10 +45,6 @@ def draw_curves(
     Raises:
         ValueError: if no point belongs in any panel.
     """
-    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     series = _by_metric(points)
     panels: list[tuple[int, Callable[[Axes, dict[str, Series]], None]]] = []
     if "train/loss" in series or "validation/loss" in series:
@@ -61,8 +57,7 @@ def draw_curves(
         raise ValueError(f"no loss, {metric.title} or speed among the points: nothing to draw")
 
     heights = [height for height, _ in panels]
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 1.1 * sum(heights) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 1.1 * sum(heights) + 1)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (_, draw) in zip(rows, panels, strict=True):
         draw(axes, series)
@@ -73,10 +68,7 @@ def draw_curves(
     rows[-1].set_xlabel("training step")
     rows[-1].set_xlim(left=0)
     figure.suptitle(title, fontsize=14)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _by_metric(points: Iterable[Point]) -> dict[str, Series]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 from transloom.pipeline.inside.gradient import FLOOR, NEAR, GradientByDistance
 from transloom.pipeline.inside.heads import StackScores
 from transloom.pipeline.inside.positions import Extrapolated
@@ -15,7 +15,6 @@ from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
 COLORS = ("#2a6fbb", "#d1495b", "#3a9a5b", "#8a5fbf", "#c98a1b", "#555555")
@@ -30,7 +29,7 @@ def draw_heads(stacks: Mapping[str, StackScores], title: str, path: Path) -> Pat
     cell = 0.36
     width = widest * max(1.9, cell * max(heads for _, heads in shapes) + 0.7)
     heights = [max(1.3, cell * layers + 0.9) for layers, _ in shapes]
-    figure = _figure(width, sum(heights) + 0.6)
+    figure = new_figure(width, sum(heights) + 0.6)
     grids = figure.subfigures(len(stacks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (stack, scores) in zip(grids, stacks.items(), strict=True):
         panels = part.subplots(1, widest, squeeze=False)[0]
@@ -52,7 +51,7 @@ def draw_heads(stacks: Mapping[str, StackScores], title: str, path: Path) -> Pat
         for axes in panels:
             axes.set_xlabel("head", fontsize=8)
     figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _share(value: float) -> str:
@@ -62,7 +61,7 @@ def _share(value: float) -> str:
 
 def draw_pruning(points: Sequence[Pruned], metric: Metric, title: str, path: Path) -> Path:
     """Draws a PNG: the metric and the loss against the number of heads left."""
-    figure = _figure(8.0, 4.2)
+    figure = new_figure(8.0, 4.2)
     scores, losses = figure.subplots(1, 2)
     scored = [point for point in points if metric.name in point.scores]
     scores.plot([p.left for p in scored], [p.scores[metric.name] for p in scored], "o-", color=COLORS[0], ms=4)
@@ -76,12 +75,12 @@ def draw_pruning(points: Sequence[Pruned], metric: Metric, title: str, path: Pat
         axes.invert_xaxis()
         _plain(axes)
     figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def draw_gradients(gradients: Mapping[str, GradientByDistance], title: str, path: Path) -> Path:
     """Draws a PNG: the gradient's norm against the distance, on a logarithmic scale, and the fitted exponentials."""
-    figure = _figure(8.0, 4.8)
+    figure = new_figure(8.0, 4.8)
     axes = figure.subplots()
     for (name, gradient), color in zip(gradients.items(), _cycle(len(gradients)), strict=True):
         distances = np.arange(len(gradient.norms))
@@ -99,12 +98,12 @@ def draw_gradients(gradients: Mapping[str, GradientByDistance], title: str, path
     _plain(axes)
     axes.legend(fontsize=9, frameon=False)
     axes.set_title(title, fontsize=11)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def draw_lengths(results: Mapping[str, Sequence[Extrapolated]], title: str, path: Path) -> Path:
     """Draws a PNG: the loss of each model against the length of the texts that it reads."""
-    figure = _figure(7.0, 4.6)
+    figure = new_figure(7.0, 4.6)
     axes = figure.subplots()
     for (name, lengths), color in zip(results.items(), _cycle(len(results)), strict=True):
         read = [(result.length, result.loss) for result in lengths if result.loss is not None]
@@ -119,7 +118,7 @@ def draw_lengths(results: Mapping[str, Sequence[Extrapolated]], title: str, path
     _plain(axes)
     axes.legend(fontsize=9, frameon=False)
     axes.set_title(title, fontsize=11)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _cycle(count: int) -> list[str]:
@@ -130,19 +129,3 @@ def _plain(axes: "Axes") -> None:
     axes.grid(color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path

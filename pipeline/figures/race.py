@@ -15,7 +15,7 @@ from transloom.pipeline.figures.curves import (
     scale_scores,
     score_label,
 )
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 from transloom.pipeline.tasks.task import Metric
 
 if TYPE_CHECKING:
@@ -42,12 +42,8 @@ class Course:
 def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Metric) -> Path:
     """Draws a PNG of 1000 pixels' width: above, validation scores against minutes of training and against
     floating-point operations; below, where it was measured, target tokens per second against sentence length."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with_speed = any(course.speed for course in courses.values())
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8 if with_speed else 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 8 if with_speed else 4.5)
     panels = figure.subplot_mosaic([["time", "flops"], *([["speed", "speed"]] if with_speed else [])])
     panels["flops"].sharey(panels["time"])
     costs = [flops for course in courses.values() for flops in course.flops]
@@ -74,10 +70,7 @@ def draw_race(courses: Mapping[str, Course], path: Path, title: str, metric: Met
     lines, labels = panels["time"].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=12)
     figure.suptitle(title, fontsize=14, x=0.01, y=0.985, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def _finish_speed(axes: "Axes", lengths: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transloom.pipeline.figures.curves import DOTS_PER_INCH, GREEN, GREY, ORANGE, WIDTH_PIXELS
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 
 # Colour, marker and width: an H200 computes as an H100, so its line is a pale band on which the other one lies
 STYLES = (("#9fcdee", "o", 8.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "D", 1.8))
@@ -14,13 +14,9 @@ STYLES = (("#9fcdee", "o", 8.0), (GREEN, "^", 1.8), (ORANGE, "s", 1.8), (GREY, "
 def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
     """Draws a PNG of 1000 pixels' width: above, seconds of a step against workers; below, efficiency. Solid where the
     batch grows with the workers, dashed where the same batch is shared."""
-    # Not pyplot, which keeps figures alive and, where there is a screen, opens windows.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 8)
     above, below = figure.subplots(2, 1, sharex=True)
     names = {one["key"]: one["name"] for one in plan["hardware"]}
     for rows, (color, marker, width) in zip(plan["growth"].values(), STYLES, strict=False):
@@ -49,7 +45,4 @@ def draw_plan(plan: Mapping[str, Any], path: Path, title: str) -> Path:
     labels = [*names.values(), "a batch that grows with the workers", "the same batch"]
     figure.legend([*devices, *batches], labels, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
     figure.suptitle(title, fontsize=14)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transloom.pipeline.figures.curves import (
     BLUE,
@@ -15,14 +14,11 @@ from transloom.pipeline.figures.curves import (
     scale_scores,
     score_label,
 )
-from transloom.pipeline.files import atomic_write
+from transloom.pipeline.figures.png import new_figure, save_png
 from transloom.pipeline.sweep.seeds import Chance
 from transloom.pipeline.sweep.space import Parameter, Value
 from transloom.pipeline.sweep.study import Record, State, lineage
 from transloom.pipeline.tasks.task import Metric
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PALE = "#d0d0d0"
 
@@ -37,7 +33,7 @@ def draw_parallel(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure = _figure(5.2)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 5.2)
     axes = figure.subplots()
     metric = best.metric
     ordered = sorted(records, key=lambda record: record.sort_key, reverse=True)  # the best is drawn last
@@ -74,7 +70,7 @@ def draw_parallel(
     if not metric.higher_is_better:
         bar.ax.invert_yaxis()
     figure.suptitle(f"{title}: solid to the end, dashed stopped early, thick the best", fontsize=12)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def place(parameter: Parameter, value: Value) -> float | None:
@@ -105,7 +101,7 @@ def ticks(parameter: Parameter) -> list[tuple[float, str]]:
 def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, grace: int) -> Path:
     """Draws a PNG of 1000 pixels' width: validation scores against the predicted tokens seen, a line for each trial, a
     cross where one was stopped; `grace` tokens are what every trial gets."""
-    figure = _figure(5)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 5)
     axes = figure.subplots()
     for one in records:
         if not one.curve:
@@ -134,7 +130,7 @@ def draw_cost(records: Sequence[Record], best: Record, path: Path, title: str, g
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right" if best.metric.higher_is_better else "upper right")
     figure.suptitle(title, fontsize=14)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def draw_population(
@@ -142,7 +138,7 @@ def draw_population(
 ) -> Path:
     """Draws a PNG of 1000 pixels' width: validation scores and every parameter against the tokens seen, a line for each
     trial, which begins where its parent ended; the best and those whose weights it went on with are marked."""
-    figure = _figure(3.4 + 1.5 * len(parameters))
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 3.4 + 1.5 * len(parameters))
     heights = [2.2, *[1.0] * len(parameters)]
     panels = figure.subplots(len(parameters) + 1, sharex=True, gridspec_kw={"height_ratios": heights})
     marked = {one.number for one in lineage(records, best.number)}
@@ -176,13 +172,13 @@ def draw_population(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=14)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def draw_importance(shares: Mapping[str, float], tokens: int, path: Path, title: str, metric: Metric) -> Path:
     """Draws a PNG of 1000 pixels' width: how much of the variance of the scores after `tokens` predicted tokens each
     parameter explains, the largest on top."""
-    figure = _figure(1.4 + 0.5 * len(shares))
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 1.4 + 0.5 * len(shares))
     axes = figure.subplots()
     names = list(shares)[::-1]
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
@@ -191,13 +187,13 @@ def draw_importance(shares: Mapping[str, float], tokens: int, path: Path, title:
     axes.set_xlabel(f"share of the variance of {metric.title} after {tokens / 1e6:.2f} M tokens (fANOVA)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=14)
-    return _save(figure, path)
+    return save_png(figure, path, DOTS_PER_INCH)
 
 
 def draw_seeds(chance: Chance, path: Path, title: str, metric: Metric) -> Path:
     """Draws a PNG of 1000 pixels' width: the best configuration's validation score with each seed, their mean with a
     standard deviation on either side, and the sweep's second."""
-    figure = _figure(2.6)
+    figure = new_figure(WIDTH_PIXELS / DOTS_PER_INCH, 2.6)
     axes = figure.subplots()
     axes.axvspan(chance.mean - chance.deviation, chance.mean + chance.deviation, color=PALE, alpha=0.6, lw=0)
     spread = f"mean {metric.shown(chance.mean)} ± {metric.shown(chance.deviation)}"
@@ -211,20 +207,4 @@ def draw_seeds(chance: Chance, path: Path, title: str, metric: Metric) -> Path:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     figure.suptitle(title, fontsize=14)
-    return _save(figure, path)
-
-
-def _figure(height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_PIXELS / DOTS_PER_INCH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
+    return save_png(figure, path, DOTS_PER_INCH)
