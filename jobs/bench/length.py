@@ -48,7 +48,7 @@ def length_task(config: Config) -> LengthTask:
 
 def measure_lengths(task: LengthTask, bench: BenchConfig, kept: Kept, progress: Progress) -> None:
     """Measures each kind at each length, the shortest first; a length at which a step would take longer than
-    `bench.most_seconds` is left out.
+    `bench.most_seconds` is left out, and the steps of one length take about as long, or are one.
 
     Args:
         kept: the measurements of earlier commands; gets those that are made.
@@ -72,7 +72,9 @@ def measure_lengths(task: LengthTask, bench: BenchConfig, kept: Kept, progress: 
             if is_beyond or expected > bench.most_seconds:
                 line = {"attention": kind, "length": length, "expected_seconds": expected}
             else:
-                costs, imported = _measure(LengthTask.of(task, kind, length), bench.rounds, f"{kind}-{length}")
+                # A step of a minute varies less than one of a millisecond, and five of them are too long a wait.
+                rounds = max(1, min(bench.rounds, int(bench.most_seconds / max(expected, 1))))
+                costs, imported = _measure(LengthTask.of(task, kind, length), rounds, f"{kind}-{length}")
                 line = {
                     "attention": kind,
                     "length": length,

@@ -143,8 +143,11 @@ def exponent(seconds: Mapping[int, Sequence[float]]) -> dict[str, float] | None:
     lengths = sorted(seconds)[-POINTS:]
     if len(lengths) < 3:
         return None
-    rounds = min(len(seconds[length]) for length in lengths)
-    slopes = [_slope([(length, seconds[length][i]) for length in lengths]) for i in range(rounds)]
+    # Long lengths have fewer rounds, which are taken again.
+    rounds = max(len(seconds[length]) for length in lengths)
+    slopes = [
+        _slope([(length, seconds[length][i % len(seconds[length])]) for length in lengths]) for i in range(rounds)
+    ]
     median = _slope([(length, statistics.median(seconds[length])) for length in lengths])
     return {
         "value": median,
