@@ -24,8 +24,8 @@ def draw_lengths(result: Mapping[str, Any], path: Path) -> Path:
     for name, kind in kinds.items():
         if not kind["lengths"]:
             continue
-        lengths = [int(length) for length in kind["lengths"]]
-        rows = list(kind["lengths"].values())
+        lengths = sorted(map(int, kind["lengths"]))  # the file has them in the order of their letters
+        rows = [kind["lengths"][str(length)] for length in lengths]
         slope = kind["exponent"]
         label = f"{name}, exponent {slope['value']:.2f}" if slope else name
         color = COLORS[name]
@@ -39,7 +39,8 @@ def draw_lengths(result: Mapping[str, Any], path: Path) -> Path:
     time.plot([], [], color="black", ls=":", label="attention alone")
     for axes, label in ((time, "seconds a training step (median, range)"), (memory, "peak memory (GB)")):
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.set_yscale("log", base=10 if axes is time else 2)  # memory spans few decades
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
