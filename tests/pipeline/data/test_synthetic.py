@@ -9,7 +9,7 @@ import pytest
 from transloom.jobs.config.compose import load_config
 from transloom.pipeline.data.prompts import PromptsConfig, PromptsKind, read_examples
 from transloom.pipeline.data.shards import open_shards
-from transloom.pipeline.data.synthetic import BLANK, Problem, SyntheticConfig, draw_records
+from transloom.pipeline.data.synthetic import BLANK, SYMBOLS, Problem, SyntheticConfig, draw_records
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import MANIFEST, read_json
 from transloom.pipeline.tasks.build import make_task, prepare_data
@@ -39,6 +39,23 @@ def test_induction_repeats_symbols_that_are_all_different_and_of_any_number() ->
     assert {len(prompt) for prompt, _ in pairs} <= set(range(20, 41)) and len({len(prompt) for prompt, _ in pairs}) > 10
 
 
+def test_needle_has_its_digits_at_any_place_among_letters() -> None:
+    pairs = records(Problem.needle, examples=200)
+    places = {prompt.index(response) for prompt, response in pairs}
+    for prompt, response in pairs:
+        assert len(prompt) == 40 and len(response) == 5 and response.isdigit()
+        assert prompt.replace(response, "", 1).isalpha()
+    assert min(places) == 0 and max(places) == 35
+
+
+def test_recall_asks_for_the_values_of_all_keys_in_their_fixed_order() -> None:
+    pairs = records(Problem.recall)
+    for prompt, response in pairs:
+        told = dict(zip(prompt[::2], prompt[1::2], strict=True))
+        assert len(told) == 40 and response == "".join(key + told[key] for key in SYMBOLS[:40])
+    assert len({prompt[::2] for prompt, _ in pairs}) == len(pairs)  # the keys' order varies
+
+
 @pytest.mark.parametrize("problem", Problem)
 def test_an_example_depends_on_seed_split_and_number_alone(problem: Problem) -> None:
     assert records(problem) == records(problem, examples=80)[:50]
@@ -53,6 +70,8 @@ def test_an_example_depends_on_seed_split_and_number_alone(problem: Problem) -> 
         ({"length": 1}, "length"),
         ({"held_out": 0}, "held_out"),
         ({"problem": Problem.induction, "length": 63}, "length"),
+        ({"problem": Problem.recall, "length": 63}, "length"),
+        ({"problem": Problem.needle, "length": 4}, "length"),
     ],
 )
 def test_what_can_not_be_drawn_is_refused_by_its_key(settings: dict, key: str) -> None:
