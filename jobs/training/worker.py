@@ -38,6 +38,8 @@ from transloom.pipeline.tracking.spool import read_points
 if TYPE_CHECKING:
     from transloom.model.build import Model
 
+SECONDS_BETWEEN_LOOKS = 5.0  # at the cluster's CPUs, while the workers wait for a validation
+
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Runs a worker, from its start to the end of training. Errors for the user to mend, such as a full disk, are
@@ -168,7 +170,7 @@ def _validation(
     config: Config, folder: Path, device: Any, spare: int, heartbeat: Heartbeat
 ) -> Callable[[int, Path], Any]:
     """Validates in a Ray task if the workers leave a CPU free, else on the workers, between training steps."""
-    from transloom.pipeline.ranks import on_rank_zero
+    from transloom.pipeline.ranks import on_rank_zero, world_size
 
     if not spare:
         return lambda step, snapshot: validate_snapshot(folder, snapshot, config, device)
@@ -177,8 +179,15 @@ def _validation(
     from ray.exceptions import RayTaskError
 
     validate = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
+    needed = world_size() * config.cluster.cpus_per_worker + spare
 
     def result(handle: Any) -> Any:
+        """What the task found; None if the cluster no longer has a CPU for it: the node that had one was lost, or had
+        been lost, unnoticed, when the workers started. The task would wait for ever, and the workers for the task."""
+        while not ray.wait([handle], timeout=SECONDS_BETWEEN_LOOKS)[0]:
+            if ray.cluster_resources().get("CPU", 0) < needed:
+                ray.cancel(handle, force=True)
+                return None
         try:
             return ray.get(handle)
         except RayTaskError as error:  # the error's text is the task's whole traceback
@@ -189,7 +198,8 @@ def _validation(
 
         def wait() -> Any:
             heartbeat.begin("waiting for a validation")
-            return on_rank_zero(lambda: result(handle[0]))
+            found = on_rank_zero(lambda: result(handle[0]))
+            return validate_snapshot(folder, snapshot, config, device) if found is None else found
 
         return wait
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from transloom.jobs.config.schema import Config
+from transloom.jobs.config.schema import ClusterConfig, Config
+from transloom.jobs.ray_cluster.session import ray_session
 from transloom.jobs.terminal.console import StatusLine
 from transloom.jobs.training import worker
 from transloom.jobs.training.heartbeat import Heartbeat
@@ -57,3 +58,14 @@ def test_a_line_of_progress_that_a_full_disk_does_not_take_is_left_out(monkeypat
     monkeypatch.undo()
     with suppress(OSError):
         full.close()
+
+
+@pytest.mark.parametrize(("spare", "where"), [(10_000, "worker"), (1, "task")])
+def test_a_validation_whose_cpu_is_lost_is_the_workers_own(tmp_path: Path, monkeypatch, spare: int, where: str) -> None:
+    """The node with the free CPUs may die while the workers train, or may be counted after its death."""
+    monkeypatch.setattr(worker, "validate_snapshot", lambda folder, snapshot, config, device: device or "task")
+    monkeypatch.setattr(worker, "SECONDS_BETWEEN_LOOKS", 0.2)
+    heartbeat = Heartbeat(tmp_path, 0, limit=0.0)
+    with ray_session(ClusterConfig(num_workers=2)):  # two CPUs at least
+        begin = worker._validation(Config(), tmp_path, "worker", spare, heartbeat)
+        assert begin(20, tmp_path)() == where
