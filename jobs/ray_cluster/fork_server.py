@@ -136,6 +136,8 @@ def _serve(listener: socket.socket, orders: int, modules: Sequence[str]) -> None
                 shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
                 return
             os.environ |= json.loads(order)
+            with suppress(Exception):  # Ray's private modules differ from version to version
+                _draw_no_ids()
             _import((*MODULES_WITH_RAY, *modules))
         elif listener in ready:
             with suppress(OSError, ValueError):
@@ -147,6 +149,20 @@ def _import(names: Sequence[str]) -> None:
         with suppress(Exception):  # the worker that needs the module will tell
             importlib.import_module(name)
     gc.freeze()  # a fork's collector leaves these objects alone, so that their memory stays shared
+
+
+def _draw_no_ids() -> None:
+    """Imports ray, and has the IDs of actor classes, which are drawn when modules with such classes are imported, come
+    from the operating system. Drawn by Ray, they would begin its generator here, and all forks would draw the same IDs:
+    of two workers that started within a millisecond one aborted, since both had put the same object."""
+    import ray.actor
+
+    class Ids:
+        @staticmethod
+        def from_random() -> ray.ActorClassID:
+            return ray.ActorClassID(os.urandom(ray.ActorClassID.size()))
+
+    ray.actor.ActorClassID = Ids  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
 
 
 def _answer(listener: socket.socket) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -125,3 +126,21 @@ def test_a_folder_that_somebody_else_made_first_is_not_taken(monkeypatch, tmp_pa
         folder.parent.rmdir()
     finally:
         others.rmdir()
+
+
+def test_forked_workers_draw_different_ids() -> None:
+    """Two that drew the same ID put the same object when they start at once, and one aborts."""
+
+    def draw() -> tuple[int, int, list[str]]:
+        drawn = [ray.ObjectID.from_random().hex()]
+        thread = threading.Thread(target=lambda: drawn.append(ray.ObjectID.from_random().hex()))
+        thread.start()
+        thread.join()
+        time.sleep(2)  # so that one worker does not do both tasks
+        return os.getpid(), os.getppid(), drawn
+
+    with ray_session(ClusterConfig(num_workers=2)):
+        task = ray.remote(num_cpus=1)(draw)
+        first, second = ray.get([task.remote(), task.remote()])
+    assert first[0] != second[0] and first[1] == second[1]
+    assert len({*first[2], *second[2]}) == 4

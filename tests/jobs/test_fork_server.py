@@ -162,7 +162,7 @@ def test_there_is_no_server_on_a_machine_with_a_gpu(monkeypatch, tmp_path):
 def test_the_server_ends_with_its_command(tmp_path):
     code = """
 import os, sys
-import jobs
+import transloom
 from transloom.jobs.ray_cluster import fork_server
 fork_server.GPU_DEVICES = ()
 server = fork_server.start_fork_server()
@@ -179,7 +179,7 @@ os.kill(os.getpid(), 9)
 def test_a_server_knows_its_raylet_and_refuses_the_workers_of_others():
     code = """
 import os, sys, json
-import jobs
+import transloom
 from transloom.jobs.ray_cluster import fork_server
 fork_server.GPU_DEVICES = ()
 fork_server.MODULES, fork_server.MODULES_WITH_RAY = (), ("ray",)
@@ -205,7 +205,7 @@ def test_a_commands_server_is_a_fork_of_the_command():
 from pathlib import Path
 from transloom.jobs.runs.environment import prepare_process
 prepare_process()
-import transloom.jobs.commands.run, transloom.jobs.commands.sweep, jobs.commands.train
+import transloom.jobs.commands.run, transloom.jobs.commands.sweep, transloom.jobs.commands.train
 from transloom.jobs.config.compose import load_config
 from transloom.jobs.ray_cluster import fork_server
 load_config([])
