@@ -315,6 +315,8 @@ class DecoderConfig:
             them; a causal token sees nothing behind itself.
         feature_map: with attention=linear, the map of queries and keys.
         random_features: with feature_map=favor, their number for each head.
+        initial_std: the standard deviation of the first weights. GPT-2's 0.02 is 0.55 / sqrt(d_model) for its width;
+            with much smaller weights a narrow model looks at all tokens alike for long.
 
     Raises:
         ValueError: if the numbers do not make a model, naming the field.
@@ -342,6 +344,7 @@ class DecoderConfig:
     global_tokens: int = 0
     feature_map: FeatureMap = FeatureMap.elu
     random_features: int = 256
+    initial_std: float = 0.02
 
     def __post_init__(self) -> None:
         _check(self, ("layers", "d_model", "d_ff", "num_heads", "max_positions"))
@@ -353,7 +356,7 @@ class DecoderConfig:
             raise ValueError(f"d_model: must be even for sinusoidal positions, not {self.d_model}")
         _check_heads(self)
         _check_attention(self)
-        for name in ("norm_epsilon", "rotary_base"):
+        for name in ("norm_epsilon", "rotary_base", "initial_std"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
 

@@ -18,8 +18,6 @@ from transloom.model.layers import SelfAttentionLayer, make_normalization
 from transloom.model.packing import Layout
 from transloom.model.positions import make_positions, rotation_at, with_positions
 
-INITIAL_STD = 0.02
-
 
 class Stack(nn.Module):
     """Self-attention layers over packed token ids below `vocab_size`: a model without its head; see `forward`.
@@ -47,14 +45,15 @@ class Stack(nn.Module):
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
 
     def _initialise(self) -> None:
-        """Draws weights with a standard deviation of 0.02 (Radford et al. 2018, section 4.1). Weights of products that
-        write to the residual stream are divided by sqrt(2 * layers), the number of sublayers (Radford et al. 2019,
-        section 2.3)."""
+        """Draws weights with a standard deviation of `config.initial_std` (Radford et al. 2018, section 4.1: 0.02). Weights
+        of products that write to the residual stream are divided by sqrt(2 * layers), the number of sublayers (Radford
+        et al. 2019, section 2.3)."""
+        std = self.config.initial_std
         for name, parameter in self.named_parameters():
             if name.endswith(("self_attention.output.weight", "feed_forward.outer.weight")):
-                nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * self.config.layers))
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.layers))
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=INITIAL_STD)
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -15,7 +15,7 @@ from transloom.pipeline.model_folder import StoredModel
 EMBEDDINGS = ("embedding.weight", "source_embedding.weight", "output")  # a row for each token
 POSITIONS = "learned_positions.weight"  # a row for each position
 # Settings that do not change the meaning of weights.
-FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied", "pooling")
+FREE = ("dropout", "layers", "encoder_layers", "decoder_layers", "max_positions", "tied", "pooling", "initial_std")
 HEAD = "head"  # of a classifier
 
 
