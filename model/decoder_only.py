@@ -45,9 +45,9 @@ class Stack(nn.Module):
         self.packed_projection: nn.Module | None = None  # of `pack_linears`
 
     def _initialise(self) -> None:
-        """Draws weights with a standard deviation of `config.initial_std` (Radford et al. 2018, section 4.1: 0.02). Weights
-        of products that write to the residual stream are divided by sqrt(2 * layers), the number of sublayers (Radford
-        et al. 2019, section 2.3)."""
+        """Draws weights with a standard deviation of `config.initial_std` (Radford et al. 2018, section 4.1: 0.02).
+        Weights of products that write to the residual stream are divided by sqrt(2 * layers), the number of sublayers
+        (Radford et al. 2019, section 2.3)."""
         std = self.config.initial_std
         for name, parameter in self.named_parameters():
             if name.endswith(("self_attention.output.weight", "feed_forward.outer.weight")):

@@ -25,8 +25,8 @@ class BenchConfig:
         steps: optimizer steps in a turn of training.
         sentences: of the test set, translated in a turn of decoding; from all over it.
         lengths: with part=length, tokens of the texts, rising.
-        most_seconds: with part=length, a step that would take longer is left out, and the steps of one length take about
-            as long together, or are one.
+        most_seconds: with part=length, a step that would take longer is left out, and the steps of one length take
+            about as long together, or are one.
         train_steps: where no model is given, steps that ours has taken before its weights are used for decoding.
 
     Raises:
