@@ -96,6 +96,8 @@ def _change(what: str, names: list[str], config: Config, root: Path, is_sure: bo
         folders = [refuse_deletion(root, name) for name in names]
         _ask([summary_of(folder).size_bytes for folder in folders], names, is_sure)
     for name in names:
+        _found(name, root)  # before the first one is moved
+    for name in names:
         tells = _store(config, root, name)
         if what == "delete":
             delete_run(root, name, *tells)

@@ -74,7 +74,7 @@ def response_settings(folder: Path) -> "tuple[Template | None, dict[str, str]]":
 
 
 def output_file(key: str, value: str) -> Path:
-    """The file that a command's word `key=value` names.
+    """The file that a command's word `key=value` names; of a symbolic link the one that it leads to.
 
     Raises:
         UserError: the name is empty, or is a folder's.
@@ -82,7 +82,7 @@ def output_file(key: str, value: str) -> Path:
     file = Path(os.path.expanduser(value))
     if not value or file.is_dir():
         raise UserError(f"{key}={value}: must name a file, not a folder")
-    return file
+    return file.resolve() if file.is_symlink() else file
 
 
 @contextmanager

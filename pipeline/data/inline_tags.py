@@ -49,10 +49,6 @@ def text_of(nodes: Sequence[Node]) -> str:
     )
 
 
-def has_tags(nodes: Sequence[Node]) -> bool:
-    return any(not isinstance(node, str) for node in nodes)
-
-
 def as_xml(text: str) -> str:
     """The text escaped, with a space in place of a character that XML does not have."""
     return escape(_NO_XML.sub(" ", text))

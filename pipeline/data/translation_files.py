@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO, NoReturn
 from xml.parsers import expat
 
-from transloom.pipeline.data.inline_tags import Links, Node, Pair, Tag, as_xml, has_tags, markup_of, text_of, with_tags
+from transloom.pipeline.data.inline_tags import Links, Node, Pair, Tag, as_xml, markup_of, text_of, with_tags
 from transloom.pipeline.errors import UserError
 
 BLOCK_BYTES = 1 << 16
@@ -371,7 +371,12 @@ class _Reader:
 
 
 def _is_full(nodes: Sequence[Node]) -> bool:
-    return has_tags(nodes) or bool(text_of(nodes).strip())
+    """Whether a target has text or code. Elements for text without any, such as the empty <mrk> of a segment that
+    nobody has translated yet, are neither."""
+    return bool(text_of(nodes).strip()) or any(
+        _is_full(node.children) if isinstance(node, Pair) else isinstance(node, Tag) and not node.raw.startswith("<mrk")
+        for node in nodes
+    )
 
 
 def _in_language(tuvs: Iterable[_Element], language: str | None) -> _Element | None:

@@ -40,6 +40,15 @@ def test_atomic_write_leaves_the_old_file_and_no_temporary_one_when_it_fails(tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_write(pipe) as file:
+        file.write(b"through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo()
+    os.close(reader)
+
+
 def test_equal_values_are_equal_files_and_hashes(tmp_path):
     settings = Settings(Colour.red, Path("/x"), 0.5)
     plain = {"size": 0.5, "where": "/x", "colour": "red"}

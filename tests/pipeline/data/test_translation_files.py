@@ -66,6 +66,22 @@ def test_an_xliff_file_gets_its_targets_and_keeps_every_other_byte() -> None:
     assert translated(result) == (result, Counts(translated=0, kept=7, left_out=2)), "nothing is left to do"
 
 
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ('<mrk mtype="seg" mid="0"></mrk>', 0),
+        ('<mrk mtype="seg" mid="0"/>', 0),
+        ('<g id="1"> <mrk mtype="seg" mid="0"></mrk></g>', 0),
+        ('<mrk mtype="seg" mid="0">da</mrk>', 1),
+        ('<mrk mtype="seg" mid="0"><x id="1"/></mrk>', 1),
+    ],
+)
+def test_a_target_of_empty_segments_is_no_translation(target: str, kept: int) -> None:
+    unit = f'<trans-unit id="3"><source>kept</source><target>{target}</target></trans-unit>'
+    result, counts = translated(XLIFF.replace(XLIFF[XLIFF.index('<trans-unit id="3">') :].split("\n")[0], unit))
+    assert counts.kept == kept and ("KEPT" in result) == (not kept)
+
+
 def test_xliff_2_with_prefixes_of_names() -> None:
     source = """<x:xliff xmlns:x="urn:oasis:names:tc:xliff:document:2.0" version="2.0" srcLang="en"><x:file id="f">
 <x:unit id="1"><x:segment><x:source>a <x:pc id="1">b</x:pc><x:ph id="2"/></x:source></x:segment>
