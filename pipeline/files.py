@@ -29,8 +29,8 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Gives a binary file that becomes `path` when the block ends, and leaves nothing behind when it raises. A pipe or a
-    device, such as /dev/null, is written to as it is."""
+    """Gives a binary file that becomes `path` when the block ends, and leaves nothing behind when it raises. A pipe
+    or a device, such as /dev/null, is written to as it is."""
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
             yield file
