@@ -31,7 +31,7 @@ WORDS = ("Hund", "läuft", "zum", "Haus", "und", "sieht", "Käse", "rot")
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory: pytest.TempPathFactory) -> Translator:
-    """A model that has learnt in a second or two to copy its input."""
+    """A model that has learnt in a few seconds to copy its input."""
     root = tmp_path_factory.mktemp("tokenizer")
     random = np.random.default_rng(0)
     lines = [" ".join(random.choice(WORDS, random.integers(4, 9))) for _ in range(400)]
@@ -42,7 +42,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Translator:
     model = Transformer(CONFIG, tokenizer.vocab_size)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     sentences = [torch.tensor(ids) for ids in tokenizer.encode(lines)]
-    for step in range(250):
+    for step in range(400):
         batch = [sentences[(32 * step + i) % len(sentences)] for i in range(32)]
         layout = Layout.of(torch.tensor([len(ids) for ids in batch]))
         read = torch.cat([torch.cat((torch.tensor([tokenizer.bos_id]), ids[:-1])) for ids in batch])
