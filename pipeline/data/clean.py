@@ -72,7 +72,7 @@ class CleanConfig:
         drop_control: whether pairs with control characters are left out.
         drop_identical: whether pairs with equal sides are left out.
         min_script: the least share of a sentence's letters in its language's script, such as 0.5; 0: any script.
-        identify_language: whether pairs are left out of which a side, of at least LEAST_WORDS_TO_IDENTIFY words, is in
+        identify_language: whether pairs are left out of which a side, of at least four words, is in
             another language by py3langid.
 
     Raises:
