@@ -57,7 +57,9 @@ def head_scores(
     def see(stack: str, layer: int, weights: Tensor) -> None:
         for name, kind in kinds[stack].items():
             total = sums[stack].setdefault(name, np.zeros(shapes[stack]))
-            total[layer] += (weights.float() * kind[:, None]).sum((0, 2, 3)).double().cpu().numpy()
+            # Not a product: a query of padding that no key is visible to has weights that are NaN.
+            seen = weights.float().masked_fill(~kind[:, None], 0.0)
+            total[layer] += seen.sum((0, 2, 3)).double().cpu().numpy()
 
     done = 0
     with torch.inference_mode(), watched(model, see):
