@@ -9,7 +9,7 @@ from transloom.jobs.cli import configuration, sort_words, usage
 from transloom.jobs.config.compose import read_config
 from transloom.jobs.config.schema import Config
 from transloom.jobs.runs.listing import as_json, as_table, in_lines, metric_of, progress_of, run_folders, summary_of
-from transloom.jobs.runs.upkeep import archive_run, delete_run, refuse_deletion, rename_run, unarchive_run
+from transloom.jobs.runs.upkeep import archive_run, delete_run, refuse_deletion, refuse_move, rename_run, unarchive_run
 from transloom.jobs.runs.workspace import find_run, output_dir, user_of
 from transloom.jobs.terminal.console import StatusLine, console, quantity, training_line
 from transloom.pipeline.errors import UserError
@@ -95,8 +95,9 @@ def _change(what: str, names: list[str], config: Config, root: Path, is_sure: bo
     if what == "delete":
         folders = [refuse_deletion(root, name) for name in names]
         _ask([summary_of(folder).size_bytes for folder in folders], names, is_sure)
-    for name in names:
-        _found(name, root)  # before the first one is moved
+    else:
+        for name in names:
+            refuse_move(root, name, what == "archive")
     for name in names:
         tells = _store(config, root, name)
         if what == "delete":

@@ -67,21 +67,32 @@ def archive_run(root: Path, name: str, tells: bool, uri: str | None) -> None:
     Raises:
         UserError: there is no such run, it is in use, the name is taken there, or the store can't be reached.
     """
-    _move(root, name, RUNS_FOLDER, ARCHIVE_FOLDER, tells, uri)
+    _move(root, name, True, tells, uri)
 
 
 def unarchive_run(root: Path, name: str, tells: bool, uri: str | None) -> None:
     """Undoes `archive_run`."""
-    _move(root, name, ARCHIVE_FOLDER, RUNS_FOLDER, tells, uri)
+    _move(root, name, False, tells, uri)
 
 
-def _move(root: Path, name: str, place: str, other: str, tells: bool, uri: str | None) -> None:
+def refuse_move(root: Path, name: str, archives: bool) -> tuple[Path, Path]:
+    """The folder of a run that can be archived or, without `archives`, taken back, and the folder's new place.
+
+    Raises:
+        UserError: there is no such run, its folder is a link, or the name is taken there.
+    """
+    place, other = (RUNS_FOLDER, ARCHIVE_FOLDER) if archives else (ARCHIVE_FOLDER, RUNS_FOLDER)
     folder = _own_folder(root, place, name)
     target = root / other / folder.name
     if os.path.lexists(target):
         raise UserError(f"{name}: {target} is there already; rename one of both first")
+    return folder, target
+
+
+def _move(root: Path, name: str, archives: bool, tells: bool, uri: str | None) -> None:
+    folder, target = refuse_move(root, name, archives)
     with _kept_from_others(folder):
-        _tell(folder, other == ARCHIVE_FOLDER, tells, uri)
+        _tell(folder, archives, tells, uri)
         target.parent.mkdir(exist_ok=True)
         os.rename(folder, target)
 

@@ -176,6 +176,16 @@ def test_a_name_that_is_taken_or_none_is_refused(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["first"]
 
 
+@pytest.mark.parametrize("what", ["archive", "unarchive"])
+def test_no_run_is_moved_where_a_name_is_wrong(tmp_path, what):
+    make_run(tmp_path, "first"), make_run(tmp_path, "second")
+    words = [f"output_dir={tmp_path}"]
+    main([*words, "archive", "second"])
+    with pytest.raises(UserError, match="nope"):
+        main([*words, what, {"archive": "first", "unarchive": "second"}[what], "nope"])
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
+
+
 def test_mlflow_is_told_of_every_change(tmp_path, tmp_path_factory, capsys):
     from mlflow import MlflowClient
 
