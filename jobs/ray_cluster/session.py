@@ -281,10 +281,15 @@ def worker_resources(config: "ClusterConfig") -> dict[str, float]:
 def spare_cpus(config: "ClusterConfig") -> int:
     """Whole CPUs for a task beside the training workers. On several nodes at most 1: the free CPUs may be spread over
     the nodes, and a task that needs more than any single node has would wait for ever."""
+    spare = free_cpus(config, config.num_workers)
+    return spare if len(living_nodes()) == 1 else min(spare, 1)
+
+
+def free_cpus(config: "ClusterConfig", num_workers: int) -> int:
+    """The cluster's whole CPUs beside those of so many training workers; below 0 where these have too few."""
     import ray
 
-    spare = int(ray.cluster_resources().get("CPU", 0) - config.num_workers * config.cpus_per_worker)
-    return spare if len(living_nodes()) == 1 else min(spare, 1)
+    return int(ray.cluster_resources().get("CPU", 0) - num_workers * config.cpus_per_worker)
 
 
 def living_nodes() -> list[dict[str, Any]]:

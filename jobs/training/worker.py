@@ -178,14 +178,15 @@ def _validation(
     import ray
     from ray.exceptions import RayTaskError
 
+    from transloom.jobs.ray_cluster.session import free_cpus
+
     validate = ray.remote(num_cpus=spare, max_retries=3)(validate_snapshot)
-    needed = world_size() * config.cluster.cpus_per_worker + spare
 
     def result(handle: Any) -> Any:
         """What the task found; None if the cluster no longer has a CPU for it: the node that had one was lost, or had
         been lost, unnoticed, when the workers started. The task would wait for ever, and the workers for the task."""
         while not ray.wait([handle], timeout=SECONDS_BETWEEN_LOOKS)[0]:
-            if ray.cluster_resources().get("CPU", 0) < needed:
+            if free_cpus(config.cluster, world_size()) < spare:
                 ray.cancel(handle, force=True)
                 return None
         try:
