@@ -82,7 +82,7 @@ def output_file(key: str, value: str) -> Path:
     file = Path(os.path.expanduser(value))
     if not value or file.is_dir():
         raise UserError(f"{key}={value}: must name a file, not a folder")
-    return file.resolve() if file.is_symlink() else file
+    return file.resolve() if file.is_symlink() and file.is_file() else file  # /dev/stdout may lead to a pipe
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from tiny_translator import make_run, make_tokenizer
 
 from transloom.jobs.commands.translate import _progress, main
+from transloom.jobs.runs.language_model import output_file
 from transloom.jobs.translate.pieces import translate_in_pieces
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.beam import BeamConfig
@@ -242,3 +244,12 @@ def test_progress_is_on_standard_error_where_that_is_a_terminal_and_the_output_i
     with _progress(None, 1000) as done:  # the translations are on the terminal
         done(200)
     assert "translating" not in err.getvalue() + out.getvalue()
+
+
+def test_output_is_the_file_that_a_link_leads_to_and_a_pipe_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("real", "pipe"):
+        (tmp_path / f"to_{name}").symlink_to(tmp_path / name)
+    assert output_file("output", str(tmp_path / "to_real")) == (tmp_path / "real").resolve()
+    assert output_file("output", str(tmp_path / "to_pipe")) == tmp_path / "to_pipe"
