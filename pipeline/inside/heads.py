@@ -4,7 +4,7 @@ Letters in shapes: B texts, L tokens of the longest, S and T of source and targe
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from transloom.model.packing import Layout
+from transloom.model.window import Window
+from transloom.model.window import visible as sees_within
 from transloom.pipeline.attention_maps import attentions, watched
 from transloom.pipeline.inside.alignment import LexicalAligner
 from transloom.pipeline.inside.examples import Sample, is_pairs, plain_objective
@@ -65,7 +67,7 @@ def head_scores(
     with torch.inference_mode(), watched(model, see):
         for batch, count in sample.batches():
             moved = batch.to(device)
-            visible = _visible(moved, count, model.config)
+            visible = _visible(moved, count, {stack: layers[0] for stack, layers in stacks.items()})
             kinds_of = _kinds(moved, is_punctuation, aligner)
             kinds = {stack: kinds_of[stack](sees) for stack, sees in visible.items()}
             for stack, of_stack in kinds.items():
@@ -134,25 +136,30 @@ def cross_kinds(
     return {name: kind for name, kind in seen.items() if bool(kind.any())}
 
 
-def _visible(batch: Any, count: int, config: Any) -> dict[str, Tensor]:
-    """Whether a real token sees another one, by stack: (B, L queries, L keys)"""
-    if not is_pairs(batch):
-        stack = "decoder" if config.causal else "encoder"
-        return {stack: _sees(batch.layout, batch.layout, count, config.causal)}
-    source, target = batch.source_layout, batch.target_layout
+def _visible(batch: Any, count: int, layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Whether a real token sees another one, by stack: (B, L queries, L keys)
+
+    Args:
+        layers: an attention of each stack.
+    """
+    if is_pairs(batch):
+        source, target = batch.source_layout, batch.target_layout
+        sides = {"encoder": (source, source), "decoder": (target, target), "cross": (target, source)}
+    else:
+        sides = dict.fromkeys(layers, (batch.layout, batch.layout))
     return {
-        "encoder": _sees(source, source, count, False),
-        "decoder": _sees(target, target, count, True),
-        "cross": _sees(target, source, count, False),
+        stack: _sees(*sides[stack], count, stack == "decoder", getattr(layer, "window", None))
+        for stack, layer in layers.items()
     }
 
 
-def _sees(queries: Layout, keys: Layout, count: int, causal: bool) -> Tensor:
+def _sees(queries: Layout, keys: Layout, count: int, causal: bool, window: Window | None) -> Tensor:
     device = queries.lengths.device
-    rows, columns = (torch.arange(side.shape[1], device=device) < side.lengths[:, None] for side in (queries, keys))
+    query_places, key_places = (torch.arange(side.shape[1], device=device) for side in (queries, keys))
+    rows, columns = query_places < queries.lengths[:, None], key_places < keys.lengths[:, None]
     real = torch.arange(len(queries.lengths), device=device) < count
-    sees = (rows & real[:, None])[:, :, None] & columns[:, None]
-    return sees.tril() if causal else sees
+    near = sees_within(query_places, key_places, causal, window)
+    return (rows & real[:, None])[:, :, None] & columns[:, None] & near
 
 
 def _kinds(

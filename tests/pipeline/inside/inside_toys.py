@@ -60,9 +60,9 @@ def pair_sample() -> Sample:
     return Sample(cast(Any, PairTask()), pairs, np.arange(2))
 
 
-def decoder(causal: bool = True) -> DecoderOnly:
+def decoder(causal: bool = True, **more: Any) -> DecoderOnly:
     torch.manual_seed(0)
-    config = DecoderConfig(2, 16, 32, 4, key_value_heads=2, dropout=0.0, max_positions=50, causal=causal)
+    config = DecoderConfig(2, 16, 32, 4, key_value_heads=2, dropout=0.0, max_positions=50, causal=causal, **more)
     return DecoderOnly(config, VOCAB).eval()
 
 

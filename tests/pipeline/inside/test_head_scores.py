@@ -9,8 +9,11 @@ from inside_toys import MARKS, decoder, pair_sample, text_sample, translator
 from torch import Tensor
 
 from transloom.model.attention import CrossAttention, SelfAttention
+from transloom.model.config import Attention
 from transloom.pipeline.inside.alignment import LexicalAligner
 from transloom.pipeline.inside.heads import head_scores, self_kinds, strongest
+
+WINDOW = {"attention": Attention.window, "window": 2}
 
 
 def test_the_tokens_of_each_score() -> None:
@@ -32,8 +35,9 @@ def test_the_tokens_of_each_score() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_heads_that_look_at_all_tokens_alike_have_the_share_of_chance(causal: bool) -> None:
-    model = decoder(causal)
+@pytest.mark.parametrize("kind", [{}, WINDOW, {**WINDOW, "global_tokens": 1}])
+def test_heads_that_look_at_all_tokens_alike_have_the_share_of_chance(causal: bool, kind: dict[str, Any]) -> None:
+    model = decoder(causal, **kind)
     for layer in model.layers:
         torch.nn.init.zeros_(layer.self_attention.query_key_value.weight)
     (scores,) = head_scores(model, text_sample(), MARKS).values()
