@@ -211,7 +211,7 @@ def print_versions() -> None:
 
 
 def print_topic(topic: str) -> None:
-    """Help about a job, a setting, a section of settings, or a group.
+    """Help about a job, a setting, a section of settings, a group, or a word of some command.
 
     Raises:
         UserError: there is nothing of that name; names the nearest.
@@ -229,6 +229,9 @@ def print_topic(topic: str) -> None:
             console.print(f"  {setting.key}={setting.default}{of}\n      {setting.line}", soft_wrap=True)
     elif topic in groups():
         _console().print(f"{topic}=<option>, one of: {', '.join(groups()[topic])}", soft_wrap=True)
+    elif words := _words_of_commands(topic):
+        for line in words:
+            _console().print(line, soft_wrap=True)
     else:
         known = [*COMMANDS, *known_names()]
         same = [name for name in known if name.rpartition(".")[2] == topic.rpartition(".")[2]]
@@ -241,6 +244,16 @@ def print_topic(topic: str) -> None:
             else "`transloom help` lists the jobs, docs/settings.md all settings."
         )
         raise UserError(f"{topic}: is no job and no setting. {hint}")
+
+
+def _words_of_commands(name: str) -> list[str]:
+    """What each command with a word of its own of that name says of it."""
+    return [
+        f"transloom {job} … {word}: {meaning}"
+        for job, command in COMMANDS.items()
+        for word, meaning in command.own_words.items()
+        if word.partition("=")[0] == name
+    ]
 
 
 def _print_setting(settings: Sequence[Setting]) -> None:

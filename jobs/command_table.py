@@ -117,12 +117,12 @@ COMMANDS = {
             "prefix='Sehr geehrte'": "every translation begins with these words",
             "terms=<file>": "source term, tab, target term a line: the translation of what has the one has the other",
             "align=true": "which word is of which, from 0, as in 0-0 1-2: behind a tab, or in the object",
-            "split=sentences": "translate sentence by sentence; long, the default: only lines that are too long for "
-            "the model; never: those are cut",
+            "split=sentences": "translate sentence by sentence; long, the default: only lines that are longer than the "
+            "model reads or was trained on; never: the former are cut",
             "column=2": "translate this column of a tab-separated table, by number or by name in its first line; the "
             "translation becomes the last column",
             "prefix_column=3": "the column that has what the line's translation begins with",
-            "source_language=en": "of a TMX file; by default the model's, and likewise target_language=",
+            "source_language=en": "of a TMX or XLIFF file; by default the model's, and likewise target_language=",
         },
         examples=(
             "my-run < text.en > text.de",

@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import Ragged, grid_of
 from transloom.model.config import DecoderConfig, Norm
 from transloom.model.dropout import Dropout
+from transloom.model.grid import grid_of
+from transloom.model.key_values import Ragged
 from transloom.model.layers import SelfAttentionLayer, make_normalization
 from transloom.model.packing import Layout
 from transloom.model.positions import make_positions, rotation_at, with_positions

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import CrossAttention, Grid, Ragged, SelfAttention, State
+from transloom.model.attention import CrossAttention, SelfAttention, State
 from transloom.model.config import (
     Activation,
     Attention,
@@ -15,7 +15,9 @@ from transloom.model.config import (
     TransformerConfig,
 )
 from transloom.model.dropout import Dropout
+from transloom.model.grid import Grid
 from transloom.model.kernels.linear import Linear
+from transloom.model.key_values import Ragged
 from transloom.model.linear_attention import EluFeatures, RandomFeatures
 from transloom.model.positions import alibi_slopes
 from transloom.model.window import Window

@@ -66,3 +66,14 @@ def rotation_at(model: Any, positions: Tensor) -> Tensor | None:
     if model.config.positions is not Positions.rotary:
         return None
     return model.rotations.index_select(0, positions)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns the pairs (i, i + K / 2) of every head by the angles of the token's position (RoPE, equation 34).
+
+    Args:
+        x: (N, H, K). rotation: (N or 1, K), K / 2 cosines, then K / 2 sines.
+    """
+    cos, sin = rotation.to(x.dtype)[:, None].chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -24,9 +24,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import attend, padding_mask
 from transloom.model.config import RecurrentConfig
 from transloom.model.dropout import Dropout
+from transloom.model.grid import padding_mask
+from transloom.model.kernels.attention import attend
 from transloom.model.packing import Layout, from_grid, to_grid
 
 State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, R, d_model)

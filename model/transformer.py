@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import Grid, grid_of
 from transloom.model.config import Norm, Positions, TransformerConfig
 from transloom.model.dropout import Dropout
+from transloom.model.grid import Grid, grid_of
 from transloom.model.layers import DecoderLayer, SelfAttentionLayer, make_normalization
 from transloom.model.packing import Layout
 from transloom.model.positions import make_positions, rotation_at, with_positions

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import CrossAttention, SelfAttention, attention_weights
+from transloom.model.attention import CrossAttention, SelfAttention
 from transloom.model.decoder_only import Stack
+from transloom.model.kernels.attention import attention_weights
 from transloom.model.packing import Layout
 from transloom.model.recurrent import Recurrent
 from transloom.model.transformer import Transformer

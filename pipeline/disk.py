@@ -1,4 +1,4 @@
-"""What is wrong where a file can't be written: a full disk, a quota, a read-only disk, no permission.
+"""What is wrong where a file can't be written: a full disk, a quota, a read-only disk, no permission, a long name.
 
 Such an error is the user's to mend. `disk_trouble` recognises it in whatever exception it arrives, and makes one
 message of it; the command, a worker and a collective of the ranks ask it (jobs/__main__.py,
@@ -18,6 +18,7 @@ from transloom.pipeline.errors import UserError
 
 FULL, QUOTA, READ_ONLY, TOO_LARGE = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG
 REFUSED = (errno.EACCES, errno.EPERM)
+TOO_LONG = errno.ENAMETOOLONG
 # Libraries of C and Rust, SQLite, and Ray of another process tell it as text alone.
 TEXTS = {
     FULL: re.compile(r"[Nn]o space left on device|database or disk is full|OutOfDisk|disk is full"),
@@ -46,6 +47,8 @@ def disk_trouble(error: BaseException, where: Path | None = None, is_sure: bool 
             return (
                 f"no permission for {file} ({os.strerror(number)}). Grant it to this user, or set output_dir elsewhere"
             )
+        if number == TOO_LONG:
+            return f"{file or where or 'a file'}: its name is too long for the file system. Choose a shorter one"
         place = where if is_sure else file
         if place is None:
             place = _fullest(where) if number == FULL else where or "a file of this command"
@@ -55,7 +58,7 @@ def disk_trouble(error: BaseException, where: Path | None = None, is_sure: bool 
 
 def is_disk_message(text: str) -> bool:
     """Whether a message tells of a disk that can't be written, so that another try is no use."""
-    more = (os.strerror(TOO_LARGE), "no permission for")
+    more = (os.strerror(TOO_LARGE), "no permission for", "its name is too long for the file system")
     return any(pattern.search(text) for pattern in TEXTS.values()) or any(one in text for one in more)
 
 
@@ -146,7 +149,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _number(error: BaseException) -> int | None:
     """The error's errno if it is one of a disk's."""
-    known = (FULL, QUOTA, READ_ONLY, TOO_LARGE, *REFUSED)
+    known = (FULL, QUOTA, READ_ONLY, TOO_LARGE, TOO_LONG, *REFUSED)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in known else None
     text = f"{type(error).__name__}: {error}"

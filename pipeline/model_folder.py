@@ -64,6 +64,7 @@ _KINDS: dict[str, Any] = {
     "run": str,
     "source_language": str | None,
     "target_language": str | None,
+    "longest_trained": int,
     "task": str,
     "labels": list[str],
     "template": str,

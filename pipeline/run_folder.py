@@ -31,4 +31,6 @@ MODEL_FOLDER, MODEL_CONFIG = "model", "config.json"  # the averaged model; the f
 EVALUATION_FOLDER, RESULT_FILE = "evaluation", "result.json"  # <search>-<hash>/; the file in each that is written last
 TESTS_FOLDER, HYPOTHESES_FILE = "tests", "hypotheses"  # <test set>-<hash>/, with a RESULT_FILE: other test sets
 FIGURES_FOLDER, CURVES_FILE = "figures", "curves.png"
+ATTENTION_FOLDER = f"{FIGURES_FOLDER}/attention"  # <text>-<hash>/: what heads look at
+INSIDE_FOLDER = f"{FIGURES_FOLDER}/inside"  # what `transloom attend part=…` finds
 TABLES_FOLDER = "tables"

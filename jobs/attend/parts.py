@@ -23,6 +23,7 @@ from transloom.pipeline.inside.positions import FACTORS, extrapolate
 from transloom.pipeline.inside.prune import Head, Pruned, heads_of, parse_heads, prune, without
 from transloom.pipeline.progress import Progress
 from transloom.pipeline.tasks.build import TaskName, selecting_metric
+from transloom.pipeline.tasks.task import Metric
 
 LONGEST = 2048  # tokens of a text whose weights are looked at, which takes the square of it
 ALIGNED_PAIRS = 10_000  # of train, from which alignments are learnt
@@ -98,6 +99,8 @@ def _aligner(trained: Trained) -> LexicalAligner | None:
 
 def prune_part(trained: Trained, settings: PartSettings, folder: Path, progress: Progress) -> list[Path]:
     """Scores against the number of heads left."""
+    if settings.without and settings.stack:
+        raise UserError("stack: without= names heads with their stacks; leave one of the two out")
     model, metric = trained.model, selecting_metric(trained.run.config.task, trained.run.config.corpus)
     sample = take_sample(trained.task, settings.split, settings.examples)
 
@@ -109,10 +112,7 @@ def prune_part(trained: Trained, settings: PartSettings, folder: Path, progress:
         return _without(trained, parse_heads(settings.without, model), sample, validate, folder)
     heads = heads_of(model, settings.stack or None)
     points = list(prune(model, sample, heads, settings.points, validate, progress))
-    rows = [
-        [str(p.left), str(p.head or ""), f"{p.loss:.4f}", metric.shown(p.scores[metric.name]) if p.scores else ""]
-        for p in points
-    ]
+    rows = [[str(p.left), str(p.head or ""), f"{p.loss:.4f}", _shown(metric, p)] for p in points]
     columns = ["heads left", "taken out", f"loss of {len(sample.rows)}", f"validation {metric.title}"]
     console.print(table(f"\nHeads of {trained.run.name}, the least needed first", columns, rows, right=(0, 2, 3)))
     where = settings.stack or "all"
@@ -121,6 +121,12 @@ def prune_part(trained: Trained, settings: PartSettings, folder: Path, progress:
     title = f"{trained.run.name} with fewer heads ({where})"
     picture = draw_pruning(points, metric, title, folder / f"prune_{where}.png")
     return [folder / f"prune_{where}.json", picture]
+
+
+def _shown(metric: Metric, point: Pruned) -> str:
+    if not point.scores:
+        return ""
+    return metric.shown(point.scores[metric.name]) if metric.name in point.scores else "no number"
 
 
 def _point(point: Pruned) -> dict[str, Any]:
@@ -148,13 +154,14 @@ def _without(trained: Trained, heads: Sequence[Head], sample: Any, validate: Any
 
 def gradient_part(models: Sequence[Trained], settings: PartSettings, folder: Path) -> list[Path]:
     """The gradient by distance, before and after training."""
-    gradients = {}
+    gradients, counts = {}, set[int]()
     for trained in models:
         if trained.run.config.languages or "cross" in attentions(trained.model):
             raise UserError(f"{trained.run.name}: reads two texts; a distance is within one, of a language model")
         if trained.run.config.task in (TaskName.classification, TaskName.masked_language_model):
-            raise UserError(f"{trained.run.name}: has no loss at a text's last position; take a language model's run")
+            raise UserError(f"{trained.run.name}: predicts no text's last token; take a language model's run")
         sample = take_sample(trained.task, settings.split, settings.examples, least_share=0.9)
+        counts.add(len(sample.rows))
         for note, model in (("untrained", trained.untrained()), ("trained", trained.model)):
             gradients[f"{trained.run.name}, {note}"] = gradient_by_distance(model, sample)
     distances = list(dict.fromkeys(d for gradient in gradients.values() for d in gradient.distances))
@@ -163,20 +170,26 @@ def gradient_part(models: Sequence[Trained], settings: PartSettings, folder: Pat
             name,
             *(f"{gradient.mean_at(d):.1e}" if d < len(gradient.norms) else "" for d in sorted(distances)),
             f"{gradient.rate:.4f}",
-            f"{gradient.spread:,.1f}" if gradient.spread < 1e6 else f"{gradient.spread:.0e}",
+            f"{gradient.spread:,.1f}" if gradient.spread < 1e6 else f"{gradient.spread:.0e}".replace("inf", "vanished"),
         ]
         for name, gradient in gradients.items()
     ]
     columns = ["model", *(f"{d:,}" for d in sorted(distances)), "rate", "largest / smallest"]
-    title = "\nNorm of d loss(last position) / d embedding, by tokens between them"
+    title = "\nNorm of d loss(last token) / d embedding, by tokens between them"
     console.print(table(title, columns, rows, right=tuple(range(1, len(columns)))))
     record = {
-        name: {"rate": gradient.rate, "spread": gradient.spread, "norms": gradient.norms.tolist()}
+        name: {"rate": _finite(gradient.rate), "spread": _finite(gradient.spread), "norms": gradient.norms.tolist()}
         for name, gradient in gradients.items()
     }
     write_json(folder / "gradient.json", record)
-    heading = f"Gradient at a distance, mean of {settings.examples} texts of {settings.split}"
+    texts = " and ".join(map(str, sorted(counts)))
+    heading = f"Gradient at a distance, mean of {texts} texts of {settings.split}"
     return [folder / "gradient.json", draw_gradients(gradients, heading, folder / "gradient.png")]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if np.isfinite(value) else None
 
 
 def positions_part(models: Sequence[Trained], settings: PartSettings, folder: Path) -> list[Path]:

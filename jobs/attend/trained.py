@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from transloom.jobs.runs.model import find_model, run_of
+from transloom.jobs.runs.model import called, computing_device, find_model, run_of
 from transloom.jobs.runs.workspace import Run, stage_folder
 from transloom.pipeline.attention_maps import WORD_START
 from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
 from transloom.pipeline.data.tokenizer import Tokenizer
 from transloom.pipeline.errors import UserError
+from transloom.pipeline.files import MANIFEST
 from transloom.pipeline.model_folder import read_model
+from transloom.pipeline.run_folder import STAGES
 from transloom.pipeline.tasks.build import make_task
 from transloom.pipeline.tasks.task import Task
 
@@ -31,7 +33,7 @@ class Trained:
     def untrained(self) -> Any:
         """The same model with the random weights that the run's seed draws."""
         torch.manual_seed(self.run.config.seed)
-        return self.task.model().to(device_of_parts()).eval()
+        return self.task.model().to(computing_device()[0]).eval()
 
     def tokenizer(self) -> Any:
         """The tokenizer of the task's kind."""
@@ -53,21 +55,22 @@ class Trained:
 def open_trained(name: str, root: Path) -> Trained:
     """
     Raises:
-        UserError: there is no such run or model, or it is a model without its run.
+        UserError: there is no such run or model, it is a model without its run, or the run's prepared data is gone.
     """
     folder = find_model(name, root)
     run = run_of(folder)
     if run is None:
         raise UserError(f"{name}: is not in a run's folder, and what it was trained on is not known; name a run")
+    for stage in STAGES:
+        if not (stage_folder(run.folder, stage) / MANIFEST).exists():
+            raise UserError(
+                f"{name}: its prepared data is gone ({stage_folder(run.folder, stage)}); make it again with "
+                f"transloom prepare resume={called(run)}"
+            )
     task = make_task(run.config, partial(stage_folder, run.folder))
     model = task.model()
     model.load_state_dict(read_model(folder).weights)
-    return Trained(run, task, model.to(device_of_parts(), torch.float32).eval())
-
-
-def device_of_parts() -> torch.device:
-    """Where models are looked into."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Trained(run, task, model.to(computing_device()[0], torch.float32).eval())
 
 
 def is_punctuation(text: str) -> bool:

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING
 
 from transloom.jobs.cli import configuration, parse_settings, sort_words, usage
 from transloom.jobs.runs.language_model import terminal_progress
-from transloom.jobs.runs.model import find_model, run_of
+from transloom.jobs.runs.model import computing_device, find_model, run_of
 from transloom.jobs.runs.summary import print_next
 from transloom.jobs.runs.workspace import Run, only_owner, output_dir
 from transloom.jobs.terminal.console import console
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import hash_of
-from transloom.pipeline.run_folder import DRIVER_SPOOL, FIGURES_FOLDER
+from transloom.pipeline.run_folder import ATTENTION_FOLDER, DRIVER_SPOOL, INSIDE_FOLDER
 from transloom.pipeline.tracking.tracker import SpoolTracker
 from transloom.pipeline.tracking.uploader import sync_run
 
 if TYPE_CHECKING:
     from transloom.pipeline.generate.beam import BeamConfig
 
-INSIDE = "inside"  # in the run's figures
 OF_PARTS = ("examples", "split", "points", "stack", "without")
 
 
@@ -49,8 +48,8 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"log: {model} is not in a run's folder, so it has no page in MLflow; name a run, or leave it"
             )
-        root = run.folder / FIGURES_FOLDER if run else Path.cwd()
-        files = _draw_text(model, words[1:], config.decode, root / "attention")
+        folder = run.folder / ATTENTION_FOLDER if run else Path.cwd() / "attention"
+        files = _draw_text(model, words[1:], config.decode, folder)
     else:
         run, files = _part(part, words, own, output_dir(config))
     for file in files:
@@ -77,7 +76,7 @@ def _draw_text(model: Path, texts: Sequence[str], search: "BeamConfig", folder: 
     from transloom.pipeline.huggingface import is_huggingface
     from transloom.pipeline.model_folder import load_language_model, load_model, read_about
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, _ = computing_device()
     is_foreign = is_huggingface(model)
     if not is_foreign and read_about(model).get("task", "translation") == "translation":
         translator = Translator.load(model, device, torch.float32)
@@ -118,7 +117,7 @@ def _part(part: str, names: Sequence[str], own: Mapping[str, str], root: Path) -
         raise UserError(f"part={part}: looks into one run, and {len(names)} are named")
     models = [open_trained(name, root) for name in names]
     run = models[0].run
-    folder = run.folder / FIGURES_FOLDER / INSIDE
+    folder = run.folder / INSIDE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with terminal_progress() as progress:
         match part:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,15 +76,22 @@ def _names(word: str) -> list[str]:
 def _take_header(
     words: "Words", settings: "LineSettings", lines: Iterable[bytes], name: str
 ) -> "tuple[LineSettings, bytes, Iterable[bytes]]":
-    """The settings, what the output begins with, and the lines to translate. With named columns the first line is the
-    table's header."""
-    from transloom.pipeline.generate.line_files import decoded, header_line, where, with_named_columns
+    """The settings, what the output begins with, and the lines to translate. A table's first line says how many columns
+    it has; with named columns it is the header."""
+    from transloom.pipeline.generate.line_files import Format, decoded, header_line, where, with_named_columns
 
-    if not words.has_header:
+    if settings.column is None and not words.has_header:
         return settings, b"", lines
     rest = iter(lines)
-    if (first := next(rest, None)) is None:
+    first = next(rest, None)
+    if first is None and words.has_header:
         raise UserError(f"column: {name or 'the table'} is empty, and has no columns' names")
+    if first is None:
+        return settings, b"", rest
+    if settings.format is Format.text:
+        settings = replace(settings, num_columns=1 + first.count(b"\t"))
+    if not words.has_header:
+        return settings, b"", chain([first], rest)
     header = decoded(first, where(name, 1))
     settings = with_named_columns(settings, header, words.column, words.prefix_column or None)
     return settings, header_line(header, settings).encode(), rest

@@ -18,7 +18,7 @@ from transloom.pipeline.errors import UserError
 from transloom.pipeline.evaluate.scores import score
 from transloom.pipeline.evaluate.tokenizers import tokenizer_for
 from transloom.pipeline.evaluate.wmt import files_of, is_known
-from transloom.pipeline.files import atomic_write, hash_of, write_json
+from transloom.pipeline.files import atomic_write, hash_of, read_json, write_json
 from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.model_folder import read_about
 from transloom.pipeline.run_folder import DRIVER_SPOOL, HYPOTHESES_FILE, RESULT_FILE, TESTS_FOLDER
@@ -61,6 +61,7 @@ def evaluate_on(word: str, on: str, config: Config, has_search: bool) -> None:
     _print(result, word)
     if run is None:
         return
+    result["name"] = _own_name(run, test.name, result["test_sha256"])
     kept = _keep(run, folder, test, result, hypotheses)
     console.print(f"\nTranslations  {kept / HYPOTHESES_FILE}")
     if config.tracking.enabled:
@@ -137,6 +138,7 @@ def _evaluate(
     copied = score(test.sources, first, tokenize=tokenize, more_references=more)
     result = {
         "test_set": test.name,
+        "test_sha256": hash_of([test.sources, test.references]),
         "sentences": len(test.sources),
         "references": len(test.references),
         "scores": {name: dataclasses.asdict(one) for name, one in scores.items()},
@@ -171,6 +173,18 @@ def _keep(run: Run, model: Path, test: References, result: Mapping[str, Any], hy
     return folder
 
 
+def _own_name(run: Run, test_set: str, digest: str) -> str:
+    """The name of a test set's scores in MLflow: the test set's, but with the digest where another one of that name was
+    there first."""
+    name = folder_name(test_set)
+    kept = [read_json(file) for file in sorted((run.folder / TESTS_FOLDER).glob(f"{name}-*/{RESULT_FILE}"))]
+    alike = [found for found in kept if folder_name(found["test_set"]) == name]
+    for found in alike:
+        if found.get("test_sha256", digest) == digest:
+            return found.get("name", name)
+    return f"{name}-{digest[:8]}" if alike else name
+
+
 def _log(run: Run, test: References, result: Mapping[str, Any], hypotheses: list[str], folder: Path) -> None:
     from transloom.jobs.runs.report import names_apart  # imports matplotlib, which takes a second
 
@@ -178,9 +192,8 @@ def _log(run: Run, test: References, result: Mapping[str, Any], hypotheses: list
     step = max(result["steps_averaged"], default=0)
     ended = run.training is not None
     apart = names_apart({"is_own_search": is_own, "label": result["label"], "training_ended": ended, "step": step})
-    name = f"on_{folder_name(test.name)}{apart}"
+    name, digest = f"on_{result['name']}{apart}", result["test_sha256"]
     tracker = SpoolTracker(run.folder, DRIVER_SPOOL)
-    digest = hash_of([test.sources, test.references])
     tracker.log_dataset(test.name, digest, str(folder), {"sentences": len(test.sources)}, "test")
     scores = {f"{name}/{key}": round(one["value"], 2) for key, one in result["scores"].items()}
     baseline = {f"{name}/{key}_of_copied_source": round(value, 2) for key, value in result["baselines"][COPY].items()}

@@ -221,6 +221,9 @@ def export_model(run: Run) -> Path:
         about["initial"] = origin
     if pair := config.languages:
         about |= {"source_language": pair[0], "target_language": pair[1]}
+        shards = stage_folder(run.folder, "shards") / MANIFEST
+        if shards.exists():  # they may have been removed after the training
+            about["longest_trained"] = read_json(shards)["counts"]["splits"]["train"]["longest_source"]
     weights = average_weights(paths)
     try:
         save_model(folder, config.model, weights, stage_folder(run.folder, "tokenizer"), about)

@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from transloom.model.attention import SelfAttention, grid_of
+from transloom.model.attention import SelfAttention
 from transloom.model.build import build_model
 from transloom.model.config import Attention, DecoderConfig
 from transloom.model.decoder_only import DecoderOnly
+from transloom.model.grid import grid_of
 from transloom.model.kernels.linear import quicker_products, use_products
 from transloom.model.packing import Layout
 from transloom.pipeline.bench.config import BenchConfig

@@ -21,6 +21,7 @@ from transloom.pipeline.data.words import collapse_whitespace, count_collapsed_w
 
 # The settings of CleanConfig that each rule uses.
 RULES = {
+    "untranslated": (),
     "empty": (),
     "too_long": ("max_words", "max_bytes"),
     "length_ratio": ("max_ratio",),

@@ -19,7 +19,7 @@ from transloom.pipeline.data.corpus import HeldOut
 from transloom.pipeline.data.duplicates import find_duplicates, write_digests
 from transloom.pipeline.data.overlap import bare_words
 from transloom.pipeline.data.pairs import SentencePair
-from transloom.pipeline.data.portions import Portion, map_portions, portion_pairs
+from transloom.pipeline.data.portions import UNTRANSLATED, Portion, map_portions, portion_pairs
 from transloom.pipeline.data.words import count_collapsed_words
 from transloom.pipeline.disk import explain_full_disk
 from transloom.pipeline.errors import UserError
@@ -79,8 +79,8 @@ def _path(files: Path, ending: str) -> Path:
 
 
 def invalid_line(invalid: Invalid, reason: str, message: str) -> None:
-    """What happens to a line that is no text, but for its count: nothing, or a UserError."""
-    if reason != "too_long" and invalid is Invalid.error:
+    """What happens to a line that is no text or no pair, but for its count: nothing, or a UserError."""
+    if reason not in ("too_long", UNTRANSLATED) and invalid is Invalid.error:
         raise UserError(f"{message} Mend it, or set clean.invalid=drop to leave such pairs out of train.")
 
 

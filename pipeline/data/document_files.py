@@ -105,6 +105,8 @@ def matching_files(pattern: str, key: str) -> list[Path]:
     literal = [pattern] if os.path.isfile(pattern) else []  # a file's name may have brackets
     matches = literal or sorted(glob.glob(pattern, recursive=True))
     files = [Path(name) for name in matches if os.path.isfile(name)]
+    if not files and os.path.isdir(pattern):
+        raise UserError(f"{key}: {pattern} is a folder. Name files in it: {os.path.join(pattern, '*')}")
     if not files:
         packed = next((f" {pattern}{ending} is there." for ending in PACKED if os.path.isfile(pattern + ending)), "")
         raise UserError(f"{key}: no file matches {pattern}.{packed} Quote a pattern, so that no shell expands it.")

@@ -51,7 +51,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: is not JSON: {error}. Each line must be an object, {{…}}") from None
+            # json's own message counts lines, too, of this one line.
+            fault = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{where}: is not JSON: {fault}. Each line must be an object, {{…}}") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: must be an object, {{…}}, not {shorten(value)}")
         if not _is_utf8(value):

@@ -19,9 +19,13 @@ QUICK_BYTES = 16 << 20  # of a side of a portion that is read at once
 Unreadable = Callable[[str, str], None]  # a reason and a message
 
 
+UNTRANSLATED = "untranslated"  # the reason of a unit that is no pair, which is no fault of a translation memory
+
+
 def refuse(reason: str, message: str) -> None:
     """The default handling of a pair that can't be read: stop with a UserError."""
-    raise UserError(f"{message} Mend the corpus there.")
+    if reason != UNTRANSLATED:
+        raise UserError(f"{message} Mend the corpus there.")
 
 
 @dataclass(frozen=True)
@@ -178,14 +182,17 @@ def portion_pairs(portion: Portion, unreadable: Unreadable) -> Iterator[tuple[in
 
     Args:
         unreadable: called with (reason, message) for a pair that is not text: invalid_utf8, nul, too_long (over
-            MAX_LINE_BYTES). When it returns, the pair is left out.
+            MAX_LINE_BYTES); and for a unit that is no pair: untranslated. When it returns, the pair is left out.
     """
     if isinstance(portion, LinePortion) and (sides := _whole_text(portion)):
         label, first = portion.label, portion.first
         for number, pair in enumerate(map(SentencePair, *sides)):
             yield number, f"{label}{first + number}", pair
         return
-    for number, (place, source, target) in enumerate(portion_rows(portion)):
+    for number, (place, source, target, lacks) in enumerate(portion_rows(portion)):
+        if lacks:
+            unreadable(UNTRANSLATED, f"{place}: {lacks}.")
+            continue
         try:
             is_short = len(source) <= MAX_LINE_BYTES and len(target) <= MAX_LINE_BYTES
             if is_short and b"\0" not in source and b"\0" not in target:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -40,11 +41,13 @@ class Row(NamedTuple):
 
     Attributes:
         place: for messages: "file line 7".
+        lacks: why a unit of a translation memory is no pair, in words; None: it is one.
     """
 
     place: str
     source: bytes
     target: bytes
+    lacks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -325,8 +328,11 @@ def file_rows(source: Source, file: Path) -> Iterator[Row]:
     """
     match format_of(file, source.config.format, source.key):
         case "tmx" | "xliff":
-            for line, one, other in xml_rows(file, *source.languages):
-                yield Row(f"{file} line {line}", _bytes(one), _bytes(other))
+            for line, *texts in xml_rows(file, *source.languages):
+                missing = [name for name, text in zip(source.languages, texts, strict=True) if text is None]
+                lacks = f"has no text in {' and '.join(missing)}" if missing else None
+                one, other = (_bytes(text or "") for text in texts)
+                yield Row(f"{file} line {line}", one, other, lacks)
         case "po":
             yield from _po_rows(file)
         case "tsv" if not isinstance(source.config.source_column, str):
@@ -381,13 +387,15 @@ def _numbered_rows(file: Path, source: Source) -> Iterator[Row]:
 
 
 def _po_rows(file: Path) -> Iterator[Row]:
-    """The translated messages of a PO file, without those that are marked fuzzy; of plural forms the first with the
-    singular and the last with the plural, of languages with two forms."""
+    """The messages of a PO file; of plural forms the first with the singular and the last with the plural, of languages
+    with two forms. Those that are marked fuzzy are no pairs."""
     from babel.messages.pofile import PoFileError, read_po
 
     try:
         with open_text(file) as opened:
             catalog = read_po(opened, ignore_obsolete=True, abort_invalid=True)  # type: ignore[arg-type]
+        with open_text(file) as opened:
+            _refuse_loose_quotes(file, opened, catalog.charset or "utf-8")
     except PoFileError as error:
         raise UserError(f"{file} line {error.lineno + 1}: not a PO file ({error}). Mend the line") from None
     except UnicodeDecodeError as error:
@@ -395,16 +403,37 @@ def _po_rows(file: Path) -> Iterator[Row]:
     except (ValueError, LookupError) as error:
         raise UserError(f"{file}: not a PO file ({error}). Mend the file") from None
     for message in catalog:
-        if not message.id or message.fuzzy:
+        if not message.id:  # the header
             continue
         place = f"{file} line {message.lineno}"
-        if isinstance(message.id, str):
-            texts = [(message.id, message.string)]
-        elif isinstance(message.string, tuple | list) and len(message.string) == 2:
-            texts = list(zip(message.id, message.string, strict=False))
+        ids = [message.id] if isinstance(message.id, str) else list(message.id)
+        texts = [message.string] if isinstance(message.string, str) else list(message.string or ("",))
+        if message.fuzzy:
+            yield Row(place, b"", b"", "is marked fuzzy")
+        elif len(ids) != len(texts):
+            yield Row(place, b"", b"", f"has {len(texts)} plural forms, which match no singular and plural")
         else:
-            continue
-        yield from (Row(place, _one_line(one), _one_line(other)) for one, other in texts if one and other)
+            for one, other in zip(ids, texts, strict=True):
+                lacks = None if one.strip() and other.strip() else "is not translated"
+                yield Row(place, _one_line(one), _one_line(other), lacks)
+
+
+# A line of a PO file: blank, a comment, or a keyword and a string, of which either may stand alone.
+_PO_LINE = re.compile(r'\s*(#.*|((msgctxt|msgid|msgid_plural|msgstr(\s*\[\s*\d+\s*\])?)\s*)?("([^"\\]|\\.)*"\s*)?)$')
+
+
+def _refuse_loose_quotes(file: Path, lines: Iterable[bytes], charset: str) -> None:
+    """Babel reads a line whose quotation marks are missing or stray, and takes a letter of the text for one.
+
+    Raises:
+        UserError: there is such a line.
+    """
+    for number, line in enumerate(lines, 1):
+        if not _PO_LINE.match(line.decode(charset).removeprefix("\ufeff").strip()):
+            raise UserError(
+                f"{file} line {number}: not a PO file (a quotation mark is missing, or stands inside of a string "
+                "without a backslash). Mend the line"
+            )
 
 
 def _one_line(text: Any) -> bytes:

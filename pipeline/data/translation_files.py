@@ -87,8 +87,8 @@ def translate_file(
         source_language, target_language: codes; of TMX both are needed, a region counts for nothing. The target's is
             written into XLIFF 2, which wants it.
     Raises:
-        UserError: the file is neither, is not well-formed, declares entities, is nested too deeply, or has no segment
-            in the source language (names the file, and the line).
+        UserError: the file is neither, is not well-formed, declares entities, is nested too deeply, is of other
+            languages by its own attributes, or has no segment in the source language (names the file, and the line).
     """
     reader = _Reader(name, source_language, target_language)
     counts = reader.counts
@@ -219,6 +219,8 @@ class _Reader:
             self._name_target_language(attributes, inner, is_empty)
         if len(self._open) >= MAX_DEPTH:
             self._refuse(f"is nested more than {MAX_DEPTH} deep")
+        if local in ("xliff", "file"):
+            self._refuse_other_languages(attributes)
         parent = self._open[-1] if self._open else None
         translate = attributes.get("translate", "yes" if parent is None or parent.translate else "no") != "no"
         element = _Element(local, attributes, start, inner, is_empty, translate)
@@ -230,7 +232,7 @@ class _Reader:
         if local == "tuv":
             element.language = attributes.get("xml:lang", attributes.get("lang", ""))
         is_segment = parent is not None and (
-            (parent.name in ("trans-unit", "segment") and local in ("source", "target"))
+            (parent.name in ("trans-unit", "segment") and local in ("source", "seg-source", "target"))
             or (parent.name == "tuv" and local == "seg")
         )
         self._open.append(element)
@@ -319,6 +321,19 @@ class _Reader:
             place = inner - 1
             self.edits.append(_Edit(place, place, f' trgLang="{as_xml(self.target_language)}"'.encode(), [], b""))
 
+    def _refuse_other_languages(self, attributes: dict[str, str]) -> None:
+        """XLIFF 1.2 has its languages in <file>, XLIFF 2 in <xliff>."""
+        for side, known, names in (
+            ("source", self.source_language, ("source-language", "srcLang")),
+            ("target", self.target_language, ("target-language", "trgLang")),
+        ):
+            own = next((attributes[name] for name in names if name in attributes), None)
+            if own and known and _main_part(own) != _main_part(known):
+                self._refuse(
+                    f"its {side} language is {own}, and the model's is {known}; set {side}_language={own} to translate "
+                    "it all the same"
+                )
+
     def _end_xliff_unit(self, unit: _Element) -> None:
         source, target = unit.parts.get("source"), unit.parts.get("target")
         if source is None or not unit.translate:
@@ -330,13 +345,17 @@ class _Reader:
             self.counts.kept += 1
             return
         self.counts.translated += 1
+        if unit.name == "segment" and state in _UNTRANSLATED:
+            changed = re.sub(rb"(\sstate\s*=\s*[\"'])[^\"']*", rb"\1translated", self._raw(unit.start, unit.inner))
+            self.edits.append(_Edit(unit.start, unit.inner, changed, [], b""))
+        segmented = unit.parts.get("seg-source", source)
+        # The <mrk> of its segments are tags like others, and come into the target.
+        nodes = segmented.nodes if _is_full(segmented.nodes) else source.nodes
         tag = self._raw(source.start, source.inner).split()[0].strip(b"</>")
         name = tag.rpartition(b":")[0] + b":target" if b":" in tag else b"target"
         if target is None:
-            behind = unit.parts.get("seg-source", source)
-            self.edits.append(
-                _Edit(behind.end, behind.end, source.gap + b"<" + name + b">", source.nodes, b"</" + name + b">")
-            )
+            place = segmented.end
+            self.edits.append(_Edit(place, place, source.gap + b"<" + name + b">", nodes, b"</" + name + b">"))
             return
         start_tag = self._raw(target.start, target.inner)
         if target.is_empty:
@@ -345,7 +364,7 @@ class _Reader:
             rb"(\sstate\s*=\s*[\"'])(?:new|needs-translation)(?=[\"'])", rb"\1needs-review-translation", start_tag
         )
         after = b"</" + name + b">" if target.is_empty else self._raw(target.close, target.end)
-        self.edits.append(_Edit(target.start, target.end, start_tag, source.nodes, after))
+        self.edits.append(_Edit(target.start, target.end, start_tag, nodes, after))
 
     def _end_tmx_unit(self, unit: _Element) -> None:
         if self.source_language is None or self.target_language is None:

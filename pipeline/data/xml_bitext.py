@@ -22,7 +22,7 @@ CODES = frozenset(("bpt", "ept", "ph", "it", "ut"))
 UNITS = frozenset(("tu", "trans-unit", "segment"))
 SIDES = frozenset(("tuv", "source", "target"))
 
-XmlRow = tuple[int, str, str]  # line, source and target
+XmlRow = tuple[int, str | None, str | None]  # line, source and target; None: the unit has no such text
 
 
 @dataclass
@@ -44,6 +44,7 @@ class _Reader:
         self.rows: list[XmlRow] = []
         self.languages: Counter[str] = Counter()
         self.num_units = 0
+        self.num_whole = 0  # units with both languages
         self._file = file
         self._wanted = (source_language, target_language)
         self._unit: _Unit | None = None
@@ -129,21 +130,21 @@ class _Reader:
         self.num_units += 1
         self.languages.update(list(unit.texts))
         source, target = (_chosen(unit.texts, language) for language in self._wanted)
-        if source is not None and target is not None:
-            self.rows.append((unit.line, source, target))
+        self.num_whole += source is not None and target is not None
+        self.rows.append((unit.line, source, target))
 
 
 def _chosen(texts: dict[str, str], wanted: str) -> str | None:
-    """The text of a language: en is en, or else en-US; en-GB is en-GB alone."""
+    """The text of a language: en is en, or else en-US; en-GB is en-GB alone. None where it is missing or blank."""
     wanted = wanted.lower().replace("_", "-")
-    plain = {language.lower().replace("_", "-"): text for language, text in texts.items()}
+    plain = {language.lower().replace("_", "-"): text for language, text in texts.items() if text.strip()}
     if wanted in plain:
         return plain[wanted]
     return next((text for language, text in plain.items() if language.startswith(f"{wanted}-")), None)
 
 
 def xml_rows(file: Path, source_language: str, target_language: str) -> Iterator[XmlRow]:
-    """Streams (line, source, target) of the units of a TMX or XLIFF file that have both languages; XLIFF 1.2 and 2.
+    """Streams (line, source, target) of the units of a TMX or XLIFF file; XLIFF 1.2 and 2.
 
     Args:
         file: may be compressed.
@@ -152,7 +153,7 @@ def xml_rows(file: Path, source_language: str, target_language: str) -> Iterator
             file and, but for the last, the line.
     """
     reader = _Reader(file, source_language, target_language)
-    parser, num_rows, num_bytes = reader.parser, 0, 0
+    parser, num_bytes = reader.parser, 0
     with open_text(file) as opened:
         while True:
             block = opened.read(BLOCK_BYTES)
@@ -172,11 +173,10 @@ def xml_rows(file: Path, source_language: str, target_language: str) -> Iterator
                     "TMX or XLIFF"
                 )
             yield from reader.rows
-            num_rows += len(reader.rows)
             reader.rows.clear()
             if not block:
                 break
-    if not num_rows:
+    if not reader.num_whole:
         known = ", ".join(f"{name} ({count:,})" for name, count in reader.languages.most_common(20)) or "no language"
         raise UserError(
             f"{file}: none of its {reader.num_units:,} units has both {source_language} and {target_language}; it has "

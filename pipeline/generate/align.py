@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transloom.model.attention import attention_weights
+from transloom.model.kernels.attention import attention_weights
 from transloom.model.packing import Layout
 from transloom.model.recurrent import Recurrent
 from transloom.model.transformer import Transformer

@@ -31,6 +31,8 @@ class LineSettings:
     Attributes:
         column: the column of a tab-separated table to translate, from 1; None: lines of text.
         prefix: that every translation begins with; prefix_column: the column that has the line's own.
+        num_columns: of the table's first line. Shorter lines are filled up, so that what is added has columns of its
+            own; None: whatever a line has.
     """
 
     search: BeamConfig = field(default_factory=BeamConfig)
@@ -40,6 +42,7 @@ class LineSettings:
     prefix: str = ""
     prefix_column: int | None = None
     terms: Terminology | None = None
+    num_columns: int | None = None
 
 
 def with_named_columns(settings: LineSettings, header: str, column: str, prefix_column: str | None) -> LineSettings:
@@ -131,6 +134,11 @@ def _cells(text: str, settings: LineSettings, place: str) -> tuple[str, str]:
         number = getattr(settings, key)
         if number is not None and number > len(cells):
             raise UserError(f"{place}: has {len(cells)} columns, and {key}={number} is none of them")
+    if settings.num_columns is not None and len(cells) > settings.num_columns:
+        raise UserError(
+            f"{place}: has {len(cells)} columns, and the table's first line {settings.num_columns}, so that the "
+            "translation would have no column of its own: mend the line, or set format=jsonl"
+        )
     prefix = settings.prefix if settings.prefix_column is None else cells[settings.prefix_column - 1]
     return cells[settings.column - 1], prefix
 
@@ -141,7 +149,10 @@ def _output(
     if settings.format is Format.text:
         best = translations[0]
         cells = [best.text.replace("\t", " "), *([pharaoh(best.alignment or [])] if settings.config.align else [])]
-        return "\t".join([*([] if settings.column is None else [text]), *cells]) + "\n"
+        if settings.column is None:
+            return "\t".join(cells) + "\n"
+        lacking = max(0, (settings.num_columns or 0) - 1 - text.count("\t"))
+        return "\t".join([text, *[""] * lacking, *cells]) + "\n"
     record: dict[str, Any] = {"line": number, "source": source}
     if prefix:
         record["prefix"] = prefix

@@ -33,7 +33,8 @@ OnDone = Callable[[int], object]  # told how many sentences were finished just n
 
 
 class Split(Enum):
-    """Which lines are translated in parts: those that are too long for the model, all sentence by sentence, or none."""
+    """Which lines are translated in parts: those that are longer than the model reads or than it was trained on, all
+    sentence by sentence, or none."""
 
     long = "long"
     sentences = "sentences"
@@ -141,6 +142,11 @@ class Translator:
         """Tokens of the longest line that all models can read, </s> included; None: any number."""
         return Ensemble(self.models).config.max_positions
 
+    @property
+    def longest_trained(self) -> int | None:
+        """Tokens of the longest source sentence of train, </s> included; None: the folder does not say."""
+        return self.about.get("longest_trained")
+
     def translate(
         self, lines: Sequence[str], config: BeamConfig = SEARCH, first_line: int = 1, done: OnDone | None = None
     ) -> list[str]:
@@ -161,7 +167,7 @@ class Translator:
         """The translations of each line, the best first, at least one; an empty line has an empty one.
 
         A line in parts has as many as the part that has most; with a warning, if it is longer than the model's
-        positions. Such a line is cut with `Split.never`.
+        positions or than what the model was trained on. Of these the former is cut with `Split.never`.
 
         Args:
             prefixes: that the translation of each line begins with, in whole words.
@@ -170,7 +176,11 @@ class Translator:
             done: called with the number of lines, or parts of lines, that were finished since the last call.
         Raises:
             UserError: a prefix or the terms of a line leave the model no room (names the line).
+            ValueError: the arguments contradict each other; names the argument.
         """
+        _refuse_text("lines", lines)
+        if prefixes is not None and len(prefixes) != len(lines):
+            raise ValueError(f"prefixes: must be one for each of the {len(lines)} lines, not {len(prefixes)}")
         if terms is not None and config.sampling is not None:
             raise ValueError("terms: are of the search; leave sampling out")
         if config.sampling is None and config.n_best > search.beam:
@@ -204,7 +214,12 @@ class Translator:
 
         Raises:
             UserError: a text is longer than the model can read, or the model has no cross-attention.
+            ValueError: there are not as many translations as sources.
         """
+        _refuse_text("sources", sources)
+        _refuse_text("translations", translations)
+        if len(sources) != len(translations):
+            raise ValueError(f"translations: must be one for each source, {len(sources)}, not {len(translations)}")
         encoded = [self.tokenizer.encode_arrays(list(texts)) for texts in (sources, translations)]
         room = self.max_tokens
         for number, pair in enumerate(zip(*encoded, strict=True), start=1):
@@ -215,7 +230,7 @@ class Translator:
 
     def _parts(self, lines: Sequence[str], split: Split, first_line: int) -> Iterator[list[Part]]:
         """The parts of each line, at least one."""
-        room = self.max_tokens
+        room, trained = self.max_tokens, self.longest_trained
         lengths = [len(ids) for ids in self.tokenizer.encode_arrays(list(lines))]
 
         def fits(text: str) -> bool:
@@ -223,7 +238,15 @@ class Translator:
 
         for number, (line, length) in enumerate(zip(lines, lengths, strict=True), start=first_line):
             is_long = room is not None and length > room
-            if split is Split.never or not (is_long or split is Split.sentences):
+            if split is Split.long and not is_long and trained is not None and length > trained:
+                parts = sentences(line)
+                log.warning(
+                    "line %d has %d tokens, and the longest sentence that the model was trained on %d: %s",
+                    *(number, length, trained),
+                    f"it is translated in {len(parts)} parts" if len(parts) > 1 else "its translation may be poor",
+                )
+                yield parts if len(parts) > 1 else [(line, "")]
+            elif split is Split.never or not (is_long or split is Split.sentences):
                 if is_long:
                     log.warning(
                         "line %d has %d tokens and is cut to the %d that the model can read", number, length, room
@@ -283,6 +306,12 @@ class Translator:
         for hypotheses in lists:
             own = [next(made) for _ in hypotheses]
             yield own or [EMPTY if config.align else replace(EMPTY, alignment=None)]
+
+
+def _refuse_text(name: str, texts: Sequence[str]) -> None:
+    """A text is a sequence of texts to Python, so that each letter would be translated by itself."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name}: must be a list of lines, not one text: [{texts[:40]!r}]")
 
 
 ALIGNED_AT_A_TIME = 64

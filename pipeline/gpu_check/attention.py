@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transloom.model.attention import CrossAttention, Grid, SelfAttention
+from transloom.model.attention import CrossAttention, SelfAttention
 from transloom.model.config import TransformerConfig
+from transloom.model.grid import Grid
 from transloom.model.losses import label_smoothed_cross_entropy
 from transloom.model.packing import Layout
 from transloom.model.transformer import Transformer

@@ -36,7 +36,10 @@ class LexicalAligner:
         return source.astype(np.int64)[:, None] * self._size + target.astype(np.int64)
 
     def align(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """(T,) the place of the likeliest source token of each target token; of equally likely ones the first."""
+        """(T,) the place of the likeliest source token of each target token, of equally likely ones the first; -1 for a
+        target token that stood in no pair with any of them."""
         keys = self._keys(source, target)
         entry = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
-        return np.where(self._known[entry] == keys, self._probability[entry], 0.0).argmax(axis=0)
+        is_known = (self._known[entry] == keys) & (target < self._size)
+        likeliest = np.where(is_known, self._probability[entry], 0.0).argmax(axis=0)
+        return np.where(is_known.any(axis=0), likeliest, -1)

@@ -43,11 +43,13 @@ def take_sample(task: Task, split: str, count: int, longest: int | None = None, 
         longest: tokens of the longest example to take; None: any number.
         least_share: shorter examples than this share of the longest one are left out.
     Raises:
-        UserError: all examples are longer.
+        UserError: there are no examples, or all are longer.
     """
     examples = task.examples(split)
     if examples.columns != ("source", "target"):  # an epoch of pairs is mixed and weighted for training
         examples = task.epoch(examples, 0, 0)
+    if not len(examples):
+        raise UserError(f"{split}: has no examples; set split= to one that has")
     sizes = examples.lengths.max(axis=1)
     rows = np.flatnonzero(sizes <= (sizes.max() if longest is None else longest))
     if len(rows):

@@ -1,4 +1,4 @@
-"""How much a token's embedding changes the loss at a text's last position, by their distance: whether a model can learn
+"""How much a token's embedding changes the loss of a text's last token, by their distance: whether a model can learn
 what is far apart (Hochreiter 1991; Bengio et al. 1994)."""
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transloom.pipeline.data.prompt_batches import PromptBatch
 from transloom.pipeline.inside.examples import Sample, is_pairs, plain_objective
 
 NEAR = 10  # tokens: what is nearer is not of the fit; there the residual path alone counts
@@ -19,7 +20,8 @@ class GradientByDistance:
     """The norm of the gradient by distance.
 
     Attributes:
-        norms: (L,) of d loss(last position) / d embedding, the mean over texts; norms[t] at t tokens before the last.
+        norms: (L,) of d loss(last token) / d embedding, the mean over texts; norms[t] at t tokens before the position
+            that predicts the last token.
     """
 
     norms: np.ndarray
@@ -52,20 +54,24 @@ class GradientByDistance:
 
     @property
     def spread(self) -> float:
-        """The largest by the smallest of the means at the table's distances beyond NEAR tokens."""
+        """The largest by the smallest of the means at the table's distances beyond NEAR tokens; infinite where fp32 has
+        lost the smallest, NaN where it has lost all or there are none."""
         means = [self.mean_at(distance) for distance in self.distances if distance > NEAR]
-        return max(means) / max(min(means), FLOOR) if means else float("nan")
+        if max(means, default=0.0) <= FLOOR:
+            return float("nan")
+        return max(means) / min(means) if min(means) > FLOOR else float("inf")
 
 
 def gradient_by_distance(model: Any, sample: Sample) -> GradientByDistance:
-    """The mean over the sample's texts, each cut at its beginning to the length of the shortest.
+    """The mean over the sample's texts, each cut at its beginning to the length of the shortest. Of a prompt and its
+    response the last token is the last one before the end of text.
 
     Args:
         model: of one stack, in evaluation mode, with trained weights or random ones.
     """
     objective, device = plain_objective(sample.task, model), model.embedding.weight.device
+    norms: np.ndarray | None = None
     shortest = int(sample.examples.lengths[sample.rows].max(axis=1).min())
-    norms = np.zeros(shortest)
     for batch, count in sample.batches():
         assert not is_pairs(batch)
         moved = batch.to(device)
@@ -77,26 +83,30 @@ def gradient_by_distance(model: Any, sample: Sample) -> GradientByDistance:
 
         hook = model.embedding.register_forward_hook(keep)
         try:
-            with torch.enable_grad():
+            # cuDNN has no backward pass of an LSTM in evaluation mode.
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 hidden = model(moved.tokens, moved.layout)
         finally:
             hook.remove()
         ends = moved.layout.lengths.cumsum(0)[:count]
-        labels = _last_labels(moved, ends)
-        logits = torch.nn.functional.linear(hidden[ends - 1], objective.model.output_weight)
+        last, labels = _last_tokens(moved, ends)
+        logits = torch.nn.functional.linear(hidden[last], objective.model.output_weight)
         torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").backward()
         (of_embedding,) = (part.grad for part in embedded)
         assert of_embedding is not None
         by_token = of_embedding.float().norm(dim=-1)
-        for end in ends.tolist():
-            norms += by_token[end - shortest : end].flip(0).double().cpu().numpy()
+        if norms is None:
+            norms = np.zeros(shortest - int(ends[0] - 1 - last[0]))
+        for place in last.tolist():
+            norms += by_token[place + 1 - len(norms) : place + 1].flip(0).double().cpu().numpy()
     model.zero_grad()
+    assert norms is not None
     return GradientByDistance(norms / len(sample.rows))
 
 
-def _last_labels(batch: Any, ends: Tensor) -> Tensor:
-    """(B,) the token that each text's last position predicts."""
-    if hasattr(batch, "places"):  # prompts: positions that predict a token
-        order = torch.searchsorted(batch.places, ends - 1)
-        return batch.labels[order]
-    return batch.labels[ends - 1]
+def _last_tokens(batch: Any, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Each text's last token, (B,), and the position that predicts it, (B,)."""
+    if isinstance(batch, PromptBatch):  # the last position predicts the end of text, the one before the last token
+        last = ends - 2
+        return last, batch.labels[torch.searchsorted(batch.places, last)]
+    return ends - 1, batch.labels[ends - 1]

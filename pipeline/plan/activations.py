@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from transloom.model.attention import LONG
 from transloom.model.build import ModelConfig
 from transloom.model.config import (
     Activation,
@@ -22,6 +21,7 @@ from transloom.model.config import (
     RecurrentDecoderConfig,
     TransformerConfig,
 )
+from transloom.model.kernels.attention import LONG
 from transloom.model.linear_attention import CHUNK
 from transloom.model.window import Window
 

@@ -1,5 +1,6 @@
 """`transloom evaluate <run> on=…`: any test set, several references, sacreBLEU's names; scores under own names."""
 
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_mlflow_is_told_under_names_of_its_own(root: Path, monkeypatch: pytest.M
     assert tags[f"{apart}.signature.bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
     assert tags[f"{apart}.steps"] == "1, 2"
     assert (root / "runs" / "first" / DRIVER_SPOOL).exists()
+
+
+def test_two_test_sets_of_one_file_name_have_scores_of_their_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transloom.jobs.runs.evaluate_on, "sync_run", lambda folder, uri: "id")
+    source = lines_of(root / "news.en", SOURCES)
+    for folder, lines in (("a", SOURCES), ("b", SOURCES[::-1]), ("a", SOURCES)):
+        (root / folder).mkdir(exist_ok=True)
+        reference = lines_of(root / folder / "news.de", lines)
+        assert main(["first", f"on={source},{reference}", f"output_dir={root}", *FAST]) == 0
+    records = driver_records(root / "runs" / "first")
+    logged = [name for record in records for name in record.get("metrics", {}) if name.endswith("/chrf")]
+    assert len(logged) == 3 and logged[0] == logged[2] != logged[1]
+    assert re.fullmatch(r"on_news\.de-[0-9a-f]{8}_beam1.*", logged[1])
 
 
 @pytest.fixture

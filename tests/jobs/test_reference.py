@@ -59,6 +59,11 @@ def test_a_misspelt_name_suggests_the_nearest(topic, nearest):
         print_topic(topic)
 
 
+def test_a_word_that_is_no_setting_is_explained_by_the_commands_that_take_it(capsys):
+    print_topic("on")
+    assert capsys.readouterr().out.count("transloom evaluate … on=") == 3
+
+
 def test_a_jobs_own_section_is_read_by_that_job_alone():
     assert readers("race.lengths") == ["race"]
     assert readers("sweep.trials") == ["sweep", "submit", "resume"]

@@ -92,6 +92,17 @@ def test_a_column_of_a_table_by_number_and_by_name(translate: Callable[..., str]
     assert translate(*words, lines=[header, *rows]) == f"{header}\ttranslation\talignment\n{expected}"
 
 
+def test_a_short_row_is_filled_up_and_a_long_one_refused(translate: Callable[..., str]) -> None:
+    rows = [f"id\t{LINES[0]}\tnote", f"id\t{LINES[0]}"]
+    first, second = translate("column=2", lines=rows).split("\n")[:-1]
+    assert first.split("\t")[:3] == rows[0].split("\t") and second.split("\t")[:3] == [*rows[1].split("\t"), ""]
+    assert first.split("\t")[3:] == second.split("\t")[3:]
+    with pytest.raises(UserError, match=r"text, line 3: has 4 columns, .* first line 3"):
+        translate("column=text", lines=["id\ttext\tnote", *rows[:1], f"{rows[0]}\tmore"])
+    many = translate("column=2", "format=jsonl", lines=[rows[1], rows[0]])
+    assert [json.loads(line)["source"] for line in many.split("\n")[:-1]] == [LINES[0], LINES[0]]
+
+
 def test_terms_and_samples(translate: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "terms").write_text("Hund\tHaus\n", encoding="utf-8")
     records = [json.loads(line) for line in translate(f"terms={tmp_path / 'terms'}", "format=jsonl").split("\n")[:-1]]

@@ -6,8 +6,10 @@ from reference_varlen import reference_varlen
 from torch import Tensor, nn
 
 import transloom.model.attention
-from transloom.model.attention import CrossAttention, Grid, SelfAttention, attend, causal_mask, grid_of, padding_mask
+from transloom.model.attention import CrossAttention, SelfAttention
 from transloom.model.config import TransformerConfig
+from transloom.model.grid import Grid, causal_mask, grid_of, padding_mask
+from transloom.model.kernels.attention import attend
 from transloom.model.packing import Layout
 from transloom.model.transformer import Transformer
 

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import transloom.model.attention
 from transloom.jobs.config.compose import load_config
-from transloom.model.attention import grid_of
 from transloom.model.config import Activation, Attention, DecoderConfig, FeatureMap, Norm, Normalization, Positions
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import count_parameters, multiply_adds
+from transloom.model.grid import grid_of
 from transloom.model.packed_linear import pack_linears
 from transloom.model.packing import Layout
 

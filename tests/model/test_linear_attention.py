@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import transloom.model.linear_attention
-from transloom.model.attention import Grid, SelfAttention
+from transloom.model.attention import SelfAttention
 from transloom.model.config import Attention, DecoderConfig, FeatureMap, Positions
 from transloom.model.decoder_only import DecoderOnly
 from transloom.model.flops import count_parameters
+from transloom.model.grid import Grid
 from transloom.model.linear_attention import EluFeatures, RandomFeatures, RunningSums, attend_linear
 from transloom.model.packing import Layout
 

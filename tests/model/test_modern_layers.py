@@ -7,11 +7,12 @@ import torch
 from packed import SIZES, VOCAB, make_transformer, pack, run, sentences
 from torch import nn
 
-from transloom.model.attention import Grid, SelfAttention, rotate
+from transloom.model.attention import SelfAttention
 from transloom.model.config import Activation, Norm, Normalization, Positions, TransformerConfig
+from transloom.model.grid import Grid
 from transloom.model.layers import FeedForward, make_normalization
 from transloom.model.packing import Layout
-from transloom.model.positions import rotations
+from transloom.model.positions import rotate, rotations
 from transloom.model.transformer import Transformer
 
 LENGTH, WIDTH = 9, 6

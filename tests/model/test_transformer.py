@@ -8,9 +8,10 @@ import torch
 from packed import SIZES, VOCAB, make_transformer, run, sentences
 from torch import Tensor, nn
 
-from transloom.model.attention import attend, causal_mask
 from transloom.model.config import Norm, Positions, TransformerConfig
 from transloom.model.dropout import Dropout
+from transloom.model.grid import causal_mask
+from transloom.model.kernels.attention import attend
 from transloom.model.packing import Layout, from_grid, to_grid
 from transloom.model.positions import sinusoids
 from transloom.model.transformer import Transformer

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import transloom.model.window
-from transloom.model.attention import Grid, SelfAttention
+from transloom.model.attention import SelfAttention
+from transloom.model.grid import Grid
 from transloom.model.packing import Layout
 from transloom.model.positions import alibi_slopes
 from transloom.model.window import RingCache, Window

@@ -31,6 +31,7 @@ def _raise(error: BaseException):
         (errno.EFBIG, "{} can't be written: File too large"),
         (errno.EACCES, "no permission for {}"),
         (errno.EPERM, "no permission for {}"),
+        (errno.ENAMETOOLONG, "{}: its name is too long for the file system"),
     ],
 )
 def test_each_trouble_names_the_file(tmp_path: Path, number: int, said: str):

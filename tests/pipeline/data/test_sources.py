@@ -14,7 +14,7 @@ from transloom.jobs.config.compose import from_dict, load_config, to_dict
 from transloom.pipeline.data.clean import CleanConfig
 from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, corpus_fingerprint, read_pairs
 from transloom.pipeline.data.mix import draw_counts, drawn
-from transloom.pipeline.data.prepare import prepare
+from transloom.pipeline.data.prepare import prepare, prepare_corpus
 from transloom.pipeline.data.remote import with_local_files
 from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig
 from transloom.pipeline.errors import UserError
@@ -115,8 +115,11 @@ def test_text_patterns_pair_files_by_their_names_and_sources_keep_their_order(tm
         ("a.tmx.gz", gzip.compress(TMX.encode())[:-20], r"a\.tmx\.gz: not a whole gzip file"),
         ("a.tsv", "a\tb\nc\n", r"^corpus\.train\.sources\[0\]\.target_column: .*a\.tsv line 2 has 1 columns"),
         ("a.jsonl", '{"en": "a"}\n', r"^corpus\.train\.sources\[0\]\.target_column: no column 'de'.*line 1"),
-        ("a.jsonl", '{"en"\n', r"a\.jsonl.line 1: is not JSON|a\.jsonl, line 1: is not JSON"),
+        ("a.jsonl", '{"en"\n', r"a\.jsonl, line 1: is not JSON: Expecting .* at character 6\. "),
         ("a.po", 'msgid "a"\ngarbage\n', r"a\.po line 2: not a PO file"),
+        ("a.po", 'msgid "a"\nmsgstr "Hallo\n', r"a\.po line 2: not a PO file .*quotation mark"),
+        ("a.po", 'msgid "a"\nmsgstr Hallo"\n', r"a\.po line 2: not a PO file"),
+        ("a.po", 'msgid "a "b" c"\nmsgstr "d"\n', r"a\.po line 1: not a PO file"),
         ("a.txt", "a\n", r"^corpus\.train\.sources\[0\]\.files: .*a\.txt ends in \.txt"),
     ],
 )  # fmt: skip
@@ -124,6 +127,32 @@ def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path, name, conten
     file = write(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
         pairs_of({"files": file})
+
+
+def test_units_of_one_language_are_counted_in_train_and_no_part_of_a_test_set(tmp_path):
+    files = [write(tmp_path / "m.tmx", TMX), write(tmp_path / "n.xliff", XLIFF2), write(tmp_path / "m.po", PO)]
+    plural = (
+        PO[: PO.index("\n\n")].replace("nplurals=2", "nplurals=3")
+        + '\n\nmsgid "a"\nmsgid_plural "b"\nmsgstr[0] "c"\nmsgstr[1] "d"\nmsgstr[2] "e"\n'
+    )
+    files.append(write(tmp_path / "p.po", f'{plural}\nmsgid "x"\nmsgstr ""\n'))
+    test = SplitConfig(sources=[{"files": files}])
+    corpus = corpus_of({"files": files}, validation=test, test=test)
+    assert len(list(read_pairs(corpus, "test"))) == 5
+    stage = prepare_corpus(corpus, CleanConfig(decontaminate=False), tmp_path / "out")
+    counts = stage.manifest["counts"]
+    assert counts["dropped"] == {"untranslated": 5} and counts["splits"]["test"]["pairs"] == 5
+    assert [example.partition("line ")[2] for example in counts["examples"]["untranslated"]] == [
+        "6: has no text in de.",
+        "3: has no text in de.",
+        "5: is marked fuzzy.",
+    ]
+
+
+def test_a_quotation_mark_in_a_string_and_other_charsets_are_no_damage(tmp_path):
+    header = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=SHIFT_JIS\\n"\n\n'
+    text = header + '#~ msgid "gone"\n#~ msgstr ""\n  msgid   "a \\"b\\" \\\\"\nmsgstr "\u8868"\n'
+    assert pairs_of({"files": write(tmp_path / "a.po", text.encode("shift_jis"))}) == [('a "b" \\', "\u8868")]
 
 
 def test_a_bomb_of_entities_and_an_endless_tag_take_no_memory(tmp_path):
@@ -145,6 +174,8 @@ def test_unequal_lines_empty_patterns_and_unequal_numbers_of_files_are_refused_b
         pairs_of({"source": "b.en.gz", "target": "a.de"}, path=str(tmp_path))
     with pytest.raises(UserError, match=rf"{key}\.files: no file matches"):
         pairs_of({"files": str(tmp_path / "*.tmx")})
+    with pytest.raises(UserError, match=rf"{key}\.files: {tmp_path} is a folder\. Name files in it: "):
+        pairs_of({"files": str(tmp_path)})
     with pytest.raises(UserError, match=rf"{key}\.source: no such file"):
         pairs_of({"source": "x*.en", "target": "a.de"}, path=str(tmp_path))
     with pytest.raises(UserError, match=rf"{key}\.source: matches 2 files and .*target 1"):

@@ -51,7 +51,7 @@ def test_an_xliff_file_gets_its_targets_and_keeps_every_other_byte() -> None:
         '\n      <target>HELLO <g id="1">BRAVE</g> WORLD &amp; <x id="2"/>ALL</target>',
         '<target>PRESS <bpt id="1">&lt;b&gt;</bpt>OK<ept id="1">&lt;/b&gt;</ept></target>',
         '<target state="needs-review-translation">TO DO</target>',
-        "<target>A &lt; B</target>",
+        '<target><mrk mtype="seg" mid="0">A &lt; B</mrk></target>',
         '<target>SEE <mrk mtype="protected">main.c</mrk> NOW</target>',
         '<target><x id="1"/></target>',
     ]
@@ -97,7 +97,30 @@ def test_xliff_2_with_prefixes_of_names() -> None:
         1,
     )
     expected = expected.replace("<x:target>c</x:target>", "<x:target>C</x:target>")
+    expected = expected.replace('state="initial"', 'state="translated"')
     assert result == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "own", "message"),
+    [
+        ('<xliff version="2.0" srcLang="fr" trgLang="de"><file/></xliff>', ("fr", "de"), "source language is fr"),
+        ('<xliff><file source-language="en-GB" target-language="es"/></xliff>', ("en", "es"), "target language is es"),
+    ],
+)
+def test_a_file_of_other_languages_is_refused(file: str, own: tuple[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^my\.xml, line 1: its {message}"):
+        translated(file, source_language="en", target_language="de")
+    assert translated(file, source_language=own[0], target_language=own[1])[0] == file
+
+
+def test_the_segments_of_a_unit_are_in_its_target() -> None:
+    mark = '<mrk mtype="seg" mid="{}">{}</mrk>'.format
+    unit = f"<source>a b. c d.</source><seg-source>{mark(0, 'a b.')} {mark(1, 'c d.')}</seg-source>"
+    for target in ("", f"<target>{mark(0, '')}{mark(1, '')}</target>"):
+        result, _ = translated(f"<xliff><trans-unit>{unit}{target}</trans-unit></xliff>")
+        whole = f"<target>{mark(0, 'A B.')} {mark(1, 'C D.')}</target>"
+        assert result == f"<xliff><trans-unit>{unit}{whole}</trans-unit></xliff>"
 
 
 TMX = """<?xml version="1.0"?>

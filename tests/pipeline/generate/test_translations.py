@@ -200,6 +200,23 @@ def test_long_lines_are_translated_in_parts(folders: dict[str, Path], caplog: py
     assert sentences.text == " ".join(translator.translate(["Hund.", "Haus."], SEARCH)).strip()
 
 
+def test_lines_longer_than_any_of_train_are_translated_in_sentences(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    translator = Translator.load(folders["transformer"], CPU)
+    text = "Der Hund läuft. Der Hund mag das Haus."
+    whole, apart = translator.translate([text], SEARCH), translator.translate(text.split(" ", 3)[3:], SEARCH)
+    assert not caplog.messages and translator.longest_trained is None
+    trained = replace(translator, about=translator.about | {"longest_trained": 12})
+    found = trained.translate([text, "Hund" * 12, "Hund"], SEARCH)
+    assert found[0] != whole[0] and found[0].endswith(apart[0])
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "it is translated in 2 parts",
+        "its translation may be poor",
+    ]
+    assert trained.translations([text], SEARCH, TranslateConfig(split=Split.never))[0][0].text == whole[0]
+
+
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_attention_in_a_batch_is_that_of_each_pair_alone(folders: dict[str, Path], name: str) -> None:
     translator = Translator.load(folders[name], CPU)
@@ -244,6 +261,16 @@ def test_a_model_without_cross_attention_aligns_nothing(folders: dict[str, Path]
     encoder = Transformer(TRANSFORMER, 320).encoder
     with pytest.raises(UserError, match=r"^align: a ModuleList has no attention to the source"):
         attention_of(encoder, [np.array([5, EOS_ID])], [np.array([6, EOS_ID])])
+
+
+def test_arguments_that_do_not_go_together_are_refused(translator: Translator) -> None:
+    for call, name in (
+        (lambda: translator.translate("Hund"), "lines"),
+        (lambda: translator.translations(["Hund"], prefixes=["a", "b"]), "prefixes"),
+        (lambda: translator.align(["Hund"], []), "translations"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: "):
+            call()
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

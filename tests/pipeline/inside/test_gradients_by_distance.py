@@ -61,17 +61,19 @@ def test_it_is_the_gradient_of_the_last_loss_in_each_embedding(make: Any) -> Non
         changed = tokens.clone()
         changed[place] = VOCAB
         hidden = model(changed, Layout.of(torch.tensor([len(tokens)])))
-        torch.nn.functional.cross_entropy(hidden[-1] @ output.T, torch.tensor(END)).backward()
+        # The text is a prompt and 1, 2; the position of 1 predicts the last token before the end of text.
+        torch.nn.functional.cross_entropy(hidden[-2] @ output.T, torch.tensor(2)).backward()
         assert apart.weight.grad is not None
         expected.append(float(apart.weight.grad[VOCAB].norm()))
         model.embedding = torch.nn.Embedding.from_pretrained(apart.weight.detach()[:VOCAB], freeze=False)
-    np.testing.assert_allclose(result.norms, expected[::-1], rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(result.norms, expected[-2::-1], rtol=1e-4, atol=1e-12)
+    assert expected[-1] == 0
 
 
 def test_a_window_ends_it() -> None:
     model = transformer(attention=Attention.window, window=6).eval()
     norms = gradient_by_distance(model, sample()).norms
-    assert len(norms) == 32
+    assert len(norms) == 31
     assert (norms[:6] > 0).all() and (norms[6:] == 0).all()
 
 
@@ -85,3 +87,4 @@ def test_the_rate_of_an_exponential_and_of_none() -> None:
     assert flat.distances == [1, 2, 5, 10, 20, 50, 100, 200, 299]
     gone = GradientByDistance(np.where(distances < 150, np.exp(-0.3 * distances), 0.0))  # lost in fp32
     assert gone.rate == pytest.approx(0.3)
+    assert gone.spread == float("inf") and np.isnan(GradientByDistance(np.zeros(300)).spread)

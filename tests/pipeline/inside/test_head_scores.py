@@ -91,3 +91,5 @@ def test_alignments_follow_from_which_words_stand_together() -> None:
     aligner = LexicalAligner(sources, targets)
     for source, target, order in zip(sources, targets, orders, strict=True):
         assert aligner.align(source, target).tolist() == order.tolist()
+    # 60 was in no pair; 171 is beyond all target tokens, so that 0 and 171 have the key of 1 and 70.
+    assert aligner.align(np.array([0, 3]), np.array([60, 171, 97])).tolist() == [-1, -1, 1]
