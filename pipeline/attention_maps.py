@@ -23,7 +23,8 @@ from transloom.pipeline.data.text_tokenizer import TextTokenizer
 from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.beam import BeamConfig
-from transloom.pipeline.generate.translator import Translator, translate_tokens
+from transloom.pipeline.generate.decoding import translate_tokens
+from transloom.pipeline.generate.translator import Translator
 
 WORD_START = "\u2581"  # SentencePiece's mark
 END_LABEL = "<end>"  # of a text, with which a language model also begins

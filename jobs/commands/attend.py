@@ -16,8 +16,8 @@ from transloom.jobs.terminal.console import console
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import hash_of
 from transloom.pipeline.run_folder import ATTENTION_FOLDER, DRIVER_SPOOL, INSIDE_FOLDER
+from transloom.pipeline.tracking.run_page import sync_run
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import sync_run
 
 if TYPE_CHECKING:
     from transloom.pipeline.generate.beam import BeamConfig

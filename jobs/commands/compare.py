@@ -217,8 +217,8 @@ def runs_of_query(config: "Config", criteria: str, root: Path) -> list[str]:
     """
     from transloom.jobs.terminal.console import console
     from transloom.pipeline.files import read_json
+    from transloom.pipeline.tracking.address import local_store, tracking_uri
     from transloom.pipeline.tracking.mlflow_store import find_runs
-    from transloom.pipeline.tracking.uploader import local_store, tracking_uri
 
     uri = tracking_uri(config.tracking, root)
     if uri == local_store(root) and not (root / "mlflow.db").exists():

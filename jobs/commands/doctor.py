@@ -100,7 +100,7 @@ def _network(nodes: Sequence[dict[str, Any]]) -> list[Finding]:
 
 def _tracking(config: "Config") -> list[Finding]:
     from transloom.pipeline.secrets import redacted
-    from transloom.pipeline.tracking.uploader import refuse_unreachable, tracking_uri
+    from transloom.pipeline.tracking.address import refuse_unreachable, tracking_uri
 
     if not config.tracking.enabled:
         return [Finding("MLflow", "off")]

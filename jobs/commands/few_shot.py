@@ -169,8 +169,8 @@ def _print(result: Mapping[str, Any], metric: "Metric") -> None:
 
 def _log(run: Run, result: Mapping[str, Any], name: str, tracking: Any) -> None:
     """Writes the result beside the run's other tables, and adds it to the run's page in MLflow."""
+    from transloom.pipeline.tracking.run_page import sync_run
     from transloom.pipeline.tracking.tracker import SpoolTracker
-    from transloom.pipeline.tracking.uploader import sync_run
 
     file = run.folder / TABLES_FOLDER / f"{name}.json"
     with only_owner(run):

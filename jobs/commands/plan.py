@@ -21,7 +21,7 @@ from transloom.jobs.training.precision import warn_of_slow_precision
 from transloom.model.build import architecture_of
 from transloom.model.config import LanguageModelConfig
 from transloom.model.flops import count_parameters
-from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.labelled import LabelledConfig
 from transloom.pipeline.data.prepare import Prepared
 from transloom.pipeline.data.prompts import PromptsConfig

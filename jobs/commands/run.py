@@ -7,7 +7,7 @@ from transloom.jobs.runs.workspace import run_for
 from transloom.jobs.training.prepare import found_prepared, prepare_stage
 from transloom.jobs.training.stages import done_before, finish_run
 from transloom.jobs.training.trainer import engine_modules, import_trainer
-from transloom.pipeline.data.corpus import CorpusKind
+from transloom.pipeline.data.corpus_config import CorpusKind
 from transloom.pipeline.data.documents import DocumentsKind
 
 

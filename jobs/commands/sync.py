@@ -15,16 +15,9 @@ from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json
 from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_RECORD, RUNS_FOLDER, SWEEPS_FOLDER
 from transloom.pipeline.secrets import redacted
+from transloom.pipeline.tracking.address import TrackingConfig, refuse_unreachable, store_of
+from transloom.pipeline.tracking.run_page import add_parent, is_uploaded, record_death, upload_run
 from transloom.pipeline.tracking.spool import driver_records, last_status
-from transloom.pipeline.tracking.uploader import (
-    TrackingConfig,
-    add_parent,
-    is_uploaded,
-    record_death,
-    refuse_unreachable,
-    store_of,
-    upload_run,
-)
 
 TRIAL = re.compile(r"(.+?)-\d{3,}(-seed\d+)?")  # of a sweep, see sweep.py
 

@@ -16,8 +16,8 @@ from transloom.pipeline.run_folder import RUN_RECORD, RUNS_FOLDER
 from transloom.pipeline.secrets import redacted
 from transloom.pipeline.tasks.build import selecting_metric
 from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.address import local_store, recorded_uri, run_url, tracking_uri, ui_command
 from transloom.pipeline.tracking.relocate import ARTIFACTS, settle_store
-from transloom.pipeline.tracking.uploader import local_store, recorded_uri, run_url, tracking_uri, ui_command
 from transloom.pipeline.tracking.view import KEY, runs_url, view_key
 
 HOST = "127.0.0.1"

@@ -9,7 +9,7 @@ from transloom.model.build import architecture_of
 from transloom.model.config import DecoderConfig, LanguageModelConfig, TransformerConfig
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.documents import DocumentsConfig
 from transloom.pipeline.data.labelled import LabelledConfig
 from transloom.pipeline.data.prompts import PromptsConfig
@@ -21,7 +21,7 @@ from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.secrets import redacted
 from transloom.pipeline.sweep.config import SweepConfig
 from transloom.pipeline.tasks.build import TaskName
-from transloom.pipeline.tracking.uploader import TrackingConfig
+from transloom.pipeline.tracking.address import TrackingConfig
 from transloom.pipeline.train.engine import EngineConfig, OptimizerConfig, PrecisionConfig
 from transloom.pipeline.train.schedule import ScheduleConfig, check_total
 from transloom.pipeline.train.session import TrainConfig

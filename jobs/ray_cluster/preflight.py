@@ -19,7 +19,7 @@ from transloom.pipeline.disk import refuse_unwritable
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.evaluate.tokenizers import load_tokenizer
 from transloom.pipeline.storage import files as storage
-from transloom.pipeline.tracking.uploader import refuse_unreachable, tracking_uri
+from transloom.pipeline.tracking.address import refuse_unreachable, tracking_uri
 
 ROOM_SECONDS = 40.0
 NODE_SECONDS = 50.0

@@ -24,8 +24,8 @@ from transloom.pipeline.model_folder import read_about
 from transloom.pipeline.run_folder import DRIVER_SPOOL, HYPOTHESES_FILE, RESULT_FILE, TESTS_FOLDER
 from transloom.pipeline.tasks.build import TaskName
 from transloom.pipeline.tasks.samples import sample_places
+from transloom.pipeline.tracking.run_page import sync_run
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import sync_run
 
 COPY = "copied source"  # the baseline: what a translator is worth that changes nothing
 

@@ -21,7 +21,8 @@ from transloom.jobs.runs.workspace import Run, locked, own_config, stage_folder
 from transloom.jobs.terminal.console import clock, console
 from transloom.model.build import architecture_of
 from transloom.pipeline.data.clean import EXAMPLES
-from transloom.pipeline.data.corpus import CorpusConfig, drawn_counts
+from transloom.pipeline.data.corpus import drawn_counts
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.prepare import Prepared, unit_of
 from transloom.pipeline.errors import UserError
@@ -46,9 +47,11 @@ from transloom.pipeline.run_folder import (
 from transloom.pipeline.secrets import redacted
 from transloom.pipeline.tasks.build import corpus_baselines, loss_unit, selecting_metric, token_columns
 from transloom.pipeline.tasks.task import Evaluation, Metric
+from transloom.pipeline.tracking.address import run_url, tracking_uri
+from transloom.pipeline.tracking.run_page import end_dead_run
 from transloom.pipeline.tracking.spool import last_status, read_points
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import MlflowTracker, end_dead_run, run_url, tracking_uri
+from transloom.pipeline.tracking.uploader import MlflowTracker
 from transloom.pipeline.train.checkpoint import lineage, snapshot_path
 
 # MLflow's pages draw a curve for a metric with steps, and bars that compare runs for a metric without steps. Values

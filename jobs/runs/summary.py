@@ -13,7 +13,8 @@ from transloom.jobs.runs.workspace import Run, stage_folder
 from transloom.jobs.terminal.console import clock, console, table
 from transloom.model.build import architecture_of
 from transloom.pipeline.data.clean import RULES, CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, drawn_counts
+from transloom.pipeline.data.corpus import drawn_counts
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.prepare import Prepared, unit_of
 from transloom.pipeline.data.prompts import PromptsConfig, Template

@@ -23,8 +23,8 @@ from transloom.pipeline.run_folder import (
     RUNS_FOLDER,
     SWEEPS_FOLDER,
 )
+from transloom.pipeline.tracking.run_page import record_name, set_deleted, upload_run
 from transloom.pipeline.tracking.spool import driver_records
-from transloom.pipeline.tracking.uploader import record_name, set_deleted, upload_run
 from transloom.pipeline.train.checkpoint import lineage
 from transloom.pipeline.untrusted import read_yaml
 

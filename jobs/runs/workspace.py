@@ -15,7 +15,7 @@ from transloom.jobs.config.schema import Config, refuse_contradictions
 from transloom.jobs.terminal.console import StatusLine, console, counter
 from transloom.jobs.training.precision import with_precision
 from transloom.model.build import architecture_of
-from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.prepare import Prepared
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import (

@@ -9,7 +9,7 @@ from transloom.jobs.ray_cluster.session import map_over_cluster
 from transloom.jobs.runs.summary import print_cleaning
 from transloom.jobs.runs.workspace import bring_stage, output_dir, prepared_before
 from transloom.jobs.terminal.console import StatusLine, begin_stage, console, counter
-from transloom.pipeline.data.corpus import CorpusConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig
 from transloom.pipeline.data.longest import refuse_longer
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.prepare import Prepared

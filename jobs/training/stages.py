@@ -9,7 +9,7 @@ from transloom.jobs.runs.workspace import Run, has_run, only_owner, output_dir, 
 from transloom.jobs.training.evaluate import evaluate_stage, is_evaluated, kept_result
 from transloom.jobs.training.train import is_trained, train_stage
 from transloom.pipeline.data.prepare import Prepared
-from transloom.pipeline.tracking.uploader import is_reported
+from transloom.pipeline.tracking.run_page import is_reported
 
 
 def finish_run(run: Run, prepared: Prepared) -> tuple[dict[str, Any], float | None, float | None]:

@@ -87,7 +87,8 @@ def make_searcher(task: SearchTask) -> tuple[Callable[[Request], Found], Ready]:
 
 def _ours(task: SearchTask) -> Search:
     from transloom.model.packed_linear import pack_linears
-    from transloom.pipeline.generate.translator import Translator, translate_tokens
+    from transloom.pipeline.generate.decoding import translate_tokens
+    from transloom.pipeline.generate.translator import Translator
 
     dtype = torch.bfloat16 if task.program is Program.ours_bf16 else torch.float32
     model = pack_linears(Translator.load(Path(task.folder), _device(task), dtype).model)

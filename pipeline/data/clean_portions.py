@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from transloom.pipeline.data.clean import CleanConfig, CleanReport, Evaluation, Invalid, clean_pairs, example
-from transloom.pipeline.data.corpus import HeldOut
 from transloom.pipeline.data.duplicates import find_duplicates, write_digests
+from transloom.pipeline.data.held_out import HeldOut
 from transloom.pipeline.data.overlap import bare_words
 from transloom.pipeline.data.pairs import SentencePair
 from transloom.pipeline.data.portions import UNTRANSLATED, Portion, map_portions, portion_pairs

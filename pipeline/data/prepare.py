@@ -14,21 +14,17 @@ from typing import Any
 from transloom.pipeline.data.clean import CleanConfig, CleanReport
 from transloom.pipeline.data.clean_portions import Rules, clean_split, invalid_line
 from transloom.pipeline.data.corpus import (
-    SPLITS,
-    CorpusConfig,
-    CorpusKind,
-    HeldOut,
     corpus_fingerprint,
     count_mix,
     count_pairs,
-    hold_out,
     mix_portions,
-    read_pairs,
     refuse_wrong_files,
     source_tags,
     split_portions,
     split_sources,
 )
+from transloom.pipeline.data.corpus_config import SPLITS, CorpusConfig, CorpusKind
+from transloom.pipeline.data.held_out import HeldOut, hold_out, read_pairs
 from transloom.pipeline.data.mix import MIX
 from transloom.pipeline.data.overlap import Sides
 from transloom.pipeline.data.pairs import SentencePair

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.corpus_config import SPLITS, CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.sources import as_settings, with_local_source
 from transloom.pipeline.progress import Progress, no_progress
 from transloom.pipeline.storage.files import GLOB, fetch_file, is_url

@@ -10,7 +10,7 @@ from transloom.pipeline.data.tokenizer import Tokenizer
 from transloom.pipeline.evaluate.scores import score
 from transloom.pipeline.evaluate.tokenizers import DEFAULT
 from transloom.pipeline.generate.beam import BeamConfig
-from transloom.pipeline.generate.translator import translate_tokens
+from transloom.pipeline.generate.decoding import translate_tokens
 from transloom.pipeline.ranks import gather, rank, world_size
 from transloom.pipeline.tasks.task import Evaluation, Examples
 

@@ -12,7 +12,8 @@ from transloom.pipeline.data.terminology import Terminology
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.align import pharaoh
 from transloom.pipeline.generate.beam import BeamConfig
-from transloom.pipeline.generate.translator import OnDone, TranslateConfig, Translation, Translator
+from transloom.pipeline.generate.decoding import OnDone
+from transloom.pipeline.generate.translator import TranslateConfig, Translation, Translator
 
 TRANSLATION, ALIGNMENT = "translation", "alignment"  # the columns that are added to a table with names
 

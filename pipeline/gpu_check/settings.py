@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transloom.model.config import TransformerConfig
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind
 from transloom.pipeline.data.tokenizer import TokenizerConfig
 from transloom.pipeline.generate.beam import BeamConfig
 from transloom.pipeline.train.engine import OptimizerConfig, PrecisionConfig

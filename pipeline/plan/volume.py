@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from transloom.pipeline.data.batches import BatchConfig, plan_epoch
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, text_files
+from transloom.pipeline.data.corpus import text_files
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind
 from transloom.pipeline.data.lines import read_lines
 from transloom.pipeline.data.pairs import SentencePair, open_pairs
 from transloom.pipeline.errors import UserError

@@ -10,7 +10,8 @@ import torch
 
 from transloom.model.build import ModelConfig, build_model
 from transloom.pipeline.data.batches import BatchConfig
-from transloom.pipeline.data.corpus import SPLITS, CorpusConfig, count_mix, count_pairs, refuse_wrong_files
+from transloom.pipeline.data.corpus import count_mix, count_pairs, refuse_wrong_files
+from transloom.pipeline.data.corpus_config import SPLITS, CorpusConfig
 from transloom.pipeline.data.lines import read_lines
 from transloom.pipeline.data.mix import MIX, drawn, mixed
 from transloom.pipeline.data.pairs import collate_pairs, open_pairs

@@ -23,7 +23,7 @@ import psutil
 from command import MARK, ROOT
 
 from transloom.jobs.ray_cluster.local_node import NODE_ENVIRONMENT
-from transloom.pipeline.tracking.uploader import ui_command
+from transloom.pipeline.tracking.address import ui_command
 
 START_SECONDS = 300.0
 END_SECONDS = 60.0

@@ -16,8 +16,10 @@ from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json, write_json
 from transloom.pipeline.model_folder import save_model
 from transloom.pipeline.run_folder import PREPARED_FILE
+from transloom.pipeline.tracking.address import TrackingConfig
+from transloom.pipeline.tracking.run_page import is_reported
 from transloom.pipeline.tracking.spool import last_status
-from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig, is_reported
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 PICTURES = {"alignment.png", "cross.png", "decoder.png", "encoder.png"}
 

@@ -15,7 +15,7 @@ from transloom.jobs.config.groups import groups
 from transloom.jobs.config.messages import CONTENDERS
 from transloom.jobs.config.schema import Config
 from transloom.model.config import Norm, RecurrentConfig, TransformerConfig
-from transloom.pipeline.data.corpus import CorpusKind
+from transloom.pipeline.data.corpus_config import CorpusKind
 from transloom.pipeline.data.documents import DocumentsConfig
 from transloom.pipeline.data.text_tokenizer import TextTokenizerConfig
 from transloom.pipeline.errors import UserError

@@ -9,7 +9,7 @@ from transloom.jobs.config.compose import load_config
 from transloom.jobs.runs.summary import print_cleaning
 from transloom.jobs.training.prepare import found_prepared, refuse_long_sentences
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.prepare import Prepared, prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig
 from transloom.pipeline.errors import UserError

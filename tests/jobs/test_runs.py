@@ -16,9 +16,9 @@ from transloom.jobs.runs.upkeep import began_with
 from transloom.jobs.runs.workspace import locked
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.tracking.run_page import sync_run
 from transloom.pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import sync_run
 
 CONFIG = load_config(["train.max_steps=100"])
 STARTED_MS = 1_800_000_000_000

@@ -9,7 +9,7 @@ import pytest
 from command import ROOT
 
 from transloom.pipeline.search_path import search_environment
-from transloom.pipeline.tracking.uploader import ui_command
+from transloom.pipeline.tracking.address import ui_command
 
 # As the command `transloom` does: started elsewhere, without the current folder in its search path.
 COMMAND = f"""

@@ -24,7 +24,7 @@ from mlflow_database import give_database
 
 from transloom.jobs.commands.ui import HOST, _free_port
 from transloom.pipeline.files import read_json
-from transloom.pipeline.tracking.uploader import ui_command
+from transloom.pipeline.tracking.address import ui_command
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from transloom.jobs.config.schema import Config
 from transloom.jobs.runs.workspace import locked
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json, write_json
+from transloom.pipeline.tracking.address import TrackingConfig
 from transloom.pipeline.tracking.spool import DRIVER_SPOOL, MetricLog
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import TrackingConfig
 
 AWAY = "http://127.0.0.1:9"
 ENDED_MS = 1_800_000_000_000

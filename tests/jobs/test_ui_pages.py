@@ -16,7 +16,7 @@ from browser import NAMES, Browser, find_browser
 from mlflow_database import give_database
 from reported import report_run
 
-from transloom.pipeline.tracking.uploader import run_url
+from transloom.pipeline.tracking.address import run_url
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from transloom.pipeline.files import read_json
 from transloom.pipeline.tasks.task import Metric
+from transloom.pipeline.tracking.address import TrackingConfig
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import MlflowTracker, TrackingConfig
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 CANARY = "c4n4ry-p4ssw0rd"
 DATASET = ("phrasebook validation", "b" * 64)

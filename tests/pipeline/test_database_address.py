@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from transloom.pipeline.files import database_file, database_uri
-from transloom.pipeline.tracking.uploader import TrackingConfig, local_store, tracking_uri
+from transloom.pipeline.tracking.address import TrackingConfig, local_store, tracking_uri
 
 NAMES = ["plain", "a%20b", "what?", "c#d", "e f", "%3F", "été", "a?b=c&d", "100%"]
 

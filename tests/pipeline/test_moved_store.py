@@ -8,9 +8,10 @@ import pytest
 from stores import start, store_of
 
 from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.address import TrackingConfig
 from transloom.pipeline.tracking.relocate import settle_store
+from transloom.pipeline.tracking.run_page import is_reported, sync_run
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import TrackingConfig, is_reported, sync_run
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 

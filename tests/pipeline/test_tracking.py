@@ -11,19 +11,13 @@ from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json
 from transloom.pipeline.tasks.task import Metric
 from transloom.pipeline.tasks.translation import BLEU
-from transloom.pipeline.tracking import uploader as tracking
+from transloom.pipeline.tracking import uploader
 from transloom.pipeline.tracking import view as runs_view
+from transloom.pipeline.tracking.address import TrackingConfig, run_url, tracking_uri, ui_command
+from transloom.pipeline.tracking.run_page import end_dead_run, is_reported, sync_run
 from transloom.pipeline.tracking.spool import last_end, read_points
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import (
-    MlflowTracker,
-    TrackingConfig,
-    end_dead_run,
-    is_reported,
-    run_url,
-    sync_run,
-    ui_command,
-)
+from transloom.pipeline.tracking.uploader import MlflowTracker
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 
@@ -133,7 +127,7 @@ def test_a_clock_that_is_set_back_changes_neither_durations_nor_steps(
     output_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """An hour back while the run is under way: its end stays after its start, and no system metric is lost."""
-    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 1.1)
+    monkeypatch.setattr(uploader, "SYSTEM_METRICS_SECONDS", 1.1)
     tracker = start(output_dir, "set-back", system_metrics=True)
     started_ms = read_json(tracker.run_folder / "run.json")["started_ms"]
     real_ns, real = time.time_ns, time.time
@@ -215,7 +209,7 @@ def test_a_run_counts_as_reported_only_when_nothing_is_left_to_tell(output_dir: 
 
 
 def test_system_metrics_are_logged(output_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SECONDS", 0.2)
+    monkeypatch.setattr(uploader, "SYSTEM_METRICS_SECONDS", 0.2)
     folder = output_dir / "runs" / "system"
     tracker = MlflowTracker(TrackingConfig(), output_dir, folder, "system", {})
     deadline = time.monotonic() + 300
@@ -249,10 +243,10 @@ def test_nothing_is_uploaded_before_training_has_begun(output_dir: Path):
 def test_the_address_is_the_configurations_or_the_environments_or_a_local_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert tracking.tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a:5000")
-    assert tracking.tracking_uri(TrackingConfig(), tmp_path) == "http://a:5000"
-    assert tracking.tracking_uri(TrackingConfig(uri="http://b:5000"), tmp_path) == "http://b:5000"
+    assert tracking_uri(TrackingConfig(), tmp_path) == "http://a:5000"
+    assert tracking_uri(TrackingConfig(uri="http://b:5000"), tmp_path) == "http://b:5000"
 
 
 def test_a_wrong_configuration_is_refused_without_its_password():

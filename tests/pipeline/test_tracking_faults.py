@@ -29,10 +29,11 @@ from stores import (
 from transloom.jobs.commands.sync import main as sync
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.files import read_json
+from transloom.pipeline.tracking.address import ui_command
 from transloom.pipeline.tracking.mlflow_store import MlflowStore
+from transloom.pipeline.tracking.run_page import sync_run
 from transloom.pipeline.tracking.spool import read_points
 from transloom.pipeline.tracking.tracker import SpoolTracker
-from transloom.pipeline.tracking.uploader import sync_run, ui_command
 
 pytestmark = pytest.mark.usefixtures("no_server_from_the_environment")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from stores import CANARY, check_everything_is_there_once, free_port, report_everything, start
 
-from transloom.pipeline.tracking.uploader import ui_command
+from transloom.pipeline.tracking.address import ui_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_server_from_the_environment")]
 

@@ -8,7 +8,7 @@ from transloom.model.config import TransformerConfig
 from transloom.pipeline.bench.task import Kind, Task
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind
 from transloom.pipeline.data.prepare import Prepared, prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig
 from transloom.pipeline.train.engine import EngineConfig, EngineName, OptimizerConfig, PrecisionConfig

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from transloom.pipeline.data.corpus import (
-    CorpusConfig,
-    CorpusKind,
-    SplitConfig,
-    corpus_fingerprint,
-    count_pairs,
-    held_out_pairs,
-    read_pairs,
-)
+from transloom.pipeline.data.corpus import corpus_fingerprint, count_pairs
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.held_out import held_out_pairs, read_pairs
 from transloom.pipeline.data.lines import MAX_LINE_BYTES, count_lines, read_lines
 from transloom.pipeline.errors import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.duplicates import find_duplicates, write_digests
 from transloom.pipeline.data.prepare import prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig

@@ -8,7 +8,8 @@ import zipfile
 import pytest
 
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, refuse_wrong_files
+from transloom.pipeline.data.corpus import refuse_wrong_files
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.formats import refuse_other_formats
 from transloom.pipeline.data.prepare import prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig

@@ -7,7 +7,7 @@ import pytest
 
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, MixConfig, SplitConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, MixConfig, SplitConfig
 from transloom.pipeline.data.longest import refuse_longer
 from transloom.pipeline.data.mix import drawn_rows, mixed, mixed_count
 from transloom.pipeline.data.pairs import open_pairs, pair_steps

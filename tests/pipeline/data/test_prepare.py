@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from transloom.pipeline.data.clean import CleanConfig, Invalid
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.pairs import open_pairs
 from transloom.pipeline.data.prepare import Prepared, prepare
 from transloom.pipeline.data.tokenizer import Tokenizer, TokenizerConfig
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):  # fault 22
         import re, sys
         from pathlib import Path
         from transloom.pipeline.data.clean import CleanConfig
-        from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+        from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
         from transloom.pipeline.data.prepare import prepare
         from transloom.pipeline.data.tokenizer import TokenizerConfig
         source, output = Path(sys.argv[1]), Path(sys.argv[2])

@@ -8,7 +8,8 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, corpus_fingerprint
+from transloom.pipeline.data.corpus import corpus_fingerprint
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.prepare import prepare
 from transloom.pipeline.data.remote import with_local_files
 from transloom.pipeline.data.tokenizer import TokenizerConfig

@@ -12,7 +12,9 @@ import pytest
 
 from transloom.jobs.config.compose import from_dict, load_config, to_dict
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, corpus_fingerprint, read_pairs
+from transloom.pipeline.data.corpus import corpus_fingerprint
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.held_out import read_pairs
 from transloom.pipeline.data.mix import draw_counts, drawn
 from transloom.pipeline.data.prepare import prepare, prepare_corpus
 from transloom.pipeline.data.remote import with_local_files

@@ -2,7 +2,8 @@ import gzip
 
 import pytest
 
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig, read_pairs
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.held_out import read_pairs
 from transloom.pipeline.errors import UserError
 
 NOTHING = ["None", "null", "NA", "n/a", "nan", "NULL", "N/A", "NaN", "-nan", "#N/A", "<NA>", "1.#IND", "True", "", " "]

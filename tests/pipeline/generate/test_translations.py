@@ -17,9 +17,10 @@ from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.align import align_words, alignment_layer, attention_of, pharaoh
 from transloom.pipeline.generate.beam import BeamConfig, length_penalty
+from transloom.pipeline.generate.decoding import sample_tokens, search_tokens
 from transloom.pipeline.generate.ensemble import Ensemble
 from transloom.pipeline.generate.sample import SampleConfig
-from transloom.pipeline.generate.translator import Split, TranslateConfig, Translator, sample_tokens, search_tokens
+from transloom.pipeline.generate.translator import Split, TranslateConfig, Translator
 from transloom.pipeline.translate import Terminology
 from transloom.pipeline.translate import Translator as Public
 

@@ -9,7 +9,7 @@ import pytest
 
 from transloom.pipeline.data.batches import BatchConfig
 from transloom.pipeline.data.clean import CleanConfig
-from transloom.pipeline.data.corpus import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
 from transloom.pipeline.data.pairs import open_pairs, pair_steps
 from transloom.pipeline.data.prepare import prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig

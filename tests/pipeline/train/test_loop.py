@@ -25,7 +25,7 @@ from transloom.pipeline.errors import UserError
 from transloom.pipeline.evaluate.scores import score
 from transloom.pipeline.files import read_json
 from transloom.pipeline.generate.beam import BeamConfig
-from transloom.pipeline.generate.translator import translate_tokens
+from transloom.pipeline.generate.decoding import translate_tokens
 from transloom.pipeline.ranks import rank, world_size
 from transloom.pipeline.tasks.task import Evaluation, Score, Task
 from transloom.pipeline.tasks.translation import BLEU
