@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transloom.jobs.cli import configuration, parse_settings, refuse_invalid_utf8, sort_words, usage
 from transloom.jobs.runs.language_model import (
-    open_language_model,
+    open_responder,
     output_file,
     response_settings,
     suggest,
@@ -23,9 +23,13 @@ from transloom.pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from transloom.pipeline.data.prompts import Template
+    from transloom.pipeline.data.text_tokenizer import TextTokenizer
+    from transloom.pipeline.generate.language_model import LanguageModel
+    from transloom.pipeline.generate.prompt_reader import PromptReader
     from transloom.pipeline.generate.prompts import Prompt
     from transloom.pipeline.generate.sample import SampleConfig
-    from transloom.pipeline.model_folder import LoadedLanguageModel
+
+    Model = LanguageModel | PromptReader
 
 # Why a sample ends, for people.
 REASONS = {"end": "end of text", "stop": "stop", "length": "max_new_tokens", "context": "context is full"}
@@ -47,11 +51,11 @@ def main(argv: list[str]) -> int:
     sampling = parse_settings(SampleConfig, defaults | own)
     prompts = _prompts(words[1:], file, template)
     try:
-        loaded = open_language_model(words[0], output_dir(config), folder)
+        model, tokenizer = open_responder(words[0], output_dir(config), folder)
         if target is None and file is None and len(prompts) == 1 == sampling.samples:
-            _stream(loaded, prompts[0], sampling)
+            _stream(model, tokenizer, prompts[0], sampling)
         else:
-            _generate(loaded, prompts, sampling, target)
+            _generate(model, tokenizer, prompts, sampling, target)
     except KeyboardInterrupt:
         end = "" if target is None else f"transloom: interrupted; {printable(str(target))} was not written"
         print(f"\n{end}".rstrip(" "), file=sys.stderr)
@@ -80,13 +84,13 @@ def _prompts(texts: Sequence[str], file: str | None, template: "Template | None"
     return read_prompts(Path(os.path.expanduser(file)), template)
 
 
-def _stream(loaded: "LoadedLanguageModel", prompt: "Prompt", config: "SampleConfig") -> None:
+def _stream(model: "Model", tokenizer: "TextTokenizer", prompt: "Prompt", config: "SampleConfig") -> None:
     """One continuation, as it grows; on a terminal behind its prompt. A line feed follows."""
     from transloom.pipeline.generate.prompts import stream
 
     if sys.stdout.isatty():
         _write(prompt.text)
-    record = stream(loaded.model, loaded.tokenizer, prompt, config, _write)
+    record = stream(model, tokenizer, prompt, config, _write)
     _write("\n")
     if not record["samples"][0]["text"]:
         reason = REASONS[record["samples"][0]["reason"]]
@@ -94,16 +98,18 @@ def _stream(loaded: "LoadedLanguageModel", prompt: "Prompt", config: "SampleConf
 
 
 def _generate(
-    loaded: "LoadedLanguageModel", prompts: "Sequence[Prompt]", config: "SampleConfig", target: Path | None
+    model: "Model",
+    tokenizer: "TextTokenizer",
+    prompts: "Sequence[Prompt]",
+    config: "SampleConfig",
+    target: Path | None,
 ) -> None:
     """All samples of all prompts: into the file; without one as JSON lines, or in blocks on a terminal."""
     from transloom.pipeline.data.json_lines import json_line, write_json_lines
     from transloom.pipeline.generate.prompts import generate
 
     with terminal_progress() as progress:
-        records: Iterable[Mapping[str, Any]] = generate(
-            loaded.model, loaded.tokenizer, prompts, config, progress=progress
-        )
+        records: Iterable[Mapping[str, Any]] = generate(model, tokenizer, prompts, config, progress=progress)
         if target is not None:
             write_json_lines(target, records)
             return

@@ -18,6 +18,9 @@ from transloom.pipeline.run_folder import MODEL_CONFIG
 
 if TYPE_CHECKING:
     from transloom.pipeline.data.prompts import Template
+    from transloom.pipeline.data.text_tokenizer import TextTokenizer
+    from transloom.pipeline.generate.language_model import LanguageModel
+    from transloom.pipeline.generate.prompt_reader import PromptReader
     from transloom.pipeline.model_folder import LoadedLanguageModel
 
 
@@ -38,7 +41,7 @@ def open_language_model(name_or_path: str, root: Path, found: Path | None = None
     folder = found or find_model(os.path.expanduser(name_or_path), root)
     if not is_language_model(folder):
         use = {
-            "prompt_response": "is an encoder-decoder, which generate does not run; take model=lm_small, …",
+            "prompt_response": f"is an encoder-decoder, which only responds: transloom generate {name_or_path} <text>",
             "classification": f"labels texts, and continues none: transloom classify {name_or_path} < your_text",
             MASKED: f"fills masks, and continues no text; a classifier begins with it: train.initial={name_or_path}",
         }
@@ -48,6 +51,26 @@ def open_language_model(name_or_path: str, root: Path, found: Path | None = None
     loaded = load_language_model(folder, device, dtype)
     tell_other_precision(dtype, loaded.metadata.get("precision"))
     return replace(loaded, model=cast(DecoderOnly, pack_linears(loaded.model)))
+
+
+def open_responder(name_or_path: str, root: Path, folder: Path) -> "tuple[LanguageModel | PromptReader, TextTokenizer]":
+    """The model that `generate` samples: as of `open_language_model`, or an encoder-decoder that reads prompts.
+
+    Raises:
+        UserError: see `open_language_model`.
+    """
+    from transloom.model.packed_linear import pack_linears
+    from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
+    from transloom.pipeline.generate.prompt_reader import PromptReader
+    from transloom.pipeline.model_folder import is_language_model, load_model, read_about
+
+    if is_language_model(folder) or read_about(folder).get("task") != "prompt_response":
+        loaded = open_language_model(name_or_path, root, folder)
+        return loaded.model, loaded.tokenizer
+    device, dtype = computing_device()
+    model, tokenizer, about = load_model(folder, device, dtype, load_text_tokenizer)
+    tell_other_precision(dtype, about.get("precision"))
+    return PromptReader(pack_linears(model), tokenizer.end_of_text), tokenizer
 
 
 def response_settings(folder: Path) -> "tuple[Template | None, dict[str, str]]":

@@ -84,14 +84,6 @@ def length_penalty(length: int | Tensor, alpha: float):
     return ((5.0 + length) / 6.0) ** alpha
 
 
-def beam_search(
-    decoding: Decoding, max_lengths: Tensor, config: BeamConfig, bos_id: int, eos_id: int
-) -> list[Hypothesis]:
-    """The best hypothesis of each sentence; see `n_best_search`."""
-    lists = n_best_search(decoding, max_lengths, config, bos_id, eos_id)
-    return [hypotheses[0] if hypotheses else Hypothesis([], -torch.inf, -torch.inf) for hypotheses in lists]
-
-
 @torch.inference_mode()
 def n_best_search(
     decoding: Decoding,

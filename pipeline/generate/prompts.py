@@ -14,6 +14,7 @@ from transloom.pipeline.data.records import text_of
 from transloom.pipeline.data.text_tokenizer import TextTokenizer
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.language_model import LanguageModel
+from transloom.pipeline.generate.prompt_reader import PromptReader
 from transloom.pipeline.generate.sample import OnTokens, SampleConfig, refuse_long_prompts, sample
 from transloom.pipeline.generate.text_stream import TextStream
 from transloom.pipeline.progress import Progress, no_progress
@@ -96,7 +97,7 @@ def named_prompts(texts: Iterable[str]) -> list[Prompt]:
 
 
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | PromptReader,
     tokenizer: TextTokenizer,
     prompts: Sequence[Prompt],
     config: SampleConfig,
@@ -159,7 +160,7 @@ def _generate(model, tokenizer, prompts, encoded, config, on_tokens, progress) -
 
 
 def stream(
-    model: LanguageModel,
+    model: LanguageModel | PromptReader,
     tokenizer: TextTokenizer,
     prompt: Prompt,
     config: SampleConfig,

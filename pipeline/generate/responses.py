@@ -8,12 +8,10 @@ import torch
 
 from transloom.model.config import LanguageModelConfig
 from transloom.pipeline.data.text_tokenizer import TextTokenizer
-from transloom.pipeline.generate.beam import BeamConfig, beam_search
-from transloom.pipeline.generate.language_model import device_of, pack
+from transloom.pipeline.generate.prompt_reader import PromptReader
 from transloom.pipeline.generate.sample import SampleConfig, sample
 
 BATCH = 64  # responses made side by side
-GREEDY = BeamConfig(beam=1, length_penalty=0.0)
 
 
 def respond(
@@ -27,7 +25,7 @@ def respond(
 
     Args:
         prompts: ids of each, at least one, which leave room for the response.
-        max_tokens: of a response, its end of text included.
+        max_tokens: of a response.
         progress: called with the number of finished responses.
     """
     responses = [""] * len(prompts)
@@ -44,10 +42,7 @@ def respond(
 @torch.inference_mode()
 def _respond(model: Any, tokenizer: TextTokenizer, prompts: list[np.ndarray], max_tokens: int) -> list[list[int]]:
     end = tokenizer.end_of_text
-    if isinstance(model.config, LanguageModelConfig):
-        config = SampleConfig(temperature=0.0, max_new_tokens=max_tokens, batch_size=len(prompts))
-        samples = sample(model, prompts, config, end, vocab_size=tokenizer.vocab_size)
-        return [generated.tokens for (generated,) in samples]
-    decoding = model.start_decoding(*pack(prompts, device_of(model)))
-    limits = torch.full((len(prompts),), max_tokens, device=device_of(model))
-    return [hypothesis.tokens for hypothesis in beam_search(decoding, limits, GREEDY, end, end)]
+    reader = model if isinstance(model.config, LanguageModelConfig) else PromptReader(model, end)
+    config = SampleConfig(temperature=0.0, max_new_tokens=max_tokens, batch_size=len(prompts))
+    samples = sample(reader, prompts, config, end, vocab_size=tokenizer.vocab_size)
+    return [generated.tokens for (generated,) in samples]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.generate.language_model import LanguageModel, device_of, pack
+from transloom.pipeline.generate.prompt_reader import PromptReader
 from transloom.pipeline.generate.text_stream import Decode, TextStream
 from transloom.pipeline.progress import Progress, no_progress
 
@@ -119,7 +120,7 @@ class _Row:
 
 @torch.inference_mode()
 def sample(
-    model: LanguageModel,
+    model: LanguageModel | PromptReader,
     prompts: Sequence[np.ndarray],
     config: SampleConfig,
     end_of_text: int,
@@ -154,6 +155,7 @@ def sample(
     if config.stop and decode is None:
         raise ValueError("stop: stop strings need decode")
     room = model.config.max_positions
+    takes_room = not isinstance(model, PromptReader)
     refuse_long_prompts(prompts, room, names)
     starts = [ids if len(ids) else np.array([end_of_text]) for ids in prompts]
     results: list[list[Generated]] = [[Generated([], 0.0, "context")] * config.samples for _ in prompts]
@@ -161,8 +163,9 @@ def sample(
     # Prompts of similar lengths share a batch, the longest first, so that a lack of memory shows at once.
     for prompt in sorted(range(len(prompts)), key=lambda i: -len(starts[i])):
         limit, full = config.max_new_tokens, "length"
-        if room is not None and room - len(starts[prompt]) < limit:
-            limit, full = room - len(starts[prompt]), "context"
+        left = None if room is None else room - takes_room * len(starts[prompt])
+        if left is not None and left < limit:
+            limit, full = left, "context"
         for number in range(config.samples if limit else 0):
             stream = TextStream(decode, config.stop, starts[prompt].tolist()) if decode else None
             rows.append(_Row(prompt, number, limit, full, stream))
@@ -195,7 +198,7 @@ def refuse_long_prompts(prompts: Sequence[np.ndarray], room: int | None, names: 
 
 
 def _sample_batch(
-    model: LanguageModel,
+    model: LanguageModel | PromptReader,
     starts: Sequence[np.ndarray],
     rows: list[_Row],
     config: SampleConfig,

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from language_folder import write_language_model
 
 import transloom.pipeline.generate.prompts
 from transloom.jobs.__main__ import main
+from transloom.model.build import build_model
+from transloom.model.config import TransformerConfig
 from transloom.model.packing import Layout
 from transloom.pipeline.data.text_tokenizer import load_text_tokenizer
 from transloom.pipeline.files import write_json
+from transloom.pipeline.generate.responses import respond
+from transloom.pipeline.model_folder import save_model
 
 Generate = Callable[..., bytes]
 
@@ -65,6 +70,39 @@ def test_one_sample_is_the_greedy_continuation_of_the_model(folder: Path, genera
     assert generate("To be", "temperature=0", "max_new_tokens=9") == tokenizer.decode(expected).encode() + b"\n"
     (((sample,),)) = samples_of(generate("To be", "", "temperature=0", "max_new_tokens=9"))[:1]
     assert sample["tokens"] == expected and sample["reason"] == "length"
+
+
+def test_an_encoder_decoder_responds_as_in_its_evaluation(
+    folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    tokenizer = load_text_tokenizer(folder)
+    torch.manual_seed(0)
+    config = TransformerConfig(d_model=16, d_ff=32, num_heads=2, encoder_layers=1, decoder_layers=1, max_positions=12)
+    model = build_model(config, tokenizer.vocab_size).eval()
+    weights = {name: 4 * value for name, value in model.state_dict().items()}  # not the same token again and again
+    model.load_state_dict(weights)
+    about = {"task": "prompt_response", "template": "{text}\n", "max_response_tokens": 9}
+    save_model(tmp_path / "pairs", config, weights, folder, about)
+    texts = ["To be", "or not"]
+    prompts = [np.concatenate(tokenizer.encode([text, "\n"])) for text in texts]
+    expected = respond(model, tokenizer, prompts, 9)
+    assert len(set(expected)) == 2
+    words = ("generate", str(tmp_path / "pairs"))
+    assert main([*words, *texts]) == 0
+    assert [sample["text"] for (sample,) in samples_of(capfdbinary.readouterr().out)] == expected
+    assert main([*words, texts[0]]) == 0  # streamed
+    assert capfdbinary.readouterr().out == f"{expected[0]}\n".encode()
+    drawn = [*words, *texts, "temperature=1", "samples=3", "seed=1", "max_new_tokens=20"]
+    assert main(drawn) == 0
+    samples = samples_of(capfdbinary.readouterr().out)
+    assert main([*drawn, "batch_size=1"]) == 0 and samples_of(capfdbinary.readouterr().out) == samples
+    # All of the model's positions are the response's own.
+    assert max(len(sample["tokens"]) for some in samples for sample in some) == 12
+    assert {sample["reason"] for some in samples for sample in some} <= {"context", "end"}
+    assert main([*words, "To be " * 9]) == 2 and b"the model's context is 12" in capfdbinary.readouterr().err
+    (tmp_path / "text").write_text("To be")
+    assert main(["score", str(tmp_path / "pairs"), str(tmp_path / "text")]) == 2
+    assert b"which only responds" in capfdbinary.readouterr().err
 
 
 def test_the_seed_alone_says_what_is_sampled(generate: Generate, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transloom.model.transformer import Transformer
 from transloom.pipeline.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.export import marian_config, marian_weights
-from transloom.pipeline.generate.beam import BeamConfig, beam_search
+from transloom.pipeline.generate.beam import BeamConfig, n_best_search
 
 VOCAB = 61
 LIMIT = 30  # tokens of a translation
@@ -109,7 +109,8 @@ def test_the_same_weights_say_the_same(equal_models: tuple[Transformer, MarianMT
     sources = sentences(*range(2, 22), seed=3)
     layout = Layout.of(torch.tensor([len(source) for source in sources]))
     decoding, limits = ours.start_decoding(torch.cat(sources), layout), torch.full((len(sources),), LIMIT)
-    hypotheses = beam_search(decoding, limits, BeamConfig(beam=1, length_penalty=0.0), BOS_ID, EOS_ID)
+    found = n_best_search(decoding, limits, BeamConfig(beam=1, length_penalty=0.0), BOS_ID, EOS_ID)
+    hypotheses = [best for best, *_ in found]
     said = marian.generate(
         padded(sources),
         attention_mask=padded(sources) != PAD_ID,

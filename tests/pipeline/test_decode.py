@@ -5,12 +5,12 @@ import torch
 from table_decoding import BOS, EOS, VOCAB, TableDecoding, all_translations
 from torch import Tensor
 
-from transloom.pipeline.generate.beam import BeamConfig, beam_search, n_best_search
+from transloom.pipeline.generate.beam import BeamConfig, n_best_search
 
 
 def search(seed: int, max_lengths: list[int], config: BeamConfig):
     decoding = TableDecoding(seed, len(max_lengths))
-    return beam_search(decoding, torch.tensor(max_lengths), config, BOS, EOS)
+    return [best for best, *_ in n_best_search(decoding, torch.tensor(max_lengths), config, BOS, EOS)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -86,7 +86,7 @@ def test_a_sentence_does_not_depend_on_its_neighbours(beam: int) -> None:
             def logits(self, sentence: int, prefix: tuple[int, ...], which: int = sentence) -> Tensor:
                 return super().logits(which, prefix)
 
-        (alone,) = beam_search(One(3, 1), torch.tensor([limit]), BeamConfig(beam=beam), BOS, EOS)
+        ((alone,),) = n_best_search(One(3, 1), torch.tensor([limit]), BeamConfig(beam=beam), BOS, EOS)
         assert alone == together[sentence]
 
 

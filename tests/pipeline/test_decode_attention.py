@@ -9,7 +9,7 @@ from torch import Tensor
 from transloom.model.config import Attention, FeatureMap, Positions, TransformerConfig
 from transloom.model.packing import Layout
 from transloom.model.transformer import Transformer
-from transloom.pipeline.generate.beam import BeamConfig, beam_search
+from transloom.pipeline.generate.beam import BeamConfig, n_best_search
 
 VOCAB, BOS, EOS = 17, 2, 3
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 4, "key_value_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
@@ -52,8 +52,10 @@ def test_beam_search_finds_the_same_with_and_without_a_state(kind: str) -> None:
     sources = [torch.randint(4, VOCAB, (length,)) for length in (7, 3, 5)]
     limits, search = torch.tensor([9, 6, 8]), BeamConfig(beam=3)
     decoding = model.start_decoding(torch.cat(sources), Layout.of(torch.tensor([7, 3, 5])))
-    found = beam_search(decoding, limits, search, BOS, EOS)
-    expected = beam_search(WithoutState(model, sources), limits, search, BOS, EOS)
+    found, expected = (
+        [best for best, *_ in n_best_search(one, limits, search, BOS, EOS)]
+        for one in (decoding, WithoutState(model, sources))
+    )
     assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
     assert [hypothesis.score for hypothesis in found] == pytest.approx([one.score for one in expected])
     assert max(len(hypothesis.tokens) for hypothesis in found) > 3  # beyond the window

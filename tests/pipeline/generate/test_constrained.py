@@ -4,7 +4,7 @@ import pytest
 import torch
 from table_decoding import BOS, EOS, VOCAB, TableDecoding, all_translations
 
-from transloom.pipeline.generate.beam import BeamConfig, beam_search
+from transloom.pipeline.generate.beam import BeamConfig, n_best_search
 from transloom.pipeline.generate.constrained import Progress, Term, constrained_search
 
 NO_WORDS = [False] * VOCAB  # every token is a word of its own
@@ -49,7 +49,8 @@ def test_however_narrow_the_beam_every_term_is_there(beam: int) -> None:
 def test_without_terms_it_is_beam_search() -> None:
     for seed in range(5):
         limits = [4, 3]
-        expected = beam_search(TableDecoding(seed, 2), torch.tensor(limits), BeamConfig(beam=VOCAB**4), BOS, EOS)
+        lists = n_best_search(TableDecoding(seed, 2), torch.tensor(limits), BeamConfig(beam=VOCAB**4), BOS, EOS)
+        expected = [best for best, *_ in lists]
         results = search(seed, limits, [[], []], VOCAB**4, NO_WORDS)
         assert [best.tokens for (best,) in results] == [hypothesis.tokens for hypothesis in expected]
 
