@@ -108,7 +108,7 @@ def free_space(place: Path | str) -> str:
         state = os.statvfs(folder)
         if state.f_files and not state.f_favail:
             return "it can hold no more files"
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free now"
     except OSError:
         return ""
 

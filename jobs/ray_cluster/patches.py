@@ -217,6 +217,18 @@ def in_a_group_of_their_own() -> Iterator[None]:
 
 
 @contextmanager
+def without_sigterm_handler() -> Iterator[None]:
+    """Within the block `ray.init` leaves the process's handler of SIGTERM alone. Ray's own would end the command with
+    exit code 15 and without a message."""
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+@contextmanager
 def redacted_command() -> Iterator[None]:
     """Hides secrets in the command line that Ray records when a command connects: Ray's dashboard and API show it to
     everybody."""

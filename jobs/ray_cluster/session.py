@@ -81,7 +81,7 @@ def _joined_or_started(
 
     from transloom.jobs.ray_cluster.patches import NODE_DIED, WORKER_DIED, end_environment_agents, without_messages
 
-    with ended_by_sigterm():
+    with ended_by_sigterm() as is_ended:
         if config.address:
             _refuse_silent(config.address)
             try:
@@ -89,11 +89,12 @@ def _joined_or_started(
             except Exception as error:
                 raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from error
         else:
-            _start_ray(meanwhile, server)
+            _start_ray(meanwhile, server, is_ended)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
+            if is_ended():  # Ray swallowed the interrupt
+                raise KeyboardInterrupt
             with (
-                ended_by_sigterm(),  # again: ray.init installs a handler that ends the process without a message
                 _ended_by_loss(config),
                 without_messages(WORKER_DIED, *NODE_DIED),  # jobs/training/attempts.py reports the consequence
             ):
@@ -125,8 +126,8 @@ def _ended_by_loss(config: "ClusterConfig") -> AbstractContextManager[None]:
     return ended_by_loss(silent, f"{kept}: once the cluster is up again, the same command goes on from there")
 
 
-def _start_ray(meanwhile: Callable[[], object], server: ForkServer | None) -> None:
-    """Starts this command's own Ray, if need be at a second attempt.
+def _start_ray(meanwhile: Callable[[], object], server: ForkServer | None, is_ended: Callable[[], bool]) -> None:
+    """Starts this command's own Ray, if need be at a second attempt, but not for a command that SIGTERM ends.
 
     Raises:
         UserError: the second attempt fails, too, or the disk is full for Ray's temporary files.
@@ -141,6 +142,8 @@ def _start_ray(meanwhile: Callable[[], object], server: ForkServer | None) -> No
                 _init_ray("local")
             return
         except Exception as error:  # Ray raises a bare Exception if one of its processes does not start in time
+            if is_ended():
+                raise
             if is_last and (message := temp_folder_trouble() or disk_trouble(error)):
                 raise UserError(message) from error
             if is_last:
@@ -207,9 +210,14 @@ def private_temp_folder() -> str | None:
 def _init_ray(address: str) -> None:
     import ray
 
-    from transloom.jobs.ray_cluster.patches import in_a_group_of_their_own, job_config, redacted_command
+    from transloom.jobs.ray_cluster.patches import (
+        in_a_group_of_their_own,
+        job_config,
+        redacted_command,
+        without_sigterm_handler,
+    )
 
-    with in_a_group_of_their_own(), redacted_command():
+    with in_a_group_of_their_own(), redacted_command(), without_sigterm_handler():
         ray.init(
             address=address,
             _temp_dir=private_temp_folder() if address == "local" else None,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_CODE = 128 + signal.SIGTERM  # a shell's exit code for a process that SIGTERM ended
+SAME_SECONDS = 5.0  # within which a further SIGTERM is the same one
 SECONDS_BETWEEN_LOOKS = 0.2  # a worker's interval between checks for a stop
 
 
@@ -19,8 +20,9 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Ends the block with Terminated at SIGTERM.
+def ended_by_sigterm() -> Iterator[Callable[[], bool]]:
+    """Ends the block with Terminated at SIGTERM, whatever the interrupt became on its way out of the block. Yields a
+    function that tells whether SIGTERM came: code that catches every Exception may have swallowed the interrupt.
 
     Raises:
         Terminated: SIGTERM came.
@@ -34,9 +36,9 @@ def ended_by_sigterm() -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        if not came or isinstance(interrupt, Terminated):
+        yield lambda: came
+    except BaseException as error:  # an import that is interrupted fails with an ImportError
+        if not came or isinstance(error, Terminated):
             raise
         raise Terminated("ended by SIGTERM. Finished stages and checkpoints are kept") from None
     finally:
@@ -45,22 +47,33 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def on_sigterm(action: Callable[[], object], limit: float | None = None) -> Iterator[None]:
-    """Within the block the first SIGTERM calls `action`; only a second SIGTERM has its previous effect.
+    """Within the block the first SIGTERM calls `action`; only one that comes SAME_SECONDS later has its previous
+    effect, since supervisors send the same one twice, to the process and to its group.
 
     Args:
-        limit: seconds after which the process itself sends the second SIGTERM, if the block has not ended.
+        limit: seconds after which the block has the previous effect by itself, if it has not ended.
     """
     before = signal.getsignal(signal.SIGTERM)
+    first_at: float | None = None
     second: threading.Timer | None = None
 
+    def end() -> None:
+        nonlocal first_at
+        first_at = float("-inf")
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def act(number: int, frame: object) -> None:
-        nonlocal second
-        signal.signal(signal.SIGTERM, before)
-        action()
-        if limit is not None:
-            second = threading.Timer(limit, os.kill, (os.getpid(), signal.SIGTERM))
-            second.daemon = True
-            second.start()
+        nonlocal first_at, second
+        if first_at is None:
+            first_at = time.monotonic()
+            action()
+            if limit is not None:
+                second = threading.Timer(limit, end)
+                second.daemon = True
+                second.start()
+        elif time.monotonic() - first_at >= SAME_SECONDS:
+            signal.signal(signal.SIGTERM, before)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, act)
     try:

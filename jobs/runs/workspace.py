@@ -40,6 +40,7 @@ from transloom.pipeline.secrets import HIDDEN, redacted
 from transloom.pipeline.storage.mirror import fetch_run, fetch_stage
 
 LOOK_SECONDS = 0.5
+_OF_NO_IDENTITY = ("tracking.", "decode.", "evaluate.", "race.", "sweep.", "output_dir", "storage", "name", "resume")
 IDENTITY_FORMAT = 2  # to be raised when a default changes: tests/jobs/defaults.yaml has the defaults of this format
 
 # Settings that may differ between a run and its resumption: where and how long the run trains, how often it reports. A
@@ -204,10 +205,11 @@ def run_for(config: Config, prepared: Prepared) -> Run:
             f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
         )
     if not config.resume and known["identity"] != key:
+        others = [key for key in differing_keys(config, folder) if not key.startswith(_OF_NO_IDENTITY)]
+        what = f"another {', another '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else "other data"
         raise UserError(
-            f"name: the run {folder.name} exists and was made with other settings or data (see "
-            f"{folder / CONFIG_FILE}); choose another name, or go on with it as it is: transloom train "
-            f"resume={folder.name}"
+            f"name: the run {folder.name} exists and was made with {what} (see {folder / CONFIG_FILE}); choose another "
+            f"name, or go on with it as it is: transloom train resume={folder.name}"
         )
     run = Run(folder.name, folder, with_precision(config, folder / CONFIG_FILE))
     if not (folder / CONFIG_FILE).exists():
@@ -348,18 +350,29 @@ def only_resumed(config: Config) -> Config:
     ):
         return replace(config, resume=None)
     folder = find_run(config.resume, output_dir(config))
+    for key in differing_keys(config, folder):
+        if not _is_changeable(key):
+            raise UserError(
+                f"{key}: is another one than that of the run {config.resume} in {folder}, so it can't go on with it"
+            )
+    return config
+
+
+def differing_keys(config: Config, folder: Path) -> list[str]:
+    """The settings, as section.field, that are others than those of the run in a folder; none where it has none yet."""
+    if not (folder / CONFIG_FILE).exists():
+        return []
     before = to_dict(read_config(folder / CONFIG_FILE))
-    now = to_dict(with_precision(config, folder / CONFIG_FILE))
-    for section, value in now.items():
+    keys = []
+    for section, value in to_dict(with_precision(config, folder / CONFIG_FILE)).items():
         fields = value if isinstance(value, dict) else {"": value}
         own = before[section] if isinstance(value, dict) else {"": before[section]}
-        for field in fields.keys() | own.keys():
-            key = f"{section}.{field}".rstrip(".")
-            if fields.get(field) != own.get(field) and not _is_changeable(key):
-                raise UserError(
-                    f"{key}: is another one than that of the run {config.resume} in {folder}, so it can't go on with it"
-                )
-    return config
+        keys += [
+            f"{section}.{field}".rstrip(".")
+            for field in dict.fromkeys([*fields, *own])
+            if fields.get(field) != own.get(field)
+        ]
+    return keys
 
 
 def find_run(name_or_path: str, root: Path) -> Path:

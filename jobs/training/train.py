@@ -14,7 +14,7 @@ from transloom.pipeline.data.text_tokenizer import tokenizer_file
 from transloom.pipeline.errors import UserError
 from transloom.pipeline.evaluate.tokenizers import refuse_unspaced
 from transloom.pipeline.files import sha256_file
-from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE
+from transloom.pipeline.run_folder import CHECKPOINTS_FOLDER, PROGRESS_FILE, STOP_FILE, WEIGHTS_FOLDER
 from transloom.pipeline.tasks.build import selecting_metric
 from transloom.pipeline.train.checkpoint import newest_checkpoint, read_manifest
 
@@ -40,6 +40,8 @@ def train_stage(run: Run) -> float | None:
     started_at = time.monotonic()
     # Warns of damaged checkpoints here, where a person sees the warning.
     checkpoint = newest_checkpoint(run.folder / CHECKPOINTS_FOLDER)
+    if checkpoint is None and any((run.folder / WEIGHTS_FOLDER).glob("step_*")):
+        console.print(f"  there is no checkpoint in {run.folder / CHECKPOINTS_FOLDER} any more: begins again at step 0")
     if checkpoint is not None:
         refuse_exchanged_tokenizer(run, checkpoint)
         console.print(f"  going on from {checkpoint.name}")

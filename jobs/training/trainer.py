@@ -87,7 +87,8 @@ def cause_of(error: BaseException) -> str:
     if failures and not firsts:
         return "a worker was lost, and the others could not go on without it"
     if not firsts:
-        return str(start_failure).partition("\n")[0]
+        first, *more = [line.strip() for line in str(start_failure).split("\n") if line.strip()] or [""]
+        return f"{first} {more[-1]}" if more and first.endswith(":") else first
     worker = min(firsts)
     if "process has died" in str(firsts[worker]):
         return f"the process of worker {worker} died; was it killed, or was memory short?"

@@ -118,7 +118,7 @@ def store_of(run_folder: Path, uri: str | None = None) -> str:
     if uri is None and HIDDEN in stored and known and redacted(known) == stored:
         return known
     if uri is None and HIDDEN in stored:
-        raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri again")
+        raise UserError(f"the password for {stored} is not kept with the run: give tracking.uri=<address> again")
     return uri or stored
 
 

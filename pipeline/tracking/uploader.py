@@ -123,7 +123,10 @@ class MlflowTracker(SpoolTracker):
             raise trouble
         if is_uploaded:
             return True
-        log.warning("not everything is uploaded to MLflow yet; what is missing is kept in %s", self.run_folder)
+        log.warning(
+            "not everything is uploaded to MLflow yet; what is missing is kept in %s. Later: transloom sync %s",
+            *(self.run_folder, self.run_folder.name),
+        )
         return False
 
     def _watch_system(self) -> None:

@@ -145,7 +145,7 @@ def test_a_name_is_not_given_to_another_configuration(place, whole, monkeypatch,
     monkeypatch.chdir(place)
     assert main(["run", *TINY, "name=whole", "seed=7"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("transloom: name: the run whole exists and was made with other settings or data")
+    assert said.startswith("transloom: name: the run whole exists and was made with another")
 
 
 def test_two_commands_on_one_run(place, whole):

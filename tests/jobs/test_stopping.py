@@ -71,8 +71,53 @@ except Terminated:
 """
 
 
-def test_the_first_sigterm_asks_and_the_second_ends():
-    assert ended(ASKED, signal.SIGTERM, signal.SIGTERM) == "terminated [1]\n"
+@pytest.mark.parametrize("seconds", [0.0, 600.0])
+def test_the_first_sigterm_asks_and_only_a_later_one_ends(seconds):
+    """Within the time in which a second one is the same, only the limit ends the block."""
+    code = f"import transloom.jobs.runs.stopping as s; s.SAME_SECONDS = {seconds}\n"
+    said = ended(code + ASKED.replace("1))", "1), limit=4.0)"), signal.SIGTERM, signal.SIGTERM)
+    assert said == "terminated [1]\n"
+
+
+SWALLOWED = """
+try:
+    with ended_by_sigterm() as came:
+        try:
+            wait()
+        except BaseException:
+            print(came())
+            raise ImportError("partially initialized module")
+except Terminated:
+    print("terminated")
+"""
+
+
+def test_an_interrupted_import_is_no_missing_module():
+    assert ended(SWALLOWED, signal.SIGTERM) == "True\nterminated\n"
+
+
+STARTING = """
+import threading, os, signal
+from transloom.jobs.config.schema import ClusterConfig
+from transloom.jobs.ray_cluster.session import ray_session
+
+def send():
+    time.sleep({seconds})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=send, daemon=True).start()
+try:
+    with ray_session(ClusterConfig()):
+        wait()
+except Terminated:
+    print("terminated")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [4, 6, 7, 8, 9, 12])
+def test_sigterm_while_ray_starts(seconds):
+    assert ended(STARTING.replace("{seconds}", str(seconds))).removeprefix("ready\n") == "terminated\n"
 
 
 HUNG = """

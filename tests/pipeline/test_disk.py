@@ -95,10 +95,10 @@ def test_a_full_and_a_read_only_disk_for_real(tmp_path: Path):
         with pytest.raises(OSError) as full:
             write_json(file, "x" * (100 << 10))
         message = disk_trouble(full.value) or ""
-        assert f"no space left for {file} (0.1 MB free)" in message
+        assert f"no space left for {file} (0.1 MB free now)" in message
         assert [one.name for one in disk.iterdir()] == ["progress.json"]
         (disk / "rest").write_bytes(b"x" * (60 << 10))  # it is full: a library that names no file
-        assert f"no space left for {disk} (0.0 MB free)" in (disk_trouble(_error(errno.ENOSPC), disk) or "")
+        assert f"no space left for {disk} (0.0 MB free now)" in (disk_trouble(_error(errno.ENOSPC), disk) or "")
         remount(disk, "ro")
         with pytest.raises(OSError) as read_only:
             write_json(file, "after")
