@@ -68,6 +68,13 @@ def print_cleaning(prepared: Prepared, corpus: Any = None) -> None:
         )
 
 
+def _setting_of(key: str, clean: Mapping[str, Any], corpus: Any) -> str:
+    """The setting of a rule, by its key in the section clean, or in a corpus's own settings."""
+    if key in clean:
+        return f"clean.{key}={_word(clean[key])}"
+    return f"corpus.{key}" if hasattr(corpus, key) else ""
+
+
 def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
     """Prints how many training pairs or documents were read, held out and left out, by rule, with an example of each,
     and a warning for a large share. Prints nothing for a corpus prepared before these counts were recorded.
@@ -77,7 +84,9 @@ def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
     """
     manifest = stage.manifest
     counts = manifest["counts"]
-    settings = dataclasses.asdict(CleanConfig()) | manifest["config"].get("clean", {})
+    # Only pairs are cleaned by the section clean; other corpora have settings of their own.
+    has_section = "clean" in manifest["config"]
+    settings = dataclasses.asdict(CleanConfig()) | manifest["config"]["clean"] if has_section else {}
     if "read" not in counts:
         return
     read, dropped = counts["read"], counts["dropped"]
@@ -97,7 +106,7 @@ def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
         [
             f"{rule} (changed)" if rule in changed else rule,
             f"{number:,}",
-            " ".join(f"clean.{key}={_word(settings[key])}" for key in RULES.get(rule, ()) if key in settings),
+            " ".join(_setting_of(key, settings, corpus) for key in RULES.get(rule, ())),
         ]
         for rule, number in sorted((*dropped.items(), *changed.items()), key=lambda item: -item[1])
     ]
@@ -108,7 +117,7 @@ def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
             examples = counts["examples"][rule]
             for example in [examples] if isinstance(examples, str) else examples:  # older manifests have a single one
                 console.print(f"  {rule}: {example}")
-    asked = ("duplicate", "near_duplicate")
+    asked = ("duplicate", "near_duplicate", *(() if has_section else ("contaminated",)))
     unasked = left_out - sum(dropped.get(rule, 0) for rule in asked)
     if unasked > LARGE_SHARE * read:
         rule = max(dropped.keys() - set(asked), key=lambda name: dropped[name])
@@ -121,7 +130,7 @@ def print_cleaning_of(stage: Stage, corpus: Any = None) -> None:
             f"\nwarning: {unasked / read:.1%} of the training {unit} were left out, most by {rule}. Look at the "
             f"examples{f': {question}' if unit == 'pairs' else ''}"
         )
-    if kept := counts.get("contaminated", 0) - dropped.get("contaminated", 0):
+    if has_section and (kept := counts.get("contaminated", 0) - dropped.get("contaminated", 0)):
         console.print(
             f"\nwarning: {kept:,} of the training pairs have a sentence that stands in validation or test, and stay "
             "(clean.decontaminate=false): scores on these sets are too good"

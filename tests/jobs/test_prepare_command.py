@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from transloom.jobs.config.compose import load_config
-from transloom.jobs.runs.summary import print_cleaning
+from transloom.jobs.runs.summary import print_cleaning, print_cleaning_of
 from transloom.jobs.training.prepare import found_prepared, refuse_long_sentences
 from transloom.pipeline.data.clean import CleanConfig
 from transloom.pipeline.data.corpus_config import CorpusConfig, CorpusKind, SplitConfig
+from transloom.pipeline.data.documents import DocumentsConfig
 from transloom.pipeline.data.prepare import Prepared, prepare
 from transloom.pipeline.data.tokenizer import TokenizerConfig
 from transloom.pipeline.errors import UserError
@@ -82,6 +83,17 @@ def test_sentences_of_the_test_set_that_stay_are_warned_of(tmp_path, capsys):
     output = said(capsys, prepare(corpus, CleanConfig(), TOKENIZER, tmp_path / "out"))
     assert "93 kept, 7 left out (7.0%)" in output
     assert "and stay" not in output
+
+
+def test_documents_are_left_out_by_settings_of_the_corpus(tmp_path, capsys):
+    counts = {"read": 100, "dropped": {"contaminated": 90, "invalid_utf8": 2}, "held_out": {}}
+    counts |= {"splits": {"train": {"documents": 8}}, "examples": {"contaminated": ["a"], "invalid_utf8": ["b"]}}
+    config = DocumentsConfig(decontaminate=["a.tsv"])
+    print_cleaning_of(Stage(tmp_path, {"config": {}, "counts": counts}, False, 0.0), config)
+    output = capsys.readouterr().out
+    assert "contaminated         90  corpus.decontaminate" in output
+    assert "invalid_utf8          2  corpus.invalid" in output
+    assert "warning" not in output, "to leave them out was asked for, and none stays"
 
 
 def test_a_corpus_prepared_before_this_was_recorded_prints_nothing(tmp_path, capsys):
