@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Run:
     """A run that averages its last two snapshots; of steps 10 and 20, with weights of 1 and 2."""
     (tmp_path / "text").write_bytes(b"Ein Hund rennt.\n" * 20)
     train_tokenizer([tmp_path / "text"], TokenizerConfig(vocab_size=300), tmp_path)
-    write_json(tmp_path / PREPARED_FILE, {"tokenizer": str(tmp_path)})
+    write_json(tmp_path / PREPARED_FILE, {"tokenizer": str(tmp_path), "shards": str(tmp_path / "gone")})
     write_json(tmp_path / TRAINING_FILE, {"validations": [{"step": step, "bleu": step} for step in (10, 20)]})
     run = Run("mine", tmp_path, load_config(["train.average=2", "train.average_of=last"]))
     for step, value in ((10, 1.0), (20, 2.0)):

@@ -37,7 +37,7 @@ def root(tmp_path: Path, tokenizer: Path) -> Path:
     folder.mkdir(parents=True)
     words = [f"output_dir={tmp_path}", "name=a", "train.average=2", "train.average_of=last", "train.validate_every=40"]
     (folder / CONFIG_FILE).write_text(to_yaml(load_config(words)), encoding="utf-8")
-    write_json(folder / PREPARED_FILE, {"tokenizer": str(tokenizer)})
+    write_json(folder / PREPARED_FILE, {"tokenizer": str(tokenizer), "shards": str(folder / "gone")})
     for step in (40, 80):
         snapshot(folder, step)
     end_training(folder, 40, 80)

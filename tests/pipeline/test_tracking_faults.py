@@ -108,7 +108,7 @@ def test_no_password_is_in_the_run_the_log_or_the_store(output_dir: Path, caplog
     tracker.log_text(f"uri: {uri}\n", "config.yaml")
     tracker.log_model("step-1", 1, params={"uri": uri})
     assert not tracker.close(timeout=3)
-    with pytest.raises(UserError, match=r"give tracking\.uri again") as missing:
+    with pytest.raises(UserError, match=r"give tracking\.uri=<address> again") as missing:
         sync_run(tracker.run_folder)
     with pytest.raises(UserError) as failed:
         sync_run(tracker.run_folder, uri)
