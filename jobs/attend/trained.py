@@ -61,11 +61,11 @@ def open_trained(name: str, root: Path) -> Trained:
     run = run_of(folder)
     if run is None:
         raise UserError(f"{name}: is not in a run's folder, and what it was trained on is not known; name a run")
-    for stage in STAGES:
-        if not (stage_folder(run.folder, stage) / MANIFEST).exists():
+    for prepared in (stage_folder(run.folder, stage) for stage in STAGES):
+        if not (prepared / MANIFEST).exists():
             raise UserError(
-                f"{name}: its prepared data is gone ({stage_folder(run.folder, stage)}); make it again with "
-                f"transloom prepare resume={called(run)}"
+                f"{name}: its prepared data is gone ({prepared}); make it again with transloom prepare "
+                f"resume={called(run)}"
             )
     task = make_task(run.config, partial(stage_folder, run.folder))
     model = task.model()

@@ -40,7 +40,10 @@ from transloom.pipeline.secrets import HIDDEN, redacted
 from transloom.pipeline.storage.mirror import fetch_run, fetch_stage
 
 LOOK_SECONDS = 0.5
-_OF_NO_IDENTITY = ("tracking.", "decode.", "evaluate.", "race.", "sweep.", "output_dir", "storage", "name", "resume")
+# What the trained weights do not depend on, and what they depend on by the hash of the shards alone.
+OF_NO_WEIGHTS = ("tracking", "decode", "race", "sweep", "output_dir", "storage", "name", "resume")
+OF_SHARDS = ("corpus", "clean", "tokenizer")
+CLUSTER_OF_IDENTITY = ("num_workers", "cpus_per_worker", "gpus_per_worker")
 IDENTITY_FORMAT = 2  # to be raised when a default changes: tests/jobs/defaults.yaml has the defaults of this format
 
 # Settings that may differ between a run and its resumption: where and how long the run trains, how often it reports. A
@@ -93,9 +96,7 @@ def identity(config: Config, prepared: Prepared) -> str:
     """The hash of all that the trained weights depend on. Only settings that differ from the defaults count, so the
     same words on the same data find the same run again, even after new settings were added."""
     settings = without_defaults(config)
-    for key in ("corpus", "clean", "tokenizer", "tracking", "decode", "race", "sweep"):
-        settings.pop(key, None)
-    for key in ("output_dir", "storage", "name", "resume"):
+    for key in (*OF_SHARDS, *OF_NO_WEIGHTS):
         settings.pop(key, None)
     if config.train.initial and not config.resume:
         from transloom.jobs.runs.model import weights_of  # imports this module
@@ -106,9 +107,7 @@ def identity(config: Config, prepared: Prepared) -> str:
         settings["mix_share"] = config.corpus.mix.share
     if isinstance(config.corpus, CorpusConfig) and config.corpus.weights:
         settings["drawn_by"] = [*config.corpus.weights, config.corpus.temperature]
-    settings["cluster"] = {
-        key: getattr(config.cluster, key) for key in ("num_workers", "cpus_per_worker", "gpus_per_worker")
-    }
+    settings["cluster"] = {key: getattr(config.cluster, key) for key in CLUSTER_OF_IDENTITY}
     return hash_of(
         {
             "format": IDENTITY_FORMAT,
@@ -205,7 +204,7 @@ def run_for(config: Config, prepared: Prepared) -> Run:
             f"would be {stages['shards']}. Bring the corpus back to what it was, or start a new run"
         )
     if not config.resume and known["identity"] != key:
-        others = [key for key in differing_keys(config, folder) if not key.startswith(_OF_NO_IDENTITY)]
+        others = [key for key in differing_keys(config, folder) if _is_of_identity(key)]
         what = f"another {', another '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else "other data"
         raise UserError(
             f"name: the run {folder.name} exists and was made with {what} (see {folder / CONFIG_FILE}); choose another "
@@ -356,6 +355,12 @@ def only_resumed(config: Config) -> Config:
                 f"{key}: is another one than that of the run {config.resume} in {folder}, so it can't go on with it"
             )
     return config
+
+
+def _is_of_identity(key: str) -> bool:
+    """Whether another value of a setting, section.field, may make another run."""
+    section, _, field = key.partition(".")
+    return field in CLUSTER_OF_IDENTITY if section == "cluster" else section not in OF_NO_WEIGHTS
 
 
 def differing_keys(config: Config, folder: Path) -> list[str]:

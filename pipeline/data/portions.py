@@ -17,8 +17,6 @@ PORTION_BYTES = 64 << 20  # of rows in memory
 QUICK_BYTES = 16 << 20  # of a side of a portion that is read at once
 
 Unreadable = Callable[[str, str], None]  # a reason and a message
-
-
 UNTRANSLATED = "untranslated"  # the reason of a unit that is no pair, which is no fault of a translation memory
 
 

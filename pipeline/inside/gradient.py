@@ -70,8 +70,7 @@ def gradient_by_distance(model: Any, sample: Sample) -> GradientByDistance:
         model: of one stack, in evaluation mode, with trained weights or random ones.
     """
     objective, device = plain_objective(sample.task, model), model.embedding.weight.device
-    norms: np.ndarray | None = None
-    shortest = int(sample.examples.lengths[sample.rows].max(axis=1).min())
+    falls: list[np.ndarray] = []  # of each text, its norms from the last position to the first
     for batch, count in sample.batches():
         assert not is_pairs(batch)
         moved = batch.to(device)
@@ -94,18 +93,16 @@ def gradient_by_distance(model: Any, sample: Sample) -> GradientByDistance:
         torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").backward()
         (of_embedding,) = (part.grad for part in embedded)
         assert of_embedding is not None
-        by_token = of_embedding.float().norm(dim=-1)
-        if norms is None:
-            norms = np.zeros(shortest - int(ends[0] - 1 - last[0]))
-        for place in last.tolist():
-            norms += by_token[place + 1 - len(norms) : place + 1].flip(0).double().cpu().numpy()
+        by_token = of_embedding.float().norm(dim=-1).double().cpu().numpy()
+        begins = (ends - moved.layout.lengths[:count]).tolist()
+        falls += [by_token[begin : place + 1][::-1] for begin, place in zip(begins, last.tolist(), strict=True)]
     model.zero_grad()
-    assert norms is not None
-    return GradientByDistance(norms / len(sample.rows))
+    shortest = min(map(len, falls))
+    return GradientByDistance(np.mean([fall[:shortest] for fall in falls], axis=0))
 
 
 def _last_tokens(batch: Any, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Each text's last token, (B,), and the position that predicts it, (B,)."""
+    """The position that predicts each text's last token, (B,), and that token, (B,)."""
     if isinstance(batch, PromptBatch):  # the last position predicts the end of text, the one before the last token
         last = ends - 2
         return last, batch.labels[torch.searchsorted(batch.places, last)]

@@ -67,6 +67,13 @@ def configured(root: Path, *words: str) -> Config:
     return load_config([*SMALL, f"output_dir={root}", *words])
 
 
+def test_a_name_of_other_settings_is_refused_by_their_keys(root: Path, prepared: Prepared) -> None:
+    run_for(configured(root, "name=taken"), prepared)
+    words = ("evaluate.tokenize=char", "cluster.num_workers=1", "cluster.max_failures=9", "decode.beam=2")
+    with pytest.raises(UserError, match=r"with another evaluate\.tokenize, another cluster\.num_workers \(see "):
+        run_for(configured(root, "name=taken", *words), prepared)
+
+
 def test_the_same_words_find_the_same_run(root: Path, prepared: Prepared) -> None:
     first = run_for(configured(root), prepared)
     assert run_for(configured(root), prepared) == first
